@@ -1,0 +1,191 @@
+"""One tree of errors.
+
+Every error states a fact, what was got, what is wanted and what to do about it. The core states
+the fact; the boundary that knows it adds the name of the tensor, the option or the file.
+"""
+
+from __future__ import annotations
+
+
+class OpqError(Exception):
+    """Base of every error that this package raises on purpose.
+
+    Args:
+        fact: what is wrong, one clause, naming the tensor, option or file.
+        got: what was found.
+        wanted: what would have been right.
+        remedy: what to do; defaults to the class's own `remedy`.
+    """
+
+    remedy: str = "See docs/errors.md."
+
+    def __init__(self, fact: str, *, got: object = None, wanted: object = None, remedy: str | None = None):
+        self.fact = fact
+        self.got = None if got is None else str(got)
+        self.wanted = None if wanted is None else str(wanted)
+        self.remedy = remedy if remedy is not None else type(self).remedy
+        super().__init__(fact)
+
+    def __str__(self) -> str:
+        found = [f"got {self.got}"] if self.got is not None else []
+        found += [f"wanted {self.wanted}"] if self.wanted is not None else []
+        head = f"{self.fact}: {', '.join(found)}" if found else self.fact
+        return f"{head}. {self.remedy}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.fact, self.got, self.wanted, self.remedy))
+
+
+def _rebuild(kind: type[OpqError], fact: str, got: str | None, wanted: str | None, remedy: str) -> OpqError:
+    return kind(fact, got=got, wanted=wanted, remedy=remedy)
+
+
+# --- options ---------------------------------------------------------------------------------
+
+
+class OptionError(OpqError):
+    """An option, or a combination of options, that has no meaning."""
+
+    remedy = "Correct the option and call again."
+
+
+class BudgetError(OptionError):
+    """No budget, or more than one of `bits=`, `ratio=` and `size=`."""
+
+    remedy = "Give exactly one of bits=, ratio= and size=."
+
+
+class InfeasibleError(OptionError):
+    """The budget or the constraints cannot be met."""
+
+    remedy = "Raise the budget or loosen the constraints."
+
+
+class PatternError(OptionError):
+    """A glob pattern that matches no tensor, or two patterns that disagree about one."""
+
+    remedy = "Check the pattern against the names that `opq inspect` or the report prints."
+
+
+class MissingExtraError(OpqError):
+    """A feature needs a package that is not installed."""
+
+    remedy = 'Install the extra: pip install "opq[...]".'
+
+
+# --- sources ---------------------------------------------------------------------------------
+
+
+class SourceError(OpqError):
+    """The source of the weights cannot be read or understood."""
+
+    remedy = "Pass a module, a state dict, a checkpoint path or a name such as hf:ORG/NAME."
+
+
+class EmptyModelError(SourceError):
+    """The source holds no floating-point tensor to compress."""
+
+    remedy = "Pass a model with weights."
+
+
+class NonFiniteError(SourceError):
+    """A tensor holds NaN or infinity."""
+
+    remedy = "Repair or drop the tensor; its name is above."
+
+
+class UnsafeCheckpointError(SourceError):
+    """A checkpoint that is a pickle of Python objects, which could run code when loaded."""
+
+    remedy = "Save the state dict instead: torch.save(model.state_dict(), path), or safetensors."
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+class FileFormatError(OpqError):
+    """Base: the file is not a readable `.opq.safetensors` file."""
+
+    remedy = "Fetch or write the file again."
+
+
+class ForeignFileError(FileFormatError):
+    """The file is not an opq file."""
+
+    remedy = "Pass a file written by opq (NAME.opq.safetensors)."
+
+
+class NewerFormatError(FileFormatError):
+    """The file was written in a format version that this package does not know."""
+
+    remedy = "Upgrade: pip install -U opq."
+
+
+class TruncatedFileError(FileFormatError):
+    """The file is shorter than its header says."""
+
+
+class CorruptFileError(FileFormatError):
+    """A length, count, table or checksum in the file contradicts another."""
+
+
+class FileTooLargeError(FileFormatError):
+    """The file declares more decoded data than its size allows by default."""
+
+    remedy = "If you trust the file, raise the limit with max_expansion=."
+
+
+class MismatchError(OpqError):
+    """The tensors of a file or plan do not match those of the model."""
+
+    remedy = "Build the same model that was compressed; names and shapes are listed above."
+
+
+class WriteError(OpqError):
+    """The output could not be written; what was there before is untouched."""
+
+    remedy = "Check the path, its permissions and the free space, then run again."
+
+
+# --- numerics --------------------------------------------------------------------------------
+
+
+class CertificateError(OpqError):
+    """The solution does not satisfy its own optimality or budget certificate."""
+
+    remedy = "This is a bug: please report it with the model's name and the options."
+
+
+class OffCodebookError(OpqError):
+    """A weight does not lie on the plan's codebook, or a pruned one is not zero."""
+
+    remedy = "Train through opq.attach, which keeps masks and steps fixed."
+
+
+class AttachError(OpqError):
+    """The compression module is attached where it must not be, or absent where it must be."""
+
+    remedy = "Attach once with opq.attach(model, plan); remove with opq.detach(model)."
+
+
+class ProbeError(OpqError):
+    """The model's forward could not be run on synthetic inputs."""
+
+    remedy = "Pass example_inputs= or input_size=, or probe=False."
+
+
+class TrainingError(OpqError):
+    """Training cannot go on; the last good checkpoint is kept."""
+
+    remedy = "Lower the learning rate or check the data, then resume."
+
+
+# --- warnings --------------------------------------------------------------------------------
+
+
+class OpqWarning(UserWarning):
+    """Base of every warning that this package gives."""
+
+
+class ProbeWarning(OpqWarning):
+    """The model could not be probed; it is compressed with all sensitivities equal to 1."""

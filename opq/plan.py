@@ -1,0 +1,188 @@
+"""The Plan: what is decided for every tensor, frozen, before anything is touched.
+
+Letters: `a` sensitivity, `step` = Delta, `threshold` = half the dead zone in units of the weight,
+`rate` in bits per weight, `distortion` the mean squared error per weight, `multiplier` = lambda.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from opq.errors import BudgetError, MismatchError, OptionError
+
+Action = Literal["compress", "keep", "share"]
+BudgetKind = Literal["bits", "ratio", "size"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Budget:
+    """How small the file has to be.
+
+    `bits`: 8 x file bytes / elements of the source's floating-point tensors, tied ones counted once;
+    `ratio`: bytes of the source's tensors / bytes of the file; `size`: bytes of the file.
+    """
+
+    kind: BudgetKind
+    value: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("bits", "ratio", "size"):
+            raise BudgetError("unknown budget", got=repr(self.kind), wanted="bits, ratio or size")
+        if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
+            raise BudgetError(
+                f"{self.kind}= is not a number",
+                got=repr(self.value),
+                wanted="a positive number",
+                remedy=f"Pass a number, for example {self.kind}=3.",
+            )
+        if not (math.isfinite(self.value) and self.value > 0):
+            raise BudgetError(
+                f"{self.kind}= is not positive and finite",
+                got=self.value,
+                wanted="a positive number",
+                remedy=f"Pass a positive number, for example {self.kind}=3.",
+            )
+
+    @classmethod
+    def of(cls, *, bits: float | None = None, ratio: float | None = None, size: float | None = None) -> Budget:
+        """The one budget among the three options; raises `BudgetError` unless exactly one is given."""
+        given = {k: v for k, v in {"bits": bits, "ratio": ratio, "size": size}.items() if v is not None}
+        if len(given) != 1:
+            got = ", ".join(f"{k}={v}" for k, v in given.items()) or "none of them"
+            raise BudgetError("the budget is not one option", got=got, wanted="exactly one of bits=, ratio=, size=")
+        ((kind, value),) = given.items()
+        return cls(kind, value)  # type: ignore[arg-type]
+
+    def bytes(self, *, elements: int, source_bytes: int) -> float:
+        """The file size in bytes that this budget allows."""
+        if self.kind == "bits":
+            return self.value * elements / 8
+        return source_bytes / self.value if self.kind == "ratio" else float(self.value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TensorPlan:
+    """What happens to one tensor.
+
+    A compressed weight `w` becomes the integer `sign(w) max(1, floor(|w|/step + 1 - rounding))` where
+    `|w| >= threshold`, else 0; it is read back as `step` times that integer. `rd` has
+    `threshold = rounding * step` (a uniform threshold quantizer with dead zone); the paper's `opq` has
+    `rounding = 1/2` and a threshold of its own.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """The source's element type as safetensors spells it: F32, F16, BF16, F64, I64, ..."""
+    action: Action
+    reason: str
+    """Why, in words, for the report."""
+    like: str | None = None
+    """For `share`: the tensor that holds the values."""
+    codebook: str = "grid"
+    """`grid` (multiples of the step), `table` (a list of values) or `product` (a list of vectors)."""
+    step: float = 0.0
+    threshold: float = 0.0
+    rounding: float = 0.5
+    sensitivity: float = 1.0
+    rate: float = 0.0
+    """Predicted bits per weight of the coded integers."""
+    density: float = 1.0
+    """Predicted fraction of weights that are not zero."""
+    distortion: float = 0.0
+    """Predicted mean squared error per weight."""
+
+    def __post_init__(self) -> None:
+        if self.action not in ("compress", "keep", "share"):
+            raise OptionError(
+                f"tensor {self.name!r}: unknown action", got=self.action, wanted="compress, keep or share"
+            )
+        if self.action == "compress" and self.codebook == "grid" and not (self.step > 0 and math.isfinite(self.step)):
+            raise OptionError(f"tensor {self.name!r}: bad step", got=self.step, wanted="a positive number")
+        if (self.action == "share") != (self.like is not None):
+            raise OptionError(f"tensor {self.name!r}: `like` goes with action 'share'", got=self.like)
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def dead_zone(self) -> float:
+        """Half the dead zone in steps, theta."""
+        return self.threshold / self.step if self.step else 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The decision for a whole model: a value that every other stage reads and none changes."""
+
+    method: str
+    tensors: tuple[TensorPlan, ...]
+    budget: Budget | None = None
+    multiplier: float = 0.0
+    """The dual scalar lambda: bytes are worth the same distortion in every tensor."""
+    residual: float = 0.0
+    """Relative violation of the Karush-Kuhn-Tucker conditions at this plan."""
+    predicted_bytes: int = 0
+    """Predicted size of the file."""
+
+    def __post_init__(self) -> None:
+        names = [t.name for t in self.tensors]
+        if len(set(names)) != len(names):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            raise OptionError("a tensor stands twice in the plan", got=", ".join(twice))
+
+    def __iter__(self) -> Iterator[TensorPlan]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, name: str) -> TensorPlan:
+        for tensor in self.tensors:
+            if tensor.name == name:
+                return tensor
+        raise MismatchError(f"no tensor {name!r} in the plan", wanted=_some(t.name for t in self.tensors))
+
+    @property
+    def compressed(self) -> tuple[TensorPlan, ...]:
+        """The tensors that are pruned and quantized, in file order."""
+        return tuple(t for t in self.tensors if t.action == "compress")
+
+    def replace(self, **changes: Any) -> Plan:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces, defaults left out; floats survive exactly."""
+        fields: dict[str, Any] = {"method": self.method, "tensors": [_spare(t) for t in self.tensors]}
+        fields["budget"] = None if self.budget is None else [self.budget.kind, self.budget.value]
+        fields |= {k: getattr(self, k) for k in ("multiplier", "residual", "predicted_bytes")}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The inverse of `to_json`; raises `OptionError` on anything else."""
+        try:
+            fields = json.loads(text)
+            budget = fields.pop("budget")
+            tensors = tuple(TensorPlan(**{**t, "shape": tuple(t["shape"])}) for t in fields.pop("tensors"))
+            return cls(tensors=tensors, budget=None if budget is None else Budget(*budget), **fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise OptionError("not the JSON of a plan", got=error, remedy="Use what Plan.to_json() wrote.") from error
+
+
+def _spare(tensor: TensorPlan) -> dict[str, Any]:
+    """The fields of a tensor's plan that differ from their defaults."""
+    fields = dataclasses.fields(tensor)
+    return {f.name: v for f in fields if (v := getattr(tensor, f.name)) != f.default}
+
+
+def _some(names: Iterator[str], most: int = 5) -> str:
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

@@ -1,0 +1,43 @@
+"""Weights <-> integer codes on one tensor's grid, the two directions side by side.
+
+Letters: `w` weights, `q` codes, `step` = Delta.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from opq.errors import OptionError
+from opq.plan import TensorPlan
+
+LARGEST_CODE = 2**15 - 1
+"""Codes fit int16; the solver never chooses a step below max|w| / LARGEST_CODE."""
+
+
+def quantize(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
+    """The plan's codes of `w`: int16, same shape, on the same device.
+
+    `q = sign(w) max(1, floor(|w|/step + 1 - rounding))` where `|w| >= threshold`, else 0
+    (Sullivan 1996, uniform threshold quantizer with dead zone).
+
+    Raises:
+        OptionError: a weight lies beyond code 32767, or the plan has no grid.
+    """
+    if plan.action != "compress" or plan.codebook != "grid":
+        raise OptionError(f"tensor {plan.name!r} is not planned on a grid", got=f"{plan.action}, {plan.codebook}")
+    w = w.detach().to(torch.float32)
+    scaled = w.abs().mul_(1.0 / plan.step)
+    levels = (scaled + (1.0 - plan.rounding)).floor_().clamp_(min=1.0)
+    levels *= scaled >= plan.threshold / plan.step
+    if levels.numel() and float(levels.max()) > LARGEST_CODE:
+        raise OptionError(
+            f"tensor {plan.name!r}: step too small",
+            got=plan.step,
+            wanted=f"at least max|w| / {LARGEST_CODE}",
+        )
+    return torch.copysign(levels, w).to(torch.int16)
+
+
+def dequantize(q: torch.Tensor, plan: TensorPlan, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The weights that the codes stand for: `step * q`, rounded once to `dtype`."""
+    return (q.to(torch.float64) * plan.step).to(dtype)
