@@ -94,6 +94,18 @@ class NonFiniteError(SourceError):
     remedy = "Repair or drop the tensor; its name is above."
 
 
+class CorruptSourceError(SourceError):
+    """A checkpoint file that is truncated, damaged or contradicts its index."""
+
+    remedy = "Fetch or copy the checkpoint again."
+
+
+class MissingShardError(SourceError):
+    """A checkpoint in several files of which one is not there."""
+
+    remedy = "Fetch or copy the missing file into the folder."
+
+
 class UnsafeCheckpointError(SourceError):
     """A checkpoint that is a pickle of Python objects, which could run code when loaded."""
 

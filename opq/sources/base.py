@@ -1,0 +1,208 @@
+"""What a source of weights is: tensors by name, read one at a time, and perhaps the model that holds them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from opq.errors import EmptyModelError, MismatchError, SourceError
+
+Kind = Literal["parameter", "buffer"]
+Origin = Literal["module", "state_dict", "file", "folder", "hf", "timm", "torchvision", "demo"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, shape and element type of one tensor; its values stay where they are.
+
+    `kind` is a guess where the source is a bare state dict: statistics of BatchNorm and integers are buffers.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    kind: Kind = "parameter"
+    like: str | None = None
+    """The first name with the very same storage, offset, shape and stride: this name is tied to it."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements."""
+        return self.size * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class InputHint:
+    """What a model says of its input; what it does not say is None.
+
+    Images are `channels x height x width`, normalised by `mean` and `std` per channel; text is token ids below
+    `vocab_size`, at most `max_positions` long.
+    """
+
+    modality: Literal["image", "text"]
+    image_size: tuple[int, int] | None = None
+    channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    vocab_size: int | None = None
+    max_positions: int | None = None
+    token_types: int | None = None
+    pad: int | None = None
+    bos: int | None = None
+    eos: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class BatchNormNames:
+    """The names of the vectors of one BatchNorm, all of one length; `eps` is None where only the file is known."""
+
+    prefix: str
+    running_mean: str
+    running_var: str
+    weight: str | None = None
+    bias: str | None = None
+    num_batches_tracked: str | None = None
+    eps: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """Weights to compress. `read` gives one tensor by name; only `build` makes a model, on demand.
+
+    Streams: a source made from files holds no tensor between two calls of `tensor`.
+    """
+
+    label: str
+    origin: Origin
+    specs: tuple[TensorSpec, ...]
+    """Every tensor, in state-dict order (in files: shard by shard, in the order on disk)."""
+    read: Callable[[str], Tensor] = dataclasses.field(repr=False)
+    make: Callable[[], nn.Module] | None = dataclasses.field(default=None, repr=False)
+    folder: Path | None = None
+    """A folder in Hugging Face layout whose other files (config, tokenizer) belong to the model."""
+    files: Mapping[str, Path] = dataclasses.field(default_factory=dict, repr=False)
+    """For sources made from files: the file that holds each tensor."""
+    ignored: tuple[str, ...] = ()
+    """Entries of a checkpoint that are not tensors (counters, settings) and are left out."""
+    hint: Callable[[], InputHint | None] = dataclasses.field(default=lambda: None, repr=False)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, TensorSpec]:
+        """The specs by name."""
+        return {spec.name: spec for spec in self.specs}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tensors."""
+        return tuple(spec.name for spec in self.specs)
+
+    def __iter__(self) -> Iterator[TensorSpec]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+    def tensor(self, name: str) -> Tensor:
+        """The values of one tensor: on the CPU, contiguous, no gradient, perhaps sharing the source's memory.
+
+        Raises:
+            MismatchError: the source has no such tensor.
+            CorruptSourceError: its file cannot be read any more.
+        """
+        if name not in self.by_name:
+            raise MismatchError(f"no tensor {name!r} in {self.label}", wanted=f"one of its {len(self)} names")
+        values = self.read(name).detach()
+        return values.resolve_conj().resolve_neg().cpu().contiguous()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors at once, tied ones being one object. Needs memory for the whole model."""
+        held: dict[str, Tensor] = {}
+        for spec in self.specs:
+            held[spec.name] = held[spec.like] if spec.like is not None else self.tensor(spec.name)
+        return held
+
+    @property
+    def buildable(self) -> bool:
+        """Whether this source can give a live model (it may still turn out not to run here)."""
+        return self.make is not None
+
+    @cached_property
+    def model(self) -> nn.Module | None:
+        """The live model: the user's own for a module, else built at the first access; None for bare weights."""
+        return None if self.make is None else self.make()
+
+    def build(self) -> nn.Module:
+        """The live model, or a `SourceError` where the source is bare weights."""
+        if self.model is None:
+            raise SourceError(f"{self.label} holds weights but no model", remedy="Pass the torch.nn.Module itself.")
+        return self.model
+
+    @cached_property
+    def input_hint(self) -> InputHint | None:
+        """What the model says of its input, None where it says nothing."""
+        return self.hint()
+
+    @property
+    def elements(self) -> int:
+        """Elements of the floating-point tensors, tied ones counted once."""
+        return sum(s.size for s in self.specs if s.like is None and s.dtype.is_floating_point)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the tensors, tied ones counted once."""
+        return sum(s.nbytes for s in self.specs if s.like is None)
+
+    @cached_property
+    def batchnorms(self) -> Mapping[str, BatchNormNames]:
+        """The BatchNorm layers, by prefix, found by the names of their running statistics."""
+        modules = dict(self.model.named_modules()) if self.origin in ("module", "timm", "torchvision", "demo") else {}
+        found = {}
+        for name in self.names:
+            if name == "running_mean" or name.endswith(".running_mean"):
+                prefix = name[: -len("running_mean")].removesuffix(".")
+                group = _batchnorm(prefix, self.by_name, getattr(modules.get(prefix), "eps", None))
+                found |= {prefix: group} if group is not None else {}
+        return found
+
+
+def _batchnorm(prefix: str, specs: Mapping[str, TensorSpec], eps: float | None) -> BatchNormNames | None:
+    """The BatchNorm under this prefix; None where its vectors are tied, not floating or of different lengths."""
+    dot = f"{prefix}." if prefix else ""
+    names = {f: f"{dot}{f}" for f in ("running_mean", "running_var", "weight", "bias") if f"{dot}{f}" in specs}
+    members = [specs[name] for name in names.values()]
+    whole = "running_var" in names and len({m.shape for m in members}) == 1 and len(members[0].shape) == 1
+    if not whole or any(m.like is not None or not m.dtype.is_floating_point for m in members):
+        return None
+    if (counter := f"{dot}num_batches_tracked") in specs:
+        names["num_batches_tracked"] = counter
+    return BatchNormNames(prefix=prefix, eps=None if eps is None else float(eps), **names)
+
+
+def guess_kinds(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """The specs of a bare state dict with `kind` guessed: statistics and what is not floating are buffers."""
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return tuple(
+        dataclasses.replace(s, kind="buffer")
+        if not s.dtype.is_floating_point or s.name.rpartition(".")[2] in statistics
+        else s
+        for s in specs
+    )
+
+
+def not_empty(source: Source) -> Source:
+    """The source itself; `EmptyModelError` where it has no floating-point element."""
+    if source.elements == 0:
+        raise EmptyModelError(f"{source.label} holds no weights", got=f"{len(source)} tensors, none floating point")
+    return source
