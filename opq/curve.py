@@ -1,0 +1,290 @@
+"""TensorStats -> Curve: the lower convex hull of (rate, distortion) over step and dead zone.
+
+Letters: `step` = Delta, `theta` half the dead zone in steps, `R` rate in bits per weight (entropy of the
+codes), `D` distortion (mean squared error per weight), `mu = -dD/dR` the slope.
+
+The operational curve of `q = sign(w) floor(|w|/step + 1 - theta)` where `|w| >= theta step`, else 0, read back
+as `step q`, is measured on a grid of steps and thetas. Its lower convex hull is a list of vertices. Between
+them `log mu` is taken as linear in `R` (exact in high resolution, where `D ~ 2^-2R`), which makes `D(R)`
+strictly convex with a continuous derivative: every slope has one rate, every rate one slope.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from opq.quantize import LARGEST_CODE
+from opq.stats import Floats, TensorStats
+
+Ints = npt.NDArray[np.int64]
+
+THETAS = (0.5, 0.54, 0.58, 0.62, 0.66, 0.7, 0.75)
+"""Half dead zones in steps that are tried; the optimum of a Laplacian goes from 0.5 to about 0.75."""
+_MANY = 48
+"""From this many levels a side, theta = 1/2 only: a dead zone gains nothing there."""
+_COARSE_STEPS, _FINE_STEPS = 16, 4
+"""Steps tried in an octave, below and above that many levels."""
+_FINE = 256
+"""Bins an octave of the histogram."""
+_SMALLEST = 2.0**-126
+"""Smallest step: its reciprocal is a float32. Tensors below it are pruned."""
+_HIGH_RESOLUTION = -2 * math.log(2)
+"""d log mu / dR when `D ~ 2^-2R`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Point:
+    """One operating point of one tensor."""
+
+    step: float
+    theta: float
+    """Half the dead zone in steps: the threshold is `theta * step`."""
+    rate: float
+    """Bits per weight."""
+    distortion: float
+    """Mean squared error per weight."""
+    density: float
+    """Fraction of weights that are not zero."""
+
+    @property
+    def threshold(self) -> float:
+        """Half the dead zone, in units of the weight."""
+        return self.theta * self.step
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curve:
+    """The lower convex hull of a tensor's operating points, from few bits to many.
+
+    Hull vertices, all arrays of one length >= 1, `rate` ascending strictly, `distortion` descending.
+    """
+
+    log_step: Floats
+    theta: Floats
+    rate: Floats
+    distortion: Floats
+    density: Floats
+
+    @classmethod
+    def of(cls, stats: TensorStats, *, thetas: Sequence[float] = THETAS) -> Curve:
+        """The curve of one tensor; `thetas=(0.5,)` for plain rounding.
+
+        Steps go from `max|w| / 32767` to `max|w|` (where one weight at least survives). A tensor of
+        zeros (or of no weights) has the one point of rate 0 and distortion 0.
+        """
+        return cls.pooled([stats], [1.0], thetas=thetas)
+
+    @classmethod
+    def pooled(
+        cls, group: Sequence[TensorStats], sensitivities: Sequence[float], *, thetas: Sequence[float] = THETAS
+    ) -> Curve:
+        """The curve of a group of tensors that share one step and one theta, each with its own entropy code.
+
+        Rate and density are means over all n = sum n_i weights; distortion is sum a_i n_i D_i / sum a_i n_i, so that
+        the group enters `allocate` with size n and sensitivity sum a_i n_i / n.
+        """
+        group_max = max((s.max_abs for s in group), default=0.0)
+        if group_max < _SMALLEST:
+            zero = np.zeros(1)
+            return cls(zero, zero + thetas[0], zero, zero + group_max**2, zero)
+        step, theta = _grid(group_max, thetas)
+        parts = [measure(stats, step, theta) for stats in group]
+        n = np.array([s.size for s in group], dtype=float)
+        an = n * np.asarray(sensitivities, dtype=float)
+        rate, density = (np.average([p[k] for p in parts], axis=0, weights=n) for k in (0, 2))
+        distortion = np.average([p[1] for p in parts], axis=0, weights=an)
+        on = _lower_hull(rate, distortion)
+        return cls(np.log(step[on]), theta[on], rate[on], distortion[on], density[on])
+
+    @functools.cached_property
+    def slopes(self) -> tuple[Floats, Floats]:
+        """Nodes of the map between `log mu` (ascending) and `R` (descending), linear between nodes."""
+        length, fall = np.diff(self.rate), -np.diff(self.distortion)
+        if not length.size:
+            return np.zeros(1), self.rate
+        # A chord's slope is the mean of mu over it; in high resolution mu in its middle is lower by sinh(h) / h.
+        middle, log_mu = (self.rate[1:] + self.rate[:-1]) / 2, np.log(fall) - np.log(length)
+        log_mu -= (
+            np.log(_exponential_mean(np.zeros(1), _HIGH_RESOLUTION * length)) - _HIGH_RESOLUTION * length / 2
+        )
+        log_mu = np.minimum.accumulate(log_mu) - 1e-9 * np.arange(log_mu.size)
+        bend = np.diff(log_mu) / np.diff(middle) if middle.size > 1 else np.array([_HIGH_RESOLUTION])
+        first = log_mu[0] + bend[0] * (self.rate[0] - middle[0])
+        last = log_mu[-1] + bend[-1] * (self.rate[-1] - middle[-1])
+        nodes = (
+            np.concatenate([[first], log_mu, [last]]),
+            np.concatenate([self.rate[:1], middle, self.rate[-1:]]),
+        )
+        return nodes[0][::-1], nodes[1][::-1]
+
+    @functools.cached_property
+    def _integral(self) -> Floats:
+        """D at the nodes of `slopes` (ascending in mu): mu integrated from the highest rate down."""
+        log_mu, rate = self.slopes
+        pieces = _exponential_mean(log_mu[1:], log_mu[:-1]) * -np.diff(rate)
+        return self.distortion[-1] + np.concatenate([[0.0], np.cumsum(pieces)])
+
+    def rate_at_slope(self, log_mu: float) -> float:
+        """R where `-dD/dR = mu`, clipped to the ends of the curve."""
+        nodes, rate = self.slopes
+        return float(np.interp(log_mu, nodes, rate))
+
+    def log_slope(self, rate: float) -> float:
+        """log of `mu = -dD/dR` at a rate, clipped to the ends of the curve."""
+        nodes, rates = self.slopes
+        return float(np.interp(rate, rates[::-1], nodes[::-1]))
+
+    def distortion_at(self, rate: float) -> float:
+        """D(R): strictly convex, decreasing, with derivative `-exp(log_slope(R))`."""
+        nodes, rates = self.slopes
+        rate = min(max(rate, self.rate[0]), self.rate[-1])
+        k = int(np.clip(np.searchsorted(-rates, -rate, side="right") - 1, 0, rates.size - 1))
+        mean = _exponential_mean(nodes[k], np.float64(self.log_slope(rate)))
+        return float(self._integral[k] + mean * (rates[k] - rate))
+
+    def at_slope(self, mu: float) -> Point:
+        """The operating point where one more bit a weight lowers the distortion by `mu`."""
+        return self.at_rate(self.rate_at_slope(math.log(mu)))
+
+    def at_rate(self, rate: float) -> Point:
+        """The operating point of a rate in bits per weight, clipped to the ends of the curve."""
+        rate = float(min(max(rate, self.rate[0]), self.rate[-1]))
+        log_step, theta, density = (
+            float(np.interp(rate, self.rate, values)) for values in (self.log_step, self.theta, self.density)
+        )
+        return Point(math.exp(log_step), theta, rate, self.distortion_at(rate), density)
+
+    def at_step(self, step: float) -> Point:
+        """The operating point of a step on the hull, clipped to the ends of the curve."""
+        steps = np.minimum.accumulate(self.log_step)
+        return self.at_rate(float(np.interp(-math.log(step), -steps, self.rate)))
+
+
+def measure(stats: TensorStats, step: Floats, theta: Floats) -> tuple[Floats, Floats, Floats]:
+    """Rate, distortion and density of a tensor at pairs of step and theta (1-D arrays of one length).
+
+    Bins wider than the step lie beyond 256 steps; there the codes of a bin are equally likely and the error is
+    step^2 / 12, and below every boundary between codes is looked up in the cumulative histogram.
+
+    Returns:
+        rate in bits per weight (entropy of the codes), distortion (mean squared error), density; each shaped
+        like `step`. Zeros for a tensor of zeros.
+    """
+    if stats.max_abs == 0:
+        return np.zeros_like(step), np.zeros_like(step), np.zeros_like(step)
+    n = stats.size
+    lower, upper, positive, negative = stats.magnitudes
+    wide = np.exp2(np.ceil(np.log2(step * _FINE)))
+    top = np.minimum(wide, np.nextafter(stats.max_abs, math.inf))
+    levels = np.maximum(np.ceil(top / step - theta), 0).astype(np.int64) + 1
+    first = np.concatenate([[0], np.cumsum(levels)[:-1]])
+    k = np.arange(levels.sum()) - np.repeat(first, levels)
+    edges = np.minimum((k + np.repeat(theta, levels)) * np.repeat(step, levels), np.repeat(top, levels))
+    plus, minus, sum_abs, squares = (_differences(c, first) for c in _cumulative(stats, edges))
+    point = k * np.repeat(step, levels)
+    error = squares - 2 * point * sum_abs + point * point * (plus + minus)
+    dead = plus[first] + minus[first]
+    zero_bits = _self_information(dead, n)
+    bits = _self_information(plus, n) + _self_information(minus, n)
+    bits[first] = zero_bits
+    rate, distortion = np.add.reduceat(bits, first), np.add.reduceat(error, first)
+    beyond_bits, beyond = _beyond(stats, wide)
+    rate += beyond_bits - beyond * np.log2(step)
+    distortion += beyond * step * step / 12
+    return np.maximum(rate, 0) / n, np.maximum(distortion, 0) / n, 1 - dead / n
+
+
+def _grid(largest: float, thetas: Sequence[float]) -> tuple[Floats, Floats]:
+    """Pairs of step and theta, from the largest step to the smallest."""
+    split, octaves = math.log2(_MANY), math.log2(LARGEST_CODE)
+    coarse = largest * np.exp2(-np.arange(0, split, 1 / _COARSE_STEPS))
+    fine = largest * np.exp2(-np.append(np.arange(split, octaves, 1 / _FINE_STEPS), octaves))
+    coarse, fine = coarse[coarse >= _SMALLEST], fine[fine >= _SMALLEST]
+    pairs = [(s, t) for s in coarse for t in thetas] + [(s, min(thetas)) for s in fine]
+    step, theta = np.array(pairs).T
+    return step, theta
+
+
+def _cumulative(stats: TensorStats, edges: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Of the weights with |w| < edge: the counts of w >= 0 and of w < 0, sum |w| and sum w^2."""
+    lower, upper, positive, negative = stats.magnitudes
+    both = positive + negative
+    j = np.searchsorted(upper, edges, side="left")
+    inside = j < lower.size
+    at = np.minimum(j, lower.size - 1)
+    low, width = lower[at], upper[at] - lower[at]
+    reach = np.where(inside, np.clip(edges - low, 0, width), 0.0)
+    share = np.divide(reach, width, out=np.zeros_like(reach), where=width > 0)
+    part, high = both[at] * share, low + reach
+    below = [_cumsum(c) for c in (positive, negative, both * (lower + upper) / 2)]
+    below.append(_cumsum(both * (lower * lower + lower * upper + upper * upper) / 3))
+    return (
+        below[0][j] + positive[at] * share,
+        below[1][j] + negative[at] * share,
+        below[2][j] + part * (low + high) / 2,
+        below[3][j] + part * (low * low + low * high + high * high) / 3,
+    )
+
+
+def _beyond(stats: TensorStats, wide: Floats) -> tuple[Floats, Floats]:
+    """Of the bins from `wide` on: bits at step 1, and the count of weights."""
+    lower, upper, positive, negative = stats.magnitudes
+    width = (
+        np.exp2(np.floor(np.log2(np.maximum(lower, _SMALLEST)))) / _FINE
+    )  # before min_abs and max_abs cut it
+    bits = sum(_self_information(c, stats.size) + c * np.log2(width) for c in (positive, negative))
+    j = np.searchsorted(lower, wide, side="left")
+    total_bits, total = _cumsum(np.asarray(bits)), _cumsum(positive + negative)
+    return total_bits[-1] - total_bits[j], total[-1] - total[j]
+
+
+def _cumsum(values: Floats) -> Floats:
+    return np.concatenate([[0.0], np.cumsum(values)])
+
+
+def _differences(cumulative: Floats, first: Ints) -> Floats:
+    """Per code, from cumulative sums at the upper edges of runs that begin at `first`."""
+    out = np.diff(cumulative, prepend=0.0)
+    out[first] = cumulative[first]
+    return np.maximum(out, 0.0)
+
+
+def _self_information(counts: Floats, n: int) -> Floats:
+    """`-c log2(c / n)`, 0 where c is 0."""
+    return -counts * np.log2(np.maximum(counts, 1e-12) / n)
+
+
+def _exponential_mean(a: Floats, b: Floats) -> Floats:
+    """Mean of exp over [a, b]: (e^b - e^a) / (b - a), stable where b is near a."""
+    half = np.abs(b - a) / 2
+    small = half < 1e-4
+    safe = np.where(small, 1.0, half)
+    return np.asarray(np.exp((a + b) / 2) * np.where(small, 1 + half * half / 6, np.sinh(safe) / safe))
+
+
+def _lower_hull(rate: Floats, distortion: Floats) -> Ints:
+    """Indices of the vertices of the lower convex hull, decreasing in distortion, ascending in rate."""
+    hull: list[int] = []
+    order = np.lexsort((distortion, rate))
+    lowest = np.minimum.accumulate(distortion[order])
+    falls = np.concatenate([[True], lowest[1:] < lowest[:-1]])
+    for i in order[falls].tolist():
+        while hull and rate[i] - rate[hull[-1]] <= 1e-9:
+            hull.pop()
+        while len(hull) > 1 and _above(rate, distortion, hull[-2], hull[-1], i):
+            hull.pop()
+        hull.append(i)
+    return np.array(hull, dtype=np.int64)
+
+
+def _above(rate: Floats, distortion: Floats, a: int, b: int, c: int) -> bool:
+    """Whether b does not lie strictly below the chord from a to c."""
+    left = (distortion[a] - distortion[b]) * (rate[c] - rate[b])
+    right = (distortion[b] - distortion[c]) * (rate[b] - rate[a])
+    return bool(left <= right * (1 + 1e-9))
