@@ -1,0 +1,310 @@
+"""Inputs for a model nobody gave data for: noise images, token ids, and whatever shape its forward takes.
+
+A `Batch` is one call of the model's forward. Candidates are made from what the model says of itself and the first
+one that its forward accepts is taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from opq.errors import OptionError, ProbeError
+from opq.observe import batch_statistics, device_of, untouched
+from opq.sources.base import InputHint
+from opq.sources.hints import hint_of_module
+
+IMAGE_SIDES = (224, 32, 28, 64, 96, 299, 16, 8)
+"""Sides in pixels to try, after the one that the network's strides suggest."""
+TOKENS = 48
+"""Tokens of one synthetic text, where the model allows as many."""
+VOCABULARY = 1000
+"""Token ids to draw from where the model does not say how many it has."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """One call of a model's forward; the first dimension of every tensor counts the samples."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, model: nn.Module) -> Any:
+        """The model's output on this batch."""
+        return model(*self.args, **self.kwargs)
+
+    @property
+    def samples(self) -> int:
+        """How many samples the batch holds: the first dimension of its first tensor."""
+        return next((int(t.shape[0]) for t in _tensors((self.args, dict(self.kwargs))) if t.dim()), 1)
+
+    def parts(self, size: int) -> Iterator[Batch]:
+        """Micro-batches of at most `size` samples, in order; none of one sample unless the batch is one."""
+        total = self.samples
+        count = max(1, math.ceil(total / max(2, size)))
+        edges = [total * i // count for i in range(count + 1)]
+        for start, stop in itertools.pairwise(edges):
+            yield self.map(lambda t, a=start, b=stop: t[a:b] if t.dim() and t.shape[0] == total else t)  # type: ignore[misc]
+
+    def map(self, change: Any) -> Batch:
+        """The batch with every tensor changed."""
+        return Batch(_map(self.args, change), _map(dict(self.kwargs), change))
+
+    def to(self, model: nn.Module) -> Batch:
+        """The batch where the model lives and, if floating, in the precision that it computes in."""
+        device = device_of(model)
+        first = next((p for p in model.parameters() if p.is_floating_point()), None)
+        dtype = torch.float32 if first is None else first.dtype
+        return self.map(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype))
+
+
+def synthetic(
+    model: nn.Module,
+    *,
+    input_size: Sequence[int] | None = None,
+    example_inputs: Any = None,
+    hint: InputHint | None = None,
+    samples: int = 64,
+    seed: int = 0,
+) -> Batch:
+    """A batch of synthetic inputs that the model's forward accepts, the same for the same seed.
+
+    Args:
+        input_size: shape of one sample without the batch dimension, e.g. (3, 224, 224).
+        example_inputs: anything the forward takes (tensor, tuple, dict); its shapes and kinds are imitated.
+        hint: what the source knows of the inputs (`Source.input_hint`); by default the model is asked.
+
+    Raises:
+        ProbeError: no candidate runs through the forward.
+    """
+    if samples < 2:
+        raise OptionError("samples=", got=samples, wanted="at least 2")
+    make = _Maker(torch.Generator().manual_seed(seed), samples)
+    if example_inputs is not None:
+        candidates = iter([as_batch(model, example_inputs).map(make.like)])
+    elif input_size is not None:
+        candidates = iter([Batch((make.signal(tuple(input_size)),))])
+    else:
+        candidates = _candidates(model, hint, make)
+    return _first_that_runs(model, candidates)
+
+
+def as_batch(model: nn.Module, given: Any) -> Batch:
+    """A user's batch as a call: a tensor, a tuple (extra members such as labels are left out), or a dict.
+
+    A dict is passed by keyword when the forward takes its keys, else as one positional argument; of a tuple, as many
+    leading members are passed as the forward has positional parameters without default.
+    """
+    signature = inspect.signature(model.forward)
+    if isinstance(given, Batch):
+        return given
+    if isinstance(given, Mapping):
+        tensors = {str(k): v for k, v in given.items()}
+        return Batch((), tensors) if _binds(signature, (), tensors) else Batch((tensors,))
+    if isinstance(given, (tuple, list)):
+        parameters = signature.parameters.values()
+        wanted = sum(p.default is p.empty and p.kind <= p.POSITIONAL_OR_KEYWORD for p in parameters)
+        starred = any(p.kind == p.VAR_POSITIONAL for p in parameters)
+        return Batch(tuple(given) if starred else tuple(given[: max(1, wanted)]))
+    return Batch((given,))
+
+
+def gathered(model: nn.Module, batches: Iterable[Any], samples: int) -> Batch:
+    """The first `samples` samples of a user's batches as one batch; ragged ones are refused with a remedy."""
+    calls: list[Batch] = []
+    held = 0
+    for given in batches:
+        calls.append(as_batch(model, given))
+        held += calls[-1].samples
+        if held >= samples:
+            break
+    if not calls:
+        raise OptionError("calibration= holds no batch", remedy="Pass an iterable of batches that the forward takes.")
+    try:
+        whole = Batch(
+            tuple(_joined([c.args[i] for c in calls]) for i in range(len(calls[0].args))),
+            {k: _joined([c.kwargs[k] for c in calls]) for k in calls[0].kwargs},
+        )
+    except (RuntimeError, KeyError, IndexError, TypeError) as error:
+        raise OptionError(
+            "the batches of calibration= do not fit together",
+            got=str(error).splitlines()[0],
+            wanted="the same keys, and shapes equal but for the first dimension",
+            remedy="Pad all batches to one length.",
+        ) from error
+    return next(whole.map(lambda t: t[:samples] if t.dim() else t).parts(samples))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Maker:
+    """Draws from one generator."""
+
+    generator: torch.Generator
+    samples: int
+
+    def signal(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Noise of mean 0 and deviation 1: 1/f where a sample has two or more spatial dimensions, else white."""
+        white = torch.randn((self.samples, *shape), generator=self.generator)
+        return pink(white) if len(shape) >= 3 and min(shape[1:]) > 1 else white
+
+    def tokens(self, vocabulary: int, length: int) -> torch.Tensor:
+        """Token ids, (samples, length) int64, uniform over the vocabulary."""
+        return torch.randint(vocabulary, (self.samples, length), generator=self.generator)
+
+    def like(self, example: torch.Tensor) -> torch.Tensor:
+        """Noise in the kind, scale and shape of an example: floats keep its mean and deviation, integers its values."""
+        shape = tuple(example.shape[1:]) if example.dim() else ()
+        if example.is_floating_point():
+            mean, deviation = float(example.float().mean()), float(example.float().std(correction=0))
+            return (mean + deviation * self.signal(shape)).to(example.dtype)
+        seen = example.flatten()
+        picks = torch.randint(seen.numel(), (self.samples, *shape), generator=self.generator)
+        return seen.cpu()[picks]
+
+
+def pink(white: torch.Tensor) -> torch.Tensor:
+    """Noise with a 1/f amplitude spectrum over the dimensions from the third on, each image of mean 0, deviation 1."""
+    dims = tuple(range(2, white.dim()))
+    axes = [torch.fft.fftfreq(n) for n in white.shape[2:]]
+    radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt()
+    radius.view(-1)[0] = 1.0 / max(white.shape[2:])
+    image = torch.fft.ifftn(torch.fft.fftn(white, dim=dims) / radius, dim=dims).real
+    image = image - image.mean(dims, keepdim=True)
+    return image / image.square().mean(tuple(range(1, white.dim())), keepdim=True).sqrt()
+
+
+def _candidates(model: nn.Module, hint: InputHint | None, make: _Maker) -> Iterator[Batch]:
+    """From the surest to the boldest guess."""
+    hint = hint or _hint_of(model)
+    if hint is not None and hint.vocabulary:
+        yield from _texts(model, make, hint)
+    if hint is not None and hint.image_size is not None:
+        image = make.signal(hint.image_size)
+        yield from (Batch((image,)), Batch((), {"pixel_values": image}))
+    yield from (Batch((make.signal(shape),)) for shape in _shapes(model))
+
+
+def _texts(model: nn.Module, make: _Maker, hint: InputHint) -> Iterator[Batch]:
+    vocabulary, most = int(hint.vocabulary or VOCABULARY), hint.tokens or TOKENS
+    length = min(TOKENS, most - 2 if most > 8 else most)
+    ids = make.tokens(vocabulary, length)
+    named = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        yield Batch((), {**named, "decoder_input_ids": make.tokens(vocabulary, length)})
+    vision = getattr(config, "vision_config", None)
+    if vision is not None and isinstance(getattr(vision, "image_size", None), int):  # text beside images (CLIP)
+        image = make.signal((getattr(vision, "num_channels", 3), vision.image_size, vision.image_size))
+        yield Batch((), {**named, "pixel_values": image})
+    if _binds(inspect.signature(model.forward), (), named):
+        yield from (Batch((), named), Batch((), {"input_ids": ids}))
+    yield from (Batch((ids,)), Batch((named,)))
+
+
+def _hint_of(model: nn.Module) -> InputHint | None:
+    """What the model, or the first of its submodules that says anything, says of its input."""
+    hint = next((h for m in model.modules() if (h := hint_of_module(m)) is not None), None)
+    first = _first_weighted(model)
+    if hint is None and isinstance(first, (nn.Embedding, nn.EmbeddingBag)):
+        return InputHint(modality="text", vocabulary=first.num_embeddings)
+    return hint
+
+
+def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    """Shapes of one sample that the first layer with weights can take."""
+    first = _first_weighted(model)
+    if isinstance(first, nn.Linear):
+        yield from ((first.in_features,), (TOKENS, first.in_features))
+        side = math.isqrt(first.in_features)
+        yield from ((1, side, side),) if side * side == first.in_features else ()
+        side = math.isqrt(first.in_features // 3)
+        yield from ((3, side, side),) if 3 * side * side == first.in_features else ()
+    elif isinstance(first, (nn.LSTM, nn.GRU, nn.RNN)):
+        yield (TOKENS, first.input_size)
+    elif isinstance(first, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        dims = len(first.kernel_size)
+        for side in _sides(model, dims):
+            yield (first.in_channels, *[side] * dims)
+
+
+def _sides(model: nn.Module, dims: int) -> Iterator[int]:
+    """About seven pixels after all the strides, as image classifiers have, then the usual sizes."""
+    strides = 1
+    for module in model.modules():
+        stride = getattr(module, "stride", None)
+        if isinstance(stride, tuple) and getattr(module, "kernel_size", None) != (1,) * dims:
+            strides *= max(stride)
+    guesses = [7 * strides if 32 <= strides <= 64 else 8 * strides]
+    guesses += [16000, 1024, 128] if dims == 1 else [*IMAGE_SIDES] if dims == 2 else [32, 16, 8]
+    limit = {1: 2**17, 2: 512, 3: 64}[dims]
+    yield from dict.fromkeys(side for side in guesses if 4 <= side <= limit)
+
+
+def _first_weighted(model: nn.Module) -> nn.Module | None:
+    return next((m for m in model.modules() if any(p.dim() >= 2 for p in m.parameters(recurse=False))), None)
+
+
+def _first_that_runs(model: nn.Module, candidates: Iterator[Batch]) -> Batch:
+    tried: list[str] = []
+    with untouched(model), batch_statistics(model), torch.no_grad():
+        for batch in candidates:
+            try:
+                next(batch.to(model).parts(2))(model)
+            except Exception as error:  # a stranger's forward may fail in any way: that is what is being asked
+                tried.append(f"{_described(batch)}: {type(error).__name__}: {str(error).splitlines()[:1]}")
+                continue
+            return batch
+    raise ProbeError(
+        f"no synthetic input runs through {type(model).__name__}",
+        got="; ".join(tried[:4]) or "no idea what its forward takes",
+        wanted="inputs that the forward accepts",
+    )
+
+
+def _described(batch: Batch) -> str:
+    shapes = [tuple(t.shape[1:]) for t in batch.args if isinstance(t, torch.Tensor)]
+    return ", ".join([*(f"{'x'.join(map(str, s))}" for s in shapes), *batch.kwargs]) or "a dict"
+
+
+def _binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def _joined(values: list[Any]) -> Any:
+    if isinstance(values[0], torch.Tensor) and values[0].dim():
+        return torch.cat(values)
+    if isinstance(values[0], Mapping):
+        return {k: _joined([v[k] for v in values]) for k in values[0]}
+    return values[0]
+
+
+def _map(value: Any, change: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {k: _map(v, change) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_map(v, change) for v in value)
+    return value
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for member in value.values():
+            yield from _tensors(member)
+    elif isinstance(value, (tuple, list)):
+        for member in value:
+            yield from _tensors(member)

@@ -1,0 +1,146 @@
+"""Sensitivities without data: how much the outputs feel an error in each tensor (DESIGN 2.4).
+
+`a_i` is the mean over the tensor's weights of the diagonal Gauss-Newton term `E_{x,v} [(d v'f(x) / d w)^2]` with
+`v ~ N(0, I)` on the outputs and `x` synthetic. With an independent `v` per sample one backward pass per micro-batch
+gives the sum over its samples, since the cross terms vanish in expectation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from opq.errors import OpqError, ProbeError
+from opq.inputs import Batch, gathered, synthetic
+from opq.moments import Moments
+from opq.observe import batch_statistics, untouched
+from opq.sources.base import InputHint
+
+Progress = Callable[[int, int], None]
+"""Called with (samples done, samples in all)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """What synthetic (or calibration) inputs tell about a model."""
+
+    sensitivity: Mapping[str, float]
+    """`a_i` of every floating-point parameter that the outputs depend on, by name."""
+    moments: Moments
+    """`S_i` by weight name, computed when asked for."""
+    batch: Batch
+    """The inputs, for re-normalisation."""
+    micro_batch: int = 16
+
+    def sensitivities(self, names: Iterable[str], *, alpha: float = 0.5) -> dict[str, float]:
+        """`a_i^alpha` for the solver; a tensor that the outputs never felt gets the middle of the others."""
+        names = list(names)
+        felt = sorted(self.sensitivity[n] for n in names if self.sensitivity.get(n, 0.0) > 0)
+        middle = felt[len(felt) // 2] if felt else 1.0
+        return {n: (self.sensitivity.get(n) or middle) ** alpha for n in names}
+
+
+def probe(
+    model: nn.Module,
+    *,
+    input_size: Sequence[int] | None = None,
+    example_inputs: Any = None,
+    calibration: Iterable[Any] | None = None,
+    hint: InputHint | None = None,
+    samples: int = 64,
+    seed: int = 0,
+    micro_batch: int = 16,
+    memory: int = 2**30,
+    progress: Progress | None = None,
+) -> Probe:
+    """Sensitivities and input moments of a model from synthetic inputs; the model comes back untouched.
+
+    Args:
+        input_size: shape of one sample without the batch dimension; by default asked of the model.
+        example_inputs: anything the forward takes, to be imitated in shape and kind.
+        calibration: batches of real inputs to use instead of synthetic ones.
+        samples: inputs in all; 64 are enough (DESIGN 2.4).
+        seed: the same seed gives the same probe.
+        micro_batch: samples in memory at one time.
+        memory: bytes of second moments held at one time.
+        progress: called with (samples done, samples in all).
+
+    Raises:
+        ProbeError: the forward cannot be run, or gives nothing that can be differentiated.
+    """
+    if calibration is not None:
+        batch = gathered(model, calibration, samples)
+    else:
+        batch = synthetic(
+            model, input_size=input_size, example_inputs=example_inputs, hint=hint, samples=samples, seed=seed
+        )
+    felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, progress=progress)
+    return Probe(felt, Moments(model, batch, micro_batch=micro_batch, memory=memory), batch, micro_batch)
+
+
+def sensitivity(
+    model: nn.Module, batch: Batch, *, seed: int = 0, micro_batch: int = 16, progress: Progress | None = None
+) -> dict[str, float]:
+    """`a_i` of every floating-point parameter that the outputs depend on, by name (tied ones under every name).
+
+    Raises:
+        ProbeError: the forward or backward pass fails, or no output is a floating-point tensor.
+    """
+    try:
+        return _sensitivity(model, batch, torch.Generator().manual_seed(seed), micro_batch, progress)
+    except OpqError:
+        raise
+    except Exception as error:  # a stranger's forward may fail in any way; the cause is kept
+        raise ProbeError(
+            f"{type(model).__name__} fails on the probe's inputs", got=f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _sensitivity(
+    model: nn.Module, batch: Batch, generator: torch.Generator, micro_batch: int, progress: Progress | None
+) -> dict[str, float]:
+    names = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
+    parameters = list({id(p): p for p in names.values()}.values())
+    sums = {id(p): 0.0 for p in parameters}
+    total, done = batch.samples, 0
+    with untouched(model), batch_statistics(model), torch.enable_grad():
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for part in batch.to(model).parts(micro_batch):
+            for parameter, gradient in zip(parameters, _gradients(part(model), parameters, generator), strict=True):
+                if gradient is not None:
+                    sums[id(parameter)] += float(gradient.float().square().mean(dtype=torch.float64)) / total
+            done += part.samples
+            if progress is not None:
+                progress(done, total)
+    return {n: sums[id(p)] for n, p in names.items() if sums[id(p)] > 0}
+
+
+def _gradients(
+    output: Any, parameters: list[nn.Parameter], generator: torch.Generator
+) -> tuple[torch.Tensor | None, ...]:
+    """d v'f / d w with fresh `v ~ N(0, I)` on every floating-point output."""
+    outputs = [o for o in floating(output) if o.requires_grad]
+    if not outputs:
+        raise ProbeError("the forward's outputs do not depend on the weights", got=type(output).__name__)
+    v = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
+    return torch.autograd.grad(outputs, parameters, v, allow_unused=True)
+
+
+def floating(output: Any) -> list[torch.Tensor]:
+    """The floating-point tensors in a forward's output: a tensor, tuple, dict, dataclass or a nest of them."""
+    if isinstance(output, torch.Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        members: Iterable[Any] = output.values()
+    elif isinstance(output, (tuple, list)):
+        members = output
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        members = [getattr(output, f.name) for f in dataclasses.fields(output)]
+    else:
+        return []
+    return [tensor for member in members for tensor in floating(member)]

@@ -1,0 +1,77 @@
+"""BatchNorm re-normalisation without data (DESIGN 2.5).
+
+Quantization moves the statistics that BatchNorm was trained for. The same batch goes through the dense and through
+the quantized network, both with BatchNorm in batch-statistics mode; with `m, v` the mean and variance at a BatchNorm's
+input in the dense and `m^, v^` in the quantized network, the stored ones become
+`sigma2 v^/v` and `mu + (m^ - m) sqrt(sigma2/v)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from opq.inputs import Batch
+from opq.observe import batch_statistics, untouched, watching
+
+Statistics = dict[str, tuple[torch.Tensor, torch.Tensor]]
+TINY = 1e-12
+"""Variances below this are taken as no signal at all: that channel keeps its stored statistics."""
+
+
+def renormalise(
+    model: nn.Module, state: Mapping[str, torch.Tensor], batch: Batch, *, micro_batch: int = 16
+) -> dict[str, torch.Tensor]:
+    """New running means and variances for the quantized network, by buffer name.
+
+    Args:
+        model: the dense network; comes back unchanged.
+        state: the quantized network: tensors by state-dict name (missing ones are taken from the model).
+        batch: the inputs, synthetic or real.
+
+    BatchNorms without running statistics, or never reached, are left out.
+    """
+    dense = statistics(model, {}, batch, micro_batch=micro_batch)
+    moved = statistics(model, state, batch, micro_batch=micro_batch)
+    modules = dict(model.named_modules())
+    new: dict[str, torch.Tensor] = {}
+    for name, (m, v) in dense.items():
+        mean, variance = modules[name].running_mean, modules[name].running_var
+        if mean is None or variance is None:
+            continue
+        m_hat, v_hat = moved[name]
+        alive = (v > TINY) & (v_hat > TINY)
+        gain = torch.where(alive, v_hat / v.clamp(min=TINY), torch.ones_like(v))
+        shift = torch.where(alive, (m_hat - m) * (variance.double() / v.clamp(min=TINY)).sqrt(), torch.zeros_like(v))
+        prefix = f"{name}." if name else ""
+        new[f"{prefix}running_mean"] = (mean.double() + shift).to(mean.dtype)
+        new[f"{prefix}running_var"] = (variance.double() * gain).to(variance.dtype)
+    return new
+
+
+@torch.no_grad()
+def statistics(
+    model: nn.Module, state: Mapping[str, torch.Tensor], batch: Batch, *, micro_batch: int = 16
+) -> Statistics:
+    """Mean and variance (float64) at every BatchNorm's input, the model run with `state` in place of its own."""
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    known |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    state = {name: tensor for name, tensor in state.items() if name in known}
+    sums: Statistics = {}
+    counts: dict[str, int] = {}
+
+    def see(name: str, module: nn.Module, x: torch.Tensor) -> None:
+        dims = [0, *range(2, x.dim())]
+        m = x.float().mean(dims).double()
+        v = x.float().var(dims, correction=0).double()
+        held = sums.get(name, (torch.zeros_like(m), torch.zeros_like(v)))
+        sums[name] = (held[0] + m, held[1] + v)
+        counts[name] = counts.get(name, 0) + 1
+
+    with untouched(model), batch_statistics(model) as norms, watching(dict(norms), see):
+        for part in batch.to(model).parts(micro_batch):
+            functional_call(model, state, part.args, dict(part.kwargs))
+    return {name: (m / counts[name], v / counts[name]) for name, (m, v) in sums.items()}
