@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -47,17 +47,19 @@ class TensorSpec:
 class InputHint:
     """What a model says of its input; what it does not say is None.
 
-    Images are `channels x height x width`, normalised by `mean` and `std` per channel; text is token ids below
-    `vocab_size`, at most `max_positions` long.
+    A module of any class may say it itself, as an attribute `input_hint`.
     """
 
     modality: Literal["image", "text"]
-    image_size: tuple[int, int] | None = None
-    channels: int | None = None
+    image_size: tuple[int, int, int] | None = None
+    """Channels, height and width of one image."""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    vocab_size: int | None = None
-    max_positions: int | None = None
+    """Per channel, of pixels in 0..1: the model's input is (pixels - mean) / std."""
+    vocabulary: int | None = None
+    """Token ids are below this."""
+    tokens: int | None = None
+    """The longest text in tokens."""
     token_types: int | None = None
     pad: int | None = None
     bos: int | None = None
@@ -167,8 +169,9 @@ class Source:
     @cached_property
     def batchnorms(self) -> Mapping[str, BatchNormNames]:
         """The BatchNorm layers, by prefix, found by the names of their running statistics."""
-        modules = dict(self.model.named_modules()) if self.origin in ("module", "timm", "torchvision", "demo") else {}
-        found = {}
+        live = self.model if self.origin in ("module", "timm", "torchvision", "demo") else None
+        modules = {} if live is None else dict(live.named_modules())
+        found: dict[str, BatchNormNames] = {}
         for name in self.names:
             if name == "running_mean" or name.endswith(".running_mean"):
                 prefix = name[: -len("running_mean")].removesuffix(".")
@@ -190,7 +193,7 @@ def _batchnorm(prefix: str, specs: Mapping[str, TensorSpec], eps: float | None) 
     return BatchNormNames(prefix=prefix, eps=None if eps is None else float(eps), **names)
 
 
-def guess_kinds(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+def guess_kinds(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
     """The specs of a bare state dict with `kind` guessed: statistics and what is not floating are buffers."""
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     return tuple(

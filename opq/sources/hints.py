@@ -27,11 +27,9 @@ def hint_of_timm(cfg: dict[str, Any]) -> InputHint | None:
     """From timm's `pretrained_cfg`: input size, mean and standard deviation."""
     if not cfg.get("input_size"):
         return None
-    channels, height, width = cfg["input_size"]
     return InputHint(
         modality="image",
-        image_size=(height, width),
-        channels=channels,
+        image_size=tuple(cfg["input_size"]),
         mean=tuple(cfg["mean"]) if cfg.get("mean") else None,
         std=tuple(cfg["std"]) if cfg.get("std") else None,
     )
@@ -43,8 +41,8 @@ def hint_of_config(config: Any) -> InputHint | None:
     if isinstance(vocabulary := getattr(text, "vocab_size", None), int) and vocabulary > 0:
         return InputHint(
             modality="text",
-            vocab_size=vocabulary,
-            max_positions=_whole(text, "max_position_embeddings", "n_positions"),
+            vocabulary=vocabulary,
+            tokens=_whole(text, "max_position_embeddings", "n_positions"),
             token_types=_whole(text, "type_vocab_size"),
             pad=_whole(text, "pad_token_id"),
             bos=_whole(text, "bos_token_id"),
@@ -55,7 +53,7 @@ def hint_of_config(config: Any) -> InputHint | None:
     if size is None and channels is None:
         return None
     height, width = (size, size) if isinstance(size, int) else tuple(size or (224, 224))
-    return InputHint(modality="image", image_size=(height, width), channels=channels or 3)
+    return InputHint(modality="image", image_size=(channels or 3, height, width))
 
 
 def _whole(config: Any, *names: str) -> int | None:
@@ -69,4 +67,4 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 def _hint_of_torchvision(model: nn.Module) -> InputHint:
     """The size that torchvision's classification models were trained for."""
     side = 299 if type(model).__name__ == "Inception3" else int(getattr(model, "image_size", 224))
-    return InputHint(modality="image", image_size=(side, side), channels=3, mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
+    return InputHint(modality="image", image_size=(3, side, side), mean=_IMAGENET_MEAN, std=_IMAGENET_STD)

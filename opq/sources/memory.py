@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from opq.errors import SourceError
 from opq.sources.base import InputHint, Origin, Source, TensorSpec, guess_kinds, not_empty
@@ -104,7 +105,7 @@ def _specs(tensors: Mapping[str, Tensor], label: str) -> Iterable[TensorSpec]:
 
 def _check_dense(name: str, tensor: Tensor, label: str) -> None:
     """Raises `SourceError` unless the tensor holds plain values."""
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if is_lazy(tensor):
         remedy = "Run one forward pass first, so that the lazy module makes its weights."
         raise SourceError(f"{label}: tensor {name!r} is not initialised", got=type(tensor).__name__, remedy=remedy)
     if tensor.is_meta:

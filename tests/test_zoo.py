@@ -1,0 +1,44 @@
+"""The networks of the benchmarks are the ones whose weights they load, and their data is read as they saw it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import zoo
+
+from opq.sources import open_source
+
+
+@pytest.mark.parametrize(("make", "parameters"), [(zoo.LeNet300, 266_610), (zoo.LeNet5, 431_080)])
+def test_lenets_have_their_published_size_and_classify_28_pixels(make, parameters: int):
+    model = make()
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert model(torch.zeros(2, *model.input_hint.image_size)).shape == (2, 10)
+
+
+def test_resnet20_is_right_about_four_of_five_cifar_images(shared: Path):
+    images = zoo.cifar10(count=500, shared=shared)
+    assert images.pixels.shape == (500, 3, 32, 32)
+    assert 76 <= zoo.top1(zoo.resnet20(shared), images) <= 86
+
+
+def test_mobilenet_names_the_first_photographs(shared: Path):
+    images = zoo.imagenet_like(24, shared=shared)
+    assert zoo.top1(zoo.mobilenet(shared), images) > 50
+
+
+def test_mnist_is_whole(shared: Path):
+    images = zoo.mnist(shared=shared)
+    assert len(images) == 10_000
+    assert images.labels.bincount().min() > 800
+    assert 0 <= zoo.top1(zoo.LeNet300(), images[:100]) <= 40
+
+
+def test_minilm_finds_what_means_the_same():
+    model, tokens = zoo.minilm()
+    vectors = zoo.embeddings(model, tokens, ["a cat sits", "stock markets fell", "the kitten sat down"])
+    likeness = vectors @ vectors.T
+    assert likeness[0, 2] > 0.5 > 0.3 > likeness[0, 1]
+    assert open_source(model).input_hint.vocabulary == 30_522
