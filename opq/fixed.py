@@ -1,0 +1,171 @@
+"""One tensor's fixed mask and grid, and where a live model keeps its tensors under it.
+
+Letters: `w` the plain weight that the optimizer sees, `m` its mask (True: kept), `step` = Delta.
+The forward pass sees
+
+    w^ = m sign(w) step max(1, floor(|w|/step + 1 - rounding)),
+
+the plan's quantizer with its dead zone replaced by the mask. The backward pass is straight through on kept
+weights and zero on pruned ones: a pruned weight's gradient and moments stay zero, and whatever weight decay
+does to its plain value has no effect.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from opq.errors import MismatchError
+from opq.plan import Plan, TensorPlan
+from opq.quantize import LARGEST_CODE
+
+Site = tuple[nn.Module, str]
+"""A module and the name of one of its own tensors."""
+
+
+class _OnGrid(torch.autograd.Function):
+    """`w -> w^` forward, straight through the mask backward."""
+
+    @staticmethod
+    def forward(ctx: Any, w: torch.Tensor, m: torch.Tensor, step: float, rounding: float) -> torch.Tensor:
+        ctx.save_for_backward(m)
+        levels = _levels(w, step, rounding).mul_(step)
+        return torch.copysign(levels, w, out=levels).mul_(m.view(torch.uint8)).to(w.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (m,) = ctx.saved_tensors
+        return grads[0] * m.view(torch.uint8), None, None, None  # as uint8: a bool factor is 2.5 x slower
+
+
+def _levels(w: torch.Tensor, step: float, rounding: float) -> torch.Tensor:
+    """`max(1, floor(|w|/step + 1 - rounding))` in float32, the arithmetic of `quantize`."""
+    scaled = w.detach().to(torch.float32).abs().mul_(1.0 / step)
+    return scaled.add_(1.0 - rounding).floor_().clamp_(1.0, float(LARGEST_CODE))
+
+
+class FixedGrid(nn.Module):
+    """The parametrization of one tensor: a fixed mask (one bool buffer) and a fixed step.
+
+    Codes are computed in the forward pass and never stored. Tied tensors share the instance.
+    """
+
+    mask: torch.Tensor
+
+    def __init__(self, plan: TensorPlan, mask: torch.Tensor):
+        super().__init__()
+        self.plan = plan
+        self.digest = digest(mask)
+        """CRC-32 of the mask at attach; `collect` proves that it still holds."""
+        self.register_buffer("mask", mask)
+
+    def forward(self, w: torch.Tensor) -> torch.Tensor:
+        apply: Any = _OnGrid.apply
+        out: torch.Tensor = apply(w, self.mask, self.plan.step, self.plan.rounding)
+        return out
+
+    def right_inverse(self, w: torch.Tensor) -> torch.Tensor:
+        """Assigning the tensor assigns its plain weight."""
+        return w
+
+    def extra_repr(self) -> str:
+        kept = int(self.mask.sum())
+        return f"{self.plan.name!r}, step={self.plan.step:.6g}, kept={kept} of {self.mask.numel()}"
+
+
+def digest(mask: torch.Tensor) -> int:
+    """CRC-32 of a mask."""
+    return zlib.crc32(mask.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether the tensor is a DTensor (asked so because importing DTensor takes half a second)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The full tensor behind a sharded one (a collective call), any other tensor as it is."""
+    full: torch.Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return full
+
+
+def grids(module: nn.Module) -> dict[str, FixedGrid]:
+    """The grids on a module's own tensors, by attribute."""
+    if not parametrize.is_parametrized(module):
+        return {}
+    stacks: Any = module.parametrizations
+    return {attribute: stack[0] for attribute, stack in stacks.items() if isinstance(stack[0], FixedGrid)}
+
+
+def plain(module: nn.Module, attribute: str) -> torch.Tensor:
+    """A module's own tensor; where a grid is attached, the plain weight behind it."""
+    stacks: Any = module.parametrizations if attribute in grids(module) else {}
+    own: Any = module._parameters if attribute in module._parameters else module._buffers
+    tensor: torch.Tensor = stacks[attribute].original if stacks else own[attribute]
+    return tensor
+
+
+def tensors(model: nn.Module) -> dict[str, Site]:
+    """Where each tensor of the state dict lives, by its name (and in its order) without any grid attached."""
+    sites: dict[str, Site] = {}
+    ours: tuple[str, ...] = ()
+    for path, module in model.named_modules(remove_duplicate=False):
+        if path.startswith(ours or "\0"):
+            continue
+        prefix = f"{path}." if path else ""
+        ours += tuple(f"{prefix}parametrizations.{attribute}" for attribute in grids(module))
+        buffers = [k for k in module._buffers if k not in module._non_persistent_buffers_set]
+        for attribute in dict.fromkeys([*order(module), *module._parameters, *buffers, *grids(module)]):
+            if attribute in grids(module) or plain(module, attribute) is not None:
+                sites[f"{prefix}{attribute}"] = module, attribute
+    return sites
+
+
+def order(module: nn.Module) -> tuple[str, ...]:
+    """The order of a module's own parameters before grids were attached."""
+    names: tuple[str, ...] = module.__dict__.get("_opq_order", tuple(module._parameters))
+    return names
+
+
+def find(model: nn.Module, plan: Plan) -> dict[str, list[Site]]:
+    """For every compressed tensor of the plan, every module that holds it, tied ones included.
+
+    Raises:
+        MismatchError: names, shapes or ties of plan and model differ; they are listed.
+    """
+    where = tensors(model)
+    wrong = _wrong_names({name: tuple(plain(*site).shape) for name, site in where.items()}, plan)
+    if not wrong:
+        holders: dict[int, list[str]] = {}
+        for name, site in where.items():
+            holders.setdefault(id(plain(*site)), []).append(name)
+        wrong = _wrong_ties(list(holders.values()), plan)
+    if wrong:
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise MismatchError("the plan is for another model", got="; ".join(wrong[:8]) + more)
+    compressed = {t.name for t in plan.compressed}
+    return {n: [where[k] for k in names] for names in holders.values() for n in names if n in compressed}
+
+
+def _wrong_names(found: dict[str, tuple[int, ...]], plan: Plan) -> list[str]:
+    wanted = {t.name: t.shape for t in plan}
+    wrong = [f"{n} is {list(found[n])}, planned {list(s)}" for n, s in wanted.items() if found.get(n, s) != s]
+    wrong += [f"{n} {list(s)} is not in the model" for n, s in wanted.items() if n not in found]
+    return wrong + [f"{n} {list(s)} is not in the plan" for n, s in found.items() if n not in wanted]
+
+
+def _wrong_ties(groups: list[list[str]], plan: Plan) -> list[str]:
+    """Tensors that are one in the model and two in the plan, or the other way round."""
+    planned = {t.name: t for t in plan}
+    group_of = {name: names for names in groups for name in names}
+    wrong = []
+    for t in plan.compressed:
+        own = [n for n in group_of[t.name] if n != t.name and planned[n].action != "share"]
+        wrong += [f"{t.name} and {n} are one tensor in the model, two in the plan" for n in own]
+        tied = [p.name for p in plan if p.like == t.name and p.name not in group_of[t.name]]
+        wrong += [f"{t.name} and {n} are two tensors in the model, one in the plan" for n in tied]
+    return wrong

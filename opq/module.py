@@ -1,0 +1,238 @@
+"""Attach and detach the fixed compression module: masks and codebooks stay, only weights move.
+
+    attach(model, plan)           the forward pass sees pruned, quantized weights
+    ... any training loop ...     the optimizer sees the plain ones (see `opq.fixed` for the mathematics)
+    codes = collect(model, plan)  what was trained, proved to lie on the plan's masks and grids
+    detach(model)                 the model as it was
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from opq.errors import AttachError, OffCodebookError
+from opq.fixed import FixedGrid, Site, digest, find, grids, is_sharded, order, plain, tensors, whole
+from opq.plan import Plan, TensorPlan
+from opq.quantize import LARGEST_CODE, dequantize, quantize
+
+
+@runtime_checkable
+class Compressed(Protocol):
+    """What `attach` reads of a compression result."""
+
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def codes(self) -> Mapping[str, torch.Tensor]: ...
+    def state_dict(self) -> Mapping[str, torch.Tensor]: ...
+
+
+def attach(model: nn.Module, plan: Plan | Compressed) -> nn.Module:
+    """Put the fixed compression module on a live model, in place; returns the model.
+
+    With a `Plan`, its quantizer of the present weights decides the masks, and no value changes. With a
+    compression result, its values (codes after error feedback, re-normalised statistics) are copied into the
+    model first, and the masks are its non-zero codes. Parameters keep their identity, so an optimizer made
+    before goes on working. Attach before `fully_shard`; before or after `DistributedDataParallel`.
+
+    Raises:
+        AttachError: attached already, sharded already, or a module that torch cannot parametrize.
+        MismatchError: names, shapes or ties of the plan and the model differ; they are listed.
+    """
+    plan, codes, values = (plan, None, None) if isinstance(plan, Plan) else (plan.plan, plan.codes, plan.state_dict())
+    _check_attachable(model)
+    sites = find(model, plan)
+    if values is not None:
+        model.load_state_dict(values)
+    made = {name: FixedGrid(plan[name], _mask(plan[name], of[0], codes)) for name, of in sites.items()}
+    for name, of in sites.items():
+        for module, attribute in of:
+            _wrap(module, attribute, made[name])
+    return model
+
+
+def _check_attachable(model: nn.Module) -> None:
+    if is_attached(model):
+        raise AttachError("the compression module is attached already", wanted="a model without it")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise AttachError("a ScriptModule cannot be parametrized", wanted="the torch.nn.Module that it was made from")
+    if any(map(is_sharded, model.parameters())):
+        remedy = "Call opq.attach(model, plan) before fully_shard(model)."
+        raise AttachError("the model is sharded already", wanted="whole tensors", remedy=remedy)
+
+
+def _mask(plan: TensorPlan, site: Site, codes: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
+    w = plain(*site)
+    return (quantize(w, plan) if codes is None else codes[plan.name].reshape(plan.shape).to(w.device)) != 0
+
+
+def detach(model: nn.Module, *, bake: bool = False) -> nn.Module:
+    """Remove the compression module in place; returns the model.
+
+    Classes, parameter identities and their order are as before `attach`. The values are the plain weights,
+    or with `bake=True` the pruned and quantized ones that the forward pass saw.
+
+    Raises:
+        AttachError: nothing is attached, or another parametrization was stacked on top.
+    """
+    found = list(attached(model))
+    if not found:
+        raise AttachError("no compression module is attached")
+    for module, attribute, _ in found:
+        stacks: Any = module.parametrizations
+        if len(stacks[attribute]) > 1:
+            fact = f"{type(module).__name__}.{attribute} has another parametrization on top"
+            raise AttachError(fact, remedy="Remove that one first.")
+    if bake:
+        for module, attribute, grid in found:
+            _bake(plain(module, attribute), grid)
+    for module, attribute, _ in found:
+        _unwrap(module, attribute)
+    return model
+
+
+@torch.no_grad()
+def _bake(w: torch.Tensor, grid: FixedGrid) -> None:
+    if is_sharded(w):
+        raise AttachError("cannot bake a sharded model in place", remedy="Use opq.collect on every rank, then save.")
+    w.copy_(dequantize(_codes(grid(w), grid.plan), grid.plan, w.dtype))
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Whether `attach` is in force anywhere in the model."""
+    return next(attached(model), None) is not None
+
+
+def attached(model: nn.Module) -> Iterator[tuple[nn.Module, str, FixedGrid]]:
+    """Every module and attribute under the compression module, tied tensors once for each module."""
+    for module in list(model.modules()):
+        for attribute, grid in grids(module).items():
+            yield module, attribute, grid
+
+
+# --- one module ----------------------------------------------------------------------------
+
+
+def _wrap(module: nn.Module, attribute: str, grid: FixedGrid) -> None:
+    fresh = not parametrize.is_parametrized(module)
+    module.__dict__.setdefault("_opq_order", tuple(module._parameters))
+    parametrize.register_parametrization(module, attribute, grid, unsafe=True)
+    if fresh:
+        _make_copyable(type(module))
+
+
+def _unwrap(module: nn.Module, attribute: str) -> None:
+    parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
+    if grids(module):
+        return
+    own = module._parameters
+    module._parameters = {k: own[k] for k in order(module) if k in own} | own
+    del module.__dict__["_opq_order"]
+
+
+def _make_copyable(cls: type) -> None:
+    """Copies and pickles that stand alone.
+
+    torch's copies of a parametrized module share its injected class, so that detaching one breaks the other,
+    and its pickles are refused.
+    """
+    for name in ("__deepcopy__", "__getstate__"):
+        if name in cls.__dict__:
+            delattr(cls, name)
+    cls.__reduce_ex__ = _reduce  # type: ignore[method-assign,assignment]
+
+
+def _reduce(module: nn.Module, _protocol: object) -> tuple[Any, ...]:
+    base = type(module).__bases__[0]
+    getstate = getattr(base, "__getstate__", None)  # Python 3.10 has no object.__getstate__
+    state = dict(module.__dict__ if getstate is None else getstate(module))
+    state["_modules"] = {k: v for k, v in module._modules.items() if k != "parametrizations"}
+    if isinstance(module, nn.RNNBase):  # holds a list of what its last forward computed with
+        state["_flat_weights"] = [plain(module, str(name)) for name in module._flat_weights_names]
+    return _rebuild, (base, state, {a: (plain(module, a), grid) for a, grid in grids(module).items()})
+
+
+def _rebuild(base: type, state: dict[str, Any], own: dict[str, tuple[torch.Tensor, FixedGrid]]) -> Any:
+    module: Any = object.__new__(base)
+    for attribute, (w, _) in own.items():
+        state["_parameters" if isinstance(w, nn.Parameter) else "_buffers"][attribute] = w
+    module.__setstate__(state)
+    for attribute, (_, grid) in own.items():
+        _wrap(module, attribute, grid)
+    return module
+
+
+# --- what was trained, read back -----------------------------------------------------------
+
+
+def collect(model: nn.Module, plan: Plan | Compressed) -> dict[str, torch.Tensor]:
+    """The codes of a trained model, int16 on the CPU by tensor name, **proved** to be the plan's.
+
+    The model is attached, or was detached with `bake=True`. Under `fully_shard` every rank must call it.
+
+    Raises:
+        OffCodebookError: a weight is off the grid, a pruned one is not zero, or the step or mask is not the one
+            that was attached; the tensor is named.
+        MismatchError: the plan is another model's.
+    """
+    plan, fixed = (plan, None) if isinstance(plan, Plan) else (plan.plan, plan.codes)
+    found: dict[str, torch.Tensor] = {}
+    for name, ((module, attribute), *_) in find(model, plan).items():
+        grid = grids(module).get(attribute)
+        w = whole(plain(module, attribute)).detach()
+        codes = _codes(w if grid is None else _trained(w, grid, plan[name]), plan[name])
+        _check_mask(name, codes, None if grid is None else grid.mask, "that was attached")
+        _check_mask(name, codes, None if fixed is None else fixed[name] != 0, "of the compression result")
+        found[name] = codes
+    return found
+
+
+def _trained(w: torch.Tensor, grid: FixedGrid, plan: TensorPlan) -> torch.Tensor:
+    """What the forward pass sees of `w`, once the grid is known to be the plan's."""
+    got, wanted = ((p.step, p.rounding) for p in (grid.plan, plan))
+    if got != wanted:
+        raise OffCodebookError(f"tensor {plan.name!r}: step and rounding are not the plan's", got=got, wanted=wanted)
+    if digest(grid.mask) != grid.digest:
+        raise OffCodebookError(f"tensor {plan.name!r}: the mask changed after it was attached")
+    out: torch.Tensor = grid(w)
+    return out
+
+
+def _codes(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
+    """The codes of weights that must lie on the grid already, to the last bit of their type."""
+    w = w.cpu()
+    codes = (w.to(torch.float64) / plan.step).round_()
+    error = (dequantize(codes, plan, w.dtype) - w).abs()
+    off = (codes.abs() > LARGEST_CODE) | ~(error <= torch.finfo(w.dtype).eps * w.abs())
+    if bool(off.any()):
+        fact = f"tensor {plan.name!r}: {int(off.sum())} of {w.numel()} weights are off the codebook"
+        raise OffCodebookError(fact, got=float(w[off][0]), wanted=f"multiples of {plan.step:.9g}")
+    return codes.to(torch.int16)
+
+
+def _check_mask(name: str, codes: torch.Tensor, mask: torch.Tensor | None, which: str) -> None:
+    wrong = 0 if mask is None else int(((codes != 0) != mask.cpu().reshape(codes.shape)).sum())
+    if wrong:
+        raise OffCodebookError(f"tensor {name!r}: {wrong} weights contradict the mask {which}")
+
+
+def dense_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of an attached model under its usual names, with the quantized weights in it.
+
+    Detached copies on the CPU where grids are attached; tied tensors stay tied. Works on a plain model too.
+    Under `fully_shard` every rank must call it.
+    """
+    state: dict[str, torch.Tensor] = {}
+    done: dict[int, torch.Tensor] = {}
+    for name, (module, attribute) in tensors(model).items():
+        tensor = plain(module, attribute)
+        if id(tensor) not in done:
+            grid, full = grids(module).get(attribute), whole(tensor).detach()
+            done[id(tensor)] = (full if grid is None else grid(full)).cpu()
+        state[name] = done[id(tensor)]
+    return state
