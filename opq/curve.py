@@ -24,8 +24,8 @@ from opq.stats import Floats, TensorStats
 
 Ints = npt.NDArray[np.int64]
 
-THETAS = (0.5, 0.54, 0.58, 0.62, 0.66, 0.7, 0.75)
-"""Half dead zones in steps that are tried; the optimum of a Laplacian goes from 0.5 to about 0.75."""
+THETAS = (0.5, 0.54, 0.58, 0.62, 0.66, 0.7, 0.74, 0.8)
+"""Half dead zones in steps that are tried; the optimum of a Laplacian goes from 0.5 to about 0.8."""
 _MANY = 48
 """From this many levels a side, theta = 1/2 only: a dead zone gains nothing there."""
 _COARSE_STEPS, _FINE_STEPS = 16, 4
@@ -109,26 +109,21 @@ class Curve:
         if not length.size:
             return np.zeros(1), self.rate
         # A chord's slope is the mean of mu over it; in high resolution mu in its middle is lower by sinh(h) / h.
-        middle, log_mu = (self.rate[1:] + self.rate[:-1]) / 2, np.log(fall) - np.log(length)
-        log_mu -= (
-            np.log(_exponential_mean(np.zeros(1), _HIGH_RESOLUTION * length)) - _HIGH_RESOLUTION * length / 2
-        )
+        middle, half = (self.rate[1:] + self.rate[:-1]) / 2, length * _HIGH_RESOLUTION / 2
+        log_mu = np.log(fall) - np.log(length) - np.log(_exponential_mean(-half, half))
         log_mu = np.minimum.accumulate(log_mu) - 1e-9 * np.arange(log_mu.size)
         bend = np.diff(log_mu) / np.diff(middle) if middle.size > 1 else np.array([_HIGH_RESOLUTION])
         first = log_mu[0] + bend[0] * (self.rate[0] - middle[0])
         last = log_mu[-1] + bend[-1] * (self.rate[-1] - middle[-1])
-        nodes = (
-            np.concatenate([[first], log_mu, [last]]),
-            np.concatenate([self.rate[:1], middle, self.rate[-1:]]),
-        )
-        return nodes[0][::-1], nodes[1][::-1]
+        nodes = np.concatenate([[first], log_mu, [last]])
+        return nodes[::-1], np.concatenate([self.rate[:1], middle, self.rate[-1:]])[::-1]
 
     @functools.cached_property
     def _integral(self) -> Floats:
         """D at the nodes of `slopes` (ascending in mu): mu integrated from the highest rate down."""
         log_mu, rate = self.slopes
         pieces = _exponential_mean(log_mu[1:], log_mu[:-1]) * -np.diff(rate)
-        return self.distortion[-1] + np.concatenate([[0.0], np.cumsum(pieces)])
+        return np.concatenate([[self.distortion[-1]], self.distortion[-1] + np.cumsum(pieces)])
 
     def rate_at_slope(self, log_mu: float) -> float:
         """R where `-dD/dR = mu`, clipped to the ends of the curve."""
@@ -145,7 +140,7 @@ class Curve:
         nodes, rates = self.slopes
         rate = min(max(rate, self.rate[0]), self.rate[-1])
         k = int(np.clip(np.searchsorted(-rates, -rate, side="right") - 1, 0, rates.size - 1))
-        mean = _exponential_mean(nodes[k], np.float64(self.log_slope(rate)))
+        mean = float(_exponential_mean(nodes[k : k + 1], np.array([self.log_slope(rate)]))[0])
         return float(self._integral[k] + mean * (rates[k] - rate))
 
     def at_slope(self, mu: float) -> Point:
@@ -166,11 +161,14 @@ class Curve:
         return self.at_rate(float(np.interp(-math.log(step), -steps, self.rate)))
 
 
-def measure(stats: TensorStats, step: Floats, theta: Floats) -> tuple[Floats, Floats, Floats]:
+def measure(
+    stats: TensorStats, step: Floats, theta: Floats, *, rounding: Floats | None = None
+) -> tuple[Floats, Floats, Floats]:
     """Rate, distortion and density of a tensor at pairs of step and theta (1-D arrays of one length).
 
-    Bins wider than the step lie beyond 256 steps; there the codes of a bin are equally likely and the error is
-    step^2 / 12, and below every boundary between codes is looked up in the cumulative histogram.
+    Codes are `sign(w) max(1, floor(|w|/step + 1 - rounding))` where `|w| >= theta step`, else 0; `rounding` is theta
+    unless given. Every boundary between codes is looked up in the cumulative histogram up to where bins are wider
+    than the step (256 steps and more); beyond, the codes within a bin are equally likely and the error is step^2 / 12.
 
     Returns:
         rate in bits per weight (entropy of the codes), distortion (mean squared error), density; each shaped
@@ -178,21 +176,21 @@ def measure(stats: TensorStats, step: Floats, theta: Floats) -> tuple[Floats, Fl
     """
     if stats.max_abs == 0:
         return np.zeros_like(step), np.zeros_like(step), np.zeros_like(step)
-    n = stats.size
-    lower, upper, positive, negative = stats.magnitudes
-    wide = np.exp2(np.ceil(np.log2(step * _FINE)))
+    n, rounding = stats.size, theta if rounding is None else rounding
+    wide = np.exp2(np.ceil(np.log2(np.maximum(step * _FINE, theta * step))))
     top = np.minimum(wide, np.nextafter(stats.max_abs, math.inf))
-    levels = np.maximum(np.ceil(top / step - theta), 0).astype(np.int64) + 1
+    levels = np.maximum(np.ceil(top / step - rounding), 0).astype(np.int64) + 1
     first = np.concatenate([[0], np.cumsum(levels)[:-1]])
     k = np.arange(levels.sum()) - np.repeat(first, levels)
-    edges = np.minimum((k + np.repeat(theta, levels)) * np.repeat(step, levels), np.repeat(top, levels))
+    edges = np.maximum(k + np.repeat(rounding, levels), np.repeat(theta, levels))
+    edges[first] = theta
+    edges = np.minimum(edges * np.repeat(step, levels), np.repeat(top, levels))
     plus, minus, sum_abs, squares = (_differences(c, first) for c in _cumulative(stats, edges))
     point = k * np.repeat(step, levels)
     error = squares - 2 * point * sum_abs + point * point * (plus + minus)
     dead = plus[first] + minus[first]
-    zero_bits = _self_information(dead, n)
     bits = _self_information(plus, n) + _self_information(minus, n)
-    bits[first] = zero_bits
+    bits[first] = _self_information(dead, n)
     rate, distortion = np.add.reduceat(bits, first), np.add.reduceat(error, first)
     beyond_bits, beyond = _beyond(stats, wide)
     rate += beyond_bits - beyond * np.log2(step)
@@ -234,10 +232,8 @@ def _cumulative(stats: TensorStats, edges: Floats) -> tuple[Floats, Floats, Floa
 
 def _beyond(stats: TensorStats, wide: Floats) -> tuple[Floats, Floats]:
     """Of the bins from `wide` on: bits at step 1, and the count of weights."""
-    lower, upper, positive, negative = stats.magnitudes
-    width = (
-        np.exp2(np.floor(np.log2(np.maximum(lower, _SMALLEST)))) / _FINE
-    )  # before min_abs and max_abs cut it
+    lower, _, positive, negative = stats.magnitudes
+    width = np.exp2(np.floor(np.log2(np.maximum(lower, _SMALLEST)))) / _FINE  # before min_abs and max_abs cut it
     bits = sum(_self_information(c, stats.size) + c * np.log2(width) for c in (positive, negative))
     j = np.searchsorted(lower, wide, side="left")
     total_bits, total = _cumsum(np.asarray(bits)), _cumsum(positive + negative)

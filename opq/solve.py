@@ -11,7 +11,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
+from opq import laplace
 from opq.curve import Curve, Point
 from opq.errors import CertificateError, InfeasibleError, OptionError
 from opq.stats import Floats
@@ -19,6 +21,8 @@ from opq.stats import Floats
 Bounds = Sequence[tuple[float, float] | None]
 """Smallest and largest rate of each tensor in bits per weight, or None."""
 
+_SPARSEST = math.log(1e-4)
+"""log of the smallest density that `paper` tries."""
 TOLERANCE = 1e-6
 """Largest residual of a certificate that is let through."""
 
@@ -67,9 +71,7 @@ def allocate(
     low, high = _rate_bounds(curves, bounds)
     smallest = float(n @ low)
     if not bits_total >= smallest:
-        raise InfeasibleError(
-            "the budget cannot be met", got=f"{bits_total:.6g} bits", wanted=_at_least(smallest)
-        )
+        raise InfeasibleError("the budget cannot be met", got=f"{bits_total:.6g} bits", wanted=_at_least(smallest))
 
     def rates(x: float) -> Floats:
         return np.clip([c.rate_at_slope(x - la) for c, la in zip(curves, log_a, strict=True)], low, high)
@@ -77,12 +79,144 @@ def allocate(
     if n @ high <= bits_total:
         return _certified(curves, n, log_a, (low, high), high, math.inf, -math.inf)
     knots = [c.slopes[0] + la for c, la in zip(curves, log_a, strict=True)]
-    knots += [
-        [c.log_slope(r) + la for r in (lo, hi)]
-        for c, la, lo, hi in zip(curves, log_a, low, high, strict=True)
-    ]
+    knots += [[c.log_slope(r) + la for r in (lo, hi)] for c, la, lo, hi in zip(curves, log_a, low, high, strict=True)]
     x = _meet(lambda x: float(n @ rates(x)), np.unique(np.concatenate(knots)), bits_total)
     return _certified(curves, n, log_a, (low, high), rates(x), bits_total, x)
+
+
+def prune(
+    taus: Sequence[float], sizes: Sequence[int], sensitivities: Sequence[float], sparsity: float
+) -> tuple[Floats, float]:
+    """The paper's pruning thresholds, under the Laplacian prior.
+
+        min  sum_i a_i n_i E_i(s_i)   subject to   sum_i n_i s_i = (1 - rho) N,   s_i = exp(-beta_i / tau_i)
+
+    gives `a_i beta_i^2 = lambda`: the root of one decreasing function of `lambda`.
+
+    Args:
+        taus: `tau_i = mean|w|`; 0 for a tensor of zeros.
+        sparsity: `rho` in [0, 1), fraction of all weights set to zero.
+
+    Returns:
+        `beta_i`, and `lambda`.
+    """
+    if not 0 <= sparsity < 1:
+        raise OptionError("the sparsity is not a fraction", got=sparsity, wanted="0 <= sparsity < 1")
+    n, log_a = _checked(sizes, sensitivities, len(taus))
+    tau, root_a = np.asarray(taus, dtype=float), np.exp(log_a / 2)
+    kept = (1 - sparsity) * n.sum()
+    if kept >= n[tau > 0].sum():
+        return np.zeros_like(tau), 0.0
+    root = _bisect(lambda b: float(n @ laplace.density(b / root_a, tau)), kept, guess=float(np.max(tau * root_a)))
+    return root / root_a, root * root
+
+
+def steps(
+    ranges: Sequence[npt.ArrayLike], kept: Sequence[npt.ArrayLike], sensitivities: Sequence[float], bits: float
+) -> tuple[Floats, float]:
+    """The paper's unified channel-wise steps: one step a tensor, shared by the codebooks of its channels.
+
+        min  sum_i a_i m_i Delta_i^2 / 12   subject to   sum_ij m_ij log2(range_ij / Delta_i + 1) = bits * sum_ij m_ij
+
+    gives in high resolution `Delta_i^2 = 6 lambda / (a_i ln 2)`: the root of one decreasing function of `lambda`.
+
+    Args:
+        ranges: of each tensor, `range_ij` = largest minus smallest kept weight of each channel.
+        kept: of each tensor, `m_ij` = kept weights of each channel.
+        bits: mean bits per kept weight.
+
+    Returns:
+        `Delta_i`, and `lambda`.
+    """
+    if not (bits > 0 and math.isfinite(bits)):
+        raise OptionError("bits per kept weight", got=bits, wanted="a positive number")
+    _, log_a = _checked([1] * len(ranges), sensitivities, len(kept))
+    widest = max((float(np.max(r, initial=0.0)) for r in ranges), default=0.0)
+    if widest == 0:
+        return np.ones(len(ranges)), 0.0
+    weight = math.sqrt(6 / math.log(2)) * np.exp(-log_a / 2)
+    root = _bisect(lambda x: nominal_bits(ranges, kept, x * weight), bits, guess=widest / float(np.max(weight)))
+    return root * weight, root * root
+
+
+def nominal_bits(ranges: Sequence[npt.ArrayLike], kept: Sequence[npt.ArrayLike], step: npt.ArrayLike) -> float:
+    """Mean bits per kept weight, `sum_ij m_ij log2(range_ij / Delta_i + 1) / sum_ij m_ij`, as the paper counts them."""
+    each = zip(ranges, kept, np.asarray(step, dtype=float), strict=True)
+    total = sum(float(np.sum(np.asarray(m) * np.log2(np.asarray(r, dtype=float) / d + 1))) for r, m, d in each)
+    return total / max(sum(float(np.sum(m)) for m in kept), 1.0)
+
+
+def paper(
+    taus: Sequence[float], sizes: Sequence[int], sensitivities: Sequence[float], bits_total: float
+) -> tuple[Allocation, float]:
+    """The paper's method for a budget of the file alone: sparsity and steps together, under the Laplacian prior.
+
+        min over rho  of  sum_i a_i n_i D_i(beta_i, Delta_i)   subject to   sum_i n_i H_i(beta_i, Delta_i) = B
+
+    with the paper's two laws, `a_i beta_i^2 = lambda_p` (set by rho) and `Delta_i^2 = 6 lambda / (a_i ln 2)` (set by
+    B); `H_i` is the entropy of the codes, which holds the cost h(s_i) of the positions, and `D_i` the error of pruning
+    and quantizing, both in closed form (`laplace.quantizer`). One scalar inside another.
+
+    Returns:
+        the allocation (theta = beta / Delta, multiplier = lambda, residual of the budget), and the sparsity rho.
+    """
+    n, log_a = _checked(sizes, sensitivities, len(taus))
+    if not bits_total > 0:
+        raise InfeasibleError("the budget cannot be met", got=f"{bits_total:.6g} bits", wanted="more than 0 bits")
+    tau, root_a = np.asarray(taus, dtype=float), np.exp(log_a / 2)
+    if not np.any(tau > 0):
+        points = tuple(Point(1.0, 0.5, 0.0, 0.0, 0.0) for _ in taus)
+        return Allocation(points, 0.0, 0.0, 0.0), 0.0
+
+    worst = 10 * float((n * root_a**2) @ (2 * tau * tau))
+
+    def settle(log_density: float) -> tuple[float, Floats, Floats]:
+        """Squared error, thresholds and steps at a density; more than any error where positions alone exceed B."""
+        beta, _ = prune(taus, sizes, sensitivities, -math.expm1(log_density))
+        floor = float(n @ _quantized(np.full_like(tau, np.inf), beta, tau)[0])
+        if floor >= bits_total:
+            return worst * floor / bits_total, beta, beta
+        guess = float(np.max(tau * root_a))
+        step = _bisect(lambda x: float(n @ _quantized(x / root_a, beta, tau)[0]), bits_total, guess=guess) / root_a
+        return float((n * root_a**2) @ _quantized(step, beta, tau)[1]), beta, step
+
+    best = _minimum(lambda x: settle(x)[0], np.linspace(_SPARSEST, -1e-3, 25))
+    _, beta, step = settle(best)
+    figures = zip(step, beta / step, *_quantized(step, beta, tau), strict=True)
+    points = tuple(Point(*map(float, f)) for f in figures)
+    bits = float(n @ [p.rate for p in points])
+    multiplier = float(step[0] * root_a[0]) ** 2 * math.log(2) / 6
+    return Allocation(points, multiplier, abs(bits - bits_total) / bits_total, bits), -math.expm1(best)
+
+
+def _quantized(step: Floats, beta: Floats, tau: Floats) -> tuple[Floats, Floats, Floats]:
+    """`laplace.quantizer` with plain rounding; zeros for tensors of zeros; an infinite step has one code a side."""
+    alive = tau > 0
+    unit, wide = np.where(alive, tau, 1.0), np.isinf(step)
+    rate, distortion, kept = laplace.quantizer(np.where(wide, 60 * (unit + beta), step), beta, unit)
+    return np.where(alive, rate, 0.0), np.where(alive, distortion, 0.0), np.where(alive, kept, 0.0)
+
+
+def _bisect(f: Callable[[float], float], target: float, *, guess: float) -> float:
+    """The x > 0 where a decreasing function takes a value, to the last digit: bracket by factors of 4, then halve."""
+    low = high = guess
+    while f(low) < target and low > 1e-300:
+        low /= 4
+    while f(high) > target and high < 1e300:
+        high *= 4
+    while (middle := math.sqrt(low) * math.sqrt(high)) and high / low > 1 + 1e-14:
+        low, high = (middle, high) if f(middle) >= target else (low, middle)
+    return math.sqrt(low) * math.sqrt(high)
+
+
+def _minimum(f: Callable[[float], float], grid: Floats) -> float:
+    """The least value of a function of one variable: the best of a grid, refined between its neighbours."""
+    from scipy.optimize import minimize_scalar
+
+    k = int(np.argmin([f(float(x)) for x in grid]))
+    around = float(grid[max(k - 1, 0)]), float(grid[min(k + 1, grid.size - 1)])
+    refined = float(minimize_scalar(f, bounds=around, method="bounded", options={"xatol": 1e-6}).x)
+    return min((refined, float(grid[k])), key=f)
 
 
 def _meet(total: Callable[[float], float], knots: Floats, target: float) -> float:
@@ -148,13 +282,9 @@ def _checked(sizes: Sequence[int], sensitivities: Sequence[float], count: int) -
     """n and log a."""
     n, a = np.asarray(sizes, dtype=float), np.asarray(sensitivities, dtype=float)
     if not n.size == a.size == count:
-        raise OptionError(
-            "one size and one sensitivity go with each tensor", got=(n.size, a.size), wanted=count
-        )
+        raise OptionError("one size and one sensitivity go with each tensor", got=(n.size, a.size), wanted=count)
     if not bool(np.all(np.isfinite(a) & (a > 0))):
-        raise OptionError(
-            "a sensitivity is not positive and finite", got=float(a[~(a > 0) | ~np.isfinite(a)][0])
-        )
+        raise OptionError("a sensitivity is not positive and finite", got=float(a[~(a > 0) | ~np.isfinite(a)][0]))
     return n, np.log(a)
 
 

@@ -66,7 +66,7 @@ class TensorStats:
             return _checked(_count(flat), name)
         workers = threads or torch.get_num_threads()
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            return _checked(functools.reduce(_add, pool.map(_count, flat.split(_PARALLEL))), name)
+            return _checked(functools.reduce(_add, pool.map(_count, torch.split(flat, _PARALLEL))), name)
 
     @classmethod
     def empty(cls) -> TensorStats:
@@ -89,7 +89,8 @@ class TensorStats:
         """Bins of |w|: lower edges, upper edges, counts of w >= 0 and of w < 0; ascending."""
         bins, where = np.unique(self.bins % HALF, return_inverse=True)
         negative = self.bins >= HALF
-        both = [np.bincount(where[side], self.counts[side], bins.size) for side in (~negative, negative)]
+        both = np.zeros((2, bins.size))
+        both[negative.astype(int), where] = self.counts
         lower, upper = _edge(bins), _edge(bins + 1)
         return np.maximum(lower, self.min_abs), np.minimum(upper, self.max_abs), both[0], both[1]
 
@@ -115,7 +116,7 @@ class TensorStats:
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """The elements in memory order where that needs no copy: the histogram does not mind the order."""
     if not tensor.is_contiguous() and tensor.numel():
-        order = sorted(range(tensor.dim()), key=lambda d: -tensor.stride(d))
+        order = sorted(range(tensor.dim()), key=lambda d: tensor.stride(d), reverse=True)
         tensor = tensor.permute(order)
     return tensor.reshape(-1)
 
@@ -126,16 +127,14 @@ def _count(flat: torch.Tensor) -> TensorStats:
         return TensorStats.empty()
     total = torch.zeros(BINS, dtype=torch.int64, device=flat.device)
     smallest, largest = _INFINITE, 0
-    for chunk in flat.split(_CHUNK):
+    for chunk in torch.split(flat, _CHUNK):
         pattern = chunk.to(torch.float32).view(torch.int32)
         some = torch.bincount((pattern >> SHIFT) & (BINS - 1))
         total[: some.numel()] += some
         low, high = torch.aminmax(pattern & 0x7FFFFFFF)
         smallest, largest = min(smallest, int(low)), max(largest, int(high))
     bins = total.nonzero()[:, 0]
-    return TensorStats(
-        flat.numel(), bins.cpu().numpy(), total[bins].cpu().numpy(), _value(smallest), _value(largest)
-    )
+    return TensorStats(flat.numel(), bins.cpu().numpy(), total[bins].cpu().numpy(), _value(smallest), _value(largest))
 
 
 def _add(a: TensorStats, b: TensorStats) -> TensorStats:
