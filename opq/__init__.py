@@ -1,0 +1,30 @@
+"""opq: one-shot pruning, quantization and entropy coding of pre-trained networks. No data, no search, a small file."""
+
+from __future__ import annotations
+
+from opq.compress import compress, load, load_state_dict, solve
+from opq.errors import OpqError, OpqWarning
+from opq.module import attach, detach
+from opq.plan import Budget, Plan, TensorPlan
+from opq.probe import probe
+from opq.result import Result
+from opq.sources import open_source
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Budget",
+    "OpqError",
+    "OpqWarning",
+    "Plan",
+    "Result",
+    "TensorPlan",
+    "attach",
+    "compress",
+    "detach",
+    "load",
+    "load_state_dict",
+    "open_source",
+    "probe",
+    "solve",
+]

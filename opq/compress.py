@@ -1,0 +1,123 @@
+"""The calls that people make: `compress`, `solve`, `load`, `load_state_dict`.
+
+    source -> roles -> statistics -> [probe] -> Problem -> Plan -> codes -> file in memory -> Result
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from opq.container import Reader
+from opq.datafree import DataFreeCoder, probe_source
+from opq.decide import Problem, gather
+from opq.errors import MismatchError, PatternError
+from opq.fit import Coder, Fit, PlainCoder
+from opq.options import Options
+from opq.plan import Plan
+from opq.probe import Probe
+from opq.result import Result
+from opq.roles import assign
+from opq.sources import Source, open_source
+
+SourceLike = nn.Module | Mapping[str, Any] | str | os.PathLike[str] | Source
+"""A module, a state dict, a path, a name such as `hf:ORG/NAME`, or an opened `Source`."""
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def compress(source: SourceLike, **options: Any) -> Result:
+    """Compresses a pre-trained network into a small file: no data, no search, no training.
+
+    Args:
+        source: a `torch.nn.Module`, a state dict, a `.safetensors` file, a folder of (sharded) safetensors, a `.pt` or
+            `.pth` file, or a name: `hf:ORG/NAME` (or a folder), `timm:NAME`, `torchvision:NAME`, `demo:NAME`.
+        bits: budget as 8 x file bytes / elements of the floating-point tensors.
+        ratio: budget as bytes of the source's tensors / bytes of the file.
+        size: budget in bytes of the file. Exactly one of the three.
+        method: `"rd"` (default), the joint rate-distortion optimum, or `"opq"`, the paper's two steps.
+        sparsity: with `method="opq"`: fraction of weights pruned, `bits` being bits per kept weight, as in the paper.
+        overrides: glob pattern -> `"keep"`, `"compress"` or numbers (`bits`, `min_bits`, `max_bits`, `sensitivity`).
+        constraints: objects of `opq.constraints`, solved through cvxpy.
+        sensitivities: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
+        probe: measure sensitivities on synthetic inputs, feed quantization errors back and re-normalise BatchNorm.
+            By default where the source has a model that can be run.
+        calibration: batches of real inputs, used in place of synthetic ones.
+        input_size: shape of one input without the batch dimension, where the model does not say.
+        example_inputs: an example of what the forward takes, where the model does not say.
+        alpha: exponent of the probe's sensitivities.
+        seed: of the synthetic inputs; the same seed gives the same bytes.
+        progress: called with (stage, done, total).
+
+    Raises:
+        OpqError: one of its subclasses for each way to be wrong; docs/errors.md lists them.
+    """
+    checked = Options(**options)
+    opened = open_source(source)
+    problem, probed = _problem(opened, checked)
+    coder: Coder = PlainCoder(opened) if probed is None else DataFreeCoder(opened, probed)
+    return Fit(opened, problem, coder, checked.progress).run()
+
+
+def solve(source: SourceLike, **options: Any) -> Plan:
+    """Decides only: the Plan that `compress` with the same options would apply. Nothing is touched.
+
+    Takes the options of `compress`. The size of the file is predicted from the rates; `compress` measures it.
+    """
+    checked = Options(**options)
+    opened = open_source(source)
+    problem, _ = _problem(opened, checked)
+    return Fit(opened, problem, PlainCoder(opened), checked.progress).decide()
+
+
+def load(path: str | os.PathLike[str], model: Model) -> Model:
+    """Fills `model` with the tensors of a file and returns it: dense again, ready to run.
+
+    Raises:
+        MismatchError: names or shapes differ; the model is left untouched.
+        FileFormatError: the file is not whole.
+    """
+    state = load_state_dict(path)
+    own = model.state_dict()
+    wrong = [f"{n} missing in the file" for n in own if n not in state]
+    wrong += [f"{n} not in the model" for n in state if n not in own]
+    wrong += [
+        f"{n} {tuple(t.shape)} in the file, {tuple(own[n].shape)} in the model"
+        for n, t in state.items()
+        if n in own and t.shape != own[n].shape
+    ]
+    if wrong:
+        raise MismatchError(f"{os.fspath(path)} does not fit {type(model).__name__}", got="; ".join(wrong))
+    model.load_state_dict(state)
+    return model
+
+
+def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """The dense state dict of a file; tied names share one tensor.
+
+    Raises:
+        FileFormatError: the file is foreign, newer, truncated or corrupt (one subclass each).
+    """
+    with Reader(path) as reader:
+        return reader.state_dict()
+
+
+def _problem(source: Source, options: Options) -> tuple[Problem, Probe | None]:
+    """The allocation problem and the probe it was weighed by."""
+    roles = assign(source.specs, options.overrides)
+    stats = gather(source, roles, options.progress)
+    probed = probe_source(source, options)
+    a = dict.fromkeys(stats, 1.0)
+    if probed is not None:
+        a |= probed.sensitivities(stats, alpha=options.alpha)
+    if options.sensitivities is not None:
+        unknown = sorted(set(options.sensitivities) - set(stats))
+        if unknown:
+            raise PatternError("sensitivities= names no compressed tensor", got=", ".join(unknown[:5]))
+        a = dict.fromkeys(stats, 1.0) | dict(options.sensitivities)
+    a |= {role.name: role.sensitivity for role in roles if role.name in a and role.sensitivity is not None}
+    return Problem(options=options, roles=roles, stats=stats, sensitivities=a), probed

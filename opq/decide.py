@@ -1,0 +1,110 @@
+"""Statistics, sensitivities and a budget in bits -> the Plan. Pure: no weight is touched here.
+
+`Problem` gathers what the solvers need once; `Problem.plan(bits)` is then cheap, so that the caller can call it
+again when the true size of the file is known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from opq.curve import THETAS, Curve, Point
+from opq.dtypes import dtype_name
+from opq.options import Options, Progress, silent
+from opq.plan import Plan, TensorPlan
+from opq.roles import Role
+from opq.solve import Allocation, allocate
+from opq.sources import Source
+from opq.stats import TensorStats
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Problem:
+    """One compression problem: which tensors take part, what they look like and how much each matters."""
+
+    options: Options
+    roles: tuple[Role, ...]
+    stats: Mapping[str, TensorStats]
+    """Of every compressed tensor, in the source's order."""
+    sensitivities: Mapping[str, float]
+    """`a_i` of every compressed tensor."""
+    thetas: Sequence[float] = THETAS
+    curves: Mapping[str, Curve] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        curves = {name: Curve.of(stats, thetas=self.thetas) for name, stats in self.stats.items()}
+        object.__setattr__(self, "curves", curves)
+
+    @property
+    def bounds(self) -> list[tuple[float, float] | None]:
+        """Bits per weight that the user allows each compressed tensor."""
+        roles = {role.name: role for role in self.roles}
+        return [(roles[n].min_bits, roles[n].max_bits) for n in self.stats]
+
+    @property
+    def least_bits(self) -> float:
+        """The fewest bits that all codes together can take."""
+        least = 0.0
+        for curve, stats, bound in zip(self.curves.values(), self.stats.values(), self.bounds, strict=True):
+            low = float(curve.rate[0])
+            least += stats.size * (low if bound is None else min(max(bound[0], low), float(curve.rate[-1])))
+        return least
+
+    def allocate(self, bits: float) -> Allocation:
+        """The optimal operating points for `bits` bits of codes in all; through cvxpy where there are constraints."""
+        sizes = [stats.size for stats in self.stats.values()]
+        a = [self.sensitivities[name] for name in self.stats]
+        curves = list(self.curves.values())
+        if not self.options.constraints:
+            return allocate(curves, sizes, a, bits, bounds=self.bounds)
+        from opq import convex
+
+        return convex.solve_rd(
+            curves, sizes, a, bits, bounds=self.bounds, names=list(self.stats), constraints=self.options.constraints
+        )
+
+    def plan(self, bits: float) -> Plan:
+        """The plan whose codes take `bits` bits."""
+        allocation = self.allocate(bits)
+        points = dict(zip(self.stats, allocation.points, strict=True))
+        return Plan(
+            method="rd",
+            tensors=tuple(self._tensor(role, points.get(role.name)) for role in self.roles),
+            budget=self.options.budget,
+            multiplier=allocation.multiplier,
+            residual=allocation.residual,
+        )
+
+    def _tensor(self, role: Role, point: Point | None) -> TensorPlan:
+        shared = role.spec.like
+        base = TensorPlan(
+            name=role.name,
+            shape=role.spec.shape,
+            dtype=dtype_name(role.spec.dtype),
+            action="keep" if point is None and shared is None else "share" if shared else "compress",
+            reason=role.reason,
+            like=shared,
+            step=1.0 if point is None else point.step,
+        )
+        if point is None:
+            return dataclasses.replace(base, step=0.0)
+        return dataclasses.replace(
+            base,
+            threshold=point.threshold,
+            rounding=point.theta,
+            rate=point.rate,
+            density=point.density,
+            distortion=point.distortion,
+            sensitivity=self.sensitivities[role.name],
+        )
+
+
+def gather(source: Source, roles: Sequence[Role], progress: Progress = silent) -> dict[str, TensorStats]:
+    """Statistics of every tensor to compress, one tensor in memory at a time."""
+    names = [role.name for role in roles if role.action == "compress"]
+    found = {}
+    for done, name in enumerate(names):
+        found[name] = TensorStats.of(source.tensor(name), name=name)
+        progress("statistics", done + 1, len(names))
+    return found

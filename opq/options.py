@@ -1,0 +1,77 @@
+"""The options of one compression, checked before any work is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from opq.errors import OptionError
+from opq.plan import Budget
+from opq.roles import Override
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, the steps done and the steps in all."""
+
+METHODS = ("rd", "opq")
+ALPHAS = (0.0, 0.5, 1.0)
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """The progress callback of those who want none."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `opq.compress` and `opq.solve` take; see `opq.compress` for the meaning of each."""
+
+    bits: float | None = None
+    ratio: float | None = None
+    size: float | None = None
+    method: Literal["rd", "opq"] = "rd"
+    sparsity: float | None = None
+    overrides: Mapping[str, Override] | None = None
+    constraints: Sequence[Any] = ()
+    sensitivities: Mapping[str, float] | None = None
+    probe: bool | None = None
+    calibration: Iterable[Any] | None = None
+    input_size: Sequence[int] | None = None
+    example_inputs: Any = None
+    alpha: float = 0.5
+    seed: int = 0
+    progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise OptionError("unknown method=", got=repr(self.method), wanted=" or ".join(METHODS))
+        if self.sparsity is not None:
+            self._check_sparsity()
+        _ = self.budget
+        if not (isinstance(self.alpha, (int, float)) and 0 <= self.alpha <= 1):
+            raise OptionError("alpha= is out of range", got=repr(self.alpha), wanted="a number from 0 to 1")
+        for name, a in (self.sensitivities or {}).items():
+            if not (isinstance(a, (int, float)) and math.isfinite(a) and a > 0):
+                raise OptionError(f"sensitivities[{name!r}]", got=repr(a), wanted="a positive number")
+        if self.probe is False and self.calibration is not None:
+            raise OptionError("calibration= needs the probe", got="probe=False", wanted="probe=True")
+
+    def _check_sparsity(self) -> None:
+        if self.method != "opq":
+            raise OptionError("sparsity= goes with method='opq'", got=f"method={self.method!r}")
+        if not (isinstance(self.sparsity, (int, float)) and 0 <= self.sparsity < 1):
+            raise OptionError("sparsity= is out of range", got=repr(self.sparsity), wanted="0 <= sparsity < 1")
+        if self.bits is None or self.ratio is not None or self.size is not None:
+            raise OptionError(
+                "sparsity= goes with bits= per kept weight alone",
+                got=f"bits={self.bits}, ratio={self.ratio}, size={self.size}",
+                remedy="Pass sparsity= with bits=, or leave sparsity= out and give one budget of the file.",
+            )
+
+    @property
+    def budget(self) -> Budget | None:
+        """The budget of the file; None where sparsity and bits per kept weight are given in its place."""
+        if self.sparsity is not None:
+            Budget("bits", self.bits or 0)
+            return None
+        return Budget.of(bits=self.bits, ratio=self.ratio, size=self.size)

@@ -1,0 +1,117 @@
+"""What `compress` gives back: the Plan and the file in memory, and ways to look at them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import TYPE_CHECKING
+
+import torch
+
+from opq.container import Packed, Reader
+from opq.plan import Plan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class _Codes(Mapping[str, torch.Tensor]):
+    """Codes by name, decoded one tensor at a time."""
+
+    def __init__(self, reader: Reader, names: tuple[str, ...]):
+        self._reader, self._names = reader, names
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return torch.from_numpy(self._reader.codes(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Result:
+    """A compressed model: its plan and its file, still in memory.
+
+    Everything here is read from the file's own bytes, so what is seen is what `save` writes.
+    """
+
+    plan: Plan
+    packed: Packed
+    label: str
+    elements: int
+    """Elements of the source's floating-point tensors, tied ones counted once."""
+    source_bytes: int
+    """Bytes of the source's tensors, tied ones counted once."""
+
+    @functools.cached_property
+    def reader(self) -> Reader:
+        """The file, opened from memory."""
+        return Reader(self.packed)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the file, header and all."""
+        return self.packed.size
+
+    @property
+    def bits(self) -> float:
+        """Bits of the file per floating-point element of the source."""
+        return 8 * self.bytes / self.elements
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of the source's tensors over bytes of the file: the real accounting."""
+        return self.source_bytes / self.bytes
+
+    @functools.cached_property
+    def nominal_ratio(self) -> float:
+        """32 / (density x mean bits of a kept weight), positions free, compressed tensors only: as the OPQ paper counts."""
+        from opq.accounting import nominal_ratio
+
+        return nominal_ratio(self.plan, self.codes)
+
+    @property
+    def codes(self) -> Mapping[str, torch.Tensor]:
+        """The integer codes of the compressed tensors by name: int16, in their shapes, decoded when asked for."""
+        return _Codes(self.reader, tuple(t.name for t in self.plan.compressed))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor as a reader of the file will see it, in the source's dtype."""
+        return self.reader.tensor(name)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The dense state dict that loading the file will give; tied names share one tensor."""
+        return self.reader.state_dict()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file aside, verifies it by decoding, renames it; what was there stays until then.
+
+        Raises:
+            WriteError: the file could not be written or verified; nothing is left behind.
+        """
+        self.packed.write(path)
+
+    def report(self) -> Table:
+        """A rich table with one row a tensor: what happens to it, why, and what it costs."""
+        from opq.report import table
+
+        return table(self.plan, self.packed.sizes, title=str(self))
+
+    def __repr__(self) -> str:
+        return (
+            f"<opq.Result {self.label}: {self.bytes:,} bytes, {self.bits:.3f} bits per weight, "
+            f"{self.ratio:.2f}x smaller, method {self.plan.method!r}, {len(self.plan.compressed)} tensors compressed>"
+        )
+
+    def _repr_html_(self) -> str:
+        from opq.report import html_table
+
+        return f"<p>{escape(repr(self))}</p>{html_table(self.plan, self.packed.sizes)}"
