@@ -1,0 +1,160 @@
+"""Classes of weights by the scale of their row, column and kernel position.
+
+Channels share the codebook but not the distribution: |q| at (i, j, k) is about r_i c_j d_k. Every index of every axis
+has a small class (a log-scale); the class of a weight is the sum of the three, and has a frequency table of its own.
+All decisions are made in integers, so that the same codes give the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from opq.ans import Ints
+from opq.tables import FRACTION, cost, frequencies, log2, roots
+
+Classes = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+"""One class for every index of the three axes."""
+
+MOST_PER_AXIS = 16
+MOST = 3 * (MOST_PER_AXIS - 1) + 1
+"""Most classes of one axis, and of a tensor."""
+
+_WIDEST = 4
+"""Classes on either side of the mean scale."""
+_FEWEST = 256
+"""Smaller tensors have one table."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Contexts:
+    """The class of a weight is `min(max(r_i + c_j + d_k, first) - first, number - 1)`."""
+
+    axes: Classes
+    first: int
+    number: int
+
+    @classmethod
+    def single(cls, shape: tuple[int, int, int]) -> Contexts:
+        """One class for all."""
+        r, c, d = (np.zeros(n, np.uint8) for n in shape)
+        return cls((r, c, d), 0, 1)
+
+    def of_rows(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """The classes of the weights of some rows, flat."""
+        r, c, d = self.axes
+        classes = r[start:stop, None, None] + (c[:, None] + d)
+        np.clip(classes, self.first, self.first + self.number - 1, out=classes)
+        return np.subtract(classes, self.first, out=classes).reshape(-1)
+
+
+def view(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """A tensor's shape as three axes: rows, columns, and the rest (the positions of a kernel) as one."""
+    padded = (*shape, 1, 1)[: max(2, len(shape))] if shape else (1, 1)
+    return padded[0], padded[1], math.prod(padded[2:])
+
+
+def choose(symbols: npt.NDArray[np.integer], magnitudes: npt.NDArray[np.integer], plain: Ints) -> list[Contexts]:
+    """The candidates worth costing for symbols of a 3-D shape: none when scales differ no more than by chance."""
+    if symbols.size < _FEWEST or symbols.shape[0] == symbols.size or symbols.shape[1] == symbols.size:
+        return []
+    sums = _sums(magnitudes)
+    if not _promising(sums, symbols.size, plain):
+        return []
+    coarse = _rounded(sums, 2)
+    found = [coarse] if symbols.size < 1 << 17 else [_rounded(sums, 1)]
+    if symbols.size <= 1 << 19 and sum(symbols.shape) * 400 > cost(plain, frequencies(roots(plain))) >> FRACTION:
+        found = [_refined(symbols, coarse, len(plain))]
+    return found
+
+
+def _sums(magnitudes: npt.NDArray[np.integer]) -> list[Ints]:
+    """The sum of |q| over each index of each axis; float64 holds these integers exactly."""
+    rows, columns, kernel = magnitudes.shape
+    by_row = np.zeros(rows, np.int64)
+    by_rest = np.zeros((columns, kernel), np.int64)
+    for i in range(0, rows, step := max(1, (1 << 20) // (columns * kernel))):
+        part = magnitudes[i : i + step].astype(np.float32)
+        by_row[i : i + step] = part.sum((1, 2), dtype=np.float64)
+        by_rest += part.sum(0, dtype=np.float64).astype(np.int64)
+    return [by_row, by_rest.sum(1), by_rest.sum(0)]
+
+
+def _promising(sums: list[Ints], size: int, plain: Ints) -> bool:
+    """Whether the spread of log-scales is worth more than 1/512 of the bits, beyond what chance gives.
+
+    To second order a class with log-scale x from the mean saves about x^2 / 2 nats a nonzero weight.
+    """
+    total = max(int(sums[0].sum()), 1)
+    nats = 0.0
+    for s in sums:
+        if len(s) > 1:
+            x = np.log(np.maximum(s, 1) * (len(s) / total))
+            nats += float((s * np.clip(x * x, 0, 4)).sum()) / total - len(s) / total
+    return nats * total / 2 > cost(plain, frequencies(roots(plain))) / (1 << FRACTION) * 2e-3
+
+
+def _rounded(sums: list[Ints], step: int) -> Contexts:
+    """Classes by rounding the log2 of the scales to multiples of `step / 2`."""
+    total = max(int(sums[0].sum()), 1)
+    axes = []
+    for s in sums:
+        x = log2(np.maximum(s, 1) * len(s)) - int(log2(np.array([total]))[0])
+        unit = step << FRACTION - 1
+        k = np.clip((x + unit // 2) // unit, -_WIDEST, _WIDEST)
+        axes.append((k - k.min()).astype(np.uint8))
+    return _trimmed((axes[0], axes[1], axes[2]))
+
+
+def _trimmed(axes: Classes) -> Contexts:
+    """The outermost classes joined until each holds at least 64 weights and 1/256 of all."""
+    counts = np.array([1])
+    for a in axes:
+        counts = np.convolve(counts, np.bincount(a))
+    least = max(64, int(counts.sum()) >> 8)
+    low = int(np.searchsorted(np.cumsum(counts), least))
+    high = len(counts) - 1 - int(np.searchsorted(np.cumsum(counts[::-1]), least))
+    low, high = min(low, high), max(low, high)
+    return Contexts(axes, low, high - low + 1)
+
+
+def _refined(symbols: npt.NDArray[np.integer], start: Contexts, alphabet: int) -> Contexts:
+    """Each index takes the class that costs the fewest bits, its own class name included; a few sweeps."""
+    axes = list(start.axes)
+    for _ in range(4):
+        for axis in range(3):
+            if len(axes[axis]) > 1:
+                axes[axis] = _reassigned(symbols, axes, axis, alphabet)
+    return _trimmed((axes[0], axes[1], axes[2]))
+
+
+def _reassigned(symbols: npt.NDArray[np.integer], axes: list[npt.NDArray[np.uint8]], axis: int, alphabet: int) -> npt.NDArray[np.uint8]:
+    others = [axes[i] for i in range(3) if i != axis]
+    number = sum(int(a.max()) for a in axes) + 1
+    width = sum(int(a.max()) for a in others) + 1
+    own = int(axes[axis].max()) + 1
+    rows = np.moveaxis(symbols, axis, 0).reshape(len(axes[axis]), -1)
+    keys = (others[0][:, None] + others[1]).reshape(-1).astype(np.int64) * alphabet + rows
+    keys += (np.arange(len(rows)) * (width * alphabet))[:, None]
+    counts = np.bincount(keys.reshape(-1), minlength=len(rows) * width * alphabet).reshape(-1, width, alphabet)
+    by_class = np.zeros((number, alphabet), np.int64)
+    for k in range(own):
+        by_class[k : k + width] += counts[axes[axis] == k].sum(0)
+    lengths = _lengths(by_class)
+    windows = np.stack([lengths[k : k + width].reshape(-1) for k in range(own)], 1)
+    # Exact: integers below 2^53 at every partial sum.
+    bits = counts.reshape(len(rows), -1).astype(np.float64) @ windows.astype(np.float64)
+    names = np.bincount(axes[axis], minlength=own)
+    bits += _lengths(names[None])[0]
+    best = bits.argmin(1)
+    return (best - best.min()).astype(np.uint8)
+
+
+def _lengths(counts: Ints) -> Ints:
+    """Code lengths of smoothed counts, row by row, in units of 2^-16 bit."""
+    total = counts.sum(0)
+    smooth = 4 * counts + 1 + 8 * total // max(int(total.sum()), 1)
+    return log2(smooth.sum(1, keepdims=True)) - log2(smooth)

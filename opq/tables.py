@@ -1,0 +1,132 @@
+"""Integer frequency tables, and the few bits in which a file holds one.
+
+A table is sent as `u_t = round(sqrt(count_t / 2))` and read as frequencies in proportion to `u_t^2`: on the scale
+of the square root every count is known to about the same precision (its deviation is 1/2), so equal steps there lose
+equally little, about half a bit a symbol. Each `u_t` is sent as the difference to what its neighbours predict.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from opq.ans import TOTAL, Ints, Model, Reader, Writer, categorical, uniform, zigzag
+from opq.errors import CorruptFileError
+
+LARGEST_ROOT = 1 << 17
+"""No `u_t` is larger: counts up to 3.4e10."""
+
+FRACTION = 16
+"""`log2` is in units of 2^-16 bit."""
+
+_MANTISSA = 16
+_LOG2 = np.rint(np.log2(1 + np.arange(1 << _MANTISSA) / (1 << _MANTISSA)) * (1 << FRACTION)).astype(np.int64)
+
+
+def log2(values: Ints) -> Ints:
+    """log2 of positive integers below 2^53 in units of 2^-16 bit, in integers only, too small by at most 2^-15 bit."""
+    exponents = np.frexp(values.astype(np.float64))[1].astype(np.int64) - 1
+    mantissas = np.where(exponents >= _MANTISSA, values >> np.maximum(exponents - _MANTISSA, 0), 0)
+    mantissas += np.where(exponents < _MANTISSA, values << np.maximum(_MANTISSA - exponents, 0), 0)
+    return (exponents << FRACTION) + _LOG2[mantissas - (1 << _MANTISSA)]
+
+
+def roots(counts: Ints) -> Ints:
+    """`u = round(sqrt(count / 2))`, at least 1 where there is a count."""
+    u = np.rint(np.sqrt(counts / 2)).astype(np.int64)
+    return np.where(counts > 0, np.maximum(u, 1), 0)
+
+
+def frequencies(u: Ints) -> Ints:
+    """Positive frequencies that add up to `TOTAL`, in proportion to `u^2`; not all `u` are 0."""
+    squares = u * u
+    shared = squares * (TOTAL - len(u)) // int(squares.sum()) + 1
+    shared[int(squares.argmax())] += TOTAL - int(shared.sum())
+    return shared
+
+
+def cost(counts: Ints, table: Ints) -> int:
+    """Bits times 2^16 of symbols with these counts under these frequencies."""
+    return int((counts * ((24 << FRACTION) - log2(table))).sum())
+
+
+def put(writer: Writer, u: Ints, first: int) -> None:
+    """Writes the roots `u` of the symbols `first, first + 1, ...`."""
+    known: dict[int, int] = {}
+    for symbol in _order(first, len(u)):
+        predicted = _predict(known, symbol)
+        value = int(u[symbol - first])
+        code = zigzag(value - predicted) if value < 2 * predicted else value
+        length = code.bit_length()
+        writer.put(length, _lengths()[min(predicted.bit_length(), _CONTEXTS - 1)])
+        writer.number(code & (1 << max(length - 1, 0)) - 1, max(length - 1, 0))
+        known[symbol] = value
+
+
+def take(reader: Reader, first: int, size: int) -> Ints:
+    """The inverse of `put`; raises `CorruptFileError` when no symbol has a frequency."""
+    known: dict[int, int] = {}
+    for symbol in _order(first, size):
+        predicted = _predict(known, symbol)
+        length = reader.take(_lengths()[min(predicted.bit_length(), _CONTEXTS - 1)])
+        code = (1 << length - 1) | reader.number(length - 1) if length else 0
+        difference = code >> 1 if not code & 1 else -(code >> 1) - 1
+        known[symbol] = predicted + difference if code < 2 * predicted else code
+    u = np.array([known[first + k] for k in range(size)], np.int64)
+    if not u.any() or u.max() > LARGEST_ROOT:
+        raise CorruptFileError("a frequency table is empty or too large", got=f"largest root {u.max()}")
+    return u
+
+
+def _order(first: int, size: int) -> list[int]:
+    """Symbols from the middle outwards: 0, 1, -1, 2, -2, ..."""
+    return sorted(range(first, first + size), key=zigzag_from_one)
+
+
+def zigzag_from_one(symbol: int) -> int:
+    """0, 1, -1, 2, -2, ... in this order."""
+    return 2 * abs(symbol) - (symbol > 0)
+
+
+def _predict(known: dict[int, int], symbol: int) -> int:
+    """The mirror image where it is known, else the geometric continuation of the two magnitudes before."""
+    if symbol < 0 and -symbol in known:
+        return known[-symbol]
+    last, before = _magnitude(known, abs(symbol) - 1), _magnitude(known, abs(symbol) - 2)
+    return last * last // before if before > last else last
+
+
+def _magnitude(known: dict[int, int], magnitude: int) -> int:
+    """The mean root of the two signs of a magnitude, 0 where neither is known."""
+    both = [known[s] for s in {magnitude, -magnitude} if magnitude >= 0 and s in known]
+    return (sum(both) + 1) // len(both) if both else 0
+
+
+_CONTEXTS = 8
+_WEIGHTS = (
+    (200, 14, 10, 8, 8, 6, 4, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (60, 100, 60, 20, 6, 4, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (60, 60, 80, 40, 10, 4, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (50, 50, 70, 60, 20, 6, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (40, 40, 60, 60, 30, 10, 4, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (30, 30, 50, 60, 40, 20, 8, 4, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (20, 20, 40, 50, 50, 30, 20, 8, 4, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (10, 10, 20, 30, 40, 40, 40, 30, 20, 10, 8, 6, 4, 2, 2, 2, 2, 1, 1),
+)
+"""How often a difference has 0, 1, 2, ... bits, by the number of bits of the prediction."""
+
+
+@functools.cache
+def _lengths() -> tuple[Model, ...]:
+    return tuple(categorical(frequencies_of_weights(np.array(w, np.int64))) for w in _WEIGHTS)
+
+
+def frequencies_of_weights(weights: Ints) -> Ints:
+    """Positive weights brought to the sum `TOTAL`."""
+    shared = weights * TOTAL // int(weights.sum())
+    shared[int(weights.argmax())] += TOTAL - int(shared.sum())
+    return shared
+
+
+__all__ = ["cost", "frequencies", "log2", "put", "roots", "take", "uniform"]
