@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +21,12 @@ from opq.tables import FRACTION, cost, frequencies, log2, roots
 Classes = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 """One class for every index of the three axes."""
 
+_T = TypeVar("_T", bound=np.generic)
+
 MOST_PER_AXIS = 16
 MOST = 3 * (MOST_PER_AXIS - 1) + 1
 """Most classes of one axis, and of a tensor."""
 
-_WIDEST = 4
-"""Classes on either side of the mean scale."""
 _FEWEST = 256
 """Smaller tensors have one table."""
 
@@ -43,12 +45,62 @@ class Contexts:
         r, c, d = (np.zeros(n, np.uint8) for n in shape)
         return cls((r, c, d), 0, 1)
 
-    def of_rows(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        """The classes of the weights of some rows, flat."""
+    def blocks(self, start: int, stop: int) -> Blocks:
+        """How the weights of some rows fall into classes."""
         r, c, d = self.axes
-        classes = r[start:stop, None, None] + (c[:, None] + d)
-        np.clip(classes, self.first, self.first + self.number - 1, out=classes)
-        return np.subtract(classes, self.first, out=classes).reshape(-1)
+        return Blocks.of(r[start:stop], (c[:, None] + d).reshape(-1), self.first, self.number)
+
+
+Block = tuple[slice, slice]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Blocks:
+    """Rows and columns sorted by class (stably): there every class is a list of rectangles."""
+
+    rows: npt.NDArray[np.intp]
+    columns: npt.NDArray[np.intp]
+    classes: tuple[tuple[Block, ...], ...]
+    """The rectangles of each class, by row and then by column."""
+
+    @classmethod
+    def of(cls, rows: npt.NDArray[np.uint8], columns: npt.NDArray[np.uint8], first: int, number: int) -> Blocks:
+        """The class of (i, j) is `min(max(rows[i] + columns[j], first) - first, number - 1)`."""
+        classes: list[list[Block]] = [[] for _ in range(number)]
+        for i, down in _runs(rows):
+            for j, across in _runs(columns):
+                classes[min(max(i + j, first) - first, number - 1)].append((down, across))
+        orders = (np.argsort(rows, kind="stable"), np.argsort(columns, kind="stable"))
+        return cls(*orders, tuple(map(tuple, classes)))
+
+    def split(self, flat: npt.NDArray[_T]) -> Iterator[npt.NDArray[_T]]:
+        """The weights of each class, one array a class."""
+        table = flat.reshape(len(self.rows), len(self.columns)).take(self.rows, 0).take(self.columns, 1)
+        for blocks in self.classes:
+            yield np.concatenate([table[b].reshape(-1) for b in blocks] or [flat[:0]])
+
+    def amounts(self) -> list[int]:
+        """How many weights each class has."""
+        return [sum((d.stop - d.start) * (a.stop - a.start) for d, a in blocks) for blocks in self.classes]
+
+    def join(self, parts: Iterable[npt.NDArray[_T]], out: npt.NDArray[_T]) -> None:
+        """The inverse of `split`, into the flat `out`."""
+        table = np.empty((len(self.rows), len(self.columns)), out.dtype)
+        for blocks, part in zip(self.classes, parts, strict=True):
+            position = 0
+            for down, across in blocks:
+                height, width = down.stop - down.start, across.stop - across.start
+                table[down, across] = part[position : position + height * width].reshape(height, width)
+                position += height * width
+        back = table.take(np.argsort(self.columns), 1)
+        out[:] = back.take(np.argsort(self.rows), 0).reshape(-1)
+
+
+def _runs(classes: npt.NDArray[np.uint8]) -> list[tuple[int, slice]]:
+    """Each class that occurs, and where it stands when sorted."""
+    ends = np.cumsum(np.bincount(classes))
+    starts = np.concatenate([[0], ends[:-1]])
+    return [(k, slice(int(a), int(b))) for k, (a, b) in enumerate(zip(starts, ends, strict=True)) if b > a]
 
 
 def view(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -64,11 +116,10 @@ def choose(symbols: npt.NDArray[np.integer], magnitudes: npt.NDArray[np.integer]
     sums = _sums(magnitudes)
     if not _promising(sums, symbols.size, plain):
         return []
-    coarse = _rounded(sums, 2)
-    found = [coarse] if symbols.size < 1 << 17 else [_rounded(sums, 1)]
-    if symbols.size <= 1 << 19 and sum(symbols.shape) * 400 > cost(plain, frequencies(roots(plain))) >> FRACTION:
-        found = [_refined(symbols, coarse, len(plain))]
-    return found
+    fine = _rounded(sums, 1, 4)
+    if symbols.size > 1 << 19 or sum(symbols.shape) * 1000 < cost(plain, frequencies(roots(plain))) >> FRACTION:
+        return [fine]
+    return [_refined(symbols, start, len(plain)) for start in (fine, _rounded(sums, 2, 3))]
 
 
 def _sums(magnitudes: npt.NDArray[np.integer]) -> list[Ints]:
@@ -97,14 +148,14 @@ def _promising(sums: list[Ints], size: int, plain: Ints) -> bool:
     return nats * total / 2 > cost(plain, frequencies(roots(plain))) / (1 << FRACTION) * 2e-3
 
 
-def _rounded(sums: list[Ints], step: int) -> Contexts:
-    """Classes by rounding the log2 of the scales to multiples of `step / 2`."""
+def _rounded(sums: list[Ints], step: int, widest: int) -> Contexts:
+    """Classes by rounding the log2 of the scales to multiples of `step / 2`, `widest` on either side of the mean."""
     total = max(int(sums[0].sum()), 1)
     axes = []
     for s in sums:
         x = log2(np.maximum(s, 1) * len(s)) - int(log2(np.array([total]))[0])
         unit = step << FRACTION - 1
-        k = np.clip((x + unit // 2) // unit, -_WIDEST, _WIDEST)
+        k = np.clip((x + unit // 2) // unit, -widest, widest)
         axes.append((k - k.min()).astype(np.uint8))
     return _trimmed((axes[0], axes[1], axes[2]))
 
@@ -131,7 +182,10 @@ def _refined(symbols: npt.NDArray[np.integer], start: Contexts, alphabet: int) -
     return _trimmed((axes[0], axes[1], axes[2]))
 
 
-def _reassigned(symbols: npt.NDArray[np.integer], axes: list[npt.NDArray[np.uint8]], axis: int, alphabet: int) -> npt.NDArray[np.uint8]:
+def _reassigned(
+    symbols: npt.NDArray[np.integer], axes: list[npt.NDArray[np.uint8]], axis: int, alphabet: int
+) -> npt.NDArray[np.uint8]:
+    """The axis with every index in the class that is cheapest for it under the present tables."""
     others = [axes[i] for i in range(3) if i != axis]
     number = sum(int(a.max()) for a in axes) + 1
     width = sum(int(a.max()) for a in others) + 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -131,19 +130,18 @@ def _as_codes(codes: npt.NDArray[np.integer]) -> Codes:
 
 
 def _draft(codes: Codes, low: int, chosen: Contexts, counts: Ints, wide: bool, behind: int) -> Draft:
-    counts = counts + np.where(counts.sum(1, keepdims=True) == 0, 1, 0)
-    roots = tuple(tables.roots(c) for c in counts)
+    roots = tuple(tables.roots(c) if c.any() else np.eye(1, len(c), dtype=np.int64)[0] for c in counts)
     bits = sum(tables.cost(c, tables.frequencies(u)) for c, u in zip(counts, roots, strict=True))
     return Draft(codes, low, chosen, roots, wide, behind + (bits >> tables.FRACTION) + 1)
 
 
 def _counts(symbols: npt.NDArray[np.int16], chosen: Contexts, alphabet: int) -> Ints:
     """Counts by class and symbol."""
-    counts = np.zeros(chosen.number * alphabet, np.int64)
+    counts = np.zeros((chosen.number, alphabet), np.int64)
     for rows, part in _chunks(tuple(len(a) for a in chosen.axes)):
-        keys = chosen.of_rows(*rows).astype(np.int32) * np.int32(alphabet) + symbols[part]
-        counts += np.bincount(keys, minlength=len(counts))
-    return counts.reshape(chosen.number, alphabet)
+        for k, of_class in enumerate(chosen.blocks(*rows).split(symbols[part])):
+            counts[k] += np.bincount(of_class, minlength=alphabet)
+    return counts
 
 
 def _bits_behind(low: int, high: int) -> Ints:
@@ -182,7 +180,8 @@ def write(plan: Draft) -> bytes:
 def _put_chunk(writer: Writer, codes: Codes, plan: Draft, rows: tuple[int, int], models: list[object]) -> None:
     index = codes.astype(np.int32) + 2**15 if plan.wide else None
     symbols = np.subtract(codes if index is None else _SYMBOL.take(index), plan.low, dtype=np.int32)
-    for of_class, model in zip(_grouped(symbols, plan.contexts, rows), models, strict=True):
+    parts = [symbols] if len(models) == 1 else plan.contexts.blocks(*rows).split(symbols)
+    for of_class, model in zip(parts, models, strict=True):
         if len(of_class):
             writer.put(of_class, model)
     if index is not None:
@@ -190,15 +189,6 @@ def _put_chunk(writer: Writer, codes: Codes, plan: Draft, rows: tuple[int, int],
         behind = np.flatnonzero(lengths)
         lengths = lengths[behind].astype(np.int32)
         writer.bits(np.abs(codes[behind].astype(np.int32)) & ((1 << lengths) - 1), lengths)
-
-
-def _grouped(symbols: Symbols, chosen: Contexts, rows: tuple[int, int]) -> Iterator[Symbols]:
-    if chosen.number == 1:
-        yield symbols
-        return
-    classes = chosen.of_rows(*rows)
-    ordered = symbols[np.argsort(classes, kind="stable")]
-    yield from np.split(ordered, np.cumsum(np.bincount(classes, minlength=chosen.number))[:-1])
 
 
 def decode(payload: bytes | memoryview, shape: tuple[int, ...]) -> Codes:
@@ -244,16 +234,20 @@ def _take_chunk(
     if chosen.number == 1:
         np.add(reader.many(models[0], len(out)), low, out=out, casting="unsafe")
     else:
-        classes = chosen.of_rows(*rows)
-        amounts = np.bincount(classes, minlength=chosen.number)
-        parts = [reader.many(m, int(n)) for m, n in zip(models, amounts, strict=True) if n]
-        out[np.argsort(classes, kind="stable")] = np.concatenate(parts) + low
+        blocks = chosen.blocks(*rows)
+        parts = (_some(reader, m, n).astype(np.int16) for m, n in zip(models, blocks.amounts(), strict=True))
+        blocks.join(parts, out)
+        out += np.int16(low)
     if wide:
         behind = np.flatnonzero(np.abs(out) >= DIRECT)
         symbols = out[behind]
         lengths = 2 + (np.abs(symbols).astype(np.int32) - DIRECT) // 8
         magnitudes = _BASE.take(symbols + 128) + reader.bits(lengths)
         out[behind] = np.where(symbols < 0, -magnitudes, magnitudes)
+
+
+def _some(reader: Reader, model: object, amount: int) -> Symbols:
+    return reader.many(model, amount) if amount else np.empty(0, np.int32)
 
 
 def _streams(payload: memoryview, number: int) -> list[memoryview]:
