@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from opq.curve import THETAS, Curve, Point
 from opq.dtypes import dtype_name
 from opq.options import Options, Progress, silent
 from opq.plan import Plan, TensorPlan
+from opq.quantize import LARGEST_CODE
 from opq.roles import Role
-from opq.solve import Allocation, allocate
+from opq.solve import Allocation, allocate, paper
 from opq.sources import Source
 from opq.stats import TensorStats
 
@@ -52,9 +54,11 @@ class Problem:
         return least
 
     def allocate(self, bits: float) -> Allocation:
-        """The optimal operating points for `bits` bits of codes in all; through cvxpy where there are constraints."""
-        sizes = [stats.size for stats in self.stats.values()]
+        """The method's operating points for `bits` bits of codes in all; through cvxpy where there are constraints."""
+        stats, sizes = list(self.stats.values()), [stats.size for stats in self.stats.values()]
         a = [self.sensitivities[name] for name in self.stats]
+        if self.options.method == "opq":
+            return paper([s.mean_abs for s in stats], sizes, a, bits)[0]
         curves = list(self.curves.values())
         if not self.options.constraints:
             return allocate(curves, sizes, a, bits, bounds=self.bounds)
@@ -66,10 +70,13 @@ class Problem:
 
     def plan(self, bits: float) -> Plan:
         """The plan whose codes take `bits` bits."""
-        allocation = self.allocate(bits)
+        return self.planned(self.allocate(bits))
+
+    def planned(self, allocation: Allocation) -> Plan:
+        """The plan of an allocation."""
         points = dict(zip(self.stats, allocation.points, strict=True))
         return Plan(
-            method="rd",
+            method=self.options.method,
             tensors=tuple(self._tensor(role, points.get(role.name)) for role in self.roles),
             budget=self.options.budget,
             multiplier=allocation.multiplier,
@@ -77,27 +84,26 @@ class Problem:
         )
 
     def _tensor(self, role: Role, point: Point | None) -> TensorPlan:
-        shared = role.spec.like
-        base = TensorPlan(
-            name=role.name,
-            shape=role.spec.shape,
-            dtype=dtype_name(role.spec.dtype),
-            action="keep" if point is None and shared is None else "share" if shared else "compress",
-            reason=role.reason,
-            like=shared,
-            step=1.0 if point is None else point.step,
-        )
-        if point is None:
-            return dataclasses.replace(base, step=0.0)
-        return dataclasses.replace(
-            base,
-            threshold=point.threshold,
-            rounding=point.theta,
-            rate=point.rate,
-            density=point.density,
-            distortion=point.distortion,
-            sensitivity=self.sensitivities[role.name],
-        )
+        fields: dict[str, Any] = {
+            "name": role.name,
+            "shape": role.spec.shape,
+            "dtype": dtype_name(role.spec.dtype),
+            "action": role.action,
+            "reason": role.reason,
+            "like": role.spec.like,
+        }
+        if point is not None:
+            step = max(point.step, self.stats[role.name].max_abs / LARGEST_CODE)
+            fields |= {
+                "step": step,
+                "threshold": point.threshold,
+                "rounding": 0.5 if self.options.method == "opq" else point.theta,
+                "sensitivity": self.sensitivities[role.name],
+                "rate": point.rate,
+                "density": point.density,
+                "distortion": point.distortion,
+            }
+        return TensorPlan(**fields)
 
 
 def gather(source: Source, roles: Sequence[Role], progress: Progress = silent) -> dict[str, TensorStats]:

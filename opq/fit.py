@@ -21,6 +21,7 @@ from opq.decide import Problem
 from opq.errors import InfeasibleError
 from opq.keep import keep
 from opq.options import Progress
+from opq.paper import two_steps
 from opq.plan import Plan, TensorPlan
 from opq.quantize import quantize
 from opq.result import Result
@@ -75,6 +76,8 @@ class Fit:
         Raises:
             InfeasibleError: no file is that small; says the smallest that can be had.
         """
+        if self.problem.options.sparsity is not None:
+            return self.apply(self.decide())
         target, least = self.target, self.problem.least_bits
         overhead = self.overhead(self.problem.plan(least))
         tried: list[Result] = []
@@ -95,7 +98,10 @@ class Fit:
 
     def attempt(self, bits: float, overhead: float) -> Result:
         """The result of giving the codes `bits` bits, whatever the size of the file turns out to be."""
-        plan = self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead))
+        return self.apply(self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead)))
+
+    def apply(self, plan: Plan) -> Result:
+        """The result of a plan: codes of every tensor, and the file in memory."""
         codes: Codes = {}
         for done, tensor in enumerate(plan.compressed):
             codes[tensor.name] = self.coder.codes(tensor)
@@ -104,6 +110,13 @@ class Fit:
 
     def decide(self) -> Plan:
         """The plan at the budget by predicted size alone: no weight is quantized."""
+        options = self.problem.options
+        if options.sparsity is not None:
+            found = two_steps(
+                self.source, self.problem.stats, self.problem.sensitivities, options.sparsity, options.bits or 0.0
+            )
+            plan = self.problem.planned(found)
+            return plan.replace(predicted_bytes=round(found.bits / 8 + self.overhead(plan)))
         target, least = self.target, self.problem.least_bits
         overhead = self.overhead(self.problem.plan(least))
         bits = 8 * (AIM * target - overhead)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from opq.accounting import Nominal, nominal
 from opq.container import Packed, Reader
 from opq.plan import Plan
 
@@ -72,11 +73,9 @@ class Result:
         return self.source_bytes / self.bytes
 
     @functools.cached_property
-    def nominal_ratio(self) -> float:
-        """32 / (density x mean bits of a kept weight), positions free, compressed tensors only: as the OPQ paper counts."""
-        from opq.accounting import nominal_ratio
-
-        return nominal_ratio(self.plan, self.codes)
+    def nominal(self) -> Nominal:
+        """The paper's accounting: sparsity, bits per kept weight and ratio, positions free, compressed tensors only."""
+        return nominal(self.plan, self.codes)
 
     @property
     def codes(self) -> Mapping[str, torch.Tensor]:

@@ -1,0 +1,61 @@
+"""Two ways to count: what the paper reports, and what the file weighs.
+
+*Nominal*: 32 / (density x mean bits of a kept weight); positions cost nothing and only compressed tensors count. Per-channel
+bits are `log2(range_ij / Delta_i + 1)`, ranges being those of the kept weights. *Real*: bytes of the source / bytes of the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+
+from opq.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Nominal:
+    """The paper's accounting of a set of codes."""
+
+    weights: int
+    kept: int
+    value_bits: float
+    """Bits of all kept weights together, without positions."""
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of weights that are zero."""
+        return 1 - self.kept / self.weights if self.weights else 0.0
+
+    @property
+    def bits_per_kept(self) -> float:
+        """Mean bits of a kept weight."""
+        return self.value_bits / self.kept if self.kept else 0.0
+
+    @property
+    def ratio(self) -> float:
+        """32 bits a weight over the bits of the kept values; infinite where those cost nothing."""
+        return 32 * self.weights / self.value_bits if self.value_bits else float("inf")
+
+
+def nominal(plan: Plan, codes: Mapping[str, torch.Tensor]) -> Nominal:
+    """The paper's accounting of the codes on a grid."""
+    weights = kept = 0
+    bits = 0.0
+    for tensor in plan.compressed:
+        if tensor.codebook == "grid" and tensor.size:
+            levels, count = _channels(codes[tensor.name])
+            weights, kept = weights + tensor.size, kept + int(count.sum())
+            bits += float((count * torch.log2(levels)).sum())
+    return Nominal(weights, kept, bits)
+
+
+def _channels(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each channel: `range_ij / Delta_i + 1` of its kept codes, and how many are kept."""
+    rows = q.reshape(q.shape[0] if q.dim() else 1, -1).double()
+    kept = rows != 0
+    count = kept.sum(1)
+    top = rows.masked_fill(~kept, -torch.inf).amax(1)
+    bottom = rows.masked_fill(~kept, torch.inf).amin(1)
+    return torch.where(count > 0, top - bottom + 1, torch.ones(())), count

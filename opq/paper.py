@@ -1,0 +1,99 @@
+"""The paper's method as the paper states it: a sparsity and bits per kept weight, in two closed-form steps (DESIGN 2.1).
+
+Hu, Peng, Zhu, Aly, Lin, "OPQ: Compressing Deep Neural Networks with One-shot Pruning-Quantization", AAAI 2021. Its exact
+equations were not at hand; docs/mathematics.md derives these from the problem that it describes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from opq.curve import Point
+from opq.laplace import quantizer
+from opq.quantize import LARGEST_CODE
+from opq.solve import Allocation, prune, steps
+from opq.sources import Source
+from opq.stats import Floats, TensorStats
+
+
+def two_steps(
+    source: Source, stats: Mapping[str, TensorStats], sensitivities: Mapping[str, float], sparsity: float, bits: float
+) -> Allocation:
+    """Thresholds for `sparsity`, then steps for `bits` bits per kept weight: an operating point for every tensor.
+
+    One tensor is in memory at a time. Rates are those of the codes under the Laplacian prior, positions included.
+    """
+    a = [sensitivities[name] for name in stats]
+    beta = thresholds(list(stats.values()), a, sparsity)
+    measured = [channels(source.tensor(name), b) for name, b in zip(stats, beta, strict=True)]
+    ranges, kept = [m[0] for m in measured], [m[1] for m in measured]
+    step, multiplier = steps(ranges, kept, a, bits)
+    points = []
+    for s, b, d, m in zip(stats.values(), beta, step, kept, strict=True):
+        d = max(float(d), s.max_abs / LARGEST_CODE) or 1.0
+        density = float(m.sum()) / max(s.size, 1)
+        rate = float(quantizer(d, b, s.mean_abs)[0]) if s.max_abs > 0 else 0.0
+        lost = s.mean_square - energy_above(s, float(b))
+        points.append(Point(d, float(b) / d, rate, lost + density * d * d / 12, density))
+    total = sum(s.size * p.rate for s, p in zip(stats.values(), points, strict=True))
+    return Allocation(tuple(points), multiplier, 0.0, total)
+
+
+def thresholds(stats: Sequence[TensorStats], sensitivities: Sequence[float], sparsity: float) -> Floats:
+    """`beta_i` with `a_i beta_i^2 = lambda` that prune the fraction `sparsity` of all weights.
+
+    The law holds for any density that is symmetric at 0; the Laplacian prior gives the first `lambda`, and since real
+    tensors are not quite Laplacian, the histograms then give the one that meets the sparsity asked for.
+    """
+    sizes = [s.size for s in stats]
+    beta, _ = prune([s.mean_abs for s in stats], sizes, sensitivities, sparsity)
+    kept = (1 - sparsity) * sum(sizes)
+
+    def survivors(scale: float) -> float:
+        return sum(s.size * density_above(s, scale * b) for s, b in zip(stats, beta, strict=True))
+
+    if not np.any(beta > 0):
+        return beta
+    low, high = 0.0, 1.0
+    while survivors(high) > kept and high < 2.0**40:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if survivors(middle) > kept else (low, middle)
+    return beta * high
+
+
+def density_above(stats: TensorStats, beta: float) -> float:
+    """Fraction of weights with `|w| >= beta`, from the histogram."""
+    return float(np.sum(_counts_above(stats, beta))) / max(stats.size, 1)
+
+
+def energy_above(stats: TensorStats, beta: float) -> float:
+    """Mean over all weights of `w^2` where `|w| >= beta`, else 0, from the histogram."""
+    lower, upper, _, _ = stats.magnitudes
+    low = np.clip(beta, lower, upper)
+    squares = (low * low + low * upper + upper * upper) / 3
+    return float(np.sum(_counts_above(stats, beta) * squares)) / max(stats.size, 1)
+
+
+def _counts_above(stats: TensorStats, beta: float) -> Floats:
+    """Weights of each bin that are at least beta; within a bin they are taken as uniform."""
+    lower, upper, positive, negative = stats.magnitudes
+    width = upper - lower
+    share = np.divide(upper - beta, width, out=(upper >= beta).astype(float), where=width > 0)
+    return np.asarray((positive + negative) * np.clip(share, 0.0, 1.0))
+
+
+def channels(w: torch.Tensor, beta: float) -> tuple[Floats, Floats]:
+    """Of each channel (row of dimension 0): the range of its kept weights and their number, `range_ij` and `m_ij`."""
+    rows = w.detach().float().reshape(w.shape[0], -1)
+    kept = rows.abs() >= beta
+    count = kept.sum(1)
+    top = rows.masked_fill(~kept, -math.inf).amax(1)
+    bottom = rows.masked_fill(~kept, math.inf).amin(1)
+    spread = torch.where(count > 0, top - bottom, torch.zeros(())).double()
+    return spread.numpy(), count.double().numpy()

@@ -1,0 +1,62 @@
+"""The report: one row a tensor, what happens to it, why, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from html import escape
+
+from rich.table import Table
+
+from opq.plan import Plan, TensorPlan
+
+COLUMNS = ("tensor", "shape", "type", "action", "step", "dead zone", "sparsity", "bits/weight", "bytes", "why")
+_RIGHT = {"step", "dead zone", "sparsity", "bits/weight", "bytes"}
+
+
+def rows(plan: Plan, sizes: Mapping[str, int], densities: Mapping[str, float] | None = None) -> Iterator[tuple[str, ...]]:
+    """The cells of the report, one tuple a tensor, in the order of `COLUMNS`.
+
+    Args:
+        sizes: bytes of each tensor's payload in the file; 0 where it has none of its own.
+        densities: measured fractions of weights that are not zero; the plan's predictions by default.
+    """
+    for tensor in plan:
+        size = sizes.get(tensor.name, 0)
+        density = (densities or {}).get(tensor.name, tensor.density)
+        yield (
+            tensor.name,
+            "x".join(map(str, tensor.shape)) or "scalar",
+            tensor.dtype,
+            tensor.action,
+            *(_grid(tensor, density) if tensor.action == "compress" else ("", "", "")),
+            f"{8 * size / tensor.size:.3f}" if tensor.size and tensor.action != "share" else "",
+            f"{size:,}" if tensor.action != "share" else "",
+            tensor.reason,
+        )
+
+
+def _grid(tensor: TensorPlan, density: float) -> tuple[str, str, str]:
+    if tensor.codebook != "grid":
+        return (tensor.codebook, "", f"{1 - density:.1%}")
+    return (f"{tensor.step:.4g}", f"{tensor.dead_zone:.3f}", f"{1 - density:.1%}")
+
+
+def table(plan: Plan, sizes: Mapping[str, int], *, title: str | None = None) -> Table:
+    """The report as a rich table for the terminal."""
+    drawn = Table(title=title, title_justify="left", header_style="bold", row_styles=["", "dim"])
+    for column in COLUMNS:
+        drawn.add_column(
+            column, justify="right" if column in _RIGHT else "left", overflow="fold", no_wrap=column in _RIGHT
+        )
+    for row in rows(plan, sizes):
+        drawn.add_row(*row)
+    return drawn
+
+
+def html_table(plan: Plan, sizes: Mapping[str, int]) -> str:
+    """The report as an HTML table for notebooks."""
+    head = "".join(f"<th>{c}</th>" for c in COLUMNS)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows(plan, sizes)
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
