@@ -1,15 +1,15 @@
 """Attach and detach the fixed compression module: masks and codebooks stay, only weights move.
 
-    attach(model, plan)           the forward pass sees pruned, quantized weights
-    ... any training loop ...     the optimizer sees the plain ones (see `opq.fixed` for the mathematics)
-    codes = collect(model, plan)  what was trained, proved to lie on the plan's masks and grids
-    detach(model)                 the model as it was
+attach(model, plan)           the forward pass sees pruned, quantized weights
+... any training loop ...     the optimizer sees the plain ones (see `opq.fixed` for the mathematics)
+codes = collect(model, plan)  what was trained, proved to lie on the plan's masks and grids
+detach(model)                 the model as it was
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -20,19 +20,11 @@ from opq.fixed import FixedGrid, Site, digest, find, grids, is_sharded, order, p
 from opq.plan import Plan, TensorPlan
 from opq.quantize import LARGEST_CODE, dequantize, quantize
 
-
-@runtime_checkable
-class Compressed(Protocol):
-    """What `attach` reads of a compression result."""
-
-    @property
-    def plan(self) -> Plan: ...
-    @property
-    def codes(self) -> Mapping[str, torch.Tensor]: ...
-    def state_dict(self) -> Mapping[str, torch.Tensor]: ...
+if TYPE_CHECKING:
+    from opq.result import Result
 
 
-def attach(model: nn.Module, plan: Plan | Compressed) -> nn.Module:
+def attach(model: nn.Module, plan: Plan | Result) -> nn.Module:
     """Put the fixed compression module on a live model, in place; returns the model.
 
     With a `Plan`, its quantizer of the present weights decides the masks, and no value changes. With a
@@ -44,12 +36,13 @@ def attach(model: nn.Module, plan: Plan | Compressed) -> nn.Module:
         AttachError: attached already, sharded already, or a module that torch cannot parametrize.
         MismatchError: names, shapes or ties of the plan and the model differ; they are listed.
     """
-    plan, codes, values = (plan, None, None) if isinstance(plan, Plan) else (plan.plan, plan.codes, plan.state_dict())
     _check_attachable(model)
+    result = None if isinstance(plan, Plan) else plan
+    plan = plan if isinstance(plan, Plan) else plan.plan
     sites = find(model, plan)
-    if values is not None:
-        model.load_state_dict(values)
-    made = {name: FixedGrid(plan[name], _mask(plan[name], of[0], codes)) for name, of in sites.items()}
+    if result is not None:
+        model.load_state_dict(result.state_dict())
+    made = {name: FixedGrid(plan[name], _mask(plan[name], of[0], result)) for name, of in sites.items()}
     for name, of in sites.items():
         for module, attribute in of:
             _wrap(module, attribute, made[name])
@@ -66,9 +59,13 @@ def _check_attachable(model: nn.Module) -> None:
         raise AttachError("the model is sharded already", wanted="whole tensors", remedy=remedy)
 
 
-def _mask(plan: TensorPlan, site: Site, codes: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
+def _mask(plan: TensorPlan, site: Site, result: Result | None) -> torch.Tensor:
     w = plain(*site)
-    return (quantize(w, plan) if codes is None else codes[plan.name].reshape(plan.shape).to(w.device)) != 0
+    return quantize(w, plan) != 0 if result is None else _nonzero(result, plan.name).to(w.device)
+
+
+def _nonzero(result: Result, name: str) -> torch.Tensor:
+    return result.codes[name] != 0
 
 
 def detach(model: nn.Module, *, bake: bool = False) -> nn.Module:
@@ -170,7 +167,7 @@ def _rebuild(base: type, state: dict[str, Any], own: dict[str, tuple[torch.Tenso
 # --- what was trained, read back -----------------------------------------------------------
 
 
-def collect(model: nn.Module, plan: Plan | Compressed) -> dict[str, torch.Tensor]:
+def collect(model: nn.Module, plan: Plan | Result) -> dict[str, torch.Tensor]:
     """The codes of a trained model, int16 on the CPU by tensor name, **proved** to be the plan's.
 
     The model is attached, or was detached with `bake=True`. Under `fully_shard` every rank must call it.
@@ -180,14 +177,15 @@ def collect(model: nn.Module, plan: Plan | Compressed) -> dict[str, torch.Tensor
             that was attached; the tensor is named.
         MismatchError: the plan is another model's.
     """
-    plan, fixed = (plan, None) if isinstance(plan, Plan) else (plan.plan, plan.codes)
+    result = None if isinstance(plan, Plan) else plan
+    plan = plan if isinstance(plan, Plan) else plan.plan
     found: dict[str, torch.Tensor] = {}
     for name, ((module, attribute), *_) in find(model, plan).items():
         grid = grids(module).get(attribute)
         w = whole(plain(module, attribute)).detach()
         codes = _codes(w if grid is None else _trained(w, grid, plan[name]), plan[name])
         _check_mask(name, codes, None if grid is None else grid.mask, "that was attached")
-        _check_mask(name, codes, None if fixed is None else fixed[name] != 0, "of the compression result")
+        _check_mask(name, codes, None if result is None else _nonzero(result, name), "of the compression result")
         found[name] = codes
     return found
 

@@ -1,0 +1,124 @@
+"""Training interrupted and resumed exactly: weights, moments, random states and the place in the data.
+
+A checkpoint is a file of `torch.save` that loads with `weights_only=True`; it is written aside and renamed, so
+that the last good one survives a kill at any moment. Under `torch.distributed` process 0 writes whole tensors.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import tempfile
+import zlib
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from opq import ranks
+from opq.errors import CorruptFileError, MismatchError, WriteError
+from opq.fixed import FixedGrid
+from opq.plan import Plan
+
+
+def random_states() -> dict[str, Any]:
+    """The states of every random generator that a data loader may draw from: torch's, numpy's, Python's."""
+    kind, keys, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state())
+    states = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    states["numpy"] = [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached]
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """The inverse of `random_states`."""
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["python"])
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def save(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """Writes a checkpoint aside, then renames it; the one before stays until then.
+
+    Raises:
+        WriteError: it could not be written; nothing is left behind and the old one stays.
+    """
+    path = Path(path)
+    aside = None
+    try:
+        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except (OSError, RuntimeError) as error:
+        raise WriteError(f"cannot write the checkpoint {path}", got=error) from error
+    finally:
+        if aside is not None:
+            Path(aside).unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str], plan: Plan) -> dict[str, Any]:
+    """The checkpoint at `path`.
+
+    Raises:
+        CorruptFileError: it cannot be read.
+        MismatchError: it was written with another plan.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        remedy = "Delete it to start anew, or pass resume=False."
+        raise CorruptFileError(f"the checkpoint {path} cannot be read", got=error, remedy=remedy) from error
+    if state.get("plan") != plan_digest(plan):
+        remedy = "Resume with the plan that training began with, or pass resume=False."
+        raise MismatchError(f"the checkpoint {path} was written with another plan", remedy=remedy)
+    return state
+
+
+def plan_digest(plan: Plan) -> int:
+    """CRC-32 of the plan's canonical JSON."""
+    return zlib.crc32(plan.to_json().encode())
+
+
+# --- model and optimizer, whole or sharded --------------------------------------------------
+
+
+def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Model and optimizer as whole tensors by name; a collective call where there are several processes."""
+    if ranks.world_size() == 1:
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    own, moments = get_state_dict(model, optimizer, options=options)
+    return {"model": own, "optimizer": moments}
+
+
+def set_training_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """The inverse of `training_state`.
+
+    Raises:
+        MismatchError: a mask of the checkpoint is not the one attached: training began from other weights.
+    """
+    for name, module in ranks.unwrapped(model).named_modules():
+        if isinstance(module, FixedGrid) and not torch.equal(module.mask.cpu(), state["model"][f"{name}.mask"].cpu()):
+            remedy = "Attach the plan to the weights that training began with, then resume."
+            raise MismatchError(f"tensor {module.plan.name!r}: the checkpoint has another mask", remedy=remedy)
+    if ranks.world_size() == 1:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"],
+                   options=options)  # fmt: skip
