@@ -78,27 +78,11 @@ class Curve:
         Steps go from `max|w| / 32767` to `max|w|` (where one weight at least survives). A tensor of
         zeros (or of no weights) has the one point of rate 0 and distortion 0.
         """
-        return cls.pooled([stats], [1.0], thetas=thetas)
-
-    @classmethod
-    def pooled(
-        cls, group: Sequence[TensorStats], sensitivities: Sequence[float], *, thetas: Sequence[float] = THETAS
-    ) -> Curve:
-        """The curve of a group of tensors that share one step and one theta, each with its own entropy code.
-
-        Rate and density are means over all n = sum n_i weights; distortion is sum a_i n_i D_i / sum a_i n_i, so that
-        the group enters `allocate` with size n and sensitivity sum a_i n_i / n.
-        """
-        group_max = max((s.max_abs for s in group), default=0.0)
-        if group_max < _SMALLEST:
+        if stats.max_abs < _SMALLEST:
             zero = np.zeros(1)
-            return cls(zero, zero + thetas[0], zero, zero + group_max**2, zero)
-        step, theta = _grid(group_max, thetas)
-        parts = [measure(stats, step, theta) for stats in group]
-        n = np.array([s.size for s in group], dtype=float)
-        an = n * np.asarray(sensitivities, dtype=float)
-        rate, density = (np.average([p[k] for p in parts], axis=0, weights=n) for k in (0, 2))
-        distortion = np.average([p[1] for p in parts], axis=0, weights=an)
+            return cls(zero, zero + thetas[0], zero, zero + stats.mean_square, zero)
+        step, theta = _grid(stats.max_abs, thetas)
+        rate, distortion, density = measure(stats, step, theta)
         on = _lower_hull(rate, distortion)
         return cls(np.log(step[on]), theta[on], rate[on], distortion[on], density[on])
 

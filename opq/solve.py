@@ -68,7 +68,7 @@ def allocate(
         CertificateError: the solution does not satisfy its own conditions (a bug).
     """
     n, log_a = _checked(sizes, sensitivities, len(curves))
-    low, high = _rate_bounds(curves, bounds)
+    low, high = rate_bounds(curves, bounds)
     smallest = float(n @ low)
     if not bits_total >= smallest:
         raise InfeasibleError("the budget cannot be met", got=f"{bits_total:.6g} bits", wanted=_at_least(smallest))
@@ -265,7 +265,7 @@ def stationarity(
     return worst
 
 
-def _rate_bounds(curves: Sequence[Curve], bounds: Bounds | None) -> tuple[Floats, Floats]:
+def rate_bounds(curves: Sequence[Curve], bounds: Bounds | None) -> tuple[Floats, Floats]:
     """Bounds of the rates, clipped to the ends of the curves."""
     low = np.array([c.rate[0] for c in curves], dtype=float)
     high = np.array([c.rate[-1] for c in curves], dtype=float)

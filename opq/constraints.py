@@ -1,0 +1,157 @@
+"""What a user may ask of an allocation beyond the budget: linear in the rates and densities of the tensors.
+
+    opq.compress(model, bits=3, constraints=[
+        constraints.bits("head.*", min=4),
+        constraints.sparsity("*.fc", min=0.8),
+        constraints.macs(2e8, per_tensor=dense_macs),
+        constraints.equal_steps("*.attn.*"),
+    ])
+
+Patterns are globs over tensor names (`fnmatch`, case matters). Only compressed tensors take part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import numpy as np
+
+from opq.errors import OptionError, PatternError
+from opq.stats import Floats
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Row:
+    """One linear constraint: `low <= sum_i rate_i R_i + density_i s_i <= high`."""
+
+    label: str
+    rate: Floats
+    density: Floats
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Constraint:
+    """What one of the functions below asks for; a value, to be made by them."""
+
+    label: str
+    """The call that made it."""
+    pattern: str
+    on: Literal["rate", "density", "step"]
+    scope: Literal["each", "total", "equal"]
+    """Of every matched tensor alone, of their weighted sum, or the same for all."""
+    low: float = -math.inf
+    high: float = math.inf
+    weights: Mapping[str, float] | None = None
+    """Of the tensors in a sum; their sizes n_i by default."""
+
+    def matches(self, names: Sequence[str]) -> list[int]:
+        """Indices of the tensors that the pattern names.
+
+        Raises:
+            PatternError: none.
+        """
+        found = [i for i, name in enumerate(names) if fnmatchcase(name, self.pattern)]
+        if not found:
+            some = ", ".join(list(names)[:5])
+            raise PatternError(f"{self.label}: the pattern matches no compressed tensor", wanted=f"names like {some}")
+        return found
+
+    def rows(self, names: Sequence[str], sizes: Sequence[int]) -> list[Row]:
+        """The linear constraints on rates and densities; none for equal steps, which `group_steps` handles."""
+        found = self.matches(names)
+        if self.on == "step":
+            return []
+        if self.scope == "each":
+            return [self._row({i: 1.0}, len(names), self.low, self.high, f" on {names[i]}") for i in found]
+        if self.scope == "equal":
+            return [self._row({i: 1.0, found[0]: -1.0}, len(names), 0.0, 0.0) for i in found[1:]]
+        return [self._row(self._weights(found, names, sizes), len(names), self.low, self.high)]
+
+    def _weights(self, found: Sequence[int], names: Sequence[str], sizes: Sequence[int]) -> dict[int, float]:
+        if self.weights is None:
+            return {i: float(sizes[i]) for i in found}
+        missing = sorted(set(self.weights) - set(names))
+        if missing:
+            raise PatternError(f"{self.label}: no compressed tensor of this name", got=", ".join(missing[:5]))
+        return {i: float(self.weights[names[i]]) for i in found if names[i] in self.weights}
+
+    def _row(self, weights: Mapping[int, float], count: int, low: float, high: float, where: str = "") -> Row:
+        coefficients, none = np.zeros(count), np.zeros(count)
+        coefficients[list(weights)] = list(weights.values())
+        pair = (coefficients, none) if self.on == "rate" else (none, coefficients)
+        return Row(self.label + where, *pair, low, high)
+
+
+def bits(pattern: str, *, min: float = 0.0, max: float = math.inf) -> Constraint:
+    """Bits per weight of every tensor that the pattern names."""
+    label = _label("bits", pattern, min, max)
+    _ordered(label, min, max, math.inf)
+    return Constraint(label=label, pattern=pattern, on="rate", scope="each", low=min, high=max)
+
+
+def sparsity(pattern: str, *, min: float = 0.0, max: float = 1.0) -> Constraint:
+    """Fraction of zeros of every tensor that the pattern names."""
+    label = _label("sparsity", pattern, min, max)
+    _ordered(label, min, max, 1.0)
+    return Constraint(label=label, pattern=pattern, on="density", scope="each", low=1 - max, high=1 - min)
+
+
+def total_bits(pattern: str, *, min: float = 0.0, max: float = math.inf) -> Constraint:
+    """Bits of the codes of all tensors that the pattern names, together."""
+    label = _label("total_bits", pattern, min, max)
+    _ordered(label, min, max, math.inf)
+    return Constraint(label=label, pattern=pattern, on="rate", scope="total", low=min, high=max)
+
+
+def nonzeros(pattern: str, *, min: float = 0.0, max: float = math.inf) -> Constraint:
+    """Number of weights that are not zero in all tensors that the pattern names, together."""
+    label = _label("nonzeros", pattern, min, max)
+    _ordered(label, min, max, math.inf)
+    return Constraint(label=label, pattern=pattern, on="density", scope="total", low=min, high=max)
+
+
+def macs(max: float, *, per_tensor: Mapping[str, float]) -> Constraint:
+    """Multiply-accumulates left when zeros are skipped: `sum_i macs_i s_i <= max`.
+
+    Args:
+        max: the budget.
+        per_tensor: multiply-accumulates of the dense tensors, by name; tensors not named are free.
+    """
+    label = f"macs({max:g})"
+    _ordered(label, 0.0, max, math.inf)
+    return Constraint(label=label, pattern="*", on="density", scope="total", high=max, weights=dict(per_tensor))
+
+
+def equal_bits(pattern: str) -> Constraint:
+    """The same bits per weight for all tensors that the pattern names."""
+    return Constraint(label=f"equal_bits({pattern!r})", pattern=pattern, on="rate", scope="equal")
+
+
+def equal_steps(pattern: str) -> Constraint:
+    """The same step (codebook) for all tensors that the pattern names."""
+    return Constraint(label=f"equal_steps({pattern!r})", pattern=pattern, on="step", scope="equal")
+
+
+def group_steps(constraints: Sequence[Constraint], names: Sequence[str]) -> list[tuple[int, ...]]:
+    """The tensors in groups that share a step, in order; overlapping patterns join their groups."""
+    leader = list(range(len(names)))
+    for constraint in constraints:
+        if constraint.on == "step":
+            joined = {leader[i] for i in constraint.matches(names)}
+            leader = [min(joined) if group in joined else group for group in leader]
+    return [tuple(i for i, group in enumerate(leader) if group == first) for first in sorted(set(leader))]
+
+
+def _label(kind: str, pattern: str, low: float, high: float) -> str:
+    return f"{kind}({pattern!r}, min={low:g}, max={high:g})"
+
+
+def _ordered(label: str, low: float, high: float, most: float) -> None:
+    if not 0 <= low <= high <= most:
+        raise OptionError(f"{label} has no meaning", wanted=f"0 <= min <= max <= {most:g}")

@@ -1,0 +1,314 @@
+"""The same problems through cvxpy, with the user's constraints.
+
+Letters: `i` a tensor, `n_i` its size, `a_i` its sensitivity, `R_i` bits per weight, `s_i` density, `D_i` mean squared
+error, `B` the budget in bits, `lambda` its multiplier.
+
+Every convex curve is stated as written by its points: a tensor is a mixture `x_k >= 0, sum x_k = 1` of points of
+its curve, so that rate, density and error are linear in `x`. Where the mixture falls, points are added closer and
+closer together until it is one point to six digits. The dual prices of the last program are a certificate: no
+point of any curve, on the whole curve, would lower the Lagrangian by more than the reported gap.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from opq.constraints import Constraint, Row, group_steps
+from opq.curve import Curve, Point
+from opq.errors import CertificateError, InfeasibleError
+from opq.laplace import pruning_error
+from opq.solve import Allocation, Bounds, rate_bounds
+from opq.stats import Floats
+
+GAP = 1e-5
+"""Largest relative duality gap that is let through."""
+_ROUNDS = 10
+_FINER = np.linspace(-1, 1, 9)
+
+Priced = tuple[Floats, Floats, Floats]
+"""At points t: rates and densities (members x points), and cost `sum a_i n_i D_i` (points)."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Choice:
+    """A curve of choices for one tensor, or for a group that shares a step."""
+
+    members: tuple[int, ...]
+    grid: Floats
+    """Values of the curve's parameter t, ascending."""
+    at: Callable[[Floats], Priced]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Solved:
+    """Where on its curve each choice ended up, and the certificate."""
+
+    t: list[float]
+    multiplier: float
+    gap: float
+
+
+def solve_rd(
+    curves: Sequence[Curve],
+    sizes: Sequence[int],
+    sensitivities: Sequence[float],
+    bits_total: float,
+    *,
+    bounds: Bounds | None = None,
+    names: Sequence[str] | None = None,
+    constraints: Sequence[Constraint] = (),
+) -> Allocation:
+    """The rate-distortion optimum under constraints.
+
+        min  sum_i a_i n_i D_i(R_i)   subject to   sum_i n_i R_i <= B,   l_i <= R_i <= u_i,   the user's constraints
+
+    Densities follow the rates along each tensor's curve, `s_i(R_i)`. Tensors that share a step are one choice.
+    Without constraints this is `solve.allocate`, slower.
+
+    Args:
+        curves: one of each tensor.
+        sizes: `n_i`.
+        sensitivities: `a_i > 0`.
+        bits_total: `B`.
+        bounds: `(l_i, u_i)` in bits per weight or None, for each tensor.
+        names: of the tensors, for the constraints' patterns.
+        constraints: made by the functions of `opq.constraints`.
+
+    Raises:
+        InfeasibleError: says the smallest feasible budget, or that the constraints contradict each other.
+        PatternError: a pattern matches no tensor.
+        CertificateError: the duality gap is larger than 1e-5 (relative).
+    """
+    n, a = np.asarray(sizes, dtype=float), np.asarray(sensitivities, dtype=float)
+    labels = list(names) if names is not None else [str(i) for i in range(len(curves))]
+    choices = [_choice(group, curves, n * a) for group in group_steps(constraints, labels)]
+    rows = _bound_rows(curves, bounds, labels)
+    for constraint in constraints:
+        rows += [_within(row, curves, constraint) for row in constraint.rows(labels, sizes)]
+    solved = _solve(choices, rows, Row("the budget", n, 0 * n, -math.inf, float(bits_total)))
+    points: dict[int, Point] = {}
+    for choice, t in zip(choices, solved.t, strict=True):
+        points |= {i: _point(curves[i], t, len(choice.members) > 1) for i in choice.members}
+    ordered = tuple(points[i] for i in range(len(curves)))
+    bits = float(n @ [p.rate for p in ordered])
+    return Allocation(ordered, solved.multiplier, solved.gap, bits)
+
+
+def solve_opq(
+    taus: Sequence[float],
+    sizes: Sequence[int],
+    sensitivities: Sequence[float],
+    sparsity: float,
+    *,
+    names: Sequence[str] | None = None,
+    constraints: Sequence[Constraint] = (),
+) -> tuple[Floats, float]:
+    """The paper's pruning problem under constraints on densities.
+
+        min  sum_i a_i n_i E_i(s_i)   subject to   sum_i n_i s_i <= (1 - rho) N,   the user's constraints
+
+    Returns:
+        thresholds `beta_i = -tau_i ln s_i`, and the multiplier.
+    """
+    n, a, tau = (np.asarray(v, dtype=float) for v in (sizes, sensitivities, taus))
+    labels = list(names) if names is not None else [str(i) for i in range(tau.size)]
+    grid = np.exp(np.linspace(math.log(1e-9), 0, 200))
+    choices = [Choice((i,), grid, _pruned(n[i] * a[i], tau[i])) for i in range(tau.size)]
+    rows = [row for constraint in constraints for row in constraint.rows(labels, sizes)]
+    kept = (1 - sparsity) * float(n.sum())
+    solved = _solve(choices, rows, Row("the sparsity", 0 * n, n, -math.inf, kept))
+    return -tau * np.log(solved.t), solved.multiplier
+
+
+def solve_steps(
+    ranges: Sequence[Floats], kept: Sequence[Floats], sensitivities: Sequence[float], bits: float
+) -> Floats:
+    """The paper's second problem as written, without the high-resolution step: exponential cones in `y_i = ln Delta_i`.
+
+        min  sum_i a_i m_i exp(2 y_i) / 12   subject to   sum_ij m_ij log2(1 + range_ij exp(-y_i)) <= bits sum_ij m_ij
+
+    Returns:
+        `Delta_i`.
+    """
+    import cvxpy as cp
+
+    m = np.array([float(np.sum(k)) for k in kept])
+    unit = max(float(np.max(r)) for r in ranges)
+    y = cp.Variable(len(ranges))
+    cost = m * np.asarray(sensitivities, dtype=float)
+    spent = sum(
+        (np.asarray(k) / math.log(2)) @ cp.logistic(np.log(np.asarray(r) / unit) - y[i])
+        for i, (r, k) in enumerate(zip(ranges, kept, strict=True))
+    )
+    problem = cp.Problem(cp.Minimize((cost / cost.sum()) @ cp.exp(2 * y)), [spent / m.sum() <= bits])
+    problem.solve(solver=cp.CLARABEL)
+    return np.asarray(unit * np.exp(y.value), dtype=float)
+
+
+def _choice(group: tuple[int, ...], curves: Sequence[Curve], an: Floats) -> Choice:
+    """A tensor by its rate, or a group by the step it shares."""
+    own = [curves[i] for i in group]
+    if len(group) == 1:
+        shared, grid = False, own[0].rate
+    else:
+        moving = [c for c in own if c.rate.size > 1] or own
+        low, high = max(float(c.log_step.min()) for c in moving), min(float(c.log_step.max()) for c in moving)
+        shared, grid = True, np.unique(np.clip(np.concatenate([c.log_step for c in moving]), min(low, high), high))
+
+    def at(t: Floats) -> Priced:
+        points = [[_point(curve, float(v), shared) for v in t] for curve in own]
+        rate = np.array([[p.rate for p in line] for line in points])
+        density = np.array([[p.density for p in line] for line in points])
+        return rate, density, an[list(group)] @ np.array([[p.distortion for p in line] for line in points])
+
+    return Choice(group, grid, at)
+
+
+def _point(curve: Curve, t: float, shared: bool) -> Point:
+    if not shared:
+        return curve.at_rate(t)
+    return dataclasses.replace(curve.at_step(math.exp(t)), step=math.exp(t))
+
+
+def _pruned(an: float, tau: float) -> Callable[[Floats], Priced]:
+    def at(t: Floats) -> Priced:
+        return np.zeros((1, t.size)), t[None, :], an * pruning_error(t, tau)
+
+    return at
+
+
+def _bound_rows(curves: Sequence[Curve], bounds: Bounds | None, names: Sequence[str]) -> list[Row]:
+    low, high = rate_bounds(curves, bounds)
+    unit = np.eye(len(curves))
+    return [
+        Row(f"the bounds of {names[i]}", unit[i], 0 * unit[i], float(low[i]), float(high[i]))
+        for i, c in enumerate(curves)
+        if low[i] > c.rate[0] or high[i] < c.rate[-1]
+    ]
+
+
+def _within(row: Row, curves: Sequence[Curve], constraint: Constraint) -> Row:
+    """Bits per weight clipped to what the tensor can use: a constant tensor takes none, whatever is asked."""
+    if constraint.on != "rate" or constraint.scope != "each":
+        return row
+    curve = curves[int(np.argmax(row.rate))]
+    low, high = np.clip((row.low, row.high), curve.rate[0], curve.rate[-1])
+    return dataclasses.replace(row, low=float(low), high=float(high))
+
+
+def _solve(choices: Sequence[Choice], rows: Sequence[Row], budget: Row) -> _Solved:
+    """Solves on the curves' own points, then on ever finer ones around the solution."""
+    around: list[Floats] = [np.zeros(0) for _ in choices]
+    width = [float(np.max(np.diff(c.grid), initial=0.0)) for c in choices]
+    base = [c.at(c.grid) for c in choices]
+    unit = sum(float(np.max(p[2])) for p in base)
+    for _ in range(_ROUNDS):
+        columns = [np.concatenate([c.grid, extra]) for c, extra in zip(choices, around, strict=True)]
+        priced = [_join(b, c.at(extra)) for b, c, extra in zip(base, choices, around, strict=True)]
+        program = _Program(choices, priced, rows, budget, unit)
+        x = program.solve()
+        unit = program.value
+        t = [float(c @ w) for c, w in zip(columns, x, strict=True)]
+        around = [np.clip(v + w * _FINER, c.grid[0], c.grid[-1]) for v, w, c in zip(t, width, choices, strict=True)]
+        width = [w / 4 for w in width]
+    if not program.gap <= GAP:
+        raise CertificateError("the allocation is not optimal", got=f"gap {program.gap:.3g}", wanted=f"<= {GAP}")
+    return _Solved(t, program.multiplier, program.gap)
+
+
+def _join(a: Priced, b: Priced) -> Priced:
+    return np.hstack([a[0], b[0]]), np.hstack([a[1], b[1]]), np.concatenate([a[2], b[2]])
+
+
+class _Program:
+    """One linear program over mixtures of points, stated in cvxpy."""
+
+    def __init__(
+        self, choices: Sequence[Choice], priced: Sequence[Priced], rows: Sequence[Row], budget: Row, unit: float
+    ) -> None:
+        import cvxpy as cp
+
+        self.members = [c.members for c in choices]
+        self.priced, self.rows = priced, [budget, *rows]
+        self.sizes = [p[2].size for p in priced]
+        self.unit = max(unit, 1e-300)  # the value of the last program, so that this one's is near 1
+        self.x = cp.Variable(sum(self.sizes), nonneg=True)
+        self.cost = np.concatenate([p[2] for p in priced]) / self.unit
+        self.used = np.array([self._along(row) for row in self.rows])
+        self.scale = np.maximum(np.abs(self.used).max(axis=1), 1e-300)
+        low, high = np.array([r.low for r in self.rows]), np.array([r.high for r in self.rows])
+        total = (self.used / self.scale[:, None]) @ self.x
+        self.above, self.below = np.flatnonzero(np.isfinite(low)), np.flatnonzero(np.isfinite(high))
+        self.one = self._groups() @ self.x == 1
+        self.constraints: list[Any] = [
+            self.one,
+            total[self.above] >= (low / self.scale)[self.above],
+            total[self.below] <= (high / self.scale)[self.below],
+        ]
+
+    def solve(self) -> list[Floats]:
+        """The mixtures, one array per choice; sets `value`, `multiplier` and `gap`."""
+        import cvxpy as cp
+
+        problem = cp.Problem(cp.Minimize(self.cost @ self.x), self.constraints)
+        problem.solve(solver=cp.CLARABEL)
+        if problem.status not in ("optimal", "optimal_inaccurate"):
+            raise self._infeasible()
+        prices = np.zeros(len(self.rows))
+        prices[self.above] -= self.constraints[1].dual_value
+        prices[self.below] += self.constraints[2].dual_value
+        self.value = float(problem.value) * self.unit
+        self.multiplier = float(prices[0]) * self.unit / float(self.scale[0])
+        self.gap = self._gap(prices, float(problem.value))
+        x = np.maximum(np.asarray(self.x.value, dtype=float), 0.0)
+        parts = np.split(x, np.cumsum(self.sizes)[:-1])
+        return [part / part.sum() for part in parts]
+
+    def _gap(self, prices: Floats, value: float) -> float:
+        """Primal value minus the value of the Lagrangian at its minimum over all points: an upper bound of the loss."""
+        lagrangian = self.cost + prices @ (self.used / self.scale[:, None])
+        starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
+        ends = [r.high if p > 0 else r.low for r, p in zip(self.rows, prices, strict=True)]
+        spent = sum(p * e / s for p, e, s in zip(prices, ends, self.scale, strict=True) if p != 0 and math.isfinite(e))
+        bound = float(np.minimum.reduceat(lagrangian, starts).sum() - spent)
+        return abs(value - bound) / max(abs(value), 1e-300)
+
+    def _infeasible(self) -> InfeasibleError:
+        """What can be had instead: the smallest budget under the other constraints, if any."""
+        import cvxpy as cp
+
+        others = [self.one]
+        for k, row in enumerate(self.rows[1:], start=1):
+            total = (self.used[k] / self.scale[k]) @ self.x
+            others += [total >= row.low / self.scale[k]] if math.isfinite(row.low) else []
+            others += [total <= row.high / self.scale[k]] if math.isfinite(row.high) else []
+        problem = cp.Problem(cp.Minimize((self.used[0] / self.scale[0]) @ self.x), others)
+        problem.solve(solver=cp.CLARABEL)
+        if problem.status not in ("optimal", "optimal_inaccurate"):
+            labels = ", ".join(dict.fromkeys(row.label for row in self.rows[1:]))
+            return InfeasibleError("the constraints contradict each other", got=labels, remedy="Loosen one of them.")
+        least = float(problem.value) * float(self.scale[0])
+        return InfeasibleError(
+            f"{self.rows[0].label} cannot be met under the constraints",
+            got=f"{self.rows[0].high:.6g}",
+            wanted=f"at least {least:.6g}",
+        )
+
+    def _along(self, row: Row) -> Floats:
+        """What each column adds to a row."""
+        parts = [
+            row.rate[list(who)] @ p[0] + row.density[list(who)] @ p[1]
+            for who, p in zip(self.members, self.priced, strict=True)
+        ]
+        return np.concatenate(parts)
+
+    def _groups(self) -> Any:
+        from scipy.sparse import csr_array
+
+        choice = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        return csr_array((np.ones(choice.size), (choice, np.arange(choice.size))))
