@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,34 @@ from torch import nn
 
 from opq.errors import SourceError
 from opq.sources.base import BatchNormNames, InputHint, Source, TensorSpec
-from opq.sources.files import from_safetensors
+from opq.sources.files import from_file
+from opq.sources.folders import from_folder
 from opq.sources.memory import from_mapping, from_module
 
 __all__ = ["BatchNormNames", "InputHint", "Source", "TensorSpec", "open_source"]
 
+_SCHEMES = ("hf", "timm", "torchvision", "demo")
+_KINDS = "a module, a state dict, a path, or hf:, timm:, torchvision: or demo: and a name"
 
-def open_source(source: nn.Module | Mapping[str, Any] | str | os.PathLike[str] | Source) -> Source:
-    """The source of the weights.
+
+def open_source(
+    source: nn.Module | Mapping[str, Any] | str | os.PathLike[str] | Source, *, pretrained: bool = True
+) -> Source:
+    """The source of the weights. Nothing is copied; files are read tensor by tensor when asked.
 
     Args:
-        source: a `torch.nn.Module`, a state dict, or the path of a `.safetensors` file.
+        source: a `torch.nn.Module`; a state dict; a `.safetensors` file; a PyTorch checkpoint (`.pt`, `.pth`,
+            `.bin`, `.ckpt`; only tensors are taken from it); a folder of either, sharded or not, perhaps in Hugging
+            Face layout; `hf:ORG/NAME`, `hf:ORG/NAME@REVISION` or `hf:FOLDER`; `timm:NAME`; `torchvision:NAME`;
+            `demo:digits`.
+        pretrained: for `timm:` and `torchvision:`, whether to fetch the trained weights; `NAME?pretrained=false`
+            says the same in a shell.
 
     Raises:
+        EmptyModelError: no floating-point tensor.
+        UnsafeCheckpointError: a checkpoint that is a pickle of a module.
+        MissingExtraError: a package for this kind of source is not installed.
+        MissingShardError, CorruptSourceError: a file is not there or damaged.
         SourceError: the source is unknown or cannot be read.
     """
     if isinstance(source, Source):
@@ -32,6 +48,61 @@ def open_source(source: nn.Module | Mapping[str, Any] | str | os.PathLike[str] |
         return from_module(source)
     if isinstance(source, Mapping):
         return from_mapping(source)
-    if isinstance(source, (str, os.PathLike)):
-        return from_safetensors(Path(source))
-    raise SourceError("the source is not understood", got=type(source).__name__)
+    if isinstance(source, str) and (named := re.fullmatch(rf"({'|'.join(_SCHEMES)}):(.*)", source, re.DOTALL)):
+        return _from_name(named[1], named[2], pretrained)
+    if isinstance(source, (str, os.PathLike)) and str(source).strip():
+        return _from_path(Path(source))
+    raise SourceError(
+        "the source is not understood",
+        got=repr(source) if isinstance(source, str) else type(source).__name__,
+        wanted=_KINDS,
+    )
+
+
+def _from_path(path: Path) -> Source:
+    path = path.expanduser()
+    if path.is_dir():
+        return from_folder(path)
+    if path.is_file():
+        return from_file(path)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.suffix:
+        remedy = f"For a model on the Hugging Face hub write hf:{path}."
+        raise SourceError(f"{path} is not there", got="no such file or folder", remedy=remedy)
+    raise SourceError(f"{path} is not there", got="no such file or folder", wanted=_KINDS)
+
+
+def _from_name(scheme: str, name: str, pretrained: bool) -> Source:
+    from opq.sources import hub
+
+    if not name.strip():
+        raise SourceError(f"{scheme}: names nothing", wanted=f"{scheme}:NAME", remedy="Write the name after the colon.")
+    if scheme == "hf":
+        return hub.from_hf(name)
+    if scheme == "demo":
+        return _from_demo(name)
+    name, pretrained = _options(scheme, name, pretrained)
+    return (
+        hub.from_timm(name, pretrained=pretrained)
+        if scheme == "timm"
+        else hub.from_torchvision(name, pretrained=pretrained)
+    )
+
+
+def _options(scheme: str, name: str, pretrained: bool) -> tuple[str, bool]:
+    """`NAME?pretrained=false` taken apart."""
+    name, _, query = name.partition("?")
+    if not query:
+        return name, pretrained
+    value = {"pretrained=true": True, "pretrained=false": False}.get(query.lower())
+    if value is None:
+        wanted = f"{scheme}:{name}?pretrained=false"
+        raise SourceError(f"{scheme}:{name}: option not understood", got=repr(query), wanted=wanted)
+    return name, value
+
+
+def _from_demo(name: str) -> Source:
+    from opq import demo
+
+    if name != "digits":
+        raise SourceError(f"there is no demo {name!r}", wanted="demo:digits", remedy="Write demo:digits.")
+    return from_module(demo.load(), label="demo:digits", origin="demo")

@@ -79,9 +79,9 @@ class BatchNormNames:
     eps: float | None = None
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Source:
-    """Weights to compress. `read` gives one tensor by name; only `build` makes a model, on demand.
+    """Weights to compress. `read` gives one tensor that is tied to no other; only `build` makes a model, on demand.
 
     Streams: a source made from files holds no tensor between two calls of `tensor`.
     """
@@ -90,11 +90,13 @@ class Source:
     origin: Origin
     specs: tuple[TensorSpec, ...]
     """Every tensor, in state-dict order (in files: shard by shard, in the order on disk)."""
-    read: Callable[[str], Tensor] = dataclasses.field(repr=False)
-    make: Callable[[], nn.Module] | None = dataclasses.field(default=None, repr=False)
+    read: Callable[[str], Tensor]
+    make: Callable[[], nn.Module] | None = None
+    no_model: str = "it is bare weights"
+    """Why there is no live model, where `make` is None."""
     folder: Path | None = None
     """A folder in Hugging Face layout whose other files (config, tokenizer) belong to the model."""
-    files: Mapping[str, Path] = dataclasses.field(default_factory=dict, repr=False)
+    files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     """For sources made from files: the file that holds each tensor."""
     ignored: tuple[str, ...] = ()
     """Entries of a checkpoint that are not tensors (counters, settings) and are left out."""
@@ -109,6 +111,9 @@ class Source:
     def names(self) -> tuple[str, ...]:
         """The names of all tensors."""
         return tuple(spec.name for spec in self.specs)
+
+    def __repr__(self) -> str:
+        return f"<{self.origin} source {self.label}: {len(self)} tensors, {self.elements} weights>"
 
     def __iter__(self) -> Iterator[TensorSpec]:
         return iter(self.specs)
@@ -125,7 +130,7 @@ class Source:
         """
         if name not in self.by_name:
             raise MismatchError(f"no tensor {name!r} in {self.label}", wanted=f"one of its {len(self)} names")
-        values = self.read(name).detach()
+        values = self.read(self.by_name[name].like or name).detach()
         return values.resolve_conj().resolve_neg().cpu().contiguous()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -148,7 +153,8 @@ class Source:
     def build(self) -> nn.Module:
         """The live model, or a `SourceError` where the source is bare weights."""
         if self.model is None:
-            raise SourceError(f"{self.label} holds weights but no model", remedy="Pass the torch.nn.Module itself.")
+            remedy = "Pass the torch.nn.Module itself."
+            raise SourceError(f"no model can be built from {self.label}", got=self.no_model, remedy=remedy)
         return self.model
 
     @cached_property
@@ -209,3 +215,9 @@ def not_empty(source: Source) -> Source:
     if source.elements == 0:
         raise EmptyModelError(f"{source.label} holds no weights", got=f"{len(source)} tensors, none floating point")
     return source
+
+
+def brief(error: Exception) -> str:
+    """Another library's error in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

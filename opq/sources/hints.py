@@ -60,6 +60,20 @@ def _whole(config: Any, *names: str) -> int | None:
     return next((v for n in names if isinstance(v := getattr(config, n, None), int)), None)
 
 
+def hint_of_weights(weights: Any) -> InputHint:
+    """From a torchvision weights enum: the crop, mean and deviation of its preset (224 pixels where it has none)."""
+    preset = weights.transforms()
+    size = getattr(preset, "crop_size", None) or [224]
+    height, width = (size[0], size[-1]) if isinstance(size, (list, tuple)) else (size, size)
+    mean, std = getattr(preset, "mean", None), getattr(preset, "std", None)
+    return InputHint(
+        modality="image",
+        image_size=(3, int(height), int(width)),
+        mean=tuple(mean) if mean else None,
+        std=tuple(std) if std else None,
+    )
+
+
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 

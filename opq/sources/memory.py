@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from opq.errors import SourceError
-from opq.sources.base import InputHint, Origin, Source, TensorSpec, guess_kinds, not_empty
+from opq.sources.base import Origin, Source, TensorSpec, guess_kinds, not_empty
 from opq.sources.hints import hint_of_module
 
 NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "params", "weights")
@@ -26,14 +26,21 @@ def from_module(model: nn.Module, *, label: str | None = None, origin: Origin = 
         SourceError: a tensor has no values (meta device, lazy module) or no dense layout.
     """
     label = label or type(model).__name__
-    entries = model.state_dict(keep_vars=True)
-    tensors = {name: value for name, value in entries.items() if isinstance(value, Tensor)}
+    held = tensors_of(model.state_dict(keep_vars=True), label=label)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    specs = (
-        dataclasses.replace(spec, kind="parameter" if spec.name in parameters else "buffer")
-        for spec in _specs(tensors, label)
+    specs = tuple(
+        dataclasses.replace(spec, kind="parameter" if spec.name in parameters else "buffer") for spec in held.specs
     )
-    return _source(tensors, specs, label, origin, tuple(entries.keys() - tensors.keys()), lambda: model)
+    source = Source(
+        label=label,
+        origin=origin,
+        specs=specs,
+        read=held.tensors.__getitem__,
+        make=lambda: model,
+        ignored=held.ignored,
+        hint=lambda: hint_of_module(model),
+    )
+    return not_empty(source)
 
 
 def from_mapping(mapping: Mapping[str, Any], *, label: str = "state dict") -> Source:
@@ -43,13 +50,9 @@ def from_mapping(mapping: Mapping[str, Any], *, label: str = "state dict") -> So
         EmptyModelError: it holds no floating-point tensor.
         SourceError: a name is not a string, or a tensor has no values or no dense layout.
     """
-    mapping = unnest(mapping)
-    tensors = {name: t for name, value in mapping.items() if (t := _tensor(value)) is not None}
-    for name in tensors:
-        if not isinstance(name, str):
-            raise SourceError(f"{label}: the name of a tensor is not a string", got=repr(name), wanted="a str")
-    ignored = tuple(str(name) for name in mapping if name not in tensors)
-    return _source(tensors, guess_kinds(_specs(tensors, label)), label, "state_dict", ignored, None)
+    held = tensors_of(unnest(mapping), label=label)
+    read, specs = held.tensors.__getitem__, guess_kinds(held.specs)
+    return not_empty(Source(label=label, origin="state_dict", specs=specs, read=read, ignored=held.ignored))
 
 
 def unnest(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -62,28 +65,24 @@ def unnest(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
     return mapping
 
 
-def _source(
-    tensors: Mapping[str, Tensor],
-    specs: Iterable[TensorSpec],
-    label: str,
-    origin: Origin,
-    ignored: tuple[str, ...],
-    make: Callable[[], nn.Module] | None,
-) -> Source:
-    def hint() -> InputHint | None:
-        return None if make is None else hint_of_module(make())
+@dataclasses.dataclass(frozen=True, slots=True)
+class Held:
+    """A mapping taken apart: its tensors, what they are, and the names of what is no tensor."""
 
-    return not_empty(
-        Source(
-            label=label,
-            origin=origin,
-            specs=tuple(specs),
-            read=tensors.__getitem__,
-            make=make,
-            ignored=tuple(sorted(ignored)),
-            hint=hint,
-        )
-    )
+    tensors: Mapping[str, Tensor]
+    specs: tuple[TensorSpec, ...]
+    ignored: tuple[str, ...]
+
+
+def tensors_of(mapping: Mapping[str, Any], *, label: str) -> Held:
+    """The tensors of a mapping, ties found by storage; `SourceError` where one has no plain values."""
+    tensors = {name: t for name, value in mapping.items() if (t := _tensor(value)) is not None}
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise SourceError(f"{label}: the name of a tensor is not a string", got=repr(name), wanted="a str")
+        _check_dense(name, tensor, label)
+    ignored = tuple(sorted(str(name) for name in mapping if name not in tensors))
+    return Held(tensors, tuple(_specs(tensors)), ignored)
 
 
 def _tensor(value: object) -> Tensor | None:
@@ -95,10 +94,9 @@ def _tensor(value: object) -> Tensor | None:
     return None
 
 
-def _specs(tensors: Mapping[str, Tensor], label: str) -> Iterable[TensorSpec]:
+def _specs(tensors: Mapping[str, Tensor]) -> Iterator[TensorSpec]:
     first: dict[object, str] = {}
     for name, tensor in tensors.items():
-        _check_dense(name, tensor, label)
         like = first.setdefault(_identity(name, tensor), name)
         yield TensorSpec(name, tuple(tensor.shape), tensor.dtype, like=None if like == name else like)
 

@@ -1,0 +1,117 @@
+"""A folder of weights: one file or many, with or without an index, perhaps in Hugging Face layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from opq.errors import CorruptSourceError, MissingShardError, SourceError
+from opq.sources.base import Source, TensorSpec
+from opq.sources.files import TORCH_SUFFIXES, from_files, specs_of
+
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)(?P<suffix>\.\w+)")
+
+
+def from_folder(folder: Path) -> Source:
+    """All tensors of the folder's checkpoint; only headers are read. The model, if any, is built on demand.
+
+    Of several checkpoints the first is taken: `model.safetensors` or its shards, all `.safetensors` files,
+    `pytorch_model.bin` or its shards, the one PyTorch checkpoint.
+
+    Raises:
+        MissingShardError: a file that the index or the shards' numbers name is not there.
+        CorruptSourceError: a file is damaged, or the index names a tensor that its file lacks.
+        SourceError: no weights in the folder.
+    """
+    from opq.sources.hub import build_transformers, hint_of_folder
+
+    paths, index = _weight_files(folder)
+    shards = {path: specs_of(path) for path in paths}
+    _check_index(index, shards)
+    source = from_files(shards, label=folder.resolve().name, folder=folder if _config(folder) else None)
+    if not _config(folder).get("model_type"):
+        return source
+    return dataclasses.replace(source, make=lambda: build_transformers(folder), hint=lambda: hint_of_folder(folder))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json, empty where there is none."""
+    path = folder / "config.json"
+    return _json(path) if path.is_file() else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CorruptSourceError(f"{path} cannot be read", got=error, wanted="JSON") from error
+    if not isinstance(content, dict):
+        raise CorruptSourceError(f"{path} cannot be read", got=type(content).__name__, wanted="a JSON object")
+    return content
+
+
+def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files of the folder's checkpoint in order, and its index (tensor name -> file name), empty without one."""
+    inside = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    named = {path.name: path for path in inside}
+    safe = [path for path in inside if path.suffix == ".safetensors" and not path.name.endswith(".opq.safetensors")]
+    others = [path for path in inside if path.suffix in TORCH_SUFFIXES]
+    for index, whole, found in zip(_INDEXES, _WHOLE, (safe, others), strict=True):
+        if index in named:
+            return _indexed(named[index])
+        if whole in named:
+            return [named[whole]], {}
+        if found == safe and safe and (indexes := [p for p in inside if p.name.endswith(".safetensors.index.json")]):
+            return _indexed(indexes[0])
+        if found and (found == safe or len(found) == 1 or all(_SHARD.fullmatch(path.name) for path in found)):
+            _check_numbers(found)
+            return found, {}
+    got = f"{len(others)} PyTorch checkpoints" if others else f"{len(inside)} files, none with weights"
+    raise SourceError(
+        f"no checkpoint in folder {folder}", got=got, wanted="safetensors files or one .pt, .pth or .bin file"
+    )
+
+
+def _indexed(path: Path) -> tuple[list[Path], dict[str, str]]:
+    """The files that an index names, in order of their names."""
+    index = _json(path).get("weight_map")
+    if not isinstance(index, dict) or not index or not all(isinstance(file, str) for file in index.values()):
+        raise CorruptSourceError(f"{path} is no index", wanted='a "weight_map" of tensor names to file names')
+    names = sorted(set(index.values()))
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise CorruptSourceError(f"{path} names files outside its folder", got=outside[0], wanted="bare file names")
+    _check_there(path.parent, names, f"{path} names")
+    return [path.parent / name for name in names], index
+
+
+def _check_numbers(paths: Iterable[Path]) -> None:
+    """Raises `MissingShardError` where names like `x-00001-of-00003` leave a gap."""
+    for path in paths:
+        if shard := _SHARD.fullmatch(path.name):
+            width = len(shard["number"])
+            numbers = (f"{i:0{width}}" for i in range(1, int(shard["total"]) + 1))
+            names = [f"{shard['stem']}-{number}-of-{shard['total']}{shard['suffix']}" for number in numbers]
+            _check_there(path.parent, names, f"{path.name} asks for")
+
+
+def _check_there(folder: Path, names: Iterable[str], says: str) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise MissingShardError(f"{says} files that are not there", got=f"no {', '.join(missing[:3])}{more}")
+
+
+def _check_index(index: dict[str, str], shards: dict[Path, tuple[TensorSpec, ...]]) -> None:
+    """Raises `CorruptSourceError` where the index names a tensor that its file lacks."""
+    held = {path.name: {spec.name for spec in specs} for path, specs in shards.items()}
+    lacking = [(name, file) for name, file in index.items() if name not in held[file]]
+    if lacking:
+        (name, file), more = lacking[0], f", {len(lacking)} such names" if len(lacking) > 1 else ""
+        raise CorruptSourceError(f"the index names tensor {name!r} in {file}, which does not hold it{more}")
