@@ -23,6 +23,9 @@ class Nominal:
     value_bits: float
     """Bits of all kept weights together, without positions."""
 
+    def __add__(self, other: Nominal) -> Nominal:
+        return Nominal(self.weights + other.weights, self.kept + other.kept, self.value_bits + other.value_bits)
+
     @property
     def sparsity(self) -> float:
         """Fraction of weights that are zero."""
@@ -39,16 +42,19 @@ class Nominal:
         return 32 * self.weights / self.value_bits if self.value_bits else float("inf")
 
 
+NOTHING = Nominal(0, 0, 0.0)
+
+
 def nominal(plan: Plan, codes: Mapping[str, torch.Tensor]) -> Nominal:
     """The paper's accounting of the codes on a grid."""
-    weights = kept = 0
-    bits = 0.0
-    for tensor in plan.compressed:
-        if tensor.codebook == "grid" and tensor.size:
-            levels, count = _channels(codes[tensor.name])
-            weights, kept = weights + tensor.size, kept + int(count.sum())
-            bits += float((count * torch.log2(levels)).sum())
-    return Nominal(weights, kept, bits)
+    grids = (t.name for t in plan.compressed if t.codebook == "grid" and t.size)
+    return sum((of_codes(codes[name]) for name in grids), NOTHING)
+
+
+def of_codes(q: torch.Tensor) -> Nominal:
+    """The paper's accounting of one tensor's codes."""
+    levels, count = _channels(q)
+    return Nominal(q.numel(), int(count.sum()), float((count * torch.log2(levels)).sum()))
 
 
 def _channels(q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

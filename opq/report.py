@@ -41,14 +41,16 @@ def _grid(tensor: TensorPlan, density: float) -> tuple[str, str, str]:
     return (f"{tensor.step:.4g}", f"{tensor.dead_zone:.3f}", f"{1 - density:.1%}")
 
 
-def table(plan: Plan, sizes: Mapping[str, int], *, title: str | None = None) -> Table:
+def table(
+    plan: Plan, sizes: Mapping[str, int], *, densities: Mapping[str, float] | None = None, title: str | None = None
+) -> Table:
     """The report as a rich table for the terminal."""
     drawn = Table(title=title, title_justify="left", header_style="bold", row_styles=["", "dim"])
     for column in COLUMNS:
         drawn.add_column(
             column, justify="right" if column in _RIGHT else "left", overflow="fold", no_wrap=column in _RIGHT
         )
-    for row in rows(plan, sizes):
+    for row in rows(plan, sizes, densities):
         drawn.add_row(*row)
     return drawn
 

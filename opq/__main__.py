@@ -1,0 +1,5 @@
+"""`python -m opq`."""
+
+from opq.cli import main
+
+main()

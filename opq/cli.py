@@ -1,0 +1,272 @@
+"""The `opq` command: the only file that prints.
+
+Exit codes: 0 done, 1 the input or the file is wrong (one line says what and what to do), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+import opq
+from opq.errors import OpqError, OptionError, WriteError
+from opq.plan import Plan
+
+app = typer.Typer(
+    help="Pre-trained networks as small files: one call, no data, no search.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console()
+err = Console(stderr=True)
+
+SUFFIX = ".opq.safetensors"
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts, nothing else.")]
+File = Annotated[Path, typer.Argument(help="A file written by opq.", show_default=False)]
+
+
+@app.command()
+def compress(
+    source: Annotated[str, typer.Argument(help="A path, or hf:ORG/NAME, timm:NAME, torchvision:NAME, demo:NAME.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
+    bits: Annotated[float | None, typer.Option(help="Budget: 8 x file bytes / weights.")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Budget: bytes of the source / bytes of the file.")] = None,
+    size: Annotated[float | None, typer.Option(help="Budget: bytes of the file.")] = None,
+    method: Annotated[str, typer.Option(help="rd (rate-distortion optimum) or opq (the paper).")] = "rd",
+    sparsity: Annotated[float | None, typer.Option(help="With --method opq: fraction of weights pruned.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Glob pattern of tensors to keep; may be repeated.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option(help="PATTERN:KEY=NUMBER with KEY bits, min_bits, max_bits or sensitivity.")
+    ] = None,
+    probe: Annotated[bool | None, typer.Option("--probe/--no-probe", help="Measure sensitivities on noise.")] = None,
+    input_size: Annotated[str | None, typer.Option(help="Shape of one input, such as 3,224,224.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the synthetic inputs.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compress SOURCE into a small file."""
+    options = {
+        "bits": bits,
+        "ratio": ratio,
+        "size": size,
+        "method": method,
+        "sparsity": sparsity,
+        "overrides": _overrides(keep or [], override or []),
+        "probe": probe,
+        "input_size": _shape(input_size),
+        "seed": seed,
+    }
+    if dry_run:
+        with _bar(as_json) as progress:
+            plan = opq.solve(source, **options, progress=progress)
+        _show_plan(plan, as_json)
+        return
+    path = output or Path(_default_name(source))
+    _check_writable(path)
+    start = time.perf_counter()
+    with _bar(as_json) as progress:
+        result = opq.compress(source, **options, progress=progress)
+    result.save(path)
+    figures = {
+        "file": str(path),
+        "file_bytes": result.bytes,
+        "bits": result.bits,
+        "ratio": result.ratio,
+        "nominal_ratio": result.nominal.ratio,
+        "sparsity": result.nominal.sparsity,
+        "method": result.plan.method,
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    if as_json:
+        _json(figures)
+        return
+    out.print(result.report())
+    out.print(
+        f"{path}: {result.bytes:,} bytes, {result.bits:.3f} bits per weight, {result.ratio:.2f}x smaller; "
+        f"the paper's count, positions free: {result.nominal.ratio:.2f}x. Verified by decoding. "
+        f"{figures['seconds']:.1f} s."
+    )
+
+
+@app.command()
+def inspect(file: File, as_json: AsJson = False) -> None:
+    """Show what FILE holds: tensors, ratio, bits, sparsity, and entropy against coded size."""
+    from opq.inspection import examine
+
+    found = examine(file)
+    if as_json:
+        _json(dataclasses.asdict(found))
+        return
+    out.print(found.table())
+    out.print(found.summary())
+
+
+@app.command()
+def verify(file: File, as_json: AsJson = False) -> None:
+    """Decode every tensor of FILE and check every checksum."""
+    from opq.container import Reader
+
+    with Reader(file) as reader, _bar(as_json) as progress:
+        names = reader.names
+        for done, name in enumerate(names):
+            reader.tensor(name)
+            progress("verify", done + 1, len(names))
+    if as_json:
+        _json({"file": str(file), "tensors": len(names), "whole": True})
+    else:
+        out.print(f"{file}: whole, {len(names)} tensors decoded")
+
+
+@app.command()
+def decompress(
+    file: File,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The dense safetensors file to write.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the dense tensors of FILE as ordinary safetensors."""
+    from opq.export import save_dense
+
+    path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + ".dense.safetensors")
+    if path.exists() and path.samefile(file):
+        raise OptionError("the output is the input", got=str(path), wanted="another path", remedy="Pass -o OTHER.")
+    size = save_dense(file, path)
+    if as_json:
+        _json({"file": str(path), "bytes": size})
+    else:
+        out.print(f"{path}: {size:,} bytes, dense")
+
+
+@app.command()
+def demo(
+    bits: Annotated[float, typer.Option(help="Budget: 8 x file bytes / weights.")] = 3.0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Keep the file here.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compress the network that ships with opq, save, reload, and compare accuracies. Offline, seconds."""
+    import tempfile
+
+    from opq import demo as shipped
+
+    model = shipped.load()
+    before = shipped.accuracy(model)
+    with tempfile.TemporaryDirectory() as folder, _bar(as_json) as progress:
+        path = output or Path(folder) / f"digits{SUFFIX}"
+        result = opq.compress("demo:digits", bits=bits, progress=progress)
+        result.save(path)
+        after = shipped.accuracy(opq.load(path, shipped.load()))
+    figures = {
+        "bytes_before": result.source_bytes,
+        "file_bytes": result.bytes,
+        "ratio": result.ratio,
+        "bits": result.bits,
+        "accuracy_before": before,
+        "accuracy_after": after,
+    }
+    if as_json:
+        _json(figures)
+        return
+    out.print(f"before  {result.source_bytes:>9,} bytes  accuracy {before:.2%}")
+    out.print(f"after   {result.bytes:>9,} bytes  accuracy {after:.2%}  ({result.ratio:.1f}x smaller, {result.bits:.2f} bits)")
+
+
+def main() -> None:
+    """Runs the command; errors become one line on standard error and an exit code."""
+    warnings.showwarning = _warn  # type: ignore[assignment]
+    try:
+        app()
+    except OpqError as error:
+        err.print(f"[bold red]error[/] {type(error).__name__}: ", end="")
+        err.print(str(error), markup=False, highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("interrupted; nothing was written")
+        sys.exit(130)
+
+
+def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+    err.print("[yellow]warning[/] ", end="")
+    err.print(str(message), markup=False, highlight=False)
+
+
+def _json(figures: dict[str, Any]) -> None:
+    print(json.dumps(figures, sort_keys=True))
+
+
+def _show_plan(plan: Plan, as_json: bool) -> None:
+    if as_json:
+        print(plan.to_json())
+        return
+    from opq.report import table
+
+    sizes = {t.name: round(t.rate * t.size / 8) for t in plan.compressed}
+    out.print(table(plan, sizes, title="Plan (predicted; nothing is written)"))
+    out.print(f"predicted: {plan.predicted_bytes:,} bytes, lambda {plan.multiplier:.4g}, KKT residual {plan.residual:.1e}")
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Any]:
+    """A progress bar as the library's progress callback; silent for scripts and where nobody looks."""
+    columns = (TextColumn("{task.description:>12}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True, disable=quiet) as drawn:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = drawn.add_task(stage, total=total)
+            drawn.update(tasks[stage], completed=done, total=total)
+
+        yield progress
+
+
+def _overrides(keep: list[str], numbers: list[str]) -> dict[str, Any] | None:
+    overrides: dict[str, Any] = dict.fromkeys(keep, "keep")
+    for text in numbers:
+        pattern, colon, setting = text.rpartition(":")
+        key, equals, value = setting.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not (colon and equals) or number != number:
+            raise OptionError("--override is not understood", got=repr(text), wanted="PATTERN:KEY=NUMBER, such as '*.embed*:bits=6'")
+        before = overrides.get(pattern)
+        overrides[pattern] = {**(before if isinstance(before, dict) else {}), key: number}
+    return overrides or None
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = text.replace("x", ",").split(",")
+    if not all(p.strip().isdecimal() and int(p) > 0 for p in parts):
+        raise OptionError("--input-size is not a shape", got=repr(text), wanted="positive integers such as 3,224,224")
+    return tuple(map(int, parts))
+
+
+def _default_name(source: str) -> str:
+    stem = source.rstrip("/").rpartition("/")[2].rpartition(":")[2].partition("?")[0]
+    for suffix in (".safetensors", ".pth", ".pt", ".bin"):
+        stem = stem.removesuffix(suffix)
+    return f"{stem or 'model'}{SUFFIX}"
+
+
+def _check_writable(path: Path) -> None:
+    """Says before the work, not after it, that the output cannot be written."""
+    if path.is_dir():
+        raise WriteError(f"cannot write {path}", got="a folder", wanted="the path of a file")
+    if not path.parent.is_dir():
+        raise WriteError(f"cannot write {path}", got=f"no folder {path.parent}", remedy="Make the folder first.")
