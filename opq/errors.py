@@ -67,6 +67,24 @@ class PatternError(OptionError):
     remedy = "Check the pattern against the names that `opq inspect` or the report prints."
 
 
+class CentroidsError(OptionError):
+    """k-means is asked for more centroids than there are blocks of weights."""
+
+    remedy = "Ask for fewer centroids or smaller blocks."
+
+
+class SearchError(OptionError):
+    """A search whose accuracy constraint no candidate meets."""
+
+    remedy = "Loosen the accuracy constraint, or search longer."
+
+
+class DataError(OptionError):
+    """A method needs data to train or to search on, and has none, or none that fits the model."""
+
+    remedy = "Pass data= as batches of (inputs, targets), a list or a DataLoader, or a function of the epoch."
+
+
 class MissingExtraError(OpqError):
     """A feature needs a package that is not installed."""
 
