@@ -4,9 +4,10 @@ Letters: `step` = Delta, `theta` half the dead zone in steps, `R` rate in bits p
 codes), `D` distortion (mean squared error per weight), `mu = -dD/dR` the slope.
 
 The operational curve of `q = sign(w) floor(|w|/step + 1 - theta)` where `|w| >= theta step`, else 0, read back
-as `step q`, is measured on a grid of steps and thetas. Its lower convex hull is a list of vertices. Between
-them `log mu` is taken as linear in `R` (exact in high resolution, where `D ~ 2^-2R`), which makes `D(R)`
-strictly convex with a continuous derivative: every slope has one rate, every rate one slope.
+as `step q`, is measured on a grid of steps and thetas. Its lower convex hull is a list of vertices. The
+hull is rounded at its vertices, `log mu` going linearly in `R` from one chord's slope to the next (as where
+`D ~ 2^-2R`), which makes `D(R)` strictly convex with a continuous derivative: every slope has one rate, every rate
+one slope.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ THETAS = (0.5, 0.54, 0.58, 0.62, 0.66, 0.7, 0.74, 0.8)
 """Half dead zones in steps that are tried; the optimum of a Laplacian goes from 0.5 to about 0.8."""
 _MANY = 48
 """From this many levels a side, theta = 1/2 only: a dead zone gains nothing there."""
-_COARSE_STEPS, _FINE_STEPS = 16, 4
+_COARSE_STEPS, _FINE_STEPS = 16, 8
 """Steps tried in an octave, below and above that many levels."""
 _FINE = 256
 """Bins an octave of the histogram."""
 _SMALLEST = 2.0**-126
 """Smallest step: its reciprocal is a float32. Tensors below it are pruned."""
-_HIGH_RESOLUTION = -2 * math.log(2)
-"""d log mu / dR when `D ~ 2^-2R`."""
+_BEND = 1e-3
+"""A vertex where the slope changes by less than this fraction is none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,19 +89,22 @@ class Curve:
 
     @functools.cached_property
     def slopes(self) -> tuple[Floats, Floats]:
-        """Nodes of the map between `log mu` (ascending) and `R` (descending), linear between nodes."""
-        length, fall = np.diff(self.rate), -np.diff(self.distortion)
+        """Nodes of the map between `log mu` (ascending) and `R` (descending), linear between nodes.
+
+        Around a vertex, over nearly half of the shorter chord on either side, the slope goes over from that of one
+        chord to that of the next; on the rest of a chord it is near the chord's own, tilted by up to a quarter of the
+        way to its neighbours so that the map has an inverse.
+        """
+        length = np.diff(self.rate)
         if not length.size:
             return np.zeros(1), self.rate
-        # A chord's slope is the mean of mu over it; in high resolution mu in its middle is lower by sinh(h) / h.
-        middle, half = (self.rate[1:] + self.rate[:-1]) / 2, length * _HIGH_RESOLUTION / 2
-        log_mu = np.log(fall) - np.log(length) - np.log(_exponential_mean(-half, half))
-        log_mu = np.minimum.accumulate(log_mu) - 1e-9 * np.arange(log_mu.size)
-        bend = np.diff(log_mu) / np.diff(middle) if middle.size > 1 else np.array([_HIGH_RESOLUTION])
-        first = log_mu[0] + bend[0] * (self.rate[0] - middle[0])
-        last = log_mu[-1] + bend[-1] * (self.rate[-1] - middle[-1])
-        nodes = np.concatenate([[first], log_mu, [last]])
-        return nodes[::-1], np.concatenate([self.rate[:1], middle, self.rate[-1:]])[::-1]
+        log_mu = np.log(-np.diff(self.distortion)) - np.log(length)
+        reach = np.concatenate([[0.0], 0.45 * np.minimum(length[1:], length[:-1]), [0.0]])
+        rate = np.stack([self.rate[:-1] + reach[:-1], self.rate[1:] - reach[1:]], axis=1)
+        gap = np.pad(-np.diff(log_mu), 1, constant_values=1.0)
+        tilt = np.minimum(gap[1:], gap[:-1]) / 4
+        tilted = np.stack([log_mu + tilt, log_mu - tilt], axis=1)
+        return tilted.ravel()[::-1], rate.ravel()[::-1]
 
     @functools.cached_property
     def _integral(self) -> Floats:
@@ -152,7 +156,7 @@ def measure(
 
     Codes are `sign(w) max(1, floor(|w|/step + 1 - rounding))` where `|w| >= theta step`, else 0; `rounding` is theta
     unless given. Every boundary between codes is looked up in the cumulative histogram up to where bins are wider
-    than the step (256 steps and more); beyond, the codes within a bin are equally likely and the error is step^2 / 12.
+    than the step (256 steps and more); beyond, the codes within a bin are equally likely and the error is uniform.
 
     Returns:
         rate in bits per weight (entropy of the codes), distortion (mean squared error), density; each shaped
@@ -178,8 +182,8 @@ def measure(
     rate, distortion = np.add.reduceat(bits, first), np.add.reduceat(error, first)
     beyond_bits, beyond = _beyond(stats, wide)
     rate += beyond_bits - beyond * np.log2(step)
-    distortion += beyond * step * step / 12
-    return np.maximum(rate, 0) / n, np.maximum(distortion, 0) / n, 1 - dead / n
+    distortion += beyond * step * step * (rounding**3 + (1 - rounding) ** 3) / 3
+    return np.clip(rate / n, 0, math.log2(n)), np.maximum(distortion, 0) / n, 1 - dead / n
 
 
 def _grid(largest: float, thetas: Sequence[float]) -> tuple[Floats, Floats]:
@@ -264,7 +268,7 @@ def _lower_hull(rate: Floats, distortion: Floats) -> Ints:
 
 
 def _above(rate: Floats, distortion: Floats, a: int, b: int, c: int) -> bool:
-    """Whether b does not lie strictly below the chord from a to c."""
+    """Whether the slope at b, below the chord from a to c, changes by less than `_BEND`."""
     left = (distortion[a] - distortion[b]) * (rate[c] - rate[b])
     right = (distortion[b] - distortion[c]) * (rate[b] - rate[a])
-    return bool(left <= right * (1 + 1e-9))
+    return bool(left <= right * (1 + _BEND))
