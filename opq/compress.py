@@ -56,7 +56,7 @@ def compress(source: SourceLike, **options: Any) -> Result:
     Raises:
         OpqError: one of its subclasses for each way to be wrong; docs/errors.md lists them.
     """
-    checked = Options(**options)
+    checked = Options.of(options)
     opened = open_source(source)
     problem, probed = _problem(opened, checked)
     coder: Coder = PlainCoder(opened) if probed is None else DataFreeCoder(opened, probed)
@@ -68,7 +68,7 @@ def solve(source: SourceLike, **options: Any) -> Plan:
 
     Takes the options of `compress`. The size of the file is predicted from the rates; `compress` measures it.
     """
-    checked = Options(**options)
+    checked = Options.of(options)
     opened = open_source(source)
     problem, _ = _problem(opened, checked)
     return Fit(opened, problem, PlainCoder(opened), checked.progress).decide()

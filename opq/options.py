@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -41,6 +42,17 @@ class Options:
     alpha: float = 0.5
     seed: int = 0
     progress: Progress = silent
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Options:
+        """The options of a call; raises `OptionError` for a name that does not exist."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                remedy = f"Did you mean {near[0]}=?" if near else f"The options are {', '.join(known)}."
+                raise OptionError(f"unknown option {name!r}", remedy=remedy)
+        return cls(**{name: value for name, value in given.items() if name != "progress" or value is not None})
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

@@ -1,0 +1,117 @@
+"""The Plan: a frozen value that survives JSON exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opq.errors import BudgetError, MismatchError, OptionError
+from opq.plan import Budget, Plan, TensorPlan
+
+positive = st.floats(min_value=1e-300, max_value=1e300)
+
+
+@st.composite
+def tensor_plans(draw: st.DrawFn, name: str) -> TensorPlan:
+    action = draw(st.sampled_from(["compress", "keep", "share"]))
+    return TensorPlan(
+        name=name,
+        shape=tuple(draw(st.lists(st.integers(0, 5), max_size=4))),
+        dtype=draw(st.sampled_from(["F32", "BF16", "I64"])),
+        action=action,
+        reason=draw(st.text(max_size=5)),
+        like="other" if action == "share" else None,
+        step=draw(positive),
+        threshold=draw(positive),
+        rounding=draw(st.floats(0.5, 1)),
+        sensitivity=draw(positive),
+        rate=draw(positive),
+        density=draw(st.floats(0, 1)),
+        distortion=draw(positive),
+    )
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    tensors = tuple(draw(tensor_plans(name)) for name in draw(st.lists(st.text(max_size=4), unique=True, max_size=4)))
+    budget = draw(st.none() | st.builds(Budget, st.sampled_from(["bits", "ratio", "size"]), positive))
+    return Plan(method="rd", tensors=tensors, budget=budget, multiplier=draw(positive), predicted_bytes=7)
+
+
+@settings(deadline=None, max_examples=50)
+@given(plans())
+def test_json_round_trip_is_exact(plan: Plan) -> None:
+    assert Plan.from_json(plan.to_json()) == plan
+    assert Plan.from_json(plan.to_json()).to_json() == plan.to_json()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"budget":null}', '{"budget":null,"tensors":[{}],"method":"rd"}', "null"])
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(OptionError, match="not the JSON of a plan"):
+        Plan.from_json(text)
+
+
+def test_repr_is_the_constructor_call() -> None:
+    tensor = TensorPlan(name="w", shape=(2, 3), dtype="F32", action="compress", reason="weight", step=0.5)
+    assert eval(repr(tensor)) == tensor
+    assert tensor.size == 6
+
+
+def test_frozen() -> None:
+    plan = Plan(method="rd", tensors=())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.method = "opq"  # type: ignore[misc]
+
+
+def test_lookup_by_name() -> None:
+    tensor = TensorPlan(name="w", shape=(2,), dtype="F32", action="keep", reason="")
+    plan = Plan(method="rd", tensors=(tensor,))
+    assert plan["w"] is tensor
+    assert plan.compressed == ()
+    assert (len(plan), list(plan)) == (1, [tensor])
+    with pytest.raises(MismatchError, match="no tensor 'v' in the plan"):
+        plan["v"]
+
+
+def test_a_tensor_stands_once() -> None:
+    tensor = TensorPlan(name="w", shape=(2,), dtype="F32", action="keep", reason="")
+    with pytest.raises(OptionError, match="twice in the plan: got w"):
+        Plan(method="rd", tensors=(tensor, tensor))
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"action": "drop"}, "unknown action: got drop"),
+        ({"action": "compress", "step": 0.0}, "bad step: got 0.0"),
+        ({"action": "compress", "step": math.inf}, "bad step: got inf"),
+        ({"action": "share"}, "`like` goes with action 'share'"),
+        ({"action": "keep", "like": "v"}, "`like` goes with action 'share'"),
+    ],
+)
+def test_a_tensor_plan_has_a_meaning(changes: dict[str, object], text: str) -> None:
+    fields: dict[str, object] = {"name": "w", "shape": (2,), "dtype": "F32", "action": "keep", "reason": ""}
+    with pytest.raises(OptionError, match=text):
+        TensorPlan(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_budgets_in_bytes() -> None:
+    assert Budget.of(bits=3).bytes(elements=800, source_bytes=3200) == 300
+    assert Budget.of(ratio=10).bytes(elements=800, source_bytes=3200) == 320
+    assert Budget.of(size=77).bytes(elements=800, source_bytes=3200) == 77
+
+
+@pytest.mark.parametrize("options", [{}, {"bits": 3, "ratio": 10}, {"bits": 3, "ratio": 10, "size": 5}])
+def test_exactly_one_budget(options: dict[str, float]) -> None:
+    with pytest.raises(BudgetError, match="exactly one of bits=, ratio=, size="):
+        Budget.of(**options)
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "3", True])
+def test_a_budget_is_a_positive_number(value: object) -> None:
+    with pytest.raises(BudgetError, match="bits="):
+        Budget.of(bits=value)  # type: ignore[arg-type]
