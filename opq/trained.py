@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch import nn
 
-from opq import container
-from opq.keep import keep
+from opq.fit import assemble
 from opq.module import collect, dense_state_dict
 from opq.plan import Plan
 from opq.result import Result
@@ -22,9 +23,7 @@ def trained_result(model: nn.Module, plan: Plan | Result) -> Result:
         OffCodebookError: a weight, mask or step is not the plan's; the tensor is named.
         MismatchError: the plan is another model's.
     """
-    codes = collect(model, plan)
+    codes = {name: q.numpy() for name, q in collect(model, plan).items()}
     label = type(model).__name__ if isinstance(plan, Plan) else plan.label
-    plan = plan if isinstance(plan, Plan) else plan.plan
-    source = open_source(dense_state_dict(model))
-    packed = container.pack(plan, [*(container.Grid(n, q.numpy()) for n, q in codes.items()), *keep(source, plan, {})])
-    return Result(plan=plan, packed=packed, label=label, elements=source.elements, source_bytes=source.bytes)
+    source = dataclasses.replace(open_source(dense_state_dict(model)), label=label)
+    return assemble(source, plan if isinstance(plan, Plan) else plan.plan, codes, {})
