@@ -22,7 +22,7 @@ _MEAN, _STD = 0.3053, 0.3760
 
 
 class Digits(nn.Sequential):
-    """Four 3 x 3 convolutions, each with BatchNorm and ReLU, and a linear layer: 131,178 parameters; input 1 x 8 x 8."""
+    """Four 3 x 3 convolutions, each with BatchNorm and ReLU, and a linear layer: 131,178 parameters."""
 
     input_hint = InputHint(modality="image", image_size=(1, 8, 8), mean=(_MEAN,), std=(_STD,))
 

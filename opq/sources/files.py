@@ -6,6 +6,7 @@ import dataclasses
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -137,7 +138,17 @@ def _unreadable(path: Path, error: Exception) -> CorruptSourceError:
 
 # --- PyTorch checkpoints ---------------------------------------------------------------------
 
-_DAMAGED = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, struct.error)
+_DAMAGED = (
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
 """What torch's unpickler raises when the bytes make no sense."""
 
 
@@ -150,8 +161,10 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
         SourceError: it holds tensors, but not as a mapping.
     """
     try:
-        # the format before torch 1.6 is no zip archive and cannot be mapped
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about pickle protocols and TorchScript; errors say more
+            # the format before torch 1.6 is no zip archive and cannot be mapped
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "weights_only" in str(error):
             raise _unsafe(path, error) from error
