@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from opq import constraints
 from opq.compress import compress, load, load_state_dict, solve
+from opq.container import Reader
 from opq.errors import OpqError, OpqWarning
 from opq.module import attach, detach
 from opq.plan import Budget, Plan, TensorPlan
@@ -17,10 +19,12 @@ __all__ = [
     "OpqError",
     "OpqWarning",
     "Plan",
+    "Reader",
     "Result",
     "TensorPlan",
     "attach",
     "compress",
+    "constraints",
     "detach",
     "load",
     "load_state_dict",

@@ -221,7 +221,7 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
 def _bar(quiet: bool) -> Iterator[Any]:
     """A progress bar as the library's progress callback; silent for scripts and where nobody looks."""
     columns = (TextColumn("{task.description:>12}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True, disable=quiet) as drawn:
+    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True, disable=quiet or not err.is_terminal) as drawn:
         tasks: dict[str, TaskID] = {}
 
         def progress(stage: str, done: int, total: int) -> None:

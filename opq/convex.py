@@ -90,7 +90,7 @@ def solve_rd(
     rows = _bound_rows(curves, bounds, labels)
     for constraint in constraints:
         rows += [_within(row, curves, constraint) for row in constraint.rows(labels, sizes)]
-    solved = _solve(choices, rows, Row("the budget", n, 0 * n, -math.inf, float(bits_total)))
+    solved = _solve(choices, rows, Row("the budget in bits of codes", n, 0 * n, -math.inf, float(bits_total)))
     points: dict[int, Point] = {}
     for choice, t in zip(choices, solved.t, strict=True):
         points |= {i: _point(curves[i], t, len(choice.members) > 1) for i in choice.members}
@@ -121,7 +121,7 @@ def solve_opq(
     choices = [Choice((i,), grid, _pruned(n[i] * a[i], tau[i])) for i in range(tau.size)]
     rows = [row for constraint in constraints for row in constraint.rows(labels, sizes)]
     kept = (1 - sparsity) * float(n.sum())
-    solved = _solve(choices, rows, Row("the sparsity", 0 * n, n, -math.inf, kept))
+    solved = _solve(choices, rows, Row("the number of kept weights", 0 * n, n, -math.inf, kept))
     return -tau * np.log(solved.t), solved.multiplier
 
 

@@ -68,6 +68,11 @@ class Problem:
             curves, sizes, a, bits, bounds=self.bounds, names=list(self.stats), constraints=self.options.constraints
         )
 
+    def sketch(self) -> Plan:
+        """A plan of the right form, solved for nothing: every tensor at its lowest rate."""
+        points = tuple(curve.at_rate(0.0) for curve in self.curves.values())
+        return self.planned(Allocation(points, 0.0, 0.0, 0.0))
+
     def plan(self, bits: float) -> Plan:
         """The plan whose codes take `bits` bits."""
         return self.planned(self.allocate(bits))

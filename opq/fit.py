@@ -79,7 +79,7 @@ class Fit:
         if self.problem.options.sparsity is not None:
             return self.apply(self.decide())
         target, least = self.target, self.problem.least_bits
-        overhead = self.overhead(self.problem.plan(least))
+        overhead = self.overhead(self.problem.sketch())
         tried: list[Result] = []
         bits = max(8 * (AIM * target - overhead), least)
         while len(tried) < ROUNDS:
@@ -113,12 +113,17 @@ class Fit:
         options = self.problem.options
         if options.sparsity is not None:
             found = two_steps(
-                self.source, self.problem.stats, self.problem.sensitivities, options.sparsity, options.bits or 0.0
+                self.source,
+                self.problem.stats,
+                self.problem.sensitivities,
+                sparsity=options.sparsity,
+                bits=options.bits or 0.0,
+                constraints=options.constraints,
             )
             plan = self.problem.planned(found)
             return plan.replace(predicted_bytes=round(found.bits / 8 + self.overhead(plan)))
         target, least = self.target, self.problem.least_bits
-        overhead = self.overhead(self.problem.plan(least))
+        overhead = self.overhead(self.problem.sketch())
         bits = 8 * (AIM * target - overhead)
         if bits < least:
             raise self.infeasible(target, math.ceil(least / 8 + overhead))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from opq.constraints import Constraint
 from opq.errors import OptionError
 from opq.plan import Budget
 from opq.roles import Override
@@ -15,7 +17,10 @@ from opq.roles import Override
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and the steps in all."""
 
-METHODS = ("rd", "opq")
+DATA_FREE = ("rd", "opq")
+PUBLISHED = ("clipq", "kmeans", "lamp", "magnitude", "olmp", "pq")
+"""The other published methods; `opq.methods` holds them."""
+METHODS = (*DATA_FREE, *PUBLISHED)
 ALPHAS = (0.0, 0.5, 1.0)
 
 
@@ -30,10 +35,10 @@ class Options:
     bits: float | None = None
     ratio: float | None = None
     size: float | None = None
-    method: Literal["rd", "opq"] = "rd"
+    method: Literal["rd", "opq", "clipq", "kmeans", "lamp", "magnitude", "olmp", "pq"] = "rd"
     sparsity: float | None = None
     overrides: Mapping[str, Override] | None = None
-    constraints: Sequence[Any] = ()
+    constraints: Sequence[Constraint] = ()
     sensitivities: Mapping[str, float] | None = None
     probe: bool | None = None
     calibration: Iterable[Any] | None = None
@@ -59,6 +64,12 @@ class Options:
             raise OptionError("unknown method=", got=repr(self.method), wanted=" or ".join(METHODS))
         if self.sparsity is not None:
             self._check_sparsity()
+        elif self.method == "opq" and self.constraints:
+            raise OptionError("constraints= with method='opq' bound densities", wanted="sparsity= and bits= as well")
+        for constraint in self.constraints:
+            if not isinstance(constraint, Constraint):
+                wanted = "what the functions of opq.constraints make"
+                raise OptionError("constraints= holds something else", got=repr(constraint), wanted=wanted)
         _ = self.budget
         if not (isinstance(self.alpha, (int, float)) and 0 <= self.alpha <= 1):
             raise OptionError("alpha= is out of range", got=repr(self.alpha), wanted="a number from 0 to 1")
@@ -67,6 +78,19 @@ class Options:
                 raise OptionError(f"sensitivities[{name!r}]", got=repr(a), wanted="a positive number")
         if self.probe is False and self.calibration is not None:
             raise OptionError("calibration= needs the probe", got="probe=False", wanted="probe=True")
+
+    def _check_method(self) -> None:
+        """Options that the method has no use for."""
+        published, data_free = self.method in PUBLISHED, self.method in DATA_FREE
+        idle = ("data", "evaluate", "checkpoint", "method_options") if data_free else ()
+        idle += ("constraints", "sensitivities", "calibration", "probe", "sparsity") if published else ()
+        given = [name for name in idle if getattr(self, name) not in (None, False, ())]
+        if given:
+            other = ", ".join(PUBLISHED if data_free else DATA_FREE)
+            raise OptionError(
+                f"method={self.method!r} does not take {given[0]}=",
+                wanted=f"method= one of {other}" if given[0] != "sparsity" else "sparsity in method_options=",
+            )
 
     def _check_sparsity(self) -> None:
         if self.method != "opq":
@@ -82,7 +106,9 @@ class Options:
 
     @property
     def budget(self) -> Budget | None:
-        """The budget of the file; None where sparsity and bits per kept weight are given in its place."""
+        """The budget of the file; None where sparsity and bits per kept weight, or a method's own, say it all."""
+        if self.method in PUBLISHED and self.bits is self.ratio is self.size is None:
+            return None
         if self.sparsity is not None:
             Budget("bits", self.bits or 0)
             return None

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from opq.constraints import Constraint
 from opq.curve import Point
 from opq.laplace import quantizer
 from opq.quantize import LARGEST_CODE
@@ -21,14 +22,26 @@ from opq.stats import Floats, TensorStats
 
 
 def two_steps(
-    source: Source, stats: Mapping[str, TensorStats], sensitivities: Mapping[str, float], sparsity: float, bits: float
+    source: Source,
+    stats: Mapping[str, TensorStats],
+    sensitivities: Mapping[str, float],
+    *,
+    sparsity: float,
+    bits: float,
+    constraints: Sequence[Constraint] = (),
 ) -> Allocation:
     """Thresholds for `sparsity`, then steps for `bits` bits per kept weight: an operating point for every tensor.
 
-    One tensor is in memory at a time. Rates are those of the codes under the Laplacian prior, positions included.
+    `constraints` bound densities, through cvxpy. One tensor is in memory at a time. Rates are those of the codes under the Laplacian prior, positions included.
     """
     a = [sensitivities[name] for name in stats]
-    beta = thresholds(list(stats.values()), a, sparsity)
+    if constraints:
+        from opq import convex
+
+        taus, sizes = [s.mean_abs for s in stats.values()], [s.size for s in stats.values()]
+        beta, _ = convex.solve_opq(taus, sizes, a, sparsity, names=list(stats), constraints=constraints)
+    else:
+        beta = thresholds(list(stats.values()), a, sparsity)
     measured = [channels(source.tensor(name), b) for name, b in zip(stats, beta, strict=True)]
     ranges, kept = [m[0] for m in measured], [m[1] for m in measured]
     step, multiplier = steps(ranges, kept, a, bits)

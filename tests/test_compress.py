@@ -280,3 +280,37 @@ def test_real_weights(shared: Path, name: str, bits: float, tmp_path: Path) -> N
     result.save(tmp_path / "f")
     state = opq.load_state_dict(tmp_path / "f")
     assert all(torch.equal(state[n], t) for n, t in result.state_dict().items())
+
+
+# --- constraints through cvxpy ---------------------------------------------------------------
+
+
+def test_constraints_hold(weights) -> None:  # type: ignore[no-untyped-def]
+    c = opq.constraints
+    plan = opq.solve(weights, bits=2, constraints=[c.sparsity("c", min=0.7), c.bits("a", min=1.0), c.equal_steps("[bc]")])
+    assert plan["c"].density <= 0.3 + 1e-6
+    assert plan["a"].rate >= 1 - 1e-6
+    assert plan["b"].step == pytest.approx(plan["c"].step)
+    assert plan.residual <= 1e-5
+    result = opq.compress(weights, bits=2, constraints=[c.sparsity("c", min=0.7)])
+    assert float((result.codes["c"] != 0).float().mean()) <= 0.3 + 2e-3
+    assert 0.995 * 2 <= result.bits <= 2
+
+
+def test_a_multiply_accumulate_budget(weights) -> None:  # type: ignore[no-untyped-def]
+    per_weight = {"a": 1.0, "b": 100.0, "c": 1.0}
+    macs = {n: per_weight[n] * w.numel() for n, w in weights.items()}
+    free = opq.solve(weights, bits=2)
+    used = sum(macs[t.name] * t.density for t in free.compressed)
+    plan = opq.solve(weights, bits=2, constraints=[opq.constraints.macs(used / 2, per_tensor=macs)])
+    assert sum(macs[t.name] * t.density for t in plan.compressed) <= used / 2 * (1 + 1e-5)
+
+
+def test_the_papers_densities_under_constraints(weights) -> None:  # type: ignore[no-untyped-def]
+    bound = [opq.constraints.sparsity("a", max=0.95)]
+    plan = opq.solve(weights, method="opq", sparsity=0.9, bits=3, constraints=bound)
+    assert plan["a"].density >= 0.05 - 2e-3
+    with pytest.raises(OptionError, match="bound densities"):
+        opq.solve(weights, method="opq", bits=3, constraints=bound)
+    with pytest.raises(OptionError, match="constraints= holds something else"):
+        opq.solve(weights, bits=3, constraints=["a"])  # type: ignore[list-item]

@@ -1,0 +1,156 @@
+"""The command line as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import opq
+from opq import cli
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs `opq ARGS` in this process: exit code, standard output, standard error."""
+
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["opq", *map(str, args)])
+        monkeypatch.setenv("COLUMNS", "300")
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capfd.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    g = torch.Generator().manual_seed(0)
+    path = tmp_path / "net.safetensors"
+    save_file({"a.weight": torch.randn(64, 128, generator=g), "a.bias": torch.randn(64, generator=g)}, path)
+    return path
+
+
+def test_compress_inspect_verify_decompress(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    file, dense = tmp_path / "net.opq.safetensors", tmp_path / "dense.safetensors"
+    code, out, err = run("compress", checkpoint, "--bits", 4, "-o", file)
+    assert (code, err) == (0, "")
+    assert f"{file.stat().st_size:,} bytes" in out
+    assert "a.weight" in out
+    assert "Verified" in out
+    assert 8 * file.stat().st_size / 8256 <= 4
+
+    code, out, _ = run("inspect", file)
+    assert code == 0
+    assert "a.bias" in out
+    assert "zeroth-order entropy" in out
+    assert run("verify", file)[:2] == (0, f"{file}: whole, 2 tensors decoded\n")
+
+    assert run("decompress", file, "-o", dense)[0] == 0
+    state = opq.load_state_dict(file)
+    written = load_file(dense)
+    assert list(written) == list(state)
+    assert all(torch.equal(written[n], t) for n, t in state.items())
+
+
+def test_json_for_scripts(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "net.opq.safetensors"
+    code, out, err = run("compress", checkpoint, "--ratio", 8, "-o", file, "--json")
+    figures = json.loads(out)
+    assert (code, err) == (0, "")
+    assert figures["file_bytes"] == file.stat().st_size
+    assert 8 <= figures["ratio"] <= 8.05
+    inspected = json.loads(run("inspect", file, "--json")[1])
+    assert inspected["file_bytes"] == figures["file_bytes"]
+    assert [t["name"] for t in inspected["tensors"]] == list(load_file(checkpoint))
+    assert json.loads(run("verify", file, "--json")[1]) == {"file": str(file), "tensors": 2, "whole": True}
+    dense = json.loads(run("decompress", file, "-o", tmp_path / "d", "--json")[1])
+    assert dense["bytes"] == (tmp_path / "d").stat().st_size
+
+
+def test_dry_run_writes_nothing(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    code, out, _ = run("compress", checkpoint, "--bits", 4, "--dry-run")
+    assert code == 0
+    assert "predicted:" in out
+    plan = opq.Plan.from_json(run("compress", checkpoint, "--bits", 4, "--dry-run", "--json")[1])
+    assert plan == opq.solve(checkpoint, bits=4)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_default_output_name(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("compress", checkpoint, "--bits", 4)[0] == 0
+    assert (tmp_path / "net.opq.safetensors").exists()
+    assert run("decompress", "net.opq.safetensors")[0] == 0
+    assert (tmp_path / "net.dense.safetensors").exists()
+
+
+def test_overrides(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    file = tmp_path / "f"
+    code, _, _ = run("compress", checkpoint, "--bits", 8, "--override", "a.w*:bits=5", "--keep", "*.bias", "-o", file)
+    assert code == 0
+    with opq.Reader(file) as reader:
+        assert reader.plan["a.weight"].rate == pytest.approx(5)
+        assert reader.plan["a.bias"].reason == "override '*.bias'"
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["--bits", 3, "--size", 100], "BudgetError: the budget is not one option: got bits=3.0, size=100.0"),
+        ([], "BudgetError: the budget is not one option: got none of them"),
+        (["--bits", 3, "--keep", "zzz"], "PatternError: overrides: pattern 'zzz' matches no tensor"),
+        (["--bits", 3, "--override", "a.weight"], "--override is not understood: got 'a.weight'"),
+        (["--bits", 3, "--input-size", "3,x"], "--input-size is not a shape: got '3,x'"),
+        (["--size", 10], "InfeasibleError: no file of net.safetensors is that small"),
+        (["--bits", 3, "-o", "/nowhere/f"], "WriteError: cannot write /nowhere/f: got no folder /nowhere"),
+    ],
+)
+def test_one_clear_error(run: Run, checkpoint: Path, tmp_path: Path, args: list[object], text: str) -> None:
+    default = [] if "-o" in args else ["-o", tmp_path / "f"]
+    code, out, err = run("compress", checkpoint, *args, *default)
+    assert (code, out) == (1, "")
+    assert text in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["net.safetensors"]
+
+
+def test_wrong_files(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_bytes(b"")
+    for command in ("inspect", "verify", "decompress"):
+        code, _, err = run(command, checkpoint)
+        assert code == 1
+        assert "ForeignFileError" in err
+        assert run(command, tmp_path / "empty")[0] == 1
+        code, _, err = run(command, tmp_path / "absent")
+        assert code == 1
+        assert "absent" in err
+
+
+def test_wrong_usage_is_exit_code_2(run: Run) -> None:
+    assert run("compress")[0] == 2
+    assert run("compress", "x", "--bits", "many")[0] == 2
+
+
+def test_the_demo_runs_offline(run: Run) -> None:
+    figures = json.loads(run("demo", "--json")[1])
+    assert figures["ratio"] > 8
+    assert figures["accuracy_before"] > 0.95
+    assert figures["accuracy_after"] > figures["accuracy_before"] - 0.01
+    assert "accuracy" in run("demo")[1]
+
+
+def test_python_dash_m() -> None:
+    shown = subprocess.run([sys.executable, "-m", "opq", "--help"], capture_output=True, text=True, check=True)
+    assert "compress" in shown.stdout
