@@ -28,7 +28,7 @@ def main() -> None:
     save_file({"pixels": pixels[held], "labels": labels[held].to(torch.uint8)}, demo.TEST_SPLIT)
     model = train(demo.normalised(pixels[~held]), labels[~held])
     save_file({name: _half(tensor) for name, tensor in model.state_dict().items()}, demo.WEIGHTS)
-    print(f"{demo.accuracy(demo.load()):.2f} % of {int(held.sum())} held-out images")
+    print(f"{demo.accuracy(demo.load()):.2%} of {int(held.sum())} held-out images")
 
 
 def train(images: Tensor, labels: Tensor) -> demo.Digits:

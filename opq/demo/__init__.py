@@ -57,9 +57,9 @@ def test_split() -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def accuracy(model: nn.Module) -> float:
-    """Percent of the held-out images that the model, in inference mode, labels right."""
+    """The share, 0..1, of the held-out images that the model, in inference mode, labels right."""
     images, labels = test_split()
     training = model.training
     right = model.eval()(images).argmax(1) == labels
     model.train(training)
-    return 100 * float(right.float().mean())
+    return float(right.float().mean())

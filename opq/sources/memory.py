@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from opq.dtypes import DTYPES
 from opq.errors import SourceError
 from opq.sources.base import Origin, Source, TensorSpec, guess_kinds, not_empty
 from opq.sources.hints import hint_of_module
@@ -113,6 +114,9 @@ def _check_dense(name: str, tensor: Tensor, label: str) -> None:
         got = f"{tensor.layout}, {tensor.dtype}"
         remedy = "Convert it with .to_dense() or .dequantize()."
         raise SourceError(f"{label}: tensor {name!r} is not a dense tensor", got=got, remedy=remedy)
+    if tensor.dtype not in DTYPES.values():
+        remedy = "Convert it to another element type, or leave it out."
+        raise SourceError(f"{label}: tensor {name!r} has a type that no file can hold", got=tensor.dtype, remedy=remedy)
 
 
 def _identity(name: str, tensor: Tensor) -> object:
