@@ -1,48 +1,28 @@
-"""Plan + stored tensors <-> one `.opq.safetensors` file. docs/format.md is the specification."""
+"""Plan + stored tensors -> one `.opq.safetensors` file, and back. docs/format.md is the specification."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import lzma
 import os
-import tempfile
+import secrets
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from opq import entropy
-from opq.errors import CorruptFileError, ForeignFileError, MismatchError, NewerFormatError, WriteError
-from opq.plan import Plan
-from opq.quantize import dequantize
+from opq import index, stored
+from opq.dtypes import torch_dtype
+from opq.errors import MismatchError, WriteError
+from opq.index import Place
+from opq.plan import Plan, TensorPlan
+from opq.reader import COMMON, VERSION, Reader
+from opq.stored import Fine, Grid, Log, Product, Raw, Stored, Table
 
-VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Grid:
-    """A tensor as integer multiples of its plan's step."""
-
-    name: str
-    codes: npt.NDArray[np.int16]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Raw:
-    """A tensor kept bit by bit."""
-
-    name: str
-    tensor: torch.Tensor
-
-
-Stored = Grid | Raw
-"""What a file holds of one tensor; a shared tensor stands in the plan only."""
+OWN_ENTRY = 1 << 16
+"""Payloads of so many bytes are safetensors entries of their own, under the tensor's name."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,8 +30,10 @@ class Packed:
     """A file in memory."""
 
     parts: tuple[bytes, ...]
-    sizes: dict[str, int]
+    sizes: Mapping[str, int]
     """Bytes of each stored tensor's payload, without header."""
+    digests: Mapping[str, int]
+    """CRC-32 of the integer codes of each tensor that has codes, for the verification."""
 
     @property
     def size(self) -> int:
@@ -59,51 +41,70 @@ class Packed:
         return sum(map(len, self.parts))
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes aside, verifies by decoding, renames; on failure nothing is left behind.
+        """Writes aside, verifies by decoding, renames; what was there before stays until then.
 
         Raises:
-            WriteError: the file could not be written, or does not decode to what it was made from.
+            WriteError: the file could not be written, or does not decode to what it was made from. Nothing is left.
         """
         path = Path(path)
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         try:
-            handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        except OSError as error:
-            raise WriteError(f"cannot write {path}", got=error) from error
-        try:
-            with os.fdopen(handle, "wb") as file:
+            with open(aside, "xb") as file:
                 file.writelines(self.parts)
                 file.flush()
                 os.fsync(file.fileno())
-            with Reader(aside) as reader:
-                for name in reader.names:
-                    reader.tensor(name)
+            self.verify(aside)
             os.replace(aside, path)
+            _sync_folder(path.parent)
         except OSError as error:
-            raise WriteError(f"cannot write {path}", got=error) from error
+            raise WriteError(f"cannot write {path}", got=error.strerror or error) from error
         finally:
-            Path(aside).unlink(missing_ok=True)
+            aside.unlink(missing_ok=True)
+
+    def verify(self, path: str | os.PathLike[str]) -> None:
+        """Reads a file back and compares every code and every kept tensor with what was packed.
+
+        Raises:
+            WriteError: something differs.
+        """
+        with Reader(path, max_expansion=float("inf")) as reader, ThreadPoolExecutor(2) as pool:
+            for name, right in zip(self.digests, pool.map(lambda n: self._same(reader, n), self.digests), strict=True):
+                if not right:
+                    raise WriteError(f"tensor {name!r} does not decode to what was written", remedy="Write it again.")
+
+    def _same(self, reader: Reader, name: str) -> bool:
+        if reader.kind(name) == "raw":
+            return zlib.crc32(stored.raw_bytes(reader.tensor(name))) == self.digests[name]
+        return zlib.crc32(reader.codes(name).data) == self.digests[name]
 
 
 def pack(plan: Plan, items: Iterable[Stored]) -> Packed:
-    """The file of `plan` and its stored tensors."""
-    by_name = {item.name: item for item in items}
-    payloads: dict[str, bytes] = {}
-    for tensor in plan:
-        if tensor.action != "share":
-            item = by_name.pop(tensor.name)
-            payloads[tensor.name] = entropy.encode(item.codes) if isinstance(item, Grid) else _raw(item.tensor)
-    if by_name:
-        raise MismatchError("stored tensors that the plan does not name", got=", ".join(by_name))
-    index = {"plan": json.loads(plan.to_json()), "payloads": [[n, len(p), zlib.crc32(p)] for n, p in payloads.items()]}
-    squeezed = lzma.compress(json.dumps(index, separators=(",", ":")).encode(), lzma.FORMAT_ALONE)
-    body = b"".join(payloads.values())
-    header: dict[str, Any] = {"__metadata__": {"format": "opq", "version": str(VERSION)}}
-    header["opq.plan"] = {"dtype": "U8", "shape": [len(squeezed)], "data_offsets": [0, len(squeezed)]}
-    end = len(squeezed) + len(body)
-    header["opq.pack"] = {"dtype": "U8", "shape": [len(body)], "data_offsets": [len(squeezed), end]}
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    return Packed((len(head).to_bytes(8, "little"), head, squeezed, body), {n: len(p) for n, p in payloads.items()})
+    """The file of `plan` and its stored tensors: the same bytes for the same arguments, on every machine.
+
+    Args:
+        items: one for each tensor that is not shared, in any order.
+
+    Raises:
+        MismatchError: items are missing, too many, or not what the plan says of them.
+    """
+    by_name = _by_name(plan, items)
+    with ThreadPoolExecutor(2) as pool:
+        own = [t for t in plan if t.like is None]
+        made = dict(zip((t.name for t in own), pool.map(lambda t: _made(by_name[t.name], t), own), strict=True))
+    large = [name for name, m in made.items() if len(m.payload) >= OWN_ENTRY and name not in (COMMON, "__metadata__")]
+    large.sort(key=lambda name: (-_alignment(plan[name], made[name]), name))
+    places = [_place(made.get(t.name), t.name in large) for t in plan]
+    head = index.encode(plan, places)
+    body = len(head).to_bytes(4, "little") + head + b"".join(m.payload for n, m in made.items() if n not in large)
+    common = zlib.crc32(body).to_bytes(4, "little") + body
+    entries = [_entry(plan[name], made[name]) for name in large]
+    header = _header([*entries, (COMMON, "U8", (len(common),), len(common))])
+    parts = (header, *(made[name].payload for name in large), common)
+    return Packed(
+        parts,
+        {name: len(m.payload) for name, m in made.items()},
+        {name: m.digest for name, m in made.items() if m.place.kind != "scalar"},
+    )
 
 
 def write_file(path: str | os.PathLike[str], plan: Plan, items: Iterable[Stored]) -> int:
@@ -118,81 +119,96 @@ def size_of(plan: Plan, items: Iterable[Stored]) -> int:
     return pack(plan, items).size
 
 
-class Reader:
-    """Lazy access to the tensors of a file."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Made:
+    """A payload, what the index says of it, and a digest of what it decodes to."""
 
-    plan: Plan
-
-    def __init__(self, path: str | os.PathLike[str]):
-        self._data = np.memmap(path, np.uint8, "r")
-        length = int.from_bytes(self._data[:8].tobytes(), "little")
-        header = json.loads(self._data[8 : 8 + length].tobytes())
-        if header.get("__metadata__", {}).get("format") != "opq":
-            raise ForeignFileError(f"{path} is not an opq file")
-        if header["__metadata__"]["version"] != str(VERSION):
-            raise NewerFormatError(f"{path} is of a newer format")
-        base = 8 + length
-        start, end = header["opq.plan"]["data_offsets"]
-        index = json.loads(lzma.decompress(self._data[base + start : base + end].tobytes()))
-        self.plan = Plan.from_json(json.dumps(index["plan"]))
-        self._places: dict[str, tuple[int, int, int]] = {}
-        position = base + header["opq.pack"]["data_offsets"][0]
-        for name, size, crc in index["payloads"]:
-            self._places[name] = (position, size, crc)
-            position += size
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All tensors, in the source's order."""
-        return tuple(t.name for t in self.plan)
-
-    def codes(self, name: str) -> npt.NDArray[np.int16]:
-        """The integer codes of a compressed tensor."""
-        return entropy.decode(self._payload(name), self.plan[name].shape)
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """The dense tensor, in the source's dtype."""
-        plan = self.plan[name]
-        if plan.like is not None:
-            return self.tensor(plan.like)
-        dtype = DTYPES[plan.dtype]
-        if plan.action == "compress":
-            return dequantize(torch.from_numpy(self.codes(name)), plan, dtype)
-        data = bytearray(self._payload(name))
-        return (torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)).reshape(plan.shape)
-
-    def _payload(self, name: str) -> bytes:
-        position, size, crc = self._places[name]
-        data = self._data[position : position + size].tobytes()
-        if zlib.crc32(data) != crc:
-            raise CorruptFileError(f"tensor {name!r}: wrong checksum")
-        return data
-
-    def close(self) -> None:
-        """Releases the file."""
-        self._data = np.empty(0, np.uint8)  # type: ignore[assignment]
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+    payload: bytes
+    place: Place
+    digest: int
 
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""Element types as safetensors spells them."""
+def _by_name(plan: Plan, items: Iterable[Stored]) -> dict[str, Stored]:
+    listed = list(items)
+    by_name = {item.name: item for item in listed}
+    wanted = {t.name for t in plan if t.like is None}
+    if len(by_name) != len(listed) or set(by_name) != wanted:
+        wrong = sorted({item.name for item in listed} ^ wanted) or [i.name for i in listed]
+        raise MismatchError("the stored tensors are not those of the plan", got=", ".join(wrong[:5]))
+    for tensor in plan:
+        other = plan[tensor.like] if tensor.like is not None else tensor
+        if other.like is not None or (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
+            raise MismatchError(f"tensor {tensor.name!r} shares what is not like it", got=other.name)
+    return by_name
 
 
-def _raw(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+def _made(item: Stored, tensor: TensorPlan) -> _Made:
+    if isinstance(item, Raw) and _is_scalar(item.tensor):
+        stored.draft(item, tensor)
+        return _Made(b"", Place("scalar", 0, number=int(item.tensor)), 0)
+    draft = stored.draft(item, tensor)
+    payload = draft.bytes()
+    number = {"fine": getattr(item, "step", 0.0), "log": getattr(item, "per_octave", 0)}.get(draft.kind, 0)
+    digest = zlib.crc32(payload) if draft.codes is None else zlib.crc32(draft.codes.codes.data)
+    return _Made(payload, Place(draft.kind, len(payload), number=number), digest)
+
+
+def _is_scalar(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is one integer that the index holds in a few bits."""
+    whole = not tensor.dtype.is_floating_point and not tensor.dtype.is_complex and tensor.dtype != torch.bool
+    return tensor.numel() == 1 and whole and abs(int(tensor)) < 1 << 38
+
+
+def _place(made: _Made | None, own: bool) -> Place:
+    if made is None:
+        return Place("share", 0)
+    return dataclasses.replace(made.place, checksum=zlib.crc32(made.payload) if own else None)
+
+
+def _alignment(tensor: TensorPlan, made: _Made) -> int:
+    return torch_dtype(tensor.dtype).itemsize if made.place.kind == "raw" else 1
+
+
+def _entry(tensor: TensorPlan, made: _Made) -> tuple[str, str, tuple[int, ...], int]:
+    """Name, element type, shape and bytes: a kept tensor as itself, codes as bytes."""
+    length = len(made.payload)
+    raw = made.place.kind == "raw"
+    return tensor.name, tensor.dtype if raw else "U8", tensor.shape if raw else (length,), length
+
+
+def _header(entries: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
+    """The safetensors header, padded so that what follows is aligned to 8 bytes."""
+    header: dict[str, object] = {"__metadata__": {COMMON: str(VERSION)}}
+    start = 0
+    for name, dtype, shape, length in entries:
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + length]}
+        start += length
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the new name durable, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+__all__ = [
+    "Fine",
+    "Grid",
+    "Log",
+    "Packed",
+    "Product",
+    "Raw",
+    "Reader",
+    "Stored",
+    "Table",
+    "pack",
+    "size_of",
+    "write_file",
+]

@@ -104,8 +104,9 @@ def _runs(classes: npt.NDArray[np.uint8]) -> list[tuple[int, slice]]:
 
 
 def view(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """A tensor's shape as three axes: rows, columns, and the rest (the positions of a kernel) as one."""
-    padded = (*shape, 1, 1)[: max(2, len(shape))] if shape else (1, 1)
+    """A tensor's shape as three axes: rows, columns, the rest (positions of a kernel) as one; leading ones go."""
+    first = next((k for k, n in enumerate(shape) if n != 1), len(shape))
+    padded = (*shape[first:], 1, 1)
     return padded[0], padded[1], math.prod(padded[2:])
 
 
@@ -203,8 +204,8 @@ def _reassigned(
     bits = counts.reshape(len(rows), -1).astype(np.float64) @ windows.astype(np.float64)
     names = np.bincount(axes[axis], minlength=own)
     bits += _lengths(names[None])[0]
-    best = bits.argmin(1)
-    return (best - best.min()).astype(np.uint8)
+    best: npt.NDArray[np.intp] = bits.argmin(1)
+    return np.subtract(best, best.min()).astype(np.uint8)
 
 
 def _lengths(counts: Ints) -> Ints:

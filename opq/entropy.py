@@ -187,8 +187,8 @@ def _put_chunk(writer: Writer, codes: Codes, plan: Draft, rows: tuple[int, int],
     if index is not None:
         lengths = _BITS.take(index)
         behind = np.flatnonzero(lengths)
-        lengths = lengths[behind].astype(np.int32)
-        writer.bits(np.abs(codes[behind].astype(np.int32)) & ((1 << lengths) - 1), lengths)
+        widths = lengths[behind].astype(np.int32)
+        writer.bits(np.abs(codes[behind].astype(np.int32)) & ((1 << widths) - 1), widths)
 
 
 def decode(payload: bytes | memoryview, shape: tuple[int, ...]) -> Codes:

@@ -139,6 +139,12 @@ class FileFormatError(OpqError):
     remedy = "Fetch or write the file again."
 
 
+class MissingFileError(FileFormatError):
+    """There is no such file, or it cannot be opened."""
+
+    remedy = "Check the path and its permissions."
+
+
 class ForeignFileError(FileFormatError):
     """The file is not an opq file."""
 

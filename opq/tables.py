@@ -11,7 +11,7 @@ import functools
 
 import numpy as np
 
-from opq.ans import TOTAL, Ints, Model, Reader, Writer, categorical, uniform, zigzag
+from opq.ans import TOTAL, Ints, Model, Reader, Writer, categorical, zigzag
 from opq.errors import CorruptFileError
 
 LARGEST_ROOT = 1 << 17
@@ -29,7 +29,8 @@ def log2(values: Ints) -> Ints:
     exponents = np.frexp(values.astype(np.float64))[1].astype(np.int64) - 1
     mantissas = np.where(exponents >= _MANTISSA, values >> np.maximum(exponents - _MANTISSA, 0), 0)
     mantissas += np.where(exponents < _MANTISSA, values << np.maximum(_MANTISSA - exponents, 0), 0)
-    return (exponents << FRACTION) + _LOG2[mantissas - (1 << _MANTISSA)]
+    result: Ints = (exponents << FRACTION) + _LOG2[mantissas - (1 << _MANTISSA)]
+    return result
 
 
 def roots(counts: Ints) -> Ints:
@@ -129,6 +130,3 @@ def frequencies_of_weights(weights: Ints) -> Ints:
     shared = weights * TOTAL // int(weights.sum())
     shared[int(weights.argmax())] += TOTAL - int(shared.sum())
     return shared
-
-
-__all__ = ["cost", "frequencies", "log2", "put", "roots", "take", "uniform"]

@@ -1,0 +1,47 @@
+"""Models that learn from what they have coded, for the few numbers and letters beside the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from opq.ans import Model, Reader, Writer, categorical
+from opq.tables import frequencies_of_weights
+
+
+class Adaptive:
+    """A model that learns from the symbols it has seen."""
+
+    _STEP = 24
+
+    def __init__(self, weights: Sequence[int]):
+        self._weights = np.array(weights, np.int64)
+
+    def model(self) -> Model:
+        return categorical(frequencies_of_weights(self._weights))
+
+    def put(self, writer: Writer, symbol: int) -> None:
+        writer.put(symbol, self.model())
+        self._weights[symbol] += self._STEP
+
+    def take(self, reader: Reader) -> int:
+        symbol = reader.take(self.model())
+        self._weights[symbol] += self._STEP
+        return symbol
+
+
+class AdaptiveNumber:
+    """Numbers below 2^24 by how many bits they have, which adapts, and those bits."""
+
+    def __init__(self, weights: Sequence[int]):
+        self._lengths = Adaptive(weights)
+
+    def put(self, writer: Writer, value: int) -> None:
+        length = value.bit_length()
+        self._lengths.put(writer, length)
+        writer.number(value & (1 << max(length - 1, 0)) - 1, max(length - 1, 0))
+
+    def take(self, reader: Reader) -> int:
+        length = self._lengths.take(reader)
+        return (1 << length - 1) | reader.number(length - 1) if length else 0
