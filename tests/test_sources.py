@@ -119,6 +119,11 @@ def test_aliases_noted_by_save_model_are_ties(tmp_path: Path):
     assert torch.equal(source.tensor("1.weight"), model[0].weight)
 
 
+def test_the_format_note_of_a_file_is_no_alias(tmp_path: Path):
+    save_file({"pt": torch.ones(3)}, tmp_path / "m.safetensors", metadata={"format": "pt", "author": "me"})
+    assert open_source(tmp_path / "m.safetensors").names == ("pt",)
+
+
 def test_values_come_contiguous_and_detached_whatever_the_layout():
     weight = nn.Parameter(torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last))
     value = open_source({"w": weight, "t": torch.randn(3, 4).t()}).tensor("w")

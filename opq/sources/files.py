@@ -102,7 +102,8 @@ def _safetensors_specs(path: Path) -> tuple[TensorSpec, ...]:
             raise SourceError(f"{path} is already compressed", got="an opq file", remedy=remedy)
         specs = [_spec(name, file.get_slice(name), path) for name in file.offset_keys()]
     by_name = {spec.name: spec for spec in specs}
-    tied = {alias: name for alias, name in metadata.items() if name in by_name and alias not in by_name}
+    notes = {alias: name for alias, name in metadata.items() if alias != "format" and alias not in by_name}
+    tied = {alias: name for alias, name in notes.items() if name in by_name}
     return (*specs, *(dataclasses.replace(by_name[name], name=alias, like=name) for alias, name in tied.items()))
 
 

@@ -31,7 +31,7 @@ def fit_names(source: Source, skeleton: nn.Module) -> Source | None:
     return dataclasses.replace(
         source,
         specs=_fitted(source, entries, ties, file_name, parameters),
-        read=lambda name: source.read(file_name[name]),
+        read=lambda name: source.tensor(file_name[name]),
         files={name: source.files[old] for name, old in file_name.items() if name in entries},
         ignored=(*source.ignored, *sorted(old for name, old in file_name.items() if name not in entries)),
     )
@@ -68,7 +68,7 @@ def _equal(source: Source, one: str, other: str) -> bool:
     """Whether the file holds the same values under both names, as it should where the model ties them."""
     specs = source.by_name
     alike = (specs[one].shape, specs[one].dtype) == (specs[other].shape, specs[other].dtype)
-    return alike and torch.equal(source.read(one), source.read(other))
+    return alike and torch.equal(source.tensor(one), source.tensor(other))
 
 
 def _ties(entries: Mapping[str, torch.Tensor]) -> dict[str, str]:
