@@ -221,7 +221,7 @@ def test_collect_names_the_tensor_that_left_its_codebook() -> None:
     model[2].weight.data[1, 2] += 0.01
     with pytest.raises(
         OffCodebookError,
-        match=r"tensor '2.weight': 1 of 64 weights are off the codebook: got .*, wanted multiples of 0.1",
+        match=r"'2.weight': 1 of 64 weights are off the codebook: got .*, wanted multiples of 0.1",
     ):
         collect(model, plan)
 
@@ -230,11 +230,11 @@ def test_collect_finds_a_changed_mask_and_a_changed_step() -> None:
     model = mlp()
     plan = plan_of(model)
     attach(model, plan)
-    with pytest.raises(OffCodebookError, match="'0.weight': step and rounding are not the plan's"):
+    with pytest.raises(OffCodebookError, match=r"'0.weight': step and rounding are not the plan's"):
         collect(model, plan_of(model_like(), step=0.2))
     grid = model[2].parametrizations.weight[0]
     grid.mask[0] ^= True
-    with pytest.raises(OffCodebookError, match="'2.weight': the mask changed after it was attached"):
+    with pytest.raises(OffCodebookError, match=r"'2.weight': the mask changed after it was attached"):
         collect(model, plan)
 
 
@@ -248,7 +248,7 @@ def test_collect_compares_the_mask_with_the_results() -> None:
     detach(attach(model, result), bake=True)
     kept = (model[0].weight != 0).nonzero()[0]
     model[0].weight.data[tuple(kept)] = 0
-    with pytest.raises(OffCodebookError, match="'0.weight': 1 weights contradict the mask of the compression result"):
+    with pytest.raises(OffCodebookError, match=r"'0.weight': 1 weights contradict the mask of the compression result"):
         collect(model, result)
 
 
@@ -325,13 +325,9 @@ def test_a_plan_for_another_model_lists_names_and_shapes_and_touches_nothing() -
 def test_ties_that_differ_between_plan_and_model() -> None:
     tied, untied = Tied(), Tied()
     untied.head.weight = nn.Parameter(untied.head.weight.detach().clone())
-    with pytest.raises(
-        MismatchError, match=r"embed.weight and head.weight are two tensors in the model, one in the plan"
-    ):
+    with pytest.raises(MismatchError, match=r"head.weight are two tensors in the model, one in the plan"):
         attach(untied, plan_of(tied))
-    with pytest.raises(
-        MismatchError, match=r"embed.weight and head.weight are one tensor in the model, two in the plan"
-    ):
+    with pytest.raises(MismatchError, match=r"head.weight are one tensor in the model, two in the plan"):
         attach(tied, plan_of(untied))
 
 
@@ -369,7 +365,7 @@ def test_a_stacked_parametrization_is_not_torn_off() -> None:
 
 
 def test_a_script_module_is_refused() -> None:
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
         script = torch.jit.trace(mlp(), torch.zeros(1, 12))
     with pytest.raises(AttachError, match="ScriptModule"):
         attach(script, plan_of(mlp()))

@@ -14,16 +14,15 @@ def plan_of(model: nn.Module, *, step: float = 0.1, theta: float = 0.75) -> Plan
     tensors = []
     for name, tensor in model.state_dict(keep_vars=True).items():
         like = first.setdefault(id(tensor), name)
-        base = {"name": name, "shape": tuple(tensor.shape), "dtype": "F32", "reason": "test"}
+        dtype = "F32" if tensor.is_floating_point() else "I64"
+        base = {"name": name, "shape": tuple(tensor.shape), "dtype": dtype, "reason": "test"}
         if like != name:
             tensors.append(TensorPlan(**base, action="share", like=like))
         elif tensor.dim() >= 2:
             grid = {"step": step, "threshold": theta * step, "rounding": theta}
             tensors.append(TensorPlan(**base, action="compress", **grid))
         else:
-            tensors.append(
-                TensorPlan(**{**base, "dtype": "F32" if tensor.is_floating_point() else "I64"}, action="keep")
-            )
+            tensors.append(TensorPlan(**base, action="keep"))
     return Plan(method="rd", tensors=tuple(tensors))
 
 
