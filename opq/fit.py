@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from opq import container
+from opq import container, index
 from opq.decide import Problem
 from opq.errors import InfeasibleError
 from opq.keep import keep
@@ -34,6 +34,8 @@ WINDOW = 0.995
 AIM = 0.998
 """Where in the window the solver aims."""
 ROUNDS = 12
+MARGIN = 24
+"""Bytes by which the text of two plans for the same tensors may differ."""
 TABLE = 24
 """Bytes of a frequency table, before it is known."""
 
@@ -102,6 +104,7 @@ class Fit:
 
     def apply(self, plan: Plan) -> Result:
         """The result of a plan: codes of every tensor, and the file in memory."""
+        plan = index.rounded(plan)
         codes: Codes = {}
         for done, tensor in enumerate(plan.compressed):
             codes[tensor.name] = self.coder.codes(tensor)
@@ -143,7 +146,11 @@ class Fit:
         return fixed + TABLE * len(empty)
 
     def infeasible(self, target: float, smallest: int) -> InfeasibleError:
-        """The error that says the smallest budget that can be met, in the user's unit."""
+        """The error that says the smallest budget that can be met, in the user's unit.
+
+        The plan in the file holds the budget itself, in digits: a few bytes are added so that what is said can be had.
+        """
+        smallest += MARGIN
         budget = self.problem.options.budget
         kind = "size" if budget is None else budget.kind
         least = {
