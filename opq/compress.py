@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from opq import methods
 from opq.container import Reader
 from opq.datafree import DataFreeCoder, probe_source
 from opq.decide import Problem, gather
 from opq.errors import MismatchError, PatternError
 from opq.fit import Coder, Fit, PlainCoder
-from opq.options import Options
+from opq.options import PUBLISHED, Options
 from opq.plan import Plan
 from opq.probe import Probe
 from opq.result import Result
@@ -39,7 +40,8 @@ def compress(source: SourceLike, **options: Any) -> Result:
         bits: budget as 8 x file bytes / elements of the floating-point tensors.
         ratio: budget as bytes of the source's tensors / bytes of the file.
         size: budget in bytes of the file. Exactly one of the three.
-        method: `"rd"` (default), the joint rate-distortion optimum, or `"opq"`, the paper's two steps.
+        method: `"rd"` (default), the joint rate-distortion optimum, or `"opq"`, the paper's two steps. For comparison
+            the other published methods: `"clipq"`, `"kmeans"`, `"lamp"`, `"magnitude"`, `"olmp"`, `"pq"`.
         sparsity: with `method="opq"`: fraction of weights pruned, `bits` being bits per kept weight, as in the paper.
         overrides: glob pattern -> `"keep"`, `"compress"` or numbers (`bits`, `min_bits`, `max_bits`, `sensitivity`).
         constraints: objects of `opq.constraints`, solved through cvxpy.
@@ -52,12 +54,18 @@ def compress(source: SourceLike, **options: Any) -> Result:
         alpha: exponent of the probe's sensitivities.
         seed: of the synthetic inputs; the same seed gives the same bytes.
         progress: called with (stage, done, total).
+        data: with the other methods: batches of (inputs, targets), or a function of the epoch that gives them.
+        evaluate: with the other methods: the model's score in percent, where a search needs it.
+        checkpoint: with the other methods: a path to resume an interrupted search or training from.
+        method_options: with the other methods: their own options, the fields of a class in `opq.methods.settings`.
 
     Raises:
         OpqError: one of its subclasses for each way to be wrong; docs/errors.md lists them.
     """
     checked = Options.of(options)
     opened = open_source(source)
+    if checked.method in PUBLISHED:
+        return methods.run(opened, checked)
     problem, probed = _problem(opened, checked)
     coder: Coder = PlainCoder(opened) if probed is None else DataFreeCoder(opened, probed)
     return Fit(opened, problem, coder, checked.progress).run()
@@ -70,6 +78,8 @@ def solve(source: SourceLike, **options: Any) -> Plan:
     """
     checked = Options.of(options)
     opened = open_source(source)
+    if checked.method in PUBLISHED:
+        return methods.run(opened, checked).plan
     problem, _ = _problem(opened, checked)
     return Fit(opened, problem, PlainCoder(opened), checked.progress).decide()
 

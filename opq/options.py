@@ -47,6 +47,10 @@ class Options:
     alpha: float = 0.5
     seed: int = 0
     progress: Progress = silent
+    data: Any = None
+    evaluate: Callable[[Any], float] | None = None
+    checkpoint: str | os.PathLike[str] | None = None
+    method_options: Any = None
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -62,6 +66,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise OptionError("unknown method=", got=repr(self.method), wanted=" or ".join(METHODS))
+        self._check_method()
         if self.sparsity is not None:
             self._check_sparsity()
         elif self.method == "opq" and self.constraints:
@@ -84,7 +89,8 @@ class Options:
         published, data_free = self.method in PUBLISHED, self.method in DATA_FREE
         idle = ("data", "evaluate", "checkpoint", "method_options") if data_free else ()
         idle += ("constraints", "sensitivities", "calibration", "probe", "sparsity") if published else ()
-        given = [name for name in idle if getattr(self, name) not in (None, False, ())]
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        given = [name for name in idle if getattr(self, name) is not fields[name] and getattr(self, name) is not False]
         if given:
             other = ", ".join(PUBLISHED if data_free else DATA_FREE)
             raise OptionError(

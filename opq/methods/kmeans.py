@@ -45,7 +45,7 @@ def kmeans(
 
     Args:
         x: n x d.
-        k: number of centroids, at most n.
+        k: number of centroids, at most n beside the zero one.
         start: `plus` draws them by k-means++ (Arthur and Vassilvitskii 2007); `linear` spaces them evenly from the
             smallest to the largest value, for d = 1 (Deep Compression, section 3).
         zero: centroid 0 is the zero vector and stays it.
@@ -53,8 +53,8 @@ def kmeans(
     Raises:
         CentroidsError: fewer vectors than centroids.
     """
-    _check(x, k, start)
     free = k - 1 if zero else k
+    _check(x, free, start)
     c = _linear(x, free) if start == "linear" else _plus(x, free, seed, zero)
     c = np.concatenate([np.zeros((1, x.shape[1])), c]) if zero else c
     labels, distances = nearest(x, c)

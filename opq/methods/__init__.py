@@ -1,0 +1,52 @@
+"""The other published methods, each to the same file, report and fine-tuning loop as `rd` and `opq`.
+
+    opq.compress(model, method="clipq", data=batches, method_options={...})
+
+`METHODS` maps a name to what runs it and to the type of its options; docs/methods/ has a page for each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from opq.methods import settings
+from opq.methods.baselines import kmeans_sharing, uniform
+from opq.methods.clipq import clipq
+from opq.methods.job import Job
+from opq.methods.olmp import olmp
+from opq.methods.pq import pq
+from opq.options import Options
+from opq.result import Result
+from opq.sources import Source
+
+__all__ = ["METHODS", "Method", "run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One published method."""
+
+    run: Callable[[Job], Result]
+    settings: type[settings.Settings]
+
+
+METHODS = {
+    "clipq": Method(clipq, settings.ClipQ),
+    "kmeans": Method(kmeans_sharing, settings.Sharing),
+    "lamp": Method(uniform, settings.Uniform),
+    "magnitude": Method(uniform, settings.Uniform),
+    "olmp": Method(olmp, settings.Olmp),
+    "pq": Method(pq, settings.Product),
+}
+
+
+def run(source: Source, options: Options) -> Result:
+    """The result of the method that the options name.
+
+    Raises:
+        OptionError: `method_options=` has no meaning for it.
+        DataError: it needs data and has none, or none that fits. Both before any work.
+    """
+    method = METHODS[options.method]
+    return method.run(Job(source, options, settings.read(method.settings, options.method_options)))

@@ -1,0 +1,155 @@
+"""CLIP-Q: in-parallel pruning and quantization (Tung and Mori, CVPR 2018 and TPAMI 2020). docs/methods/clipq.md.
+
+    theta_i = (p_i, b_i) a layer:  min over theta_i of  eps(theta) - lambda c_i(theta_i)    before training
+    then in every step of training, on every layer:  clip, partition, quantize (opq.methods.partition)
+
+eps is the error on a subset of the training data, c_i the bits saved in layer i over those of the whole network. The forward
+pass sees quantized weights, gradients move the full-precision ones: a clipped weight can come back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from opq.errors import OptionError, PatternError
+from opq.methods.bayes import Record, minimise
+from opq.methods.coded import Coded, in_table
+from opq.methods.job import Job
+from opq.methods.live import Live, error, straight, train
+from opq.methods.partition import partition
+from opq.methods.settings import ClipQ
+from opq.result import Result
+
+Theta = Mapping[str, tuple[float, int]]
+"""(p, b) by tensor name."""
+
+
+class ClipPartitionQuantize(nn.Module):
+    """The quantizer in the forward pass, straight through backward; p = 0 and b = 0 stand for no quantization."""
+
+    def __init__(self, p: float, b: int):
+        super().__init__()
+        self.p, self.b = p, b
+
+    def forward(self, w: torch.Tensor) -> torch.Tensor:
+        return straight(w, partition(w, self.p, self.b).weights.to(w.dtype)) if self.b else w
+
+    def right_inverse(self, w: torch.Tensor) -> torch.Tensor:
+        return w
+
+    def extra_repr(self) -> str:
+        return f"p={self.p:.4g}, b={self.b}"
+
+
+def clipq(job: Job) -> Result:
+    """CLIP-Q: `theta` searched unless it is given, then training with the quantizer in every step.
+
+    Raises:
+        DataError: no data, or data that does not fit the model.
+        OptionError: `theta` is not (p, b) with 0 <= p < 1 and b from 1 to 8.
+        PatternError: a pattern of `theta` matches no tensor, or a tensor has no pattern.
+        MissingExtraError: the search needs optuna.
+    """
+    settings = job.settings
+    assert isinstance(settings, ClipQ)
+    given = None if settings.theta is None else matched(settings.theta, list(job.weights))
+    if job.options.budget is not None:
+        remedy = "Leave the budget out: lambda (weight=) or theta= set the size."
+        raise OptionError("method='clipq' takes no budget of the file", got=job.options.budget.kind, remedy=remedy)
+    live = job.live()
+    theta = search(job, live, settings) if given is None else given
+    live.put({name: ClipPartitionQuantize(*theta[name]) for name in job.weights})
+    train(live, job.options.data, stage="clipq", epochs=settings.epochs,
+          optimizer=torch.optim.Adam(live.model.parameters(), settings.lr),
+          teacher=job.teacher() if settings.distill else None, distill=settings.distill,
+          checkpoint=job.checkpoint, progress=job.options.progress, seed=job.options.seed)  # fmt: skip
+    coded = {name: quantized(name, live.plain(name).cpu(), *theta[name]) for name in job.weights}
+    return job.result(coded, job.kept(live))
+
+
+def matched(theta: Theta, names: list[str]) -> dict[str, tuple[float, int]]:
+    """`theta` by tensor name, patterns spelled out; later patterns win."""
+    for pattern, pair in theta.items():
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise PatternError(f"theta: pattern {pattern!r} matches no tensor", wanted=f"names like {', '.join(names[:5])}")
+        _check_pair(pattern, pair)
+    found = {name: pair for pattern, pair in theta.items() for name in names if fnmatchcase(name, pattern)}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise PatternError("theta: tensors without (p, b)", got=", ".join(missing[:5]), remedy="Add a pattern for them.")
+    return found
+
+
+def _check_pair(pattern: str, pair: Any) -> None:
+    fits = isinstance(pair, (tuple, list)) and len(pair) == 2 and 0 <= pair[0] < 1 and pair[1] in range(1, 9)
+    if not fits:
+        raise OptionError(f"theta[{pattern!r}]", got=repr(pair), wanted="(p, b) with 0 <= p < 1 and b from 1 to 8")
+
+
+def quantized(name: str, w: torch.Tensor, p: float, b: int) -> Coded:
+    """One tensor as the file holds it."""
+    found = partition(w, p, b)
+    values, labels = found.values.numpy(), found.codes.numpy().astype(np.int64) + found.negative
+    order = [found.negative, *(k for k in range(len(values)) if k != found.negative)]
+    rank = np.argsort(order)
+    return in_table(name, w, values[order], rank[labels])
+
+
+def search(job: Job, live: Live, settings: ClipQ) -> dict[str, tuple[float, int]]:
+    """(p, b) of every layer, one layer after the other, those before quantized as found."""
+    total = 32 * sum(w.numel() for w in job.weights.values())
+    quantizers = {name: ClipPartitionQuantize(0.0, 0) for name in job.weights}
+    live.put(quantizers)
+    record = Record(_record_path(job.checkpoint), _key(job, settings))
+    every = settings.evaluations * len(quantizers)
+    for k, (name, quantizer) in enumerate(quantizers.items()):
+        w = job.weights[name]
+
+        def value(p: float, b: int, name: str = name, w: torch.Tensor = w, quantizer: Any = quantizer) -> float:
+            quantizer.p, quantizer.b = p, b
+            saved = 1 - stored_bits(w, p, b) / (32 * w.numel())
+            return eps(job, live, settings) - settings.weight * saved * 32 * w.numel() / total
+
+        quantizer.p, quantizer.b = minimise(
+            value, name, record, evaluations=settings.evaluations, startup=settings.startup,
+            most_bits=settings.most_bits, seed=job.options.seed,
+            progress=lambda done, k=k: job.options.progress("clipq search", k * settings.evaluations + done, every),
+        )  # fmt: skip
+    live.take(seen=False)
+    return {name: (quantizer.p, quantizer.b) for name, quantizer in quantizers.items()}
+
+
+def eps(job: Job, live: Live, settings: ClipQ) -> float:
+    """The error, a fraction: from `evaluate` (percent right), or measured on a subset of the data."""
+    if job.options.evaluate is not None:
+        live.model.eval()
+        with torch.no_grad():
+            return 1 - float(job.options.evaluate(live.model)) / 100
+    data: Any = job.options.data
+    return error(live.model, data(0) if callable(data) else data, settings.subset)
+
+
+def stored_bits(w: torch.Tensor, p: float, b: int) -> float:
+    """Bits of a tensor in the file: the entropy of its codes, and 16 a value of the codebook."""
+    counts = torch.bincount((partition(w, p, b).codes.flatten() + 2**b).long()).double()
+    counts = counts[counts > 0]
+    return float(-(counts * (counts / counts.sum()).log2()).sum()) + 16 * (2**b - 1)
+
+
+def _record_path(checkpoint: Path | None) -> Path | None:
+    return None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.search.json")
+
+
+def _key(job: Job, settings: ClipQ) -> str:
+    fixed = dataclasses.replace(settings, epochs=0, lr=0.0, distill=0.0)
+    return json.dumps([list(job.weights), job.options.seed, dataclasses.asdict(fixed)], default=str)
+

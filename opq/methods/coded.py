@@ -1,0 +1,85 @@
+"""A tensor's weights as codes: on a grid, in a table of values, in a codebook of vectors. What each stands for is exact.
+
+Letters: `w` weights, `q` codes, `step` = Delta, `b` bits of a kept weight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from opq import container, floats
+from opq.methods.blocks import Product, by_frequency, decode
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Coded:
+    """One tensor, ready for the file."""
+
+    stored: container.Stored
+    weights: torch.Tensor
+    """What a reader of the file will see, float32."""
+    fields: Mapping[str, Any]
+    """What its plan says of it."""
+
+    @functools.cached_property
+    def kept(self) -> int:
+        """Weights that are not zero."""
+        return int((self.weights != 0).sum())
+
+
+def on_grid(name: str, w: torch.Tensor, b: int) -> Coded:
+    """Non-zero weights on a symmetric grid: `q = sign(w) max(1, round(|w|/step))`, `step = max|w| / (2^(b-1) - 1)`.
+
+    A weight that is not zero stays so: pruning is not undone and none is added.
+    """
+    magnitude = w.detach().float().abs()
+    top = float(magnitude.max()) if w.numel() else 0.0
+    step = floats.rounded(top / (2 ** (b - 1) - 1), 24) if top else 1.0
+    kept = magnitude > 0
+    q = torch.copysign((magnitude * (1.0 / step) + 0.5).floor_().clamp_(min=1.0), w) * kept
+    codes = q.to(torch.int16)
+    seen = (codes.double() * step).float()
+    least = float(magnitude[kept].min()) if top else step
+    fields = {"step": step, "threshold": floats.rounded(least * (1 - 1e-6), 24), "rounding": 0.5}
+    return Coded(container.Grid(name, codes.numpy()), seen, fields | _measured(w, seen, codes.numpy()))
+
+
+def in_table(name: str, w: torch.Tensor, values: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> Coded:
+    """Weights that take few values, rounded to float16; value 0 is zero, the others come by falling frequency.
+
+    Args:
+        values: K of them, the first 0.
+        labels: into the values, in the tensor's shape.
+    """
+    order, rank = by_frequency(labels, len(values))
+    table, indices = values[order].astype(np.float16).astype(np.float32), rank[labels].reshape(tuple(w.shape))
+    seen = torch.from_numpy(table[indices])
+    fields = {"codebook": "table"} | _measured(w, seen, indices)
+    return Coded(container.Table(name, table, indices), seen, fields)
+
+
+def in_product(name: str, w: torch.Tensor, product: Product) -> Coded:
+    """Blocks of weights that take few vectors."""
+    seen = decode(product, tuple(w.shape))
+    fields = {"codebook": "product"} | _measured(w, seen, product.labels)
+    return Coded(container.Product(name, product.centroids, product.labels), seen, fields)
+
+
+def _measured(w: torch.Tensor, seen: torch.Tensor, codes: npt.NDArray[np.integer]) -> dict[str, float]:
+    """`rate` (the entropy of the codes, bits per weight), `density` and `distortion`."""
+    if not w.numel():
+        return {"rate": 0.0, "density": 0.0, "distortion": 0.0}
+    counts = np.unique(codes, return_counts=True)[1]
+    entropy = -float((counts * np.log2(counts / counts.sum())).sum())
+    return {
+        "rate": abs(entropy) / w.numel(),
+        "density": float((seen != 0).double().mean()),
+        "distortion": float((w.detach().float() - seen).double().square().mean()),
+    }

@@ -1,0 +1,233 @@
+"""OLMP: optimisation-based layer-wise magnitude pruning (Li, Qian, Jiang, Lu, Tang; IJCAI 2018). docs/methods/olmp.md.
+
+    min  remaining weights   s.t.  accuracy loss <= delta        over c_l, one a layer
+    t_l = mu_l + c_l sigma_l,  mu and sigma of |w| over the layer's weights and bias as they came
+
+    prune:  negatively correlated search for c on one batch
+    adjust: train; a layer's mask follows t_l with hysteresis (0.9, 1.1), pruned weights still get gradients
+    the two alternate for `prune_epochs`, then the network is trained on with its masks
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from opq.errors import SearchError
+from opq.methods import ncs
+from opq.methods.coded import on_grid
+from opq.methods.job import Job
+from opq.methods.live import Live, straight, train
+from opq.methods.masks import hysteresis
+from opq.methods.settings import Olmp
+from opq.objective import inputs_and_targets, run, scores
+from opq.result import Result
+from opq.roles import Role
+
+INFEASIBLE = 1.1
+"""Fitness of what loses too much accuracy; the remaining fraction is at most 1."""
+
+
+class Layer(nn.Module):
+    """One layer's threshold, shared by its weight and its bias. Buffers, so that checkpoints hold them."""
+
+    mu: torch.Tensor
+    sigma: torch.Tensor
+    c: torch.Tensor
+    step: torch.Tensor
+
+    def __init__(self, tensors: Iterable[torch.Tensor], gamma: float):
+        super().__init__()
+        magnitudes = torch.cat([w.detach().flatten().abs() for w in tensors]).double()
+        self.gamma = gamma
+        self.register_buffer("mu", magnitudes.mean())
+        self.register_buffer("sigma", magnitudes.std(correction=0))
+        self.register_buffer("c", torch.tensor(-torch.inf, dtype=torch.float64))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def threshold(self, c: float | None = None) -> float:
+        """`t = mu + c sigma`; below every magnitude before the first search."""
+        return float(self.mu) + (float(self.c) if c is None else c) * float(self.sigma)
+
+
+class Surgery(nn.Module):
+    """One tensor of a layer: `w m` forward, every weight its gradient backward; `m` follows the threshold in training."""
+
+    mask: torch.Tensor
+
+    def __init__(self, w: torch.Tensor, layer: Layer, *, leads: bool):
+        super().__init__()
+        self.layer, self.leads, self.frozen = layer, leads, False
+        self.register_buffer("mask", torch.ones_like(w, dtype=torch.bool))
+
+    def forward(self, w: torch.Tensor) -> torch.Tensor:
+        if self.training and not self.frozen and self._due():
+            self.mask.copy_(hysteresis(self.mask, w, self.layer.threshold()))
+        return straight(w, w.detach() * self.mask)
+
+    def right_inverse(self, w: torch.Tensor) -> torch.Tensor:
+        return w
+
+    def _due(self) -> bool:
+        """With probability 1 / (1 + gamma step): the layer's first tensor counts its steps."""
+        step = int(self.layer.step)
+        if self.leads:
+            self.layer.step += 1
+        return bool(torch.rand(()) * (1 + self.layer.gamma * step) < 1)
+
+
+@dataclasses.dataclass(eq=False)
+class Search:
+    """Negatively correlated search for the thresholds of all layers, at the start of an epoch."""
+
+    live: Live
+    surgeries: Mapping[str, list[tuple[str, Surgery]]]
+    """By layer: names and masks of its tensors."""
+    job: Job
+    settings: Olmp
+
+    def __call__(self, epoch: int) -> None:
+        """Moves every layer's c to the best found on this epoch's first batch.
+
+        Raises:
+            SearchError: the first search meets no c within the accuracy constraint.
+        """
+        before, training = torch.get_rng_state(), self.live.model.training
+        data: Any = self.job.options.data
+        inputs, targets = inputs_and_targets(next(iter(data(epoch) if callable(data) else data)))
+        torch.set_rng_state(before)
+        layers = [group[0][1].layer for group in self.surgeries.values()]
+        start = np.array([max(float(layer.c), self.settings.bounds[0]) for layer in layers])
+        fitness = Fitness(self, inputs, targets)
+        late = epoch >= 2 * self.settings.prune_epochs // 3
+        found = ncs.search(
+            fitness,
+            start,
+            sigma=self.settings.sigma / (100 if late else 10),
+            bounds=self.settings.bounds,
+            population=self.settings.population,
+            evaluations=self.settings.evaluations,
+            rng=np.random.default_rng([self.job.options.seed, epoch]),
+            progress=lambda done: self.job.options.progress("olmp search", done, self.settings.evaluations),
+        )
+        self.live.model.train(training)
+        if found.fitness < INFEASIBLE:
+            for layer, c in zip(layers, found.c, strict=True):
+                layer.c.fill_(c)
+        elif epoch == 0:
+            raise SearchError(
+                "olmp: no threshold meets the accuracy constraint",
+                got=f"every one of {found.evaluations} loses more than delta={self.settings.delta:g} on a batch",
+                wanted="a larger delta, more evaluations or a wider population",
+            )
+
+
+class Fitness:
+    """The remaining fraction of the weights at `c`, or 1.1 where the batch's accuracy falls by more than delta."""
+
+    def __init__(self, search: Search, inputs: Any, targets: torch.Tensor):
+        self.search, self.inputs, self.targets = search, inputs, targets
+        self.w = {n: search.live.plain(n) for group in search.surgeries.values() for n, _ in group}
+        self.size = sum(w.numel() for w in self.w.values())
+        self.before = self._accuracy({n: w * s.mask for n, w, s in self._tensors()})
+
+    def _tensors(self) -> Iterable[tuple[str, torch.Tensor, Surgery]]:
+        return ((n, self.w[n], s) for group in self.search.surgeries.values() for n, s in group)
+
+    @torch.no_grad()
+    def _accuracy(self, seen: Mapping[str, torch.Tensor]) -> float:
+        """Of the batch, in inference mode, with these tensors in the forward pass."""
+        model = self.search.live.model
+        model.eval()
+        masks = {n: s for group in self.search.surgeries.values() for n, s in group}
+        held = {n: s.mask for n, s in masks.items()}
+        for n, s in masks.items():
+            s.mask = seen[n] != 0
+        found = scores(run(model, self.inputs)).argmax(-1)
+        for n, s in masks.items():
+            s.mask = held[n]
+        return float((found == self.targets).double().mean())
+
+    @torch.no_grad()
+    def __call__(self, c: ncs.Vector) -> float:
+        by_layer = dict(zip(self.search.surgeries, c, strict=True))
+        seen = {
+            n: self.w[n] * hysteresis(s.mask, self.w[n], s.layer.threshold(by_layer[layer]))
+            for layer, group in self.search.surgeries.items()
+            for n, s in group
+        }
+        if self._accuracy(seen) < self.before - self.search.settings.delta:
+            return INFEASIBLE
+        return sum(int(torch.count_nonzero(w)) for w in seen.values()) / self.size
+
+
+def olmp(job: Job) -> Result:
+    """OLMP, its kept weights on a symmetric grid of `bits` bits.
+
+    Raises:
+        DataError: no data, or data that does not fit the model.
+        SearchError: no threshold meets the accuracy constraint.
+    """
+    settings = job.settings
+    assert isinstance(settings, Olmp)
+    live = job.live()
+    layers, roles = group_layers(job.roles)
+    surgeries = {prefix: _surgeries(live, names, settings) for prefix, names in layers.items()}
+    everything = dict(itertools.chain.from_iterable(surgeries.values()))
+    live.put(everything)
+    search = Search(live, surgeries, job, settings)
+    data: Any = job.options.data
+
+    def batches(epoch: int) -> Iterable[Any]:
+        if epoch < settings.prune_epochs:
+            search(epoch)
+        for surgery in everything.values():
+            surgery.frozen = epoch >= settings.prune_epochs
+        found: Iterable[Any] = data(epoch) if callable(data) else data
+        return found
+
+    train(live, batches, stage="olmp", epochs=settings.epochs, optimizer=_optimizer(live, settings),
+          teacher=job.teacher() if settings.distill else None, distill=settings.distill,
+          checkpoint=job.checkpoint, progress=job.options.progress, seed=job.options.seed)  # fmt: skip
+    coded = {name: on_grid(name, live.seen(name), settings.bits) for name in everything}
+    return job.result(coded, job.kept(live), roles)
+
+
+def _optimizer(live: Live, settings: Olmp) -> torch.optim.Optimizer:
+    parameters = live.model.parameters()
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, settings.lr)
+    return torch.optim.SGD(
+        parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+
+def group_layers(roles: Iterable[Role]) -> tuple[dict[str, list[str]], tuple[Role, ...]]:
+    """Names by layer, a weight's bias with it; and the roles with these biases compressed, as the paper counts them."""
+    roles = tuple(roles)
+    biases = {r.name for r in roles if r.action == "keep" and r.spec.kind == "parameter" and r.spec.dtype.is_floating_point}
+    layers, out = {}, {r.name: r for r in roles}
+    for role in roles:
+        if role.action == "compress":
+            bias = _bias_of(role.name)
+            layers[role.name] = [role.name, *([bias] if bias in biases else [])]
+            if bias in biases:
+                out[bias] = dataclasses.replace(out[bias], action="compress", reason="bias, pruned with its layer")
+    return layers, tuple(out.values())
+
+
+def _bias_of(name: str) -> str:
+    return f"{name.removesuffix('weight')}bias" if name.endswith("weight") else ""
+
+
+def _surgeries(live: Live, names: list[str], settings: Olmp) -> list[tuple[str, Surgery]]:
+    tensors = [live.plain(name) for name in names]
+    kind = "conv" if tensors[0].dim() > 2 else "linear"
+    layer = Layer(tensors, float(settings.gamma[kind]))
+    return [(n, Surgery(w, layer, leads=k == 0)) for k, (n, w) in enumerate(zip(names, tensors, strict=True))]

@@ -1,0 +1,32 @@
+"""Product quantization of a pruned network (Fang, Liu, Xie, Zhang, Liu; CCC 2020). docs/methods/pq.md.
+
+prune, train, cut every tensor into blocks of d weights, k-means with K centroids, train the codebooks.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from opq.methods.blocks import block_size, encode
+from opq.methods.coded import Coded, in_product
+from opq.methods.job import Job
+from opq.methods.settings import Product
+from opq.methods.sharing import prune_and_share
+from opq.result import Result
+
+BLOCKS_A_CENTROID = 4
+"""A tensor has at least so many blocks for each of its centroids, so that its codebook is no larger than it saves."""
+
+
+def pq(job: Job) -> Result:
+    """Pruning, then product codes of `centroids` vectors; the budget, where there is one, sets the sparsity."""
+    settings = job.settings
+    assert isinstance(settings, Product)
+    return prune_and_share(job, lambda name, w: product(name, w, settings, job.options.seed))
+
+
+def product(name: str, w: torch.Tensor, settings: Product, seed: int) -> Coded:
+    """One tensor: d by its kind, at most what its rows are divided by; K at most what its blocks are enough for."""
+    d = block_size(tuple(w.shape), settings.conv if w.dim() > 2 else settings.linear)
+    k = max(2, min(settings.centroids, w.numel() // d // BLOCKS_A_CENTROID))
+    return in_product(name, w, encode(w, d, min(k, w.numel() // d), seed=seed, iterations=25))
