@@ -22,13 +22,16 @@ from opq.constraints import Constraint, Row, group_steps
 from opq.curve import Curve, Point
 from opq.errors import CertificateError, InfeasibleError
 from opq.laplace import pruning_error
-from opq.solve import Allocation, Bounds, rate_bounds
+from opq.solve import Allocation, Bounds, rate_bounds, steps
 from opq.stats import Floats
 
 GAP = 1e-5
 """Largest relative duality gap that is let through."""
-_ROUNDS = 10
+_SPACING = 0.05
+"""Between the first points of a curve: bits per weight, or log of the step."""
+_ROUNDS = 6
 _FINER = np.linspace(-1, 1, 9)
+"""Points added around the solution, in units of a width that shrinks by 4 every round."""
 
 Priced = tuple[Floats, Floats, Floats]
 """At points t: rates and densities (members x points), and cost `sum a_i n_i D_i` (points)."""
@@ -138,35 +141,34 @@ def solve_steps(
     import cvxpy as cp
 
     m = np.array([float(np.sum(k)) for k in kept])
-    unit = max(float(np.max(r)) for r in ranges)
-    y = cp.Variable(len(ranges))
-    cost = m * np.asarray(sensitivities, dtype=float)
+    law, _ = steps(ranges, kept, sensitivities, bits)
+    z = cp.Variable(len(ranges))  # y - ln(law): near 0, which the solver likes
+    cost = m * np.asarray(sensitivities, dtype=float) * law**2
     spent = sum(
-        (np.asarray(k) / math.log(2)) @ cp.logistic(np.log(np.asarray(r) / unit) - y[i])
+        (np.asarray(k) / math.log(2)) @ cp.logistic(np.log(np.asarray(r) / law[i]) - z[i])
         for i, (r, k) in enumerate(zip(ranges, kept, strict=True))
     )
-    problem = cp.Problem(cp.Minimize((cost / cost.sum()) @ cp.exp(2 * y)), [spent / m.sum() <= bits])
+    problem = cp.Problem(cp.Minimize((cost / cost.sum()) @ cp.exp(2 * z)), [spent / m.sum() <= bits])
     problem.solve(solver=cp.CLARABEL)
-    return np.asarray(unit * np.exp(y.value), dtype=float)
+    return np.asarray(law * np.exp(z.value), dtype=float)
 
 
 def _choice(group: tuple[int, ...], curves: Sequence[Curve], an: Floats) -> Choice:
-    """A tensor by its rate, or a group by the step it shares."""
-    own = [curves[i] for i in group]
+    """A tensor by its rate, or a group by the log of the step it shares."""
+    own, weights = [curves[i] for i in group], an[list(group)]
     if len(group) == 1:
-        shared, grid = False, own[0].rate
+        low, high = float(own[0].rate[0]), float(own[0].rate[-1])
     else:
         moving = [c for c in own if c.rate.size > 1] or own
         low, high = max(float(c.log_step.min()) for c in moving), min(float(c.log_step.max()) for c in moving)
-        shared, grid = True, np.unique(np.clip(np.concatenate([c.log_step for c in moving]), min(low, high), high))
+        low = min(low, high)
 
     def at(t: Floats) -> Priced:
-        points = [[_point(curve, float(v), shared) for v in t] for curve in own]
-        rate = np.array([[p.rate for p in line] for line in points])
-        density = np.array([[p.density for p in line] for line in points])
-        return rate, density, an[list(group)] @ np.array([[p.distortion for p in line] for line in points])
+        rate = np.array([t if len(own) == 1 else c.rate_at_step(t) for c in own])
+        sampled = [c.sample(r) for c, r in zip(own, rate, strict=True)]
+        return rate, np.array([v[3] for v in sampled]), weights @ np.array([v[2] for v in sampled])
 
-    return Choice(group, grid, at)
+    return Choice(group, np.linspace(low, high, max(math.ceil((high - low) / _SPACING), 1) + 1), at)
 
 
 def _point(curve: Curve, t: float, shared: bool) -> Point:
@@ -203,22 +205,50 @@ def _within(row: Row, curves: Sequence[Curve], constraint: Constraint) -> Row:
 
 def _solve(choices: Sequence[Choice], rows: Sequence[Row], budget: Row) -> _Solved:
     """Solves on the curves' own points, then on ever finer ones around the solution."""
-    around: list[Floats] = [np.zeros(0) for _ in choices]
-    width = [float(np.max(np.diff(c.grid), initial=0.0)) for c in choices]
-    base = [c.at(c.grid) for c in choices]
-    unit = sum(float(np.max(p[2])) for p in base)
-    for _ in range(_ROUNDS):
-        columns = [np.concatenate([c.grid, extra]) for c, extra in zip(choices, around, strict=True)]
-        priced = [_join(b, c.at(extra)) for b, c, extra in zip(base, choices, around, strict=True)]
+    columns = [c.grid for c in choices]
+    priced = [c.at(c.grid) for c in choices]
+    unit = sum(float(np.max(p[2])) for p in priced)
+    asked = rows
+    for finer in range(_ROUNDS):
         program = _Program(choices, priced, rows, budget, unit)
         x = program.solve()
         unit = program.value
         t = [float(c @ w) for c, w in zip(columns, x, strict=True)]
-        around = [np.clip(v + w * _FINER, c.grid[0], c.grid[-1]) for v, w, c in zip(t, width, choices, strict=True)]
-        width = [w / 4 for w in width]
+        rows = _tightened(asked, rows, choices, t)
+        around = [_around(choice, v, finer) for choice, v in zip(choices, t, strict=True)]
+        columns = [np.concatenate([c, extra]) for c, extra in zip(columns, around, strict=True)]
+        priced = [_join(p, c.at(extra)) for p, c, extra in zip(priced, choices, around, strict=True)]
     if not program.gap <= GAP:
         raise CertificateError("the allocation is not optimal", got=f"gap {program.gap:.3g}", wanted=f"<= {GAP}")
     return _Solved(t, program.multiplier, program.gap)
+
+
+def _tightened(
+    asked: Sequence[Row], rows: Sequence[Row], choices: Sequence[Choice], t: Sequence[float]
+) -> Sequence[Row]:
+    """The rows moved by what the single points at t exceed them, which a mixture of points may hide."""
+    if not asked:
+        return rows
+    rate, density = np.zeros(asked[0].rate.size), np.zeros(asked[0].rate.size)
+    for choice, v in zip(choices, t, strict=True):
+        r, s, _ = choice.at(np.array([v]))
+        rate[list(choice.members)], density[list(choice.members)] = r[:, 0], s[:, 0]
+    moved = []
+    for wish, row in zip(asked, rows, strict=True):
+        value = float(wish.rate @ rate + wish.density @ density)
+        over, under = max(value - wish.high, 0.0), max(wish.low - value, 0.0)
+        low, high = row.low + under, row.high - over
+        if wish.low == wish.high:
+            low = high = row.low + under - over
+        moved.append(dataclasses.replace(row, low=min(low, high), high=high))
+    return moved
+
+
+def _around(choice: Choice, t: float, finer: int) -> Floats:
+    """More points of a curve around t, closer together every round."""
+    grid = choice.grid
+    width = np.max(np.diff(grid), initial=0.0) / 4**finer
+    return np.unique(np.clip(t + width * _FINER, grid[0], grid[-1]))
 
 
 def _join(a: Priced, b: Priced) -> Priced:

@@ -124,12 +124,19 @@ class Curve:
         return float(np.interp(rate, rates[::-1], nodes[::-1]))
 
     def distortion_at(self, rate: float) -> float:
-        """D(R): strictly convex, decreasing, with derivative `-exp(log_slope(R))`."""
+        """D(R): strictly convex, decreasing, with derivative `-exp(log_slope(R))`; clipped to the ends."""
+        return float(self.sample(np.array([rate]))[2][0])
+
+    def sample(self, rate: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        """log step, theta, distortion and density at rates, clipped to the ends of the curve; arrays like `rate`."""
+        rate = np.clip(rate, self.rate[0], self.rate[-1])
+        log_step, theta, density = (
+            np.interp(rate, self.rate, values) for values in (self.log_step, self.theta, self.density)
+        )
         nodes, rates = self.slopes
-        rate = min(max(rate, self.rate[0]), self.rate[-1])
-        k = int(np.clip(np.searchsorted(-rates, -rate, side="right") - 1, 0, rates.size - 1))
-        mean = float(_exponential_mean(nodes[k : k + 1], np.array([self.log_slope(rate)]))[0])
-        return float(self._integral[k] + mean * (rates[k] - rate))
+        k = np.clip(np.searchsorted(-rates, -rate, side="right") - 1, 0, rates.size - 1)
+        mean = _exponential_mean(nodes[k], np.interp(rate, rates[::-1], nodes[::-1]))
+        return log_step, theta, self._integral[k] + mean * (rates[k] - rate), density
 
     def at_slope(self, mu: float) -> Point:
         """The operating point where one more bit a weight lowers the distortion by `mu`."""
@@ -137,16 +144,17 @@ class Curve:
 
     def at_rate(self, rate: float) -> Point:
         """The operating point of a rate in bits per weight, clipped to the ends of the curve."""
-        rate = float(min(max(rate, self.rate[0]), self.rate[-1]))
-        log_step, theta, density = (
-            float(np.interp(rate, self.rate, values)) for values in (self.log_step, self.theta, self.density)
-        )
-        return Point(math.exp(log_step), theta, rate, self.distortion_at(rate), density)
+        rate = float(np.clip(rate, self.rate[0], self.rate[-1]))
+        log_step, theta, distortion, density = (float(v[0]) for v in self.sample(np.array([rate])))
+        return Point(math.exp(log_step), theta, rate, distortion, density)
+
+    def rate_at_step(self, log_step: Floats) -> Floats:
+        """R where the step is exp(log_step), clipped to the ends of the curve; an array like `log_step`."""
+        return np.interp(-log_step, -np.minimum.accumulate(self.log_step), self.rate)
 
     def at_step(self, step: float) -> Point:
         """The operating point of a step on the hull, clipped to the ends of the curve."""
-        steps = np.minimum.accumulate(self.log_step)
-        return self.at_rate(float(np.interp(-math.log(step), -steps, self.rate)))
+        return self.at_rate(float(self.rate_at_step(np.array([math.log(step)]))[0]))
 
 
 def measure(

@@ -107,7 +107,7 @@ def prune(
     kept = (1 - sparsity) * n.sum()
     if kept >= n[tau > 0].sum():
         return np.zeros_like(tau), 0.0
-    root = _bisect(lambda b: float(n @ laplace.density(b / root_a, tau)), kept, guess=float(np.max(tau * root_a)))
+    root = _root(lambda b: float(n @ laplace.density(b / root_a, tau)), kept, guess=float(np.max(tau * root_a)))
     return root / root_a, root * root
 
 
@@ -135,7 +135,7 @@ def steps(
     if widest == 0:
         return np.ones(len(ranges)), 0.0
     weight = math.sqrt(6 / math.log(2)) * np.exp(-log_a / 2)
-    root = _bisect(lambda x: nominal_bits(ranges, kept, x * weight), bits, guess=widest / float(np.max(weight)))
+    root = _root(lambda x: nominal_bits(ranges, kept, x * weight), bits, guess=widest / float(np.max(weight)))
     return root * weight, root * root
 
 
@@ -177,7 +177,7 @@ def paper(
         if floor >= bits_total:
             return worst * floor / bits_total, beta, beta
         guess = float(np.max(tau * root_a))
-        step = _bisect(lambda x: float(n @ _quantized(x / root_a, beta, tau)[0]), bits_total, guess=guess) / root_a
+        step = _root(lambda x: float(n @ _quantized(x / root_a, beta, tau)[0]), bits_total, guess=guess) / root_a
         return float((n * root_a**2) @ _quantized(step, beta, tau)[1]), beta, step
 
     best = _minimum(lambda x: settle(x)[0], np.linspace(_SPARSEST, -1e-3, 25))
@@ -197,16 +197,19 @@ def _quantized(step: Floats, beta: Floats, tau: Floats) -> tuple[Floats, Floats,
     return np.where(alive, rate, 0.0), np.where(alive, distortion, 0.0), np.where(alive, kept, 0.0)
 
 
-def _bisect(f: Callable[[float], float], target: float, *, guess: float) -> float:
-    """The x > 0 where a decreasing function takes a value, to the last digit: bracket by factors of 4, then halve."""
+def _root(f: Callable[[float], float], target: float, *, guess: float) -> float:
+    """The x > 0 where a decreasing function takes a value (or the nearest tried): factors of 4, then Brent."""
+    from scipy.optimize import brentq
+
     low = high = guess
-    while f(low) < target and low > 1e-300:
+    while (at_low := f(low)) < target and low > 1e-300:
         low /= 4
-    while f(high) > target and high < 1e300:
+    while (at_high := f(high)) > target and high < 1e300:
         high *= 4
-    while (middle := math.sqrt(low) * math.sqrt(high)) and high / low > 1 + 1e-14:
-        low, high = (middle, high) if f(middle) >= target else (low, middle)
-    return math.sqrt(low) * math.sqrt(high)
+    if at_low <= target or at_high >= target:
+        return low if at_low <= target else high
+    root = brentq(lambda y: f(math.exp(y)) - target, math.log(low), math.log(high), xtol=1e-14, rtol=1e-14)
+    return math.exp(root)
 
 
 def _minimum(f: Callable[[float], float], grid: Floats) -> float:

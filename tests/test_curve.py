@@ -190,7 +190,7 @@ def test_degenerate_tensors_have_a_curve(name: str) -> None:
         assert 0 <= point.distortion <= stats.mean_square * (1 + 1e-9)
         assert 0 <= point.density <= 1
         if w.numel():
-            r, d, s = coded(w, point.step, point.theta)
+            r, d, _ = coded(w, point.step, point.theta)
             assert point.rate == pytest.approx(r, abs=0.1)
             assert d <= 1.1 * stats.mean_square
     if name not in ("empty", "zero", "denormal"):
