@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-import torch
-
 from opq.errors import OptionError, PatternError
 from opq.plan import Action
 from opq.sources import TensorSpec
 
 SMALLEST = 64
 """Fewer weights than this cost more in tables than they save."""
+
+ONE_DIMENSIONAL = "one-dimensional"
+"""The reason of weights, biases and norms that are kept by default."""
 
 Override = Literal["keep", "compress"] | Mapping[str, float]
 """What a user may say of the tensors that a glob pattern matches: `"keep"`, `"compress"` (a tensor that would be
@@ -73,7 +74,7 @@ def _default(spec: TensorSpec) -> Role:
     if not spec.dtype.is_floating_point:
         return Role(spec, "keep", f"not floating point ({str(spec.dtype).removeprefix('torch.')})")
     if len(spec.shape) < 2:
-        return Role(spec, "keep", "one-dimensional" if spec.shape else "a scalar")
+        return Role(spec, "keep", ONE_DIMENSIONAL if spec.shape else "a scalar")
     if spec.size < SMALLEST:
         return Role(spec, "keep", f"small: {spec.size} weights")
     if spec.kind == "buffer":
@@ -114,13 +115,3 @@ def _checked(pattern: str, override: Override) -> Override:
             f"overrides[{pattern!r}]: min_bits above max_bits", got=override, wanted="min_bits <= max_bits"
         )
     return override
-
-
-def floating_elements(specs: Sequence[TensorSpec]) -> int:
-    """Elements of the floating-point tensors, tied ones counted once: the denominator of bits per weight."""
-    return sum(s.size for s in specs if s.like is None and s.dtype.is_floating_point)
-
-
-def source_bytes(specs: Sequence[TensorSpec]) -> int:
-    """Bytes of the source's tensors, tied ones counted once."""
-    return sum(s.size * torch.empty((), dtype=s.dtype).element_size() for s in specs if s.like is None)
