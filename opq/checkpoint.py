@@ -119,6 +119,7 @@ def set_training_state(model: nn.Module, optimizer: torch.optim.Optimizer, state
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
+    optimizer.zero_grad()  # torch makes the moments that it will fill only where there is no gradient yet
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"],
                    options=options)  # fmt: skip
