@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -23,7 +23,7 @@ from opq.plan import Plan
 from opq.probe import Probe
 from opq.result import Result
 from opq.roles import assign
-from opq.sources import Source, open_source
+from opq.sources import Source, TensorSpec, open_source
 
 SourceLike = nn.Module | Mapping[str, Any] | str | os.PathLike[str] | Source
 """A module, a state dict, a path, a name such as `hf:ORG/NAME`, or an opened `Source`."""
@@ -84,26 +84,38 @@ def solve(source: SourceLike, **options: Any) -> Plan:
     return Fit(opened, problem, PlainCoder(opened), checked.progress).decide()
 
 
-def load(path: str | os.PathLike[str], model: Model) -> Model:
+def load(path: str | os.PathLike[str], model: Model, *, strict: bool = True) -> Model:
     """Fills `model` with the tensors of a file and returns it: dense again, ready to run.
+
+    Args:
+        strict: names must be the same on both sides; a name that the model ties to another may be absent in the file.
 
     Raises:
         MismatchError: names or shapes differ; the model is left untouched.
         FileFormatError: the file is not whole.
     """
-    state = load_state_dict(path)
-    own = model.state_dict()
-    wrong = [f"{n} missing in the file" for n in own if n not in state]
-    wrong += [f"{n} not in the model" for n in state if n not in own]
-    wrong += [
-        f"{n} {tuple(t.shape)} in the file, {tuple(own[n].shape)} in the model"
-        for n, t in state.items()
-        if n in own and t.shape != own[n].shape
-    ]
-    if wrong:
-        raise MismatchError(f"{os.fspath(path)} does not fit {type(model).__name__}", got="; ".join(wrong))
-    model.load_state_dict(state)
+    with Reader(path) as reader:
+        shapes = {t.name: t.shape for t in reader.plan}
+        wrong = _differences(shapes, open_source(model).specs, strict)
+        if wrong:
+            raise MismatchError(f"{os.fspath(path)} does not fit {type(model).__name__}", got="; ".join(wrong))
+        model.load_state_dict(reader.state_dict(), strict=False)
     return model
+
+
+def _differences(shapes: Mapping[str, tuple[int, ...]], own: Sequence[TensorSpec], strict: bool) -> list[str]:
+    """What keeps the tensors of a file from being those of a model, one clause each."""
+    ties: dict[str, list[str]] = {}
+    for spec in own:
+        ties.setdefault(spec.like or spec.name, []).append(spec.name)
+    given = {name for group in ties.values() if any(n in shapes for n in group) for name in group}
+    wrong = [f"{spec.name} missing in the file" for spec in own if strict and spec.name not in given]
+    wrong += [f"{name} not in the model" for name in shapes if strict and name not in {s.name for s in own}]
+    return wrong + [
+        f"{s.name} {shapes[s.name]} in the file, {s.shape} in the model"
+        for s in own
+        if s.name in shapes and s.shape != shapes[s.name]
+    ]
 
 
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:

@@ -186,6 +186,15 @@ def test_tied_tensors_are_stored_once_and_tied_again(tmp_path: Path) -> None:
     assert torch.equal(loaded.positions, model.positions)
 
 
+def test_a_name_that_the_model_ties_may_be_absent(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = Tied().state_dict()
+    del state["head.weight"]
+    opq.compress(state, bits=6).save(tmp_path / "f")
+    loaded = opq.load(tmp_path / "f", Tied())
+    assert torch.equal(loaded.head.weight, opq.load_state_dict(tmp_path / "f")["embedding.weight"])
+
+
 def test_every_tensor_is_in_the_report() -> None:
     result = opq.compress(Tied(), bits=6, probe=False)
     assert {t.name for t in result.plan} == set(Tied().state_dict())
