@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from opq.ans import Model, Reader, Writer, categorical
-from opq.tables import frequencies_of_weights
+from opq.tables import shares
 
 
 class Adaptive:
@@ -19,7 +19,7 @@ class Adaptive:
         self._weights = np.array(weights, np.int64)
 
     def model(self) -> Model:
-        return categorical(frequencies_of_weights(self._weights))
+        return categorical(shares(self._weights))
 
     def put(self, writer: Writer, symbol: int) -> None:
         writer.put(symbol, self.model())

@@ -39,12 +39,6 @@ class Contexts:
     first: int
     number: int
 
-    @classmethod
-    def single(cls, shape: tuple[int, int, int]) -> Contexts:
-        """One class for all."""
-        r, c, d = (np.zeros(n, np.uint8) for n in shape)
-        return cls((r, c, d), 0, 1)
-
     def blocks(self, start: int, stop: int) -> Blocks:
         """How the weights of some rows fall into classes."""
         r, c, d = self.axes
@@ -204,8 +198,9 @@ def _reassigned(
     bits = counts.reshape(len(rows), -1).astype(np.float64) @ windows.astype(np.float64)
     names = np.bincount(axes[axis], minlength=own)
     bits += _lengths(names[None])[0]
-    best: npt.NDArray[np.intp] = bits.argmin(1)
-    return np.subtract(best, best.min()).astype(np.uint8)
+    best = bits.argmin(1)
+    found: npt.NDArray[np.uint8] = np.subtract(best, best.min()).astype(np.uint8)
+    return found
 
 
 def _lengths(counts: Ints) -> Ints:

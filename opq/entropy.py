@@ -13,38 +13,24 @@ import numpy as np
 import numpy.typing as npt
 
 from opq import contexts, tables
-from opq.ans import Ints, Reader, Symbols, Writer, categorical, uniform
+from opq.ans import Ints, Model, Reader, Symbols, Writer, categorical, uniform
 from opq.contexts import MOST, MOST_PER_AXIS, Contexts
 from opq.errors import CorruptFileError, OptionError
 from opq.quantize import LARGEST_CODE
+from opq.symbols import BASE, BITS, DIRECT, EDGES, LAST, SYMBOL, any_behind, bits_behind
 
 Codes = npt.NDArray[np.int16]
 
 CHUNK = 1 << 20
 """Symbols in one stack, rounded to whole rows."""
 
-DIRECT = 32
-"""Codes of smaller magnitude are symbols of their own; the others are eight to the octave, with bits behind."""
+FEW = 1 << 14
+"""Tensors of at most so many codes may do without a table."""
 
-_CONSTANT, _CODED = 0, 1
-_KINDS = uniform(2)
+_CONSTANT, _TABLES, _GEOMETRIC = 0, 1, 2
+_KINDS = uniform(3)
 _SYMBOLS = uniform(256)
-
-
-def _symbol_tables() -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16], npt.NDArray[np.int16]]:
-    """Of every int16 code: its symbol, and how many bits follow; of every symbol + 128: its smallest magnitude."""
-    magnitude = np.abs(np.arange(-(2**15), 2**15))
-    exponent = np.frexp(np.maximum(magnitude, 1))[1] - 1
-    bits = np.where(magnitude < DIRECT, 0, exponent - 3)
-    symbol = np.where(magnitude < DIRECT, magnitude, DIRECT + 8 * (exponent - 5) + (magnitude >> bits) - 8)
-    octave, eighth = np.divmod(np.maximum(np.abs(np.arange(-128, 128)) - DIRECT, 0), 8)
-    base = np.where(np.abs(np.arange(-128, 128)) < DIRECT, np.abs(np.arange(-128, 128)), (8 + eighth) << (octave + 2))
-    signs = np.where(np.arange(-(2**15), 2**15) < 0, -1, 1)
-    return (signs * symbol).astype(np.int16), bits.astype(np.int16), np.minimum(base, 2**15).astype(np.int16)
-
-
-_SYMBOL, _BITS, _BASE = _symbol_tables()
-_LAST = int(_SYMBOL.max())
+_SCALES = uniform(tables.SCALES)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,15 +38,21 @@ class Draft:
     """All that is decided before a tensor is coded."""
 
     codes: Codes
-    low: int
-    """The smallest symbol."""
-    contexts: Contexts
-    roots: tuple[Ints, ...]
-    """One table a class."""
-    wide: bool
-    """Whether a symbol has bits behind it."""
-    bits: int
+    """Less their offset, if they have one."""
+    kind: int
+    """All equal, with tables, or by a geometric distribution."""
+    bits: int = 0
     """Bits of symbols and of the bits behind them, rounded up."""
+    low: int = 0
+    """The smallest symbol."""
+    roots: tuple[Ints, ...] = ()
+    """Of tables: one a class."""
+    contexts: Contexts | None = None
+    """Of tables: the classes, where there are several."""
+    offset: int = 0
+    """Of a geometric distribution, or of all codes being equal: what is to be added to every code."""
+    scale: int = 0
+    """Of a geometric distribution: its number."""
 
     @property
     def size(self) -> int:
@@ -73,16 +65,24 @@ class Draft:
         writer = Writer()
         if not self.codes.size:
             return writer
-        writer.put(_CODED if self.roots else _CONSTANT, _KINDS)
-        if not self.roots:
-            writer.sint(int(self.codes.flat[0]))
-            return writer
-        writer.put(self.low + 128, _SYMBOLS)
-        writer.put(len(self.roots[0]) - 1, _SYMBOLS)
-        _put_contexts(writer, self.contexts)
-        for u in self.roots:
-            tables.put(writer, u, self.low)
+        writer.put(self.kind, _KINDS)
+        if self.kind != _TABLES:
+            writer.sint(self.offset)
+        if self.kind == _GEOMETRIC:
+            writer.put(self.scale, _SCALES)
+        if self.kind == _TABLES:
+            writer.put(self.low + 128, _SYMBOLS)
+            writer.put(len(self.roots[0]) - 1, _SYMBOLS)
+            _put_contexts(writer, self.contexts)
+            for u in self.roots:
+                tables.put(writer, u, self.low)
         return writer
+
+    def tables(self) -> list[Ints]:
+        """The frequencies of each class."""
+        if self.kind == _GEOMETRIC:
+            return [tables.geometric(EDGES)[self.scale]]
+        return [tables.frequencies(u) for u in self.roots]
 
 
 def encode(codes: npt.NDArray[np.integer]) -> bytes:
@@ -103,23 +103,21 @@ def draft(codes: npt.NDArray[np.integer]) -> Draft:
     """The cheapest way found to code the codes."""
     codes = _as_codes(codes)
     flat = codes.reshape(-1)
-    single = Contexts.single(contexts.view(codes.shape))
     low, high = (int(flat.min()), int(flat.max())) if flat.size else (0, 0)
     if low == high:
-        return Draft(codes, 0, single, (), False, 0)
-    wide = low <= -DIRECT or high >= DIRECT
-    symbols = _SYMBOL.take(flat.astype(np.int32) + 2**15) if wide else flat
-    low, high = (int(_SYMBOL[low + 2**15]), int(_SYMBOL[high + 2**15]))
+        return Draft(codes, _CONSTANT, offset=low)
+    symbols = SYMBOL.take(flat.astype(np.int32) + 2**15) if low <= -DIRECT or high >= DIRECT else flat
+    low, high = (int(SYMBOL[low + 2**15]), int(SYMBOL[high + 2**15]))
     symbols = symbols - np.int16(low)
     counts = np.bincount(symbols, minlength=high - low + 1)
-    behind = int(counts @ _bits_behind(low, high))
-    best = _draft(codes, low, single, counts[None], wide, behind)
+    behind = int(counts @ bits_behind(low, high))
+    found = [_with_tables(codes, low, None, counts[None], behind)]
+    if codes.size <= FEW:
+        found += _without_tables(codes)
     shape = contexts.view(codes.shape)
-    candidates = contexts.choose(symbols.reshape(shape), np.abs(codes).reshape(shape), counts)
-    for candidate in candidates:
-        by_class = _counts(symbols, candidate, len(counts))
-        best = min(best, _draft(codes, low, candidate, by_class, wide, behind), key=lambda d: d.size)
-    return best
+    for candidate in contexts.choose(symbols.reshape(shape), np.abs(codes).reshape(shape), counts):
+        found.append(_with_tables(codes, low, candidate, _counts(symbols, candidate, len(counts)), behind))
+    return min(found, key=lambda d: d.size)
 
 
 def _as_codes(codes: npt.NDArray[np.integer]) -> Codes:
@@ -129,10 +127,24 @@ def _as_codes(codes: npt.NDArray[np.integer]) -> Codes:
     return np.ascontiguousarray(codes, np.int16).reshape(codes.shape)
 
 
-def _draft(codes: Codes, low: int, chosen: Contexts, counts: Ints, wide: bool, behind: int) -> Draft:
+def _with_tables(codes: Codes, low: int, chosen: Contexts | None, counts: Ints, behind: int) -> Draft:
     roots = tuple(tables.roots(c) if c.any() else np.eye(1, len(c), dtype=np.int64)[0] for c in counts)
     bits = sum(tables.cost(c, tables.frequencies(u)) for c, u in zip(counts, roots, strict=True))
-    return Draft(codes, low, chosen, roots, wide, behind + (bits >> tables.FRACTION) + 1)
+    bits = behind + (bits >> tables.FRACTION) + 1
+    return Draft(codes, _TABLES, bits, low=low, roots=roots, contexts=chosen)
+
+
+def _without_tables(codes: Codes) -> list[Draft]:
+    """By the best geometric distribution around the median, if 16 bits hold the distances from it."""
+    middle = int(np.partition(codes.reshape(-1), codes.size // 2)[codes.size // 2])
+    moved = codes.astype(np.int32) - middle
+    if np.abs(moved).max() > LARGEST_CODE:
+        return []
+    counts = np.bincount(SYMBOL.take(moved.reshape(-1) + 2**15).astype(np.int32) + LAST, minlength=2 * LAST + 1)
+    costs = [tables.cost(counts, table) for table in tables.geometric(EDGES)]
+    scale = int(np.argmin(costs))
+    bits = int(counts @ bits_behind(-LAST, LAST)) + (costs[scale] >> tables.FRACTION) + 1
+    return [Draft(moved.astype(np.int16), _GEOMETRIC, bits, low=-LAST, offset=middle, scale=scale)]
 
 
 def _counts(symbols: npt.NDArray[np.int16], chosen: Contexts, alphabet: int) -> Ints:
@@ -142,12 +154,6 @@ def _counts(symbols: npt.NDArray[np.int16], chosen: Contexts, alphabet: int) -> 
         for k, of_class in enumerate(chosen.blocks(*rows).split(symbols[part])):
             counts[k] += np.bincount(of_class, minlength=alphabet)
     return counts
-
-
-def _bits_behind(low: int, high: int) -> Ints:
-    """How many bits follow each symbol."""
-    symbols = np.abs(np.arange(low, high + 1))
-    return np.where(symbols < DIRECT, 0, 2 + (symbols - DIRECT) // 8)
 
 
 def _chunks(shape: tuple[int, ...]) -> list[tuple[tuple[int, int], slice]]:
@@ -164,9 +170,9 @@ def _chunks(shape: tuple[int, ...]) -> list[tuple[tuple[int, int], slice]]:
 def write(plan: Draft) -> bytes:
     """The bytes of a draft."""
     writer = plan.header()
-    if not plan.roots:
+    if plan.kind == _CONSTANT:
         return writer.finish()
-    models = [categorical(tables.frequencies(u)) for u in plan.roots]
+    models = [categorical(table) for table in plan.tables()]
     flat = plan.codes.reshape(-1)
     streams = []
     for rows, part in _chunks(plan.codes.shape):
@@ -177,18 +183,19 @@ def write(plan: Draft) -> bytes:
     return lengths + b"".join(streams)
 
 
-def _put_chunk(writer: Writer, codes: Codes, plan: Draft, rows: tuple[int, int], models: list[object]) -> None:
-    index = codes.astype(np.int32) + 2**15 if plan.wide else None
-    symbols = np.subtract(codes if index is None else _SYMBOL.take(index), plan.low, dtype=np.int32)
-    parts = [symbols] if len(models) == 1 else plan.contexts.blocks(*rows).split(symbols)
+def _put_chunk(writer: Writer, codes: Codes, plan: Draft, rows: tuple[int, int], models: list[Model]) -> None:
+    index = codes.astype(np.int32) + 2**15 if any_behind(plan.low, len(plan.tables()[0])) else None
+    symbols = np.subtract(codes if index is None else SYMBOL.take(index), plan.low, dtype=np.int32)
+    parts = [symbols] if plan.contexts is None else plan.contexts.blocks(*rows).split(symbols)
     for of_class, model in zip(parts, models, strict=True):
         if len(of_class):
             writer.put(of_class, model)
     if index is not None:
-        lengths = _BITS.take(index)
+        lengths = BITS.take(index)
         behind = np.flatnonzero(lengths)
-        widths = lengths[behind].astype(np.int32)
-        writer.bits(np.abs(codes[behind].astype(np.int32)) & ((1 << widths) - 1), widths)
+        if len(behind):
+            widths = lengths[behind].astype(np.int32)
+            writer.bits(np.abs(codes[behind].astype(np.int32)) & ((1 << widths) - 1), widths)
 
 
 def decode(payload: bytes | memoryview, shape: tuple[int, ...]) -> Codes:
@@ -204,34 +211,49 @@ def decode(payload: bytes | memoryview, shape: tuple[int, ...]) -> Codes:
     chunks = _chunks(shape)
     streams = _streams(memoryview(payload), len(chunks))
     reader = Reader(streams[0])
-    if reader.take(_KINDS) == _CONSTANT:
-        out[:] = _checked(reader.sint())
+    kind = reader.take(_KINDS)
+    offset = _checked(reader.sint()) if kind != _TABLES else 0
+    if kind == _CONSTANT:
+        if any(map(len, streams[1:])):
+            raise CorruptFileError("equal codes have more than one chunk")
         reader.finish()
+        out[:] = offset
         return out.reshape(shape)
-    low = reader.take(_SYMBOLS) - 128
-    size = reader.take(_SYMBOLS) + 1
-    if low < -_LAST or low + size - 1 > _LAST or size < 2:
-        raise CorruptFileError("a range of symbols that no codes have", got=f"{low} to {low + size - 1}")
-    chosen = _take_contexts(reader, contexts.view(shape))
-    models = [categorical(tables.frequencies(tables.take(reader, low, size))) for _ in range(chosen.number)]
-    wide = low <= -DIRECT or low + size > DIRECT
-    for stream, (rows, part) in zip(streams, chunks, strict=True):
-        reader = reader if stream is streams[0] else Reader(stream)
-        _take_chunk(reader, out[part], chosen, rows, models, low, wide)
+    low, chosen, frequencies = _take_model(reader, kind, contexts.view(shape))
+    models = [categorical(table) for table in frequencies]
+    for k, (rows, part) in enumerate(chunks):
+        reader = Reader(streams[k]) if k else reader
+        _take_chunk(reader, out[part], chosen, rows, models, low, any_behind(low, len(frequencies[0])))
         reader.finish()
+    if offset:
+        moved = out + np.int32(offset)
+        _checked(int(moved[np.abs(moved).argmax()]))
+        out[:] = moved
     return out.reshape(shape)
+
+
+def _take_model(reader: Reader, kind: int, shape: tuple[int, int, int]) -> tuple[int, Contexts | None, list[Ints]]:
+    """The smallest symbol, the classes and the frequencies of each."""
+    if kind == _GEOMETRIC:
+        return -LAST, None, [tables.geometric(EDGES)[reader.take(_SCALES)]]
+    low, size = reader.take(_SYMBOLS) - 128, reader.take(_SYMBOLS) + 1
+    if low < -LAST or low + size - 1 > LAST or size < 2:
+        raise CorruptFileError("a range of symbols that no codes have", got=f"{low} to {low + size - 1}")
+    chosen = _take_contexts(reader, shape)
+    number = 1 if chosen is None else chosen.number
+    return low, chosen, [tables.frequencies(tables.take(reader, low, size)) for _ in range(number)]
 
 
 def _take_chunk(
     reader: Reader,
     out: Codes,
-    chosen: Contexts,
+    chosen: Contexts | None,
     rows: tuple[int, int],
-    models: list[object],
+    models: list[Model],
     low: int,
     wide: bool,
 ) -> None:
-    if chosen.number == 1:
+    if chosen is None:
         np.add(reader.many(models[0], len(out)), low, out=out, casting="unsafe")
     else:
         blocks = chosen.blocks(*rows)
@@ -242,11 +264,11 @@ def _take_chunk(
         behind = np.flatnonzero(np.abs(out) >= DIRECT)
         symbols = out[behind]
         lengths = 2 + (np.abs(symbols).astype(np.int32) - DIRECT) // 8
-        magnitudes = _BASE.take(symbols + 128) + reader.bits(lengths)
+        magnitudes = BASE.take(symbols + 128) + (reader.bits(lengths) if len(behind) else 0)
         out[behind] = np.where(symbols < 0, -magnitudes, magnitudes)
 
 
-def _some(reader: Reader, model: object, amount: int) -> Symbols:
+def _some(reader: Reader, model: Model, amount: int) -> Symbols:
     return reader.many(model, amount) if amount else np.empty(0, np.int32)
 
 
@@ -264,9 +286,9 @@ def _streams(payload: memoryview, number: int) -> list[memoryview]:
     return streams
 
 
-def _put_contexts(writer: Writer, chosen: Contexts) -> None:
-    writer.put(chosen.number - 1, uniform(MOST))
-    if chosen.number == 1:
+def _put_contexts(writer: Writer, chosen: Contexts | None) -> None:
+    writer.put(0 if chosen is None else chosen.number, uniform(MOST + 1))
+    if chosen is None:
         return
     writer.put(chosen.first, uniform(MOST))
     for axis in chosen.axes:
@@ -279,10 +301,10 @@ def _put_contexts(writer: Writer, chosen: Contexts) -> None:
                 writer.put(axis.astype(np.int32), categorical(tables.frequencies(u)))
 
 
-def _take_contexts(reader: Reader, shape: tuple[int, int, int]) -> Contexts:
-    number = reader.take(uniform(MOST)) + 1
-    if number == 1:
-        return Contexts.single(shape)
+def _take_contexts(reader: Reader, shape: tuple[int, int, int]) -> Contexts | None:
+    number = reader.take(uniform(MOST + 1))
+    if number == 0:
+        return None
     first = reader.take(uniform(MOST))
     axes = []
     for length in shape:

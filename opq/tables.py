@@ -40,11 +40,49 @@ def roots(counts: Ints) -> Ints:
 
 
 def frequencies(u: Ints) -> Ints:
-    """Positive frequencies that add up to `TOTAL`, in proportion to `u^2`; not all `u` are 0."""
-    squares = u * u
-    shared = squares * (TOTAL - len(u)) // int(squares.sum()) + 1
-    shared[int(squares.argmax())] += TOTAL - int(shared.sum())
+    """The frequencies that roots stand for; not all `u` are 0."""
+    return shares(u * u)
+
+
+def shares(weights: Ints) -> Ints:
+    """Positive frequencies that add up to `TOTAL`, in proportion to weights below 2^39, not all 0."""
+    shared = weights * (TOTAL - len(weights)) // int(weights.sum()) + 1
+    shared[int(weights.argmax())] += TOTAL - int(shared.sum())
     return shared
+
+
+SCALES = 28
+"""Geometric distributions that a file can name."""
+
+
+@functools.cache
+def geometric(edges: tuple[int, ...]) -> tuple[Ints, ...]:
+    """Two-sided geometric distributions of `SCALES` scales, `P(q)` in proportion to `rho^|q|`, in integers only.
+
+    Args:
+        edges: the smallest magnitude of the symbols 0, 1, ..., n, and one beyond the last.
+
+    Returns:
+        The frequencies of the symbols -n, ..., n for `1 - rho` = 0.7, 0.5, 0.35, 0.25, ...
+    """
+    found = []
+    for k in range(SCALES):
+        rho = (1 << 36) - (1 << 36 - k // 2) * (7, 5)[k % 2] // 10
+        tails = np.array([_power(rho, edge) for edge in edges], np.int64)
+        masses = tails[:-1] - tails[1:]
+        found.append(shares(np.concatenate([masses[:0:-1], masses])))
+    return tuple(found)
+
+
+def _power(rho: int, exponent: int) -> int:
+    """`rho^exponent` by squaring; fractions in units of 2^-36."""
+    result, square = 1 << 36, rho
+    while exponent:
+        if exponent & 1:
+            result = result * square >> 36
+        square = square * square >> 36
+        exponent >>= 1
+    return result
 
 
 def cost(counts: Ints, table: Ints) -> int:
@@ -82,11 +120,10 @@ def take(reader: Reader, first: int, size: int) -> Ints:
 
 def _order(first: int, size: int) -> list[int]:
     """Symbols from the middle outwards: 0, 1, -1, 2, -2, ..."""
-    return sorted(range(first, first + size), key=zigzag_from_one)
+    return sorted(range(first, first + size), key=_rank)
 
 
-def zigzag_from_one(symbol: int) -> int:
-    """0, 1, -1, 2, -2, ... in this order."""
+def _rank(symbol: int) -> int:
     return 2 * abs(symbol) - (symbol > 0)
 
 
@@ -122,11 +159,4 @@ _WEIGHTS = (
 
 @functools.cache
 def _lengths() -> tuple[Model, ...]:
-    return tuple(categorical(frequencies_of_weights(np.array(w, np.int64))) for w in _WEIGHTS)
-
-
-def frequencies_of_weights(weights: Ints) -> Ints:
-    """Positive weights brought to the sum `TOTAL`."""
-    shared = weights * TOTAL // int(weights.sum())
-    shared[int(weights.argmax())] += TOTAL - int(shared.sum())
-    return shared
+    return tuple(categorical(shares(np.array(w, np.int64))) for w in _WEIGHTS)
