@@ -180,7 +180,7 @@ def paper(
         step = _root(lambda x: float(n @ _quantized(x / root_a, beta, tau)[0]), bits_total, guess=guess) / root_a
         return float((n * root_a**2) @ _quantized(step, beta, tau)[1]), beta, step
 
-    best = _minimum(lambda x: settle(x)[0], np.linspace(_SPARSEST, -1e-3, 25))
+    best = _minimum(lambda x: settle(x)[0], np.linspace(_SPARSEST, -1e-3, 16))
     _, beta, step = settle(best)
     figures = zip(step, beta / step, *_quantized(step, beta, tau), strict=True)
     points = tuple(Point(*map(float, f)) for f in figures)
@@ -198,14 +198,16 @@ def _quantized(step: Floats, beta: Floats, tau: Floats) -> tuple[Floats, Floats,
 
 
 def _root(f: Callable[[float], float], target: float, *, guess: float) -> float:
-    """The x > 0 where a decreasing function takes a value (or the nearest tried): factors of 4, then Brent."""
+    """The x > 0 where a decreasing function takes a value (or the nearest tried): widening brackets, then Brent."""
     from scipy.optimize import brentq
 
     low = high = guess
-    while (at_low := f(low)) < target and low > 1e-300:
-        low /= 4
-    while (at_high := f(high)) > target and high < 1e300:
-        high *= 4
+    factor = 4.0
+    while (at_low := f(low)) < target and low > 1e-150:
+        low, factor = low / factor, factor**1.5
+    factor = 4.0
+    while (at_high := f(high)) > target and high < 1e150:
+        high, factor = high * factor, factor**1.5
     if at_low <= target or at_high >= target:
         return low if at_low <= target else high
     root = brentq(lambda y: f(math.exp(y)) - target, math.log(low), math.log(high), xtol=1e-14, rtol=1e-14)
@@ -218,7 +220,7 @@ def _minimum(f: Callable[[float], float], grid: Floats) -> float:
 
     k = int(np.argmin([f(float(x)) for x in grid]))
     around = float(grid[max(k - 1, 0)]), float(grid[min(k + 1, grid.size - 1)])
-    refined = float(minimize_scalar(f, bounds=around, method="bounded", options={"xatol": 1e-6}).x)
+    refined = float(minimize_scalar(f, bounds=around, method="bounded", options={"xatol": 1e-4}).x)
     return min((refined, float(grid[k])), key=f)
 
 
