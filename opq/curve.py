@@ -188,8 +188,8 @@ def measure(
     bits = _self_information(plus, n) + _self_information(minus, n)
     bits[first] = _self_information(dead, n)
     rate, distortion = np.add.reduceat(bits, first), np.add.reduceat(error, first)
-    beyond_bits, beyond = _beyond(stats, wide)
-    rate += beyond_bits - beyond * np.log2(step)
+    beyond_bits, spread, beyond = _beyond(stats, wide)
+    rate += beyond_bits - spread * np.log2(step)
     distortion += beyond * step * step * (rounding**3 + (1 - rounding) ** 3) / 3
     return np.clip(rate / n, 0, math.log2(n)), np.maximum(distortion, 0) / n, 1 - dead / n
 
@@ -226,14 +226,21 @@ def _cumulative(stats: TensorStats, edges: Floats) -> tuple[Floats, Floats, Floa
     )
 
 
-def _beyond(stats: TensorStats, wide: Floats) -> tuple[Floats, Floats]:
-    """Of the bins from `wide` on: bits at step 1, and the count of weights."""
-    lower, _, positive, negative = stats.magnitudes
+def _beyond(stats: TensorStats, wide: Floats) -> tuple[Floats, Floats, Floats]:
+    """Of the bins from `wide` on: bits at step 1, the count of weights whose bits grow with finer steps, and of all."""
+    lower, upper, positive, negative = stats.magnitudes
+    spread = upper > lower
     width = np.exp2(np.floor(np.log2(np.maximum(lower, _SMALLEST)))) / _FINE  # before min_abs and max_abs cut it
-    bits = sum(_self_information(c, stats.size) + c * np.log2(width) for c in (positive, negative))
+    bits = [_self_information(c, stats.size) + c * spread * np.log2(width) for c in (positive, negative)]
     j = np.searchsorted(lower, wide, side="left")
-    total_bits, total = _cumsum(np.asarray(bits)), _cumsum(positive + negative)
-    return total_bits[-1] - total_bits[j], total[-1] - total[j]
+    both = positive + negative
+    return _tail(bits[0] + bits[1], j), _tail(both * spread, j), _tail(both, j)
+
+
+def _tail(values: Floats, j: Ints) -> Floats:
+    """Sums of the values from index j on."""
+    total = _cumsum(values)
+    return total[-1] - total[j]
 
 
 def _cumsum(values: Floats) -> Floats:

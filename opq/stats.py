@@ -34,8 +34,8 @@ _PARALLEL = 1 << 22
 class TensorStats:
     """All that the solver sees of one tensor.
 
-    Between the edges of a bin the weights are taken as uniform; `min_abs` and `max_abs` are exact and
-    narrow the outermost bins, so constant tensors are represented exactly.
+    Between the edges of a bin the weights are taken as uniform, or as standing on the lower edges where that is all
+    that their type can express; `min_abs` and `max_abs` are exact and narrow the outermost bins.
     """
 
     size: int
@@ -91,8 +91,12 @@ class TensorStats:
         negative = self.bins >= HALF
         both = np.zeros((2, bins.size))
         both[negative.astype(int), where] = self.counts
-        lower, upper = _edge(bins), _edge(bins + 1)
-        return np.maximum(lower, self.min_abs), np.minimum(upper, self.max_abs), both[0], both[1]
+        coarse = not np.any(
+            bins % 2
+        )  # 7 bits of mantissa or fewer (bfloat16, float8, integers): no weight is in between
+        lower = np.maximum(_edge(bins), self.min_abs)
+        upper = np.clip(_edge(bins if coarse else bins + 1), lower, self.max_abs)
+        return lower, upper, both[0], both[1]
 
     @property
     def mean_abs(self) -> float:

@@ -157,6 +157,26 @@ def test_scale_changes_nothing_but_the_scale(octaves: int, size: int) -> None:
     assert np.array_equal(other.theta, one.theta)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rates_of_half_precision_sources(dtype: torch.dtype) -> None:
+    w = (sample("gauss") * 0.05).to(dtype).to(torch.float32)
+    curve = Curve.of(TensorStats.of(w))
+    for rate in (1.5, 3.0, 5.0, 8.0):
+        point = curve.at_rate(rate)
+        r, d, _ = coded(w, point.step, point.theta)
+        assert (point.rate, point.distortion) == (pytest.approx(r, rel=3e-3), pytest.approx(d, rel=0.01))
+
+
+def test_vertices_of_coarse_types_are_exact() -> None:
+    """float8 has 8 values an octave: no interpolation within a bin is right there."""
+    w = (sample("gauss") * 0.05).to(torch.float8_e4m3fn).to(torch.float32)
+    curve = Curve.of(TensorStats.of(w))
+    for k in range(0, curve.rate.size, 5):
+        r, d, s = coded(w, math.exp(curve.log_step[k]), curve.theta[k])
+        assert (curve.rate[k], curve.density[k]) == (pytest.approx(r, rel=2e-3), pytest.approx(s, abs=1e-3))
+        assert curve.distortion[k] == pytest.approx(d, rel=0.1, abs=1e-9)
+
+
 DEGENERATE = {
     "empty": torch.zeros(0, 3),
     "zero": torch.zeros(4, 4),
@@ -192,7 +212,7 @@ def test_degenerate_tensors_have_a_curve(name: str) -> None:
         if w.numel():
             r, d, _ = coded(w, point.step, point.theta)
             assert point.rate == pytest.approx(r, abs=0.1)
-            assert d <= 1.1 * stats.mean_square
+            assert d <= (1.2 if name == "denormal" else 1.01) * stats.mean_square
     if name not in ("empty", "zero", "denormal"):
         assert curve.at_rate(0.0).density > 0, "never so large a step that every weight dies"
         assert stats.max_abs / curve.at_rate(99.0).step <= LARGEST_CODE * (1 + 1e-6)
