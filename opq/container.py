@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from opq import index, stored
@@ -149,8 +150,13 @@ def _made(item: Stored, tensor: TensorPlan) -> _Made:
     draft = stored.draft(item, tensor)
     payload = draft.bytes()
     number = {"fine": getattr(item, "step", 0.0), "log": getattr(item, "per_octave", 0)}.get(draft.kind, 0)
-    digest = zlib.crc32(payload) if draft.codes is None else zlib.crc32(draft.codes.codes.data)
+    digest = zlib.crc32(payload) if isinstance(item, Raw) else zlib.crc32(_codes_of(item))
     return _Made(payload, Place(draft.kind, len(payload), number=number), digest)
+
+
+def _codes_of(item: Grid | Table | Product | Fine | Log) -> memoryview:
+    codes = item.indices if isinstance(item, (Table, Product)) else item.codes
+    return np.ascontiguousarray(codes, np.int16).data
 
 
 def _is_scalar(tensor: torch.Tensor) -> bool:

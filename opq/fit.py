@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from opq import container, index
+from opq import container, index, stored
 from opq.decide import Problem
 from opq.errors import InfeasibleError
 from opq.keep import keep
@@ -36,8 +36,8 @@ AIM = 0.998
 ROUNDS = 12
 MARGIN = 24
 """Bytes by which the text of two plans for the same tensors may differ."""
-TABLE = 24
-"""Bytes of a frequency table, before it is known."""
+HEADER, PLACE, TABLE = 150, 6, 24
+"""Bytes of an empty file, of a tensor's line in the index and of a frequency table, before they are known."""
 
 
 class Coder(Protocol):
@@ -140,10 +140,9 @@ class Fit:
         return budget.bytes(elements=self.source.elements, source_bytes=self.source.bytes)
 
     def overhead(self, plan: Plan) -> float:
-        """Bytes of header and kept tensors, and of tables as far as they can be foreseen."""
-        empty = [container.Grid(t.name, np.zeros(t.shape, np.int16)) for t in plan.compressed]
-        fixed = container.size_of(plan, [*empty, *keep(self.source, plan, {})])
-        return fixed + TABLE * len(empty)
+        """Bytes that are no codes, as far as they can be foreseen: kept tensors, header, frequency tables."""
+        kept = sum(stored.draft(item, plan[item.name]).size for item in keep(self.source, plan, {}))
+        return kept + HEADER + PLACE * len(plan) + TABLE * len(plan.compressed)
 
     def infeasible(self, target: float, smallest: int) -> InfeasibleError:
         """The error that says the smallest budget that can be met, in the user's unit.
