@@ -1,0 +1,196 @@
+"""The codec: coded size against entropy, budget error, and speed, next to zstandard and NNCodec 2.
+
+    python examples/bench/codec.py [--quick] [--no-peers]
+
+Weights alone (no probe), so that bytes and errors are those of the codec. Real networks where ../shared has them, and random
+Laplacian weights in the shapes of ResNet-50. Prints a table and writes results/codec.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+import results
+import torch
+import zoo
+
+import opq
+from opq.inspection import examine
+
+State = Mapping[str, torch.Tensor]
+COLUMNS = (
+    "model", "method", "budget", "file_bytes", "ratio", "bits", "top1_dense", "top1", "metric", "budget_error", "over_entropy",
+    "mse", "seconds", "encode_rate", "decode_seconds", "decode_rate",
+)  # fmt: skip
+
+
+def resnet50() -> dict[str, torch.Tensor]:
+    """Random Laplacian weights in the shapes of ResNet-50: 25.6 M, most of them in 54 tensors."""
+    g = np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {"conv1.weight": (64, 3, 7, 7)}
+    inputs = 64
+    for stage, (width, blocks) in enumerate([(64, 3), (128, 4), (256, 6), (512, 3)], start=1):
+        for block in range(blocks):
+            p = f"layer{stage}.{block}"
+            shapes[f"{p}.conv1.weight"] = (width, inputs, 1, 1)
+            shapes[f"{p}.conv2.weight"] = (width, width, 3, 3)
+            shapes[f"{p}.conv3.weight"] = (4 * width, width, 1, 1)
+            if block == 0:
+                shapes[f"{p}.downsample.0.weight"] = (4 * width, inputs, 1, 1)
+            inputs = 4 * width
+    shapes["fc.weight"], shapes["fc.bias"] = (1000, 2048), (1000,)
+    return {
+        name: torch.from_numpy(g.laplace(0, 1 / np.sqrt(2 * max(np.prod(s[1:]), 1)), s).astype(np.float32))
+        for name, s in shapes.items()
+    }
+
+
+def mean_square(a: State, b: State) -> float:
+    """Mean squared error over all floating-point weights of two or more dimensions."""
+    names = [n for n, t in a.items() if t.is_floating_point() and t.dim() > 1]
+    total = sum(float((a[n].double() - b[n].double()).square().sum()) for n in names)
+    return total / sum(a[n].numel() for n in names)
+
+
+def ours(name: str, state: State, bits: float, score: Any) -> dict[str, Any]:
+    """One row of this package."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.opq.safetensors"
+        start = time.perf_counter()
+        result = opq.compress(state, bits=bits)
+        result.save(path)
+        seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        back = opq.load_state_dict(path)
+        decode = time.perf_counter() - start
+        found = examine(path)
+    n = result.elements
+    other = found.overhead_bytes - sum(t.coded_bytes for t in found.tensors if t.action == "keep")
+    return {
+        "model": name, "method": "rd", "budget": bits, "file_bytes": result.bytes, "ratio": 4 * n / result.bytes, "bits": result.bits,
+        **score(back),
+        "budget_error": result.bits / bits - 1,
+        "over_entropy": (found.coded_bytes + other) / found.entropy_bytes - 1,
+        "mse": mean_square(state, back), "seconds": seconds, "encode_rate": n / seconds / 1e6, "decode_seconds": decode,
+        "decode_rate": n / decode / 1e6,
+    }  # fmt: skip
+
+
+def zstandard(name: str, state: State, score: Any) -> dict[str, Any]:
+    """int8 codes with one step a tensor, compressed by zstandard at its level 19."""
+    import zstandard as zstd
+
+    start = time.perf_counter()
+    codes, steps = {}, {}
+    for key, w in state.items():
+        steps[key] = float(w.abs().max()) / 127 if w.is_floating_point() and w.dim() > 1 else 0.0
+        codes[key] = torch.round(w / steps[key]).to(torch.int8) if steps[key] else w
+    blob = b"".join(c.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for c in codes.values() if c.dim())
+    data = zstd.ZstdCompressor(level=19).compress(blob)
+    seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    zstd.ZstdDecompressor().decompress(data)
+    back = {key: c.float() * steps[key] if steps[key] else c for key, c in codes.items()}
+    decode = time.perf_counter() - start
+    n = sum(w.numel() for w in state.values() if w.is_floating_point())
+    return {
+        "model": name, "method": "int8+zstd", "file_bytes": len(data), "ratio": 4 * n / len(data), "bits": 8 * len(data) / n,
+        **score(back), "mse": mean_square(state, back), "seconds": seconds, "encode_rate": n / seconds / 1e6,
+        "decode_seconds": decode, "decode_rate": n / decode / 1e6,
+    }  # fmt: skip
+
+
+def nncodec(name: str, state: State, qp: int, score: Any) -> dict[str, Any]:
+    """NNCodec 2 with dependent quantization."""
+    arrays = {k: w.float().numpy() for k, w in state.items() if w.is_floating_point()}
+    coded = peers.nncodec(arrays, qp=qp)
+    back = {k: torch.from_numpy(np.asarray(coded.arrays[k])).reshape(w.shape) if k in arrays else w for k, w in state.items()}
+    n = sum(a.size for a in arrays.values())
+    return {
+        "model": name, "method": f"nncodec qp={qp}", "file_bytes": coded.bytes, "ratio": 4 * n / coded.bytes, "bits": 8 * coded.bytes / n,
+        **score(back), "mse": mean_square(state, back), "seconds": coded.encode, "encode_rate": n / coded.encode / 1e6,
+        "decode_seconds": coded.decode, "decode_rate": n / coded.decode / 1e6,
+    }  # fmt: skip
+
+
+def equal_error(name: str, state: State, mse: float, score: Any) -> dict[str, Any]:
+    """Our bytes at the error of another tool: the budget that gives the same mean squared error, by bisection."""
+    low, high = 0.2, 12.0
+    for _ in range(14):
+        middle = (low + high) / 2
+        worse = mean_square(state, opq.compress(state, bits=middle).state_dict()) > mse
+        low, high = (middle, high) if worse else (low, middle)
+    return ours(name, state, high, score) | {"method": "rd at that error"}
+
+
+def nothing(_: State) -> dict[str, Any]:
+    """No score: random weights."""
+    return {"top1_dense": None, "top1": None, "metric": None}
+
+
+def top1(model: Any, images: Any) -> Any:
+    """Scores a state dict by the model's accuracy in percent."""
+    dense = zoo.top1(model, images)
+
+    def score(state: State) -> dict[str, Any]:
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        model.load_state_dict(dict(state))
+        found = zoo.top1(model, images)
+        model.load_state_dict(before)
+        return {"top1_dense": dense, "top1": found, "metric": "top1"}
+
+    return score
+
+
+def similarity() -> tuple[State, Any]:
+    """MiniLM and its score: rank correlation of pairwise similarities with the dense model, times 100."""
+    model, tokens = zoo.minilm()
+    texts = (Path(__file__).parent / "sentences.txt").read_text().splitlines()[:300]
+    dense = zoo.embeddings(model, tokens, texts)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+
+    def score(other: State) -> dict[str, Any]:
+        model.load_state_dict(dict(other))
+        found = zoo.rank_correlation(dense, zoo.embeddings(model, tokens, texts))
+        model.load_state_dict(state)
+        return {"top1_dense": 100.0, "top1": 100 * found, "metric": "rank correlation x 100"}
+
+    return state, score
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller test sets")
+    parser.add_argument("--no-peers", action="store_true", help="leave NNCodec out")
+    options = parser.parse_args()
+    opq.compress({"warm": torch.randn(64, 64)}, bits=8)
+    cases: list[tuple[str, State, Any]] = []
+    if zoo.SHARED.is_dir():
+        mobile, resnet = zoo.mobilenet(), zoo.resnet20()
+        photographs, pictures = zoo.imagenet_like(100 if options.quick else None), zoo.cifar10("test", 1000 if options.quick else None)
+        cases += [("mobilenet-v1-0.75", mobile.state_dict(), top1(mobile, photographs))]
+        cases += [("resnet-20", resnet.state_dict(), top1(resnet, pictures))]
+    cases += [("minilm", *similarity()), ("resnet-50 shapes", resnet50(), nothing)]
+    with_peers = not options.no_peers and peers.available("nncodec")
+    rows: list[dict[str, Any]] = []
+    for name, state, score in cases:
+        state = {k: v.detach().clone() for k, v in state.items()}
+        rows += [ours(name, state, bits, score) for bits in (4.0, 3.0)]
+        rows += [zstandard(name, state, score)]
+        if with_peers and name != "minilm":
+            rows.append(nncodec(name, state, -26, score))
+            rows.append(equal_error(name, state, rows[-1]["mse"], score))
+        results.show(rows[-5:], COLUMNS, name)
+        results.save("codec", rows)
+    results.show(rows, COLUMNS, f"codec ({torch.get_num_threads()} threads)")
+
+
+if __name__ == "__main__":
+    main()
