@@ -1,7 +1,7 @@
 """Bayesian optimisation of one layer's (p, b): Gaussian process and expected improvement, by optuna.
 
-Every evaluation asks a sampler seeded by its own number and shown all evaluations before, so that a search taken up again
-from its record goes on exactly as it would have.
+Every evaluation asks a sampler seeded by its own number and shown all evaluations before, so that a search taken up
+again from its record goes on exactly as it would have.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def _ask(tried: Sequence[Trial], *, most_bits: int, startup: int, seed: int) -> 
         sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=True)
     study = optuna.create_study(sampler=sampler)
     for p, b, value in tried:
-        study.add_trial(optuna.trial.create_trial(params={"octaves": octaves(p), "b": b}, distributions=space, value=value))
+        params = {"octaves": octaves(p), "b": b}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
     asked = study.ask(space).params
     return 1 - 2.0 ** -asked["octaves"], int(asked["b"])
 

@@ -1,8 +1,8 @@
 """Product quantization of one tensor: blocks of d weights, a codebook of K centroids, one label a block.
 
 Letters: `w` a weight tensor of rows (output channels) x columns, `d` the block size, `c` K x d centroids, `l` labels.
-Blocks run along the rows; label 0 is the zero block, so pruned blocks stay pruned. `encode` and `decode` are inverse on the
-codebook: `decode(encode(decode(l))) = decode(l)`.
+Blocks run along the rows; label 0 is the zero block, so pruned blocks stay pruned. `encode` and `decode` are inverse on
+the codebook: `decode(encode(decode(l))) = decode(l)`.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ def at_budget(job: Job, make: Callable[[float], Result], *, least: float = 0.0) 
     assert isinstance(settings, Pruning)
     if (settings.sparsity is None) == (budget is None):
         got = "neither" if budget is None else f"{budget.kind}={budget.value} and sparsity={settings.sparsity}"
-        raise OptionError("the size is not one option", got=got, wanted="one of bits=, ratio=, size=, or a sparsity in method_options=")
+        wanted = "one of bits=, ratio=, size=, or a sparsity in method_options="
+        raise OptionError("the size is not one option", got=got, wanted=wanted)
     if budget is None:
         assert settings.sparsity is not None
         return settings.sparsity, make(settings.sparsity)

@@ -3,14 +3,16 @@
     theta_i = (p_i, b_i) a layer:  min over theta_i of  eps(theta) - lambda c_i(theta_i)    before training
     then in every step of training, on every layer:  clip, partition, quantize (opq.methods.partition)
 
-eps is the error on a subset of the training data, c_i the bits saved in layer i over those of the whole network. The forward
-pass sees quantized weights, gradients move the full-precision ones: a clipped weight can come back.
+eps is the error on a subset of the training data, c_i the bits saved in layer i over those of the whole network. The
+forward pass sees quantized weights, gradients move the full-precision ones: a clipped weight can come back.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -61,11 +63,11 @@ def clipq(job: Job) -> Result:
     """
     settings = job.settings
     assert isinstance(settings, ClipQ)
-    given = None if settings.theta is None else matched(settings.theta, list(job.weights))
     if job.options.budget is not None:
         remedy = "Leave the budget out: lambda (weight=) or theta= set the size."
         raise OptionError("method='clipq' takes no budget of the file", got=job.options.budget.kind, remedy=remedy)
     live = job.live()
+    given = None if settings.theta is None else matched(settings.theta, list(job.weights))
     theta = search(job, live, settings) if given is None else given
     live.put({name: ClipPartitionQuantize(*theta[name]) for name in job.weights})
     train(live, job.options.data, stage="clipq", epochs=settings.epochs,
@@ -80,12 +82,14 @@ def matched(theta: Theta, names: list[str]) -> dict[str, tuple[float, int]]:
     """`theta` by tensor name, patterns spelled out; later patterns win."""
     for pattern, pair in theta.items():
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise PatternError(f"theta: pattern {pattern!r} matches no tensor", wanted=f"names like {', '.join(names[:5])}")
+            wanted = f"names like {', '.join(names[:5])}"
+            raise PatternError(f"theta: pattern {pattern!r} matches no tensor", wanted=wanted)
         _check_pair(pattern, pair)
     found = {name: pair for pattern, pair in theta.items() for name in names if fnmatchcase(name, pattern)}
     missing = [name for name in names if name not in found]
     if missing:
-        raise PatternError("theta: tensors without (p, b)", got=", ".join(missing[:5]), remedy="Add a pattern for them.")
+        remedy = "Add a pattern for them."
+        raise PatternError("theta: tensors without (p, b)", got=", ".join(missing[:5]), remedy=remedy)
     return found
 
 
@@ -106,26 +110,32 @@ def quantized(name: str, w: torch.Tensor, p: float, b: int) -> Coded:
 
 def search(job: Job, live: Live, settings: ClipQ) -> dict[str, tuple[float, int]]:
     """(p, b) of every layer, one layer after the other, those before quantized as found."""
-    total = 32 * sum(w.numel() for w in job.weights.values())
     quantizers = {name: ClipPartitionQuantize(0.0, 0) for name in job.weights}
     live.put(quantizers)
     record = Record(_record_path(job.checkpoint), _key(job, settings))
     every = settings.evaluations * len(quantizers)
     for k, (name, quantizer) in enumerate(quantizers.items()):
-        w = job.weights[name]
-
-        def value(p: float, b: int, name: str = name, w: torch.Tensor = w, quantizer: Any = quantizer) -> float:
-            quantizer.p, quantizer.b = p, b
-            saved = 1 - stored_bits(w, p, b) / (32 * w.numel())
-            return eps(job, live, settings) - settings.weight * saved * 32 * w.numel() / total
-
         quantizer.p, quantizer.b = minimise(
-            value, name, record, evaluations=settings.evaluations, startup=settings.startup,
-            most_bits=settings.most_bits, seed=job.options.seed,
-            progress=lambda done, k=k: job.options.progress("clipq search", k * settings.evaluations + done, every),
+            functools.partial(_objective, job, live, name, quantizer), name, record,
+            evaluations=settings.evaluations, startup=settings.startup, most_bits=settings.most_bits,
+            seed=job.options.seed,
+            progress=functools.partial(_progress, job, k * settings.evaluations, every),
         )  # fmt: skip
     live.take(seen=False)
     return {name: (quantizer.p, quantizer.b) for name, quantizer in quantizers.items()}
+
+
+def _objective(job: Job, live: Live, name: str, quantizer: ClipPartitionQuantize, p: float, b: int) -> float:
+    """`eps(theta) - lambda c_i(theta)`."""
+    settings, w = job.settings, job.weights[name]
+    assert isinstance(settings, ClipQ)
+    quantizer.p, quantizer.b = p, b
+    saved = 32 * w.numel() - stored_bits(w, p, b)
+    return eps(job, live, settings) - settings.weight * saved / (32 * sum(v.numel() for v in job.weights.values()))
+
+
+def _progress(job: Job, before: int, total: int, done: int) -> None:
+    job.options.progress("clipq search", before + done, total)
 
 
 def eps(job: Job, live: Live, settings: ClipQ) -> float:
@@ -142,7 +152,8 @@ def stored_bits(w: torch.Tensor, p: float, b: int) -> float:
     """Bits of a tensor in the file: the entropy of its codes, and 16 a value of the codebook."""
     counts = torch.bincount((partition(w, p, b).codes.flatten() + 2**b).long()).double()
     counts = counts[counts > 0]
-    return float(-(counts * (counts / counts.sum()).log2()).sum()) + 16 * (2**b - 1)
+    entropy = torch.special.entr(counts / counts.sum()).sum() / math.log(2)
+    return w.numel() * float(entropy) + 16 * (2**b - 1)
 
 
 def _record_path(checkpoint: Path | None) -> Path | None:
@@ -152,4 +163,3 @@ def _record_path(checkpoint: Path | None) -> Path | None:
 def _key(job: Job, settings: ClipQ) -> str:
     fixed = dataclasses.replace(settings, epochs=0, lr=0.0, distill=0.0)
     return json.dumps([list(job.weights), job.options.seed, dataclasses.asdict(fixed)], default=str)
-

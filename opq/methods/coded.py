@@ -1,4 +1,4 @@
-"""A tensor's weights as codes: on a grid, in a table of values, in a codebook of vectors. What each stands for is exact.
+"""A tensor's weights as codes: on a grid, in a table of values, in a codebook of vectors.
 
 Letters: `w` weights, `q` codes, `step` = Delta, `b` bits of a kept weight.
 """
@@ -34,20 +34,20 @@ class Coded:
         return int((self.weights != 0).sum())
 
 
-def on_grid(name: str, w: torch.Tensor, b: int) -> Coded:
-    """Non-zero weights on a symmetric grid: `q = sign(w) max(1, round(|w|/step))`, `step = max|w| / (2^(b-1) - 1)`.
+def on_grid(name: str, w: torch.Tensor, b: int, *, least: int = 0) -> Coded:
+    """Weights on a symmetric grid: `q = sign(w) max(least, round(|w|/step))`, `step = max|w| / (2^(b-1) - 1)`.
 
-    A weight that is not zero stays so: pruning is not undone and none is added.
+    Zeros stay zero. With `least=1` no other weight becomes zero: the mask is that of `w`.
     """
     magnitude = w.detach().float().abs()
     top = float(magnitude.max()) if w.numel() else 0.0
     step = floats.rounded(top / (2 ** (b - 1) - 1), 24) if top else 1.0
     kept = magnitude > 0
-    q = torch.copysign((magnitude * (1.0 / step) + 0.5).floor_().clamp_(min=1.0), w) * kept
+    q = torch.copysign((magnitude * (1.0 / step) + 0.5).floor_().clamp_(min=float(least)), w) * kept
     codes = q.to(torch.int16)
     seen = (codes.double() * step).float()
-    least = float(magnitude[kept].min()) if top else step
-    fields = {"step": step, "threshold": floats.rounded(least * (1 - 1e-6), 24), "rounding": 0.5}
+    smallest = float(magnitude[codes != 0].min()) if top else step
+    fields = {"step": step, "threshold": floats.rounded(smallest * (1 - 1e-4), 24), "rounding": 0.5}
     return Coded(container.Grid(name, codes.numpy()), seen, fields | _measured(w, seen, codes.numpy()))
 
 

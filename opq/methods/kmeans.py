@@ -2,8 +2,8 @@
 
     min over C, l of  sum_j |x_j - c_l(j)|^2
 
-Letters: `x` n vectors of d weights, `c` K centroids, `l` the label of each vector. Sums are float64 and in a fixed order, so
-the result depends neither on the number of threads nor on the machine's matrix kernels beyond ties.
+Letters: `x` n vectors of d weights, `c` K centroids, `l` the label of each vector. Sums are float64 and in a fixed
+order, so that the number of threads can matter only to exact ties.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _plus(x: Vectors, k: int, seed: int, zero: bool) -> Vectors:
     distances = (x**2).sum(1) if zero else np.ones(len(x))
     for j in range(k):
         mass = np.cumsum(distances)
-        at = int(np.searchsorted(mass, rng.random() * mass[-1], side="right")) if mass[-1] > 0 else int(rng.integers(len(x)))
+        at = int(np.searchsorted(mass, rng.random() * mass[-1], side="right"))
         chosen[j] = x[min(at, len(x) - 1)]
         own = ((x - chosen[j]) ** 2).sum(1)
         distances = np.minimum(distances, own) if j or zero else own

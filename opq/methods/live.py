@@ -1,4 +1,4 @@
-"""Training on a copy of the model with a method's own weights in the forward pass, through the loop of `opq.finetune`."""
+"""Training on a copy of the model, a method's own weights in the forward pass, by the loop of `opq.finetune`."""
 
 from __future__ import annotations
 

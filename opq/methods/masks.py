@@ -27,7 +27,7 @@ def overall(w: Weights, s: float) -> Masks:
 
 
 def lamp(w: Weights, s: float) -> Masks:
-    """The fraction `s` of all weights together pruned, lowest LAMP scores first; every tensor keeps its largest weight."""
+    """The fraction `s` of all weights together pruned, lowest LAMP scores first; each tensor keeps its largest."""
     return _jointly({name: lamp_scores(v) for name, v in w.items()}, s)
 
 
@@ -44,13 +44,13 @@ def lamp_scores(w: torch.Tensor) -> torch.Tensor:
     return scores.reshape(w.shape)
 
 
-def hysteresis(mask: torch.Tensor, w: torch.Tensor, t: float, *, prune: float = 0.9, revive: float = 1.1) -> torch.Tensor:
-    """The next mask: a kept weight goes where `|w| <= prune t`, a pruned one comes back where `|w| > revive t`.
+def hysteresis(mask: torch.Tensor, w: torch.Tensor, t: float) -> torch.Tensor:
+    """The next mask: a kept weight goes where `|w| <= 0.9 t`, a pruned one comes back where `|w| > 1.1 t`.
 
     Dynamic network surgery (Guo et al. 2016), as OLMP uses it.
     """
     magnitude = w.detach().abs()
-    return torch.where(mask, magnitude > prune * t, magnitude > revive * t)
+    return torch.where(mask, magnitude > 0.9 * t, magnitude > 1.1 * t)
 
 
 def sparsity(masks: Masks) -> float:
@@ -68,7 +68,7 @@ def _jointly(scores: Weights, s: float) -> Masks:
     _check(s)
     flat = torch.cat([v.flatten() for v in scores.values()])
     kept = _largest(flat, flat.numel() - round(s * flat.numel()))
-    parts = kept.split([v.numel() for v in scores.values()])
+    parts = torch.split_with_sizes(kept, [v.numel() for v in scores.values()])
     return {name: part.reshape(v.shape) for (name, v), part in zip(scores.items(), parts, strict=True)}
 
 

@@ -2,10 +2,10 @@
 
     min f(c)  over a box,  f taken as it comes: no gradient, no continuity
 
-Each of N individuals is the centre c_i of a Gaussian with deviations sigma_i. A child c' ~ N(c_i, sigma_i) replaces its parent
-where  Corr(c') / f(c') is better than the parent's:  f' / (f + f')  <  lambda_t Corr' / (Corr + Corr'),
-Corr the smallest Bhattacharyya distance to the other individuals, lambda_t ~ N(1, 0.1 - 0.1 t/T). Every `EPOCH` generations
-sigma_i grows where more than a fifth of the children won and shrinks where fewer did (factor 0.99).
+Each of N individuals is the centre c_i of a Gaussian with deviations sigma_i. A child c' ~ N(c_i, sigma_i) replaces its
+parent where  f' / (f + f') < lambda_t Corr' / (Corr + Corr'),  f counted from the best value seen, Corr the smallest
+Bhattacharyya distance to the other individuals, lambda_t ~ N(1, 0.1 - 0.1 t/T). Every `EPOCH` generations sigma_i grows
+where more than a fifth of the children won and shrinks where fewer did (factor 0.99).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _check(bounds: tuple[float, float], population: int, evaluations: int) -> No
         raise OptionError("search: bounds are no interval", got=bounds, wanted="(low, high) with low < high")
     if not 2 <= population <= evaluations:
         raise OptionError(
-            "search: too few evaluations", got=f"{evaluations} for a population of {population}", wanted="at least one each"
+            "search: too few evaluations", got=f"{evaluations} for a population of {population}", wanted="one each"
         )
 
 

@@ -3,9 +3,8 @@
     min  remaining weights   s.t.  accuracy loss <= delta        over c_l, one a layer
     t_l = mu_l + c_l sigma_l,  mu and sigma of |w| over the layer's weights and bias as they came
 
-    prune:  negatively correlated search for c on one batch
-    adjust: train; a layer's mask follows t_l with hysteresis (0.9, 1.1), pruned weights still get gradients
-    the two alternate for `prune_epochs`, then the network is trained on with its masks
+Prune: negatively correlated search for c on one batch. Adjust: train; a layer's mask follows t_l with hysteresis
+(0.9, 1.1), and pruned weights still get gradients. The two alternate for `prune_epochs`; then training goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from opq.errors import SearchError
+from opq.errors import OptionError, SearchError
 from opq.methods import ncs
 from opq.methods.coded import on_grid
 from opq.methods.job import Job
@@ -57,7 +56,7 @@ class Layer(nn.Module):
 
 
 class Surgery(nn.Module):
-    """One tensor of a layer: `w m` forward, every weight its gradient backward; `m` follows the threshold in training."""
+    """One tensor of a layer: `w m` forward, a gradient to every weight backward; `m` follows the threshold."""
 
     mask: torch.Tensor
 
@@ -176,6 +175,9 @@ def olmp(job: Job) -> Result:
     """
     settings = job.settings
     assert isinstance(settings, Olmp)
+    if job.options.budget is not None:
+        remedy = "Leave the budget out: delta=, bounds= and prune_epochs= set the size."
+        raise OptionError("method='olmp' takes no budget of the file", got=job.options.budget.kind, remedy=remedy)
     live = job.live()
     layers, roles = group_layers(job.roles)
     surgeries = {prefix: _surgeries(live, names, settings) for prefix, names in layers.items()}
@@ -195,7 +197,7 @@ def olmp(job: Job) -> Result:
     train(live, batches, stage="olmp", epochs=settings.epochs, optimizer=_optimizer(live, settings),
           teacher=job.teacher() if settings.distill else None, distill=settings.distill,
           checkpoint=job.checkpoint, progress=job.options.progress, seed=job.options.seed)  # fmt: skip
-    coded = {name: on_grid(name, live.seen(name), settings.bits) for name in everything}
+    coded = {name: on_grid(name, live.seen(name), settings.bits, least=1) for name in everything}
     return job.result(coded, job.kept(live), roles)
 
 
@@ -203,15 +205,14 @@ def _optimizer(live: Live, settings: Olmp) -> torch.optim.Optimizer:
     parameters = live.model.parameters()
     if settings.optimizer == "adam":
         return torch.optim.Adam(parameters, settings.lr)
-    return torch.optim.SGD(
-        parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+    return torch.optim.SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
 def group_layers(roles: Iterable[Role]) -> tuple[dict[str, list[str]], tuple[Role, ...]]:
     """Names by layer, a weight's bias with it; and the roles with these biases compressed, as the paper counts them."""
     roles = tuple(roles)
-    biases = {r.name for r in roles if r.action == "keep" and r.spec.kind == "parameter" and r.spec.dtype.is_floating_point}
+    floating = (r for r in roles if r.spec.dtype.is_floating_point and r.spec.kind == "parameter")
+    biases = {r.name for r in floating if r.action == "keep"}
     layers, out = {}, {r.name: r for r in roles}
     for role in roles:
         if role.action == "compress":

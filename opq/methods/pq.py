@@ -16,6 +16,8 @@ from opq.result import Result
 
 BLOCKS_A_CENTROID = 4
 """A tensor has at least so many blocks for each of its centroids, so that its codebook is no larger than it saves."""
+FEWEST = 16
+"""Where that leaves fewer centroids than this, blocks are made smaller."""
 
 
 def pq(job: Job) -> Result:
@@ -28,5 +30,12 @@ def pq(job: Job) -> Result:
 def product(name: str, w: torch.Tensor, settings: Product, seed: int) -> Coded:
     """One tensor: d by its kind, at most what its rows are divided by; K at most what its blocks are enough for."""
     d = block_size(tuple(w.shape), settings.conv if w.dim() > 2 else settings.linear)
-    k = max(2, min(settings.centroids, w.numel() // d // BLOCKS_A_CENTROID))
+    while d > 1 and _most(w, d) < min(FEWEST, settings.centroids):
+        d = block_size(tuple(w.shape), d - 1)
+    k = max(2, min(settings.centroids, _most(w, d)))
     return in_product(name, w, encode(w, d, min(k, w.numel() // d), seed=seed, iterations=25))
+
+
+def _most(w: torch.Tensor, d: int) -> int:
+    """Centroids that the tensor's blocks are enough for."""
+    return w.numel() // d // BLOCKS_A_CENTROID

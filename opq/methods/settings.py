@@ -38,7 +38,8 @@ class Settings:
         fits = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
         if not fits or (open_end and value == high):
             what = "an integer" if whole else "a number"
-            wanted = f"{what} from {low:g}" + ("" if math.isinf(high) else f" to {'below ' if open_end else ''}{high:g}")
+            end = "" if math.isinf(high) else f" to {'below ' if open_end else ''}{high:g}"
+            wanted = f"{what} from {low:g}{end}"
             raise OptionError(f"method_options[{name!r}]", got=repr(value), wanted=wanted)
 
 
@@ -107,7 +108,7 @@ class Product(Pruning):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipQ(Settings):
-    """`clipq`: clip, partition and quantize in every step of training; (p, b) a layer found by Bayesian optimisation."""
+    """`clipq`: clip, partition, quantize in every step of training; (p, b) a layer by Bayesian optimisation."""
 
     epochs: int = 10
     theta: Mapping[str, tuple[float, int]] | None = None

@@ -1,4 +1,4 @@
-"""Prune, train, share by k-means, train what is shared: the pipeline of Deep Compression and of product quantization."""
+"""Prune, train, share by k-means, train what is shared: Deep Compression and product quantization."""
 
 from __future__ import annotations
 
