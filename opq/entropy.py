@@ -12,9 +12,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from opq import contexts, tables
+from opq import contexts, sides, tables
 from opq.ans import Ints, Model, Reader, Symbols, Writer, categorical, uniform
-from opq.contexts import MOST, MOST_PER_AXIS, Contexts
+from opq.contexts import Contexts
 from opq.errors import CorruptFileError, OptionError
 from opq.quantize import LARGEST_CODE
 from opq.symbols import BASE, BITS, DIRECT, EDGES, LAST, SYMBOL, any_behind, bits_behind
@@ -73,7 +73,7 @@ class Draft:
         if self.kind == _TABLES:
             writer.put(self.low + 128, _SYMBOLS)
             writer.put(len(self.roots[0]) - 1, _SYMBOLS)
-            _put_contexts(writer, self.contexts)
+            sides.put(writer, self.contexts)
             for u in self.roots:
                 tables.put(writer, u, self.low)
         return writer
@@ -239,7 +239,7 @@ def _take_model(reader: Reader, kind: int, shape: tuple[int, int, int]) -> tuple
     low, size = reader.take(_SYMBOLS) - 128, reader.take(_SYMBOLS) + 1
     if low < -LAST or low + size - 1 > LAST or size < 2:
         raise CorruptFileError("a range of symbols that no codes have", got=f"{low} to {low + size - 1}")
-    chosen = _take_contexts(reader, shape)
+    chosen = sides.take(reader, shape)
     number = 1 if chosen is None else chosen.number
     return low, chosen, [tables.frequencies(tables.take(reader, low, size)) for _ in range(number)]
 
@@ -284,38 +284,6 @@ def _streams(payload: memoryview, number: int) -> list[memoryview]:
         streams.append(payload[position : position + length])
         position += length
     return streams
-
-
-def _put_contexts(writer: Writer, chosen: Contexts | None) -> None:
-    writer.put(0 if chosen is None else chosen.number, uniform(MOST + 1))
-    if chosen is None:
-        return
-    writer.put(chosen.first, uniform(MOST))
-    for axis in chosen.axes:
-        if len(axis) > 1:
-            counts = np.bincount(axis)
-            writer.put(len(counts) - 1, uniform(MOST_PER_AXIS))
-            if len(counts) > 1:
-                u = tables.roots(counts)
-                tables.put(writer, u, 0)
-                writer.put(axis.astype(np.int32), categorical(tables.frequencies(u)))
-
-
-def _take_contexts(reader: Reader, shape: tuple[int, int, int]) -> Contexts | None:
-    number = reader.take(uniform(MOST + 1))
-    if number == 0:
-        return None
-    first = reader.take(uniform(MOST))
-    axes = []
-    for length in shape:
-        size = reader.take(uniform(MOST_PER_AXIS)) + 1 if length > 1 else 1
-        axis = np.zeros(length, np.uint8)
-        if size > 1:
-            axis[:] = reader.many(categorical(tables.frequencies(tables.take(reader, 0, size))), length)
-        axes.append(axis)
-    if first + number > MOST:
-        raise CorruptFileError("more classes than there can be", got=first + number, wanted=f"at most {MOST}")
-    return Contexts((axes[0], axes[1], axes[2]), first, number)
 
 
 def _checked(code: int) -> int:
