@@ -35,7 +35,7 @@ class Row:
     high: float
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Constraint:
     """What one of the functions below asks for; a value, to be made by them."""
 
@@ -49,6 +49,9 @@ class Constraint:
     high: float = math.inf
     weights: Mapping[str, float] | None = None
     """Of the tensors in a sum; their sizes n_i by default."""
+
+    def __repr__(self) -> str:
+        return self.label
 
     def matches(self, names: Sequence[str]) -> list[int]:
         """Indices of the tensors that the pattern names.
@@ -123,7 +126,7 @@ def macs(max: float, *, per_tensor: Mapping[str, float]) -> Constraint:
         max: the budget.
         per_tensor: multiply-accumulates of the dense tensors, by name; tensors not named are free.
     """
-    label = f"macs({max:g})"
+    label = f"macs({max:g}, per_tensor=<{len(per_tensor)} tensors>)"
     _ordered(label, 0.0, max, math.inf)
     return Constraint(label=label, pattern="*", on="density", scope="total", high=max, weights=dict(per_tensor))
 

@@ -111,11 +111,6 @@ class TensorStats:
         squares = lower * lower + lower * upper + upper * upper
         return float(np.sum((positive + negative) * squares) / 3 / max(self.size, 1))
 
-    @property
-    def zeros(self) -> int:
-        """Number of weights that are zero already (or below 2^-134)."""
-        return int(self.counts[self.bins % HALF == 0].sum())
-
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """The elements in memory order where that needs no copy: the histogram does not mind the order."""

@@ -197,6 +197,12 @@ def test_patterns_must_match(make: Any) -> None:
         solved(instance(0), 2.0, constraints.macs(5.0, per_tensor={"nope": 3.0}))
 
 
+def test_a_constraint_is_shown_as_its_call() -> None:
+    assert repr(constraints.bits("fc*", min=2)) == "bits('fc*', min=2, max=inf)"
+    assert repr(constraints.macs(5e6, per_tensor={"a": 1.0})) == "macs(5e+06, per_tensor=<1 tensors>)"
+    assert repr(constraints.equal_steps("*")) == "equal_steps('*')"
+
+
 def test_meaningless_constraints_are_refused() -> None:
     for make, options in [
         (constraints.bits, {"min": 3, "max": 2}),

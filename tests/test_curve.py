@@ -68,6 +68,11 @@ def test_measured_points_of_the_papers_quantizer(threshold: float) -> None:
         assert line.tolist() == pytest.approx(coded(w, step, threshold / step, 0.5), rel=2e-3)
 
 
+def test_zeros_cost_nothing() -> None:
+    figures = measure(TensorStats.of(torch.zeros(5)), np.ones(3), np.full(3, 0.5))
+    assert [v.tolist() for v in figures] == [[0.0] * 3] * 3
+
+
 def test_rates_on_real_tensors(shared: Path) -> None:
     tensors = load_file(shared / "weights" / "mobilenet_v1_075_imagenet.safetensors")
     tensors |= load_file(shared / "weights" / "resnet20_cifar10.safetensors")
