@@ -6,11 +6,14 @@ from opq import constraints
 from opq.compress import compress, load, load_state_dict, solve
 from opq.container import Reader
 from opq.errors import OpqError, OpqWarning
+from opq.finetune import finetune
 from opq.module import attach, detach
 from opq.plan import Budget, Plan, TensorPlan
 from opq.probe import probe
 from opq.result import Result
 from opq.sources import open_source
+from opq.trained import collect
+from opq.training import Training
 
 __version__ = "0.1.0"
 
@@ -22,10 +25,13 @@ __all__ = [
     "Reader",
     "Result",
     "TensorPlan",
+    "Training",
     "attach",
+    "collect",
     "compress",
     "constraints",
     "detach",
+    "finetune",
     "load",
     "load_state_dict",
     "open_source",

@@ -22,7 +22,7 @@ from opq.objective import Loss, Objective
 from opq.options import Progress, silent
 from opq.plan import Plan
 from opq.result import Result
-from opq.trained import trained_result
+from opq.trained import collect
 from opq.training import Batches, Epoch, Loop, Training
 
 
@@ -97,7 +97,7 @@ def finetune(
                 objective=Objective(loss, dense, how.distill, how.temperature), optimizer=made, evaluate=evaluate,
                 checkpoint=None if checkpoint is None else Path(checkpoint), progress=progress)  # fmt: skip
     loop.train()
-    return Finetuned(result=trained_result(inner, plan), history=tuple(loop.history))
+    return Finetuned(result=collect(inner, plan), history=tuple(loop.history))
 
 
 def _teacher(model: nn.Module, teacher: nn.Module | str | None) -> nn.Module | None:

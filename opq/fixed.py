@@ -60,7 +60,7 @@ class FixedGrid(nn.Module):
         super().__init__()
         self.plan = plan
         self.digest = digest(mask)
-        """CRC-32 of the mask at attach; `collect` proves that it still holds."""
+        """CRC-32 of the mask at attach; `opq.module.proved_codes` proves that it still holds."""
         self.register_buffer("mask", mask)
 
     def forward(self, w: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,8 @@
 """Attach and detach the fixed compression module: masks and codebooks stay, only weights move.
 
-attach(model, plan)           the forward pass sees pruned, quantized weights
-... any training loop ...     the optimizer sees the plain ones (see `opq.fixed` for the mathematics)
-codes = collect(model, plan)  what was trained, proved to lie on the plan's masks and grids
-detach(model)                 the model as it was
+`attach(model, plan)`, then any training loop: the forward pass sees pruned, quantized weights and the optimizer the
+plain ones (`opq.fixed` has the mathematics). `opq.collect(model, plan)` proves what was trained and gives the file;
+`detach(model)` gives the model as it was.
 """
 
 from __future__ import annotations
@@ -167,7 +166,7 @@ def _rebuild(base: type, state: dict[str, Any], own: dict[str, tuple[torch.Tenso
 # --- what was trained, read back -----------------------------------------------------------
 
 
-def collect(model: nn.Module, plan: Plan | Result) -> dict[str, torch.Tensor]:
+def proved_codes(model: nn.Module, plan: Plan | Result) -> dict[str, torch.Tensor]:
     """The codes of a trained model, int16 on the CPU by tensor name, **proved** to be the plan's.
 
     The model is attached, or was detached with `bake=True`. Under `fully_shard` every rank must call it.

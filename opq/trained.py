@@ -7,13 +7,13 @@ import dataclasses
 from torch import nn
 
 from opq.fit import assemble
-from opq.module import collect, dense_state_dict
+from opq.module import dense_state_dict, proved_codes
 from opq.plan import Plan
 from opq.result import Result
 from opq.sources import open_source
 
 
-def trained_result(model: nn.Module, plan: Plan | Result) -> Result:
+def collect(model: nn.Module, plan: Plan | Result) -> Result:
     """The result of a model trained under `opq.attach`: its codes, proved, and its kept tensors as they are now.
 
     The plan stays bit for bit; only the entropy coder's frequencies are those of the new codes. Under `fully_shard`
@@ -23,7 +23,7 @@ def trained_result(model: nn.Module, plan: Plan | Result) -> Result:
         OffCodebookError: a weight, mask or step is not the plan's; the tensor is named.
         MismatchError: the plan is another model's.
     """
-    codes = {name: q.numpy() for name, q in collect(model, plan).items()}
+    codes = {name: q.numpy() for name, q in proved_codes(model, plan).items()}
     label = type(model).__name__ if isinstance(plan, Plan) else plan.label
     source = dataclasses.replace(open_source(dense_state_dict(model)), label=label)
     return assemble(source, plan if isinstance(plan, Plan) else plan.plan, codes, {})

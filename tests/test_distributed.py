@@ -26,7 +26,7 @@ sys.path.insert(0, sys.argv[1])
 from training_helpers import learnable_batches, mlp, plan_of
 from opq.errors import AttachError
 from opq.finetune import finetune
-from opq.module import attach, attached, collect
+from opq.module import attach, attached, proved_codes
 from opq.ranks import rank, unwrapped
 
 folder, kind = sys.argv[2], sys.argv[3]
@@ -77,7 +77,7 @@ for module, attribute, grid in attached(unwrapped(model)):
     assert rows.shape == shard.shape
     assert not shard[~rows].any()
     assert shard[rows].any()
-torch.save(collect(unwrapped(model), plan), f"{folder}/codes.{rank()}")
+torch.save(proved_codes(unwrapped(model), plan), f"{folder}/codes.{rank()}")
 trained.save(f"{folder}/model.opq.safetensors")
 distributed.destroy_process_group()
 """

@@ -17,7 +17,7 @@ from training_helpers import Tied, learnable_batches, mlp, plan_of
 from opq.compress import compress
 from opq.errors import AttachError, MismatchError, OffCodebookError, OptionError
 from opq.fixed import FixedGrid
-from opq.module import attach, collect, dense_state_dict, detach, is_attached
+from opq.module import attach, dense_state_dict, detach, is_attached, proved_codes
 from opq.quantize import dequantize, quantize
 
 
@@ -94,7 +94,7 @@ def test_adams_moments_of_pruned_weights_stay_zero_and_the_network_does_not_feel
     model = mlp()
     plan = plan_of(model)
     attach(model, plan)
-    before = collect(model, plan)
+    before = proved_codes(model, plan)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.5)
     for x, y in learnable_batches(5):
         optimizer.zero_grad()
@@ -106,7 +106,7 @@ def test_adams_moments_of_pruned_weights_stay_zero_and_the_network_does_not_feel
         assert not moments["exp_avg"][pruned].any()
         assert not moments["exp_avg_sq"][pruned].any()
         assert not layer.weight[pruned].any()
-    after = collect(model, plan)
+    after = proved_codes(model, plan)
     assert all(torch.equal(after[n] != 0, before[n] != 0) for n in before)
     assert any(not torch.equal(after[n], before[n]) for n in before)
 
@@ -173,12 +173,12 @@ def test_detach_bakes_what_the_forward_pass_saw() -> None:
     attach(model, plan)
     trained(model)
     x = learnable_batches(1)[0][0]
-    seen, codes, state = model(x), collect(model, plan), dense_state_dict(model)
+    seen, codes, state = model(x), proved_codes(model, plan), dense_state_dict(model)
     identities = {id(p) for p in model.parameters()}
     detach(model, bake=True)
     assert torch.allclose(model(x), seen, rtol=1e-6)
     assert {id(p) for p in model.parameters()} == identities
-    assert all(torch.equal(a, b) for a, b in zip(collect(model, plan).values(), codes.values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(proved_codes(model, plan).values(), codes.values(), strict=True))
     assert list(state) == list(model.state_dict())
     assert all(torch.allclose(state[n], t, rtol=1e-6) for n, t in model.state_dict().items())
 
@@ -205,7 +205,7 @@ def test_training_starts_from_a_results_codes_and_kept_tensors() -> None:
     result = compress(model, bits=40, probe=False)
     model[0].weight.data.add_(0.01)
     attach(model, result)
-    assert all(torch.equal(q, result.codes[n]) for n, q in collect(model, result).items())
+    assert all(torch.equal(q, result.codes[n]) for n, q in proved_codes(model, result).items())
     state = result.state_dict()
     assert all(torch.allclose(t, state[n], rtol=1e-6) for n, t in dense_state_dict(model).items())
     assert torch.equal(model[0].parametrizations.weight[0].mask, result.codes["0.weight"] != 0)
@@ -223,7 +223,7 @@ def test_collect_names_the_tensor_that_left_its_codebook() -> None:
         OffCodebookError,
         match=r"'2.weight': 1 of 64 weights are off the codebook: got .*, wanted multiples of 0.1",
     ):
-        collect(model, plan)
+        proved_codes(model, plan)
 
 
 def test_collect_finds_a_changed_mask_and_a_changed_step() -> None:
@@ -231,11 +231,11 @@ def test_collect_finds_a_changed_mask_and_a_changed_step() -> None:
     plan = plan_of(model)
     attach(model, plan)
     with pytest.raises(OffCodebookError, match=r"'0.weight': step and rounding are not the plan's"):
-        collect(model, plan_of(model_like(), step=0.2))
+        proved_codes(model, plan_of(model_like(), step=0.2))
     grid = model[2].parametrizations.weight[0]
     grid.mask[0] ^= True
     with pytest.raises(OffCodebookError, match=r"'2.weight': the mask changed after it was attached"):
-        collect(model, plan)
+        proved_codes(model, plan)
 
 
 def model_like() -> nn.Module:
@@ -249,7 +249,7 @@ def test_collect_compares_the_mask_with_the_results() -> None:
     kept = (model[0].weight != 0).nonzero()[0]
     model[0].weight.data[tuple(kept)] = 0
     with pytest.raises(OffCodebookError, match=r"'0.weight': 1 weights contradict the mask of the compression result"):
-        collect(model, result)
+        proved_codes(model, result)
 
 
 # --- copies ----------------------------------------------------------------------------------
@@ -336,7 +336,7 @@ def test_frozen_parameters_stay_frozen_and_are_quantized() -> None:
     model[0].weight.requires_grad_(False)
     plan = plan_of(model)
     attach(model, plan)
-    trained_codes = collect(model, plan)["0.weight"]
+    trained_codes = proved_codes(model, plan)["0.weight"]
     loss = functional.cross_entropy(model(learnable_batches(1)[0][0]), learnable_batches(1)[0][1])
     loss.backward()
     assert model[0].parametrizations.weight.original.grad is None
@@ -350,7 +350,7 @@ def test_buffers_can_be_compressed() -> None:
     plan = plan_of(model)
     before = snapshot(model)
     attach(model, plan)
-    assert set(collect(model, plan)) == {"weight", "table"}
+    assert set(proved_codes(model, plan)) == {"weight", "table"}
     assert isinstance(model.parametrizations.table[0], FixedGrid)
     detach(model)
     assert_same(snapshot(model), before)
