@@ -63,6 +63,16 @@ class PlainCoder:
         return {}
 
 
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class Draft:
+    """One round."""
+
+    plan: Plan
+    codes: Codes
+    size: int
+    """Bytes of the file."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fit:
     """Finds the plan whose file meets the budget."""
@@ -79,36 +89,54 @@ class Fit:
             InfeasibleError: no file is that small; says the smallest that can be had.
         """
         if self.problem.options.sparsity is not None:
-            return self.apply(self.decide())
+            plan = index.rounded(self.decide())
+            return self.finish(plan, self.code(plan))
         target, least = self.target, self.problem.least_bits
         overhead = self.overhead(self.problem.sketch())
-        tried: list[Result] = []
         bits = max(8 * (AIM * target - overhead), least)
-        while len(tried) < ROUNDS:
-            result = self.attempt(bits, overhead)
-            if bits <= least and result.bytes > target:
-                raise self.infeasible(target, result.bytes)
-            tried.append(result)
-            if WINDOW * target <= result.bytes <= target or self._all_spent(result, target):
-                return result
-            before, overhead = bits, result.bytes - bits / 8
+        best: Draft | None = None
+        for _ in range(ROUNDS):
+            draft = self.draft(self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead)))
+            size = draft.size
+            if WINDOW * target <= size <= target or (draft.plan.multiplier == 0 and size <= target):
+                result = self.finish(draft.plan, draft.codes)
+                if result.bytes <= target:
+                    return result
+                size = result.bytes
+            if bits <= least and size > target:
+                raise self.infeasible(target, size)
+            if size <= target and (best is None or size > best.size):
+                best = draft
+            before, overhead = bits, size - bits / 8
             bits = max(8 * (AIM * target - overhead), least)
             if bits == before:
                 break
-        below = [result for result in tried if result.bytes <= target]
-        return max(below, key=lambda r: r.bytes) if below else self._smallest(target)
+        result = self.finish(best.plan, best.codes) if best else self.smallest()
+        if result.bytes > target:
+            raise self.infeasible(target, self.smallest().bytes)
+        return result
 
-    def attempt(self, bits: float, overhead: float) -> Result:
-        """The result of giving the codes `bits` bits, whatever the size of the file turns out to be."""
-        return self.apply(self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead)))
+    def smallest(self) -> Result:
+        """The smallest file that can be had."""
+        draft = self.draft(self.problem.plan(self.problem.least_bits))
+        return self.finish(draft.plan, draft.codes)
 
-    def apply(self, plan: Plan) -> Result:
-        """The result of a plan: codes of every tensor, and the file in memory."""
+    def draft(self, plan: Plan) -> Draft:
+        """Codes of a plan and the size of their file, before what else changes with them (which costs as much again)."""
         plan = index.rounded(plan)
+        codes = self.code(plan)
+        return Draft(plan, codes, assemble(self.source, plan, codes, {}).bytes)
+
+    def code(self, plan: Plan) -> Codes:
+        """The codes of every compressed tensor."""
         codes: Codes = {}
         for done, tensor in enumerate(plan.compressed):
             codes[tensor.name] = self.coder.codes(tensor)
             self.progress("quantize", done + 1, len(plan.compressed))
+        return codes
+
+    def finish(self, plan: Plan, codes: Codes) -> Result:
+        """The result of codes, with what else of the model changes with them."""
         return assemble(self.source, plan, codes, self.coder.kept(plan, codes))
 
     def decide(self) -> Plan:
@@ -162,16 +190,6 @@ class Fit:
             got=f"a budget of {target:.0f} bytes",
             wanted=f"at least {smallest} bytes, that is {least}",
         )
-
-    def _all_spent(self, result: Result, target: float) -> bool:
-        """Whether every tensor is at its finest step already, and the budget still larger."""
-        return result.plan.multiplier == 0 and result.bytes <= target
-
-    def _smallest(self, target: float) -> Result:
-        result = self.attempt(self.problem.least_bits, 0)
-        if result.bytes > target:
-            raise self.infeasible(target, result.bytes)
-        return result
 
 
 def assemble(source: Source, plan: Plan, codes: Codes, changed: Mapping[str, torch.Tensor]) -> Result:
