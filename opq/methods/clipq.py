@@ -153,7 +153,7 @@ def stored_bits(w: torch.Tensor, p: float, b: int) -> float:
     counts = torch.bincount((partition(w, p, b).codes.flatten() + 2**b).long()).double()
     counts = counts[counts > 0]
     entropy = torch.special.entr(counts / counts.sum()).sum() / math.log(2)
-    return w.numel() * float(entropy) + 16 * (2**b - 1)
+    return w.numel() * float(entropy) + 16 * ((1 << b) - 1)
 
 
 def _record_path(checkpoint: Path | None) -> Path | None:

@@ -1,0 +1,258 @@
+"""The published methods side by side: error against real file bytes, and the seconds that each takes.
+
+    python examples/bench/methods.py [--quick] [--model NAME ...] [--method NAME ...] [--again] [--seconds N]
+
+Every method starts from the same dense network and may make the same number of passes over the training data; where
+training has two stages each gets half. A row is written as soon as it is done and skipped in the next run, so that the
+full table can be made in pieces; rows that were not run are listed, never filled in. Writes results/methods.json and
+results/methods.svg; `--quick` takes minutes, prints only, and means nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import results
+import torch
+from finetune import CACHE, RECIPES, Recipe, Task, planned, task
+from torch import nn
+
+import opq
+from opq.finetune import finetune
+
+COLUMNS = ("model", "method", "setting", "file_bytes", "ratio", "weights_ratio", "error_dense", "error", "epochs",
+           "seconds", "published")  # fmt: skip
+PLOT = results.RESULTS / "methods.svg"
+PUBLISHED = {
+    ("lenet-300-100", "olmp"): "113.5x fewer weights at 2.18 % (2.27 % before)",
+    ("lenet-5", "olmp"): "297.7x fewer weights at 0.91 % (0.91 % before)",
+    ("lenet-300-100", "kmeans"): "Deep Compression: 40x at 1.58 % (1.64 % before)",
+    ("lenet-5", "kmeans"): "Deep Compression: 39x at 0.74 % (0.80 % before)",
+    ("lenet-5", "pq"): "23x to 38x over LeNet-5, AlexNet and ResNet",
+    ("resnet-20", "pq"): "23x to 38x over LeNet-5, AlexNet and ResNet",
+}
+"""What the papers report on the same network; see PAPERS.md for sources and accounting."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One row to be: a method at one setting on one network."""
+
+    model: str
+    method: str
+    setting: str
+    epochs: int
+    """Passes over the training data, all stages together."""
+    make: Callable[[Task, Recipe, Case], opq.Result]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What a row is known by."""
+        return self.model, self.method, self.setting
+
+
+# --- how each method is run ------------------------------------------------------------------
+
+
+def teacher(own: Task) -> nn.Module:
+    """The dense network, for distillation."""
+    return copy.deepcopy(own.dense).requires_grad_(False).eval()
+
+
+def on_fixed_grid(own: Task, recipe: Recipe, case: Case) -> opq.Result:
+    """One shot, then weight-only training on masks and steps that stay: `rd`, `opq` and the baselines."""
+    model = copy.deepcopy(own.dense)
+    plan: opq.Plan | opq.Result
+    if case.method == "rd":
+        plan = planned(model, recipe, case.options["ratio"])
+    else:
+        probe = {"probe": False} if case.method == "opq" else {}
+        plan = opq.compress(model, method=case.method, **case.options, **probe)
+    return finetune(model, plan, own.train, teacher=teacher(own), epochs=case.epochs, distill=recipe.distill,
+                    temperature=recipe.temperature,
+                    optimizer=lambda p: torch.optim.AdamW(p, recipe.lr, weight_decay=recipe.decay)).result  # fmt: skip
+
+
+def by_itself(own: Task, recipe: Recipe, case: Case) -> opq.Result:
+    """Methods that train on their own; interrupted, they go on where they were."""
+    stages = 2 if case.method in ("kmeans", "pq") else 1
+    options = dict(case.options)
+    how = {"distill": 0.5, "epochs": case.epochs // stages} | options.pop("method_options", {})
+    CACHE.mkdir(exist_ok=True)
+    checkpoint = CACHE / ("methods-" + "-".join(case.key).replace(" ", "").replace("/", ""))
+    result = opq.compress(copy.deepcopy(own.dense), method=case.method, data=own.train, checkpoint=checkpoint,
+                          method_options=how, **options)  # fmt: skip
+    for left in CACHE.glob(f"{checkpoint.name}*"):
+        left.unlink()
+    return result
+
+
+# --- the table -------------------------------------------------------------------------------
+
+EPOCHS = {"lenet-300-100": 24, "lenet-5": 8, "resnet-20": 6}
+RATIOS = {"lenet-300-100": (30, 60, 120, 240), "lenet-5": (38, 100, 300), "resnet-20": (10, 16, 24)}
+CODEBOOK_RATIOS = {"lenet-300-100": (15, 30, 60), "lenet-5": (23, 38, 100), "resnet-20": (10, 16)}
+LAMBDAS = {"lenet-300-100": (0.05, 0.3, 1.0), "lenet-5": (0.05, 0.3), "resnet-20": (0.3, 1.0)}
+DELTAS = {"lenet-300-100": (0.005, 0.01, 0.02), "lenet-5": (0.005, 0.01), "resnet-20": (0.02,)}
+
+
+def cases() -> list[Case]:
+    """The full table."""
+    found = []
+    for model, epochs in EPOCHS.items():
+        for method in ("rd", "opq", "lamp", "magnitude"):
+            found += [_grid(model, method, ratio, epochs) for ratio in RATIOS[model]]
+        found += [_own(model, "kmeans", f"{r}x", epochs, ratio=r) for r in CODEBOOK_RATIOS[model]]
+        found += [_own(model, "pq", f"{r}x", epochs, ratio=r) for r in CODEBOOK_RATIOS[model]]
+        found += [_own(model, "clipq", f"lambda {w:g}", epochs, method_options={"weight": w}) for w in LAMBDAS[model]]
+        found += [_own(model, "olmp", f"delta {d:g}", epochs, method_options=_olmp(epochs, d)) for d in DELTAS[model]]
+    return found
+
+
+def _grid(model: str, method: str, ratio: int, epochs: int) -> Case:
+    options: dict[str, Any] = {"ratio": ratio}
+    if method in ("lamp", "magnitude"):
+        options["method_options"] = {"bits": 4}
+    return Case(model=model, method=method, setting=f"{ratio}x", epochs=epochs, make=on_fixed_grid, options=options)
+
+
+def _own(model: str, method: str, setting: str, epochs: int, **options: Any) -> Case:
+    return Case(model=model, method=method, setting=setting, epochs=epochs, make=by_itself, options=options)
+
+
+def _olmp(epochs: int, delta: float) -> dict[str, Any]:
+    return {"delta": delta, "prune_epochs": max(1, epochs // 3), "evaluations": 600, "bits": 6}
+
+
+def row(own: Task, case: Case, recipe: Recipe, error_dense: float) -> dict[str, Any]:
+    """Compress and train, write the file, read it back, evaluate what was read."""
+    start = time.perf_counter()
+    result = case.make(own, recipe, case)
+    seconds = time.perf_counter() - start
+    path = CACHE / "methods.opq.safetensors"
+    CACHE.mkdir(exist_ok=True)
+    result.save(path)
+    error = own.error(opq.load(path, copy.deepcopy(own.dense)))
+    size, kept = path.stat().st_size, sum(int((w != 0).sum()) for w in _weights(result))
+    return {
+        "model": case.model, "method": case.method, "setting": case.setting, "file_bytes": size,
+        "ratio": result.source_bytes / size, "bits": 8 * size / result.elements, "kept_weights": kept,
+        "weights_ratio": result.elements / max(kept, 1), "top1_dense": 100 - error_dense, "top1": 100 - error,
+        "error_dense": error_dense, "error": error, "epochs": case.epochs, "seconds": seconds, "device": "cpu",
+        "published": PUBLISHED.get((case.model, case.method)),
+    }  # fmt: skip
+
+
+def _weights(result: opq.Result) -> list[torch.Tensor]:
+    """Every floating tensor that the file holds, biases included: what is counted as a weight."""
+    return [t for n, t in result.state_dict().items() if t.dtype.is_floating_point and result.plan[n].like is None]
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+def held() -> list[dict[str, Any]]:
+    """The rows of earlier runs."""
+    path = results.RESULTS / "methods.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def key(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What a row is known by."""
+    return row["model"], row["method"], row["setting"]
+
+
+def quick(case: Case) -> Case:
+    """The same with two epochs and short searches."""
+    options = dict(case.options)
+    search = {"olmp": {"evaluations": 40, "population": 5, "prune_epochs": 1, "epochs": 2, "delta": 0.1}}
+    search["clipq"] = {"evaluations": 6, "startup": 3, "epochs": 2}
+    short = search.get(case.method, {})
+    if short or "method_options" in options:
+        options["method_options"] = dict(options.get("method_options", {})) | short
+    return dataclasses.replace(case, epochs=2, options=options)
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Error against bytes, a curve a method, a panel a network; marked by the seconds that each took."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    models = [m for m in EPOCHS if any(r["model"] == m for r in rows)]
+    figure, axes = pyplot.subplots(1, len(models), figsize=(6 * len(models), 4.5), squeeze=False)
+    for axis, model in zip(axes[0], models, strict=True):
+        for method in dict.fromkeys(r["method"] for r in rows):
+            found = sorted((r["file_bytes"], r["error"], r["seconds"]) for r in rows if key(r)[:2] == (model, method))
+            if found:
+                label = f"{method} ({min(f[2] for f in found):.0f} to {max(f[2] for f in found):.0f} s)"
+                axis.plot([f[0] for f in found], [f[1] for f in found], "o-", label=label)
+        dense = next(r["error_dense"] for r in rows if r["model"] == model)
+        axis.axhline(dense, color="gray", linestyle=":", label="dense")
+        axis.set(xscale="log", title=model, xlabel="bytes of the file", ylabel="test error (%)",
+                 ylim=(0, max(4 * dense, 5)))  # fmt: skip
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    matplotlib.rcParams["svg.hashsalt"] = "opq"
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="LeNet-300-100 on few images, printed only: does it run?")
+    parser.add_argument("--model", nargs="+", choices=[*EPOCHS], default=[*EPOCHS])
+    parser.add_argument("--method", nargs="+", default=None)
+    parser.add_argument("--setting", nargs="+", default=None, help="only these settings, as the table prints them")
+    parser.add_argument("--again", action="store_true", help="make rows anew that are there already")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no row after so many seconds")
+    arguments = parser.parse_args()
+    wanted = [c for c in cases() if c.model in arguments.model and c.method in (arguments.method or [c.method])]
+    wanted = [c for c in wanted if c.setting in (arguments.setting or [c.setting])]
+    if arguments.quick:
+        one = {c.method: quick(c) for c in wanted if c.model == "lenet-300-100"}
+        rows = run(list(one.values()), [], arguments.seconds, few=True)
+    else:
+        before = held()
+        done = set() if arguments.again else set(map(key, before))
+        rows = run([c for c in wanted if c.key not in done], before, arguments.seconds)
+        plot(rows, PLOT) if rows else None
+    results.show(rows, COLUMNS, "The published methods: test error (%) and bytes of the file")
+    missing = [" ".join(c.key) for c in cases() if c.key not in set(map(key, rows))]
+    print(f"not run ({len(missing)}): " + ", ".join(missing) if missing and not arguments.quick else "")
+
+
+def run(wanted: list[Case], rows: list[dict[str, Any]], seconds: float, few: bool = False) -> list[dict[str, Any]]:
+    """The rows so far with the wanted ones, each written as soon as it is there."""
+    start, tasks = time.perf_counter(), {}
+    recipes = {recipe.model: recipe for recipe in RECIPES}
+    order = [case.key for case in cases()]
+    for case in wanted:
+        if time.perf_counter() - start > seconds:
+            break
+        if case.model not in tasks:
+            own = task(recipes[case.model])
+            tasks[case.model] = (own.quick() if few else own, (own.quick() if few else own).error(own.dense))
+        own, error_dense = tasks[case.model]
+        made = row(own, case, recipes[case.model], error_dense)
+        rows = [r for r in rows if key(r) != case.key] + [made]
+        rows.sort(key=lambda r: order.index(key(r)) if key(r) in order else len(order))
+        if not few:
+            results.save("methods", rows)
+        print(
+            f"{' '.join(case.key)}: {made['file_bytes']:,} bytes, {made['error']:.2f} %, {made['seconds']:.0f} s",
+            flush=True,
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
