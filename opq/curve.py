@@ -29,8 +29,10 @@ THETAS = (0.5, 0.54, 0.58, 0.62, 0.66, 0.7, 0.74, 0.8)
 """Half dead zones in steps that are tried; the optimum of a Laplacian goes from 0.5 to about 0.8."""
 _MANY = 48
 """From this many levels a side, theta = 1/2 only: a dead zone gains nothing there."""
-_COARSE_STEPS, _FINE_STEPS = 16, 8
-"""Steps tried in an octave, below and above that many levels."""
+_VERY_MANY = 512
+"""From this many levels a side, rate and log step go in parallel."""
+_STEPS = (16, 8, 4)
+"""Steps tried in an octave, in each of these three ranges."""
 _FINE = 256
 """Bins an octave of the histogram."""
 _SMALLEST = 2.0**-126
@@ -196,9 +198,10 @@ def measure(
 
 def _grid(largest: float, thetas: Sequence[float]) -> tuple[Floats, Floats]:
     """Pairs of step and theta, from the largest step to the smallest."""
-    split, octaves = math.log2(_MANY), math.log2(LARGEST_CODE)
-    coarse = largest * np.exp2(-np.arange(0, split, 1 / _COARSE_STEPS))
-    fine = largest * np.exp2(-np.append(np.arange(split, octaves, 1 / _FINE_STEPS), octaves))
+    many, very_many, end = (math.log2(levels) for levels in (_MANY, _VERY_MANY, LARGEST_CODE))
+    octaves = [np.arange(0, many, 1 / _STEPS[0]), np.arange(many, very_many, 1 / _STEPS[1])]
+    octaves += [np.append(np.arange(very_many, end, 1 / _STEPS[2]), end)]
+    coarse, fine = largest * np.exp2(-octaves[0]), largest * np.exp2(-np.concatenate(octaves[1:]))
     coarse, fine = coarse[coarse >= _SMALLEST], fine[fine >= _SMALLEST]
     pairs = [(s, t) for s in coarse for t in thetas] + [(s, min(thetas)) for s in fine]
     step, theta = np.array(pairs).T

@@ -122,7 +122,7 @@ def test_slopes_are_the_derivative(seed: int, where: float) -> None:
 
 def test_distortion_of_the_smooth_curve_is_that_of_the_hull() -> None:
     curve = Curve.of(TensorStats.of(sample("laplace")))
-    low_rates = curve.rate < 8
+    low_rates = curve.rate < 7
     smooth = np.array([curve.distortion_at(r) for r in curve.rate])
     assert smooth[low_rates] == pytest.approx(curve.distortion[low_rates], rel=5e-3)
     assert smooth[-1] == curve.distortion[-1]
