@@ -1,7 +1,8 @@
 """Two ways to count: what the paper reports, and what the file weighs.
 
-*Nominal*: 32 / (density x mean bits of a kept weight); positions cost nothing and only compressed tensors count. Per-channel
-bits are `log2(range_ij / Delta_i + 1)`, ranges being those of the kept weights. *Real*: bytes of the source / bytes of the file.
+*Nominal*: 32 / (density x mean bits of a kept weight); positions cost nothing and only compressed tensors count.
+Per-channel bits are `log2(range_ij / Delta_i + 1)`, ranges being those of the kept weights. *Real*: bytes of the
+source / bytes of the file.
 """
 
 from __future__ import annotations

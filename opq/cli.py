@@ -1,6 +1,7 @@
 """The `opq` command: the only file that prints.
 
-Exit codes: 0 done, 1 the input or the file is wrong (one line says what and what to do), 2 wrong usage, 130 interrupted.
+Exit codes: 0 done, 1 the input or the file is wrong (one line says what and what to do), 2 wrong usage,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -180,7 +181,9 @@ def demo(
         _json(figures)
         return
     out.print(f"before  {result.source_bytes:>9,} bytes  accuracy {before:.2%}")
-    out.print(f"after   {result.bytes:>9,} bytes  accuracy {after:.2%}  ({result.ratio:.1f}x smaller, {result.bits:.2f} bits)")
+    out.print(
+        f"after   {result.bytes:>9,} bytes  accuracy {after:.2%}  ({result.ratio:.1f}x smaller, {result.bits:.2f} bits)"
+    )
 
 
 def main() -> None:
@@ -214,14 +217,18 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
 
     sizes = {t.name: round(t.rate * t.size / 8) for t in plan.compressed}
     out.print(table(plan, sizes, title="Plan (predicted; nothing is written)"))
-    out.print(f"predicted: {plan.predicted_bytes:,} bytes, lambda {plan.multiplier:.4g}, KKT residual {plan.residual:.1e}")
+    out.print(
+        f"predicted: {plan.predicted_bytes:,} bytes, lambda {plan.multiplier:.4g}, KKT residual {plan.residual:.1e}"
+    )
 
 
 @contextmanager
 def _bar(quiet: bool) -> Iterator[Any]:
     """A progress bar as the library's progress callback; silent for scripts and where nobody looks."""
     columns = (TextColumn("{task.description:>12}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True, disable=quiet or not err.is_terminal) as drawn:
+    with Progress(
+        *columns, TimeElapsedColumn(), console=err, transient=True, disable=quiet or not err.is_terminal
+    ) as drawn:
         tasks: dict[str, TaskID] = {}
 
         def progress(stage: str, done: int, total: int) -> None:
@@ -242,7 +249,9 @@ def _overrides(keep: list[str], numbers: list[str]) -> dict[str, Any] | None:
         except ValueError:
             number = float("nan")
         if not (colon and equals) or number != number:
-            raise OptionError("--override is not understood", got=repr(text), wanted="PATTERN:KEY=NUMBER, such as '*.embed*:bits=6'")
+            raise OptionError(
+                "--override is not understood", got=repr(text), wanted="PATTERN:KEY=NUMBER, such as '*.embed*:bits=6'"
+            )
         before = overrides.get(pattern)
         overrides[pattern] = {**(before if isinstance(before, dict) else {}), key: number}
     return overrides or None

@@ -1,6 +1,6 @@
 """The calls that people make: `compress`, `solve`, `load`, `load_state_dict`.
 
-    source -> roles -> statistics -> [probe] -> Problem -> Plan -> codes -> file in memory -> Result
+source -> roles -> statistics -> [probe] -> Problem -> Plan -> codes -> file in memory -> Result
 """
 
 from __future__ import annotations

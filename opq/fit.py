@@ -1,7 +1,7 @@
 """Meets the budget in bytes of the file: solve, quantize, pack, measure, and solve again.
 
-What a file costs beyond the entropy of its codes (tables, header, kept tensors, what feedback adds to the rate) is known
-only once it is made. So it is made in memory and measured; the next round solves with what was learned.
+What a file costs beyond the entropy of its codes (tables, header, kept tensors, what feedback adds to the rate) is
+known only once it is made. So it is made in memory and measured; the next round solves with what was learned.
 One to three rounds are usual.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -122,7 +122,7 @@ class Fit:
         return self.finish(draft.plan, draft.codes)
 
     def draft(self, plan: Plan) -> Draft:
-        """Codes of a plan and the size of their file, before what else changes with them (which costs as much again)."""
+        """Codes of a plan and the size of their file, before what else changes with them."""
         plan = index.rounded(plan)
         codes = self.code(plan)
         return Draft(plan, codes, assemble(self.source, plan, codes, {}).bytes)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from rich.table import Table
 
@@ -76,8 +77,8 @@ class Inspection:
             f"{self.ratio:.2f}x smaller than its source\n"
             f"codes {self.coded_bytes:,} bytes, their zeroth-order entropy {self.entropy_bytes:,.0f} ({near:+.2%}); "
             f"everything else {self.overhead_bytes:,} bytes\n"
-            f"pruned {self.sparsity:.1%}, {self.bits_per_kept:.2f} bits per kept weight; positions free (the paper's count) "
-            f"{self.nominal_ratio:.2f}x"
+            f"pruned {self.sparsity:.1%}, {self.bits_per_kept:.2f} bits per kept weight; "
+            f"positions free (the paper's count) {self.nominal_ratio:.2f}x"
         )
 
 
@@ -140,7 +141,7 @@ def _summed(path: Path, plan: Plan, figures: tuple[TensorFigures, ...], counts: 
     )
 
 
-def _entropy(codes: np.ndarray) -> float:  # type: ignore[type-arg]
+def _entropy(codes: npt.NDArray[np.int16]) -> float:
     """Zeroth-order entropy of the codes, in bytes in all."""
     _, counts = np.unique(codes, return_counts=True)
     return float(counts @ np.log2(codes.size / counts)) / 8 if codes.size else 0.0

@@ -1,8 +1,9 @@
 """How tensors that are not compressed are stored: nothing skipped, each as small as is harmless.
 
-Weights, biases and norms of one dimension go on a grid so fine that its error is far below that of the compressed tensors
-(`fine_bits`); the vectors of a BatchNorm are stored together (`opq.vectors`). Stored bit by bit: what is not floating
-point, buffers that are no BatchNorm's (a rotary embedding's frequencies, say), small tensors, and what the user keeps.
+Weights, biases and norms of one dimension go on a grid so fine that its error is far below that of the compressed
+tensors (`fine_bits`); the vectors of a BatchNorm are stored together (`opq.vectors`). Stored bit by bit: what is not
+floating point, buffers that are no BatchNorm's (a rotary embedding's frequencies, say), small tensors, and what the
+user keeps.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The paper's method as the paper states it: a sparsity and bits per kept weight, in two closed-form steps (DESIGN 2.1).
+"""The paper's method as it states it: a sparsity and bits per kept weight, in two closed-form steps (DESIGN 2.1).
 
-Hu, Peng, Zhu, Aly, Lin, "OPQ: Compressing Deep Neural Networks with One-shot Pruning-Quantization", AAAI 2021. Its exact
-equations were not at hand; docs/mathematics.md derives these from the problem that it describes.
+Hu, Peng, Zhu, Aly, Lin, "OPQ: Compressing Deep Neural Networks with One-shot Pruning-Quantization", AAAI 2021. Its
+exact equations were not at hand; docs/mathematics.md derives these from the problem that it describes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def two_steps(
 ) -> Allocation:
     """Thresholds for `sparsity`, then steps for `bits` bits per kept weight: an operating point for every tensor.
 
-    `constraints` bound densities, through cvxpy. One tensor is in memory at a time. Rates are those of the codes under the Laplacian prior, positions included.
+    `constraints` bound densities, through cvxpy. One tensor is in memory at a time. Rates are those of the codes under
+    the Laplacian prior, positions included.
     """
     a = [sensitivities[name] for name in stats]
     if constraints:

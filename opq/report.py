@@ -13,7 +13,9 @@ COLUMNS = ("tensor", "shape", "type", "action", "step", "dead zone", "sparsity",
 _RIGHT = {"step", "dead zone", "sparsity", "bits/weight", "bytes"}
 
 
-def rows(plan: Plan, sizes: Mapping[str, int], densities: Mapping[str, float] | None = None) -> Iterator[tuple[str, ...]]:
+def rows(
+    plan: Plan, sizes: Mapping[str, int], densities: Mapping[str, float] | None = None
+) -> Iterator[tuple[str, ...]]:
     """The cells of the report, one tuple a tensor, in the order of `COLUMNS`.
 
     Args:
@@ -58,7 +60,5 @@ def table(
 def html_table(plan: Plan, sizes: Mapping[str, int]) -> str:
     """The report as an HTML table for notebooks."""
     head = "".join(f"<th>{c}</th>" for c in COLUMNS)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows(plan, sizes)
-    )
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows(plan, sizes))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -95,7 +95,7 @@ def _overridden(role: Role, pattern: str, override: Override) -> Role:
     reason = f"{role.reason}, override {pattern!r}"
     if override == "compress":
         return dataclasses.replace(role, action="compress", reason=reason)
-    numbers: dict[str, Any] = dict(override)  # type: ignore[arg-type]
+    numbers: dict[str, Any] = dict(override)
     if "bits" in numbers:
         numbers["min_bits"] = numbers["max_bits"] = numbers.pop("bits")
     return dataclasses.replace(role, action="compress", reason=reason, **numbers)

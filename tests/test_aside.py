@@ -35,7 +35,7 @@ def test_permissions_are_the_users_or_the_old_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_failure_leaves_the_old_file(tmp_path: Path, error: type[BaseException]) -> None:
     (tmp_path / "a").write_bytes(b"old")
-    with pytest.raises(error), written_aside(tmp_path / "a") as file:
+    with pytest.raises(error), written_aside(tmp_path / "a") as file:  # noqa: PT012
         file.write(b"half")
         raise error
     assert (tmp_path / "a").read_bytes() == b"old"
@@ -43,7 +43,10 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, error: type[BaseException
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(WriteError, match="cannot write .*missing.*No such file"), written_aside(tmp_path / "missing" / "a"):
+    with (
+        pytest.raises(WriteError, match=r"cannot write .*missing.*No such file"),
+        written_aside(tmp_path / "missing" / "a"),
+    ):
         raise AssertionError("the block must not run")
 
 

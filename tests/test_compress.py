@@ -154,7 +154,9 @@ def test_every_shape_and_kind_survives(shape: tuple[int, ...], dtype: torch.dtyp
     assert (back.shape, back.dtype) == (w.shape, w.dtype)
     if result.plan["w"].action == "compress":
         assert torch.equal(back, (result.codes["w"].double() * result.plan["w"].step).to(dtype))
-        assert float((back.double() - w.double()).abs().max()) <= 0.51 * result.plan["w"].step + 1e-2 * float(w.abs().max())
+        assert float((back.double() - w.double()).abs().max()) <= 0.51 * result.plan["w"].step + 1e-2 * float(
+            w.abs().max()
+        )
     else:
         assert torch.equal(back, w)
 
@@ -222,7 +224,11 @@ def test_numbers_that_nothing_can_use_are_no_error(weights) -> None:  # type: ig
         ({"bits": -1}, BudgetError, "bits= is not positive"),
         ({"bits": 3, "method": "magic"}, OptionError, "unknown method=: got 'magic'"),
         ({"bits": 3, "sparsity": 0.5}, OptionError, "sparsity= goes with method='opq'"),
-        ({"ratio": 3, "sparsity": 0.5, "method": "opq"}, OptionError, "sparsity= goes with bits= per kept weight alone"),
+        (
+            {"ratio": 3, "sparsity": 0.5, "method": "opq"},
+            OptionError,
+            "sparsity= goes with bits= per kept weight alone",
+        ),
         ({"bits": 3, "sparsity": 1.0, "method": "opq"}, OptionError, "sparsity= is out of range"),
         ({"bits": 3, "overrides": {"zzz": "keep"}}, PatternError, "'zzz' matches no tensor"),
         ({"bits": 3, "sensitivities": {"zzz": 1.0}}, PatternError, "sensitivities= names no compressed tensor"),
@@ -271,7 +277,7 @@ def test_a_model_that_does_not_match_the_file(tmp_path: Path) -> None:
     opq.compress(nn.Linear(16, 8), bits=60, probe=False).save(tmp_path / "f")
     other = nn.Sequential(nn.Linear(16, 8))
     before = {n: t.clone() for n, t in other.state_dict().items()}
-    with pytest.raises(MismatchError, match="0.weight missing in the file.*weight not in the model"):
+    with pytest.raises(MismatchError, match=r"0\.weight missing in the file.*weight not in the model"):
         opq.load(tmp_path / "f", other)
     with pytest.raises(MismatchError, match=r"weight \(8, 16\) in the file, \(8, 17\) in the model"):
         opq.load(tmp_path / "f", nn.Linear(17, 8))
@@ -296,7 +302,9 @@ def test_real_weights(shared: Path, name: str, bits: float, tmp_path: Path) -> N
 
 def test_constraints_hold(weights) -> None:  # type: ignore[no-untyped-def]
     c = opq.constraints
-    plan = opq.solve(weights, bits=2, constraints=[c.sparsity("c", min=0.7), c.bits("a", min=1.0), c.equal_steps("[bc]")])
+    plan = opq.solve(
+        weights, bits=2, constraints=[c.sparsity("c", min=0.7), c.bits("a", min=1.0), c.equal_steps("[bc]")]
+    )
     assert plan["c"].density <= 0.3 + 1e-6
     assert plan["a"].rate >= 1 - 1e-6
     assert plan["b"].step == pytest.approx(plan["c"].step)

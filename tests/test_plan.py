@@ -49,7 +49,9 @@ def test_json_round_trip_is_exact(plan: Plan) -> None:
     assert Plan.from_json(plan.to_json()).to_json() == plan.to_json()
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"budget":null}', '{"budget":null,"tensors":[{}],"method":"rd"}', "null"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"budget":null}', '{"budget":null,"tensors":[{}],"method":"rd"}', "null"]
+)
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(OptionError, match="not the JSON of a plan"):
         Plan.from_json(text)
@@ -57,7 +59,7 @@ def test_anything_else_is_refused(text: str) -> None:
 
 def test_repr_is_the_constructor_call() -> None:
     tensor = TensorPlan(name="w", shape=(2, 3), dtype="F32", action="compress", reason="weight", step=0.5)
-    assert eval(repr(tensor)) == tensor
+    assert eval(repr(tensor)) == tensor  # noqa: S307
     assert tensor.size == 6
 
 

@@ -16,7 +16,14 @@ from opq.quantize import LARGEST_CODE, dequantize, quantize
 
 def grid(step: float, threshold: float, rounding: float, shape: tuple[int, ...] = (1,)) -> TensorPlan:
     return TensorPlan(
-        name="w", shape=shape, dtype="F32", action="compress", reason="", step=step, threshold=threshold, rounding=rounding
+        name="w",
+        shape=shape,
+        dtype="F32",
+        action="compress",
+        reason="",
+        step=step,
+        threshold=threshold,
+        rounding=rounding,
     )
 
 

@@ -85,5 +85,5 @@ def test_an_override_without_meaning(specs, override: object) -> None:  # type: 
 
 
 def test_integers_cannot_be_compressed(specs) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(OptionError, match="compresses tensor 'norm.num_batches_tracked'"):
+    with pytest.raises(OptionError, match=r"compresses tensor 'norm\.num_batches_tracked'"):
         assign(specs, {"norm.*": "compress"})
