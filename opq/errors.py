@@ -183,6 +183,18 @@ class WriteError(OpqError):
     remedy = "Check the path, its permissions and the free space, then run again."
 
 
+class ExportError(OpqError):
+    """The network, or its plan, has no place in the format that was asked for."""
+
+    remedy = "Export to another format: onnx, hf, or dense safetensors."
+
+
+class ClassNamesError(OpqError):
+    """The classes of an image set are not those of the model."""
+
+    remedy = "Rename the folders, or pass the model's class names in order with classes=."
+
+
 # --- numerics --------------------------------------------------------------------------------
 
 

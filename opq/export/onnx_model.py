@@ -1,0 +1,232 @@
+"""ONNX with the integer codes kept: int4, int8 or int16 initializers, each behind one `DequantizeLinear`.
+
+torch exports the dense network; afterwards every initializer that holds a tensor of the plan's grid is taken back to its
+codes. Exporters rename, transpose and scale weights (a BatchNorm goes into the convolution before it, one factor
+per output channel), so initializers are recognised by their values: `codes x step`, its transpose, or
+`codes x step x s_c` along the first axis. What is recognised as none of these stays dense and is listed.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from opq.aside import written_aside
+from opq.compress import load
+from opq.container import Reader
+from opq.errors import ExportError
+from opq.inputs import Batch, as_batch, synthetic
+from opq.sources.base import InputHint, brief
+from opq.sources.hub import need
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int16]
+
+OPSET = 21
+"""The first opset whose DequantizeLinear takes int4 and int16."""
+LARGEST = 2**31 - 2**20
+"""Bytes that a protobuf file can hold, with room for the graph."""
+_ROUNDINGS = 4e-7
+"""Relative error of two roundings to float32: how far `codes x step x s_c` may be from what the exporter wrote."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Exported:
+    """What went into an ONNX file."""
+
+    bytes: int
+    """Of the file."""
+    integers: dict[str, str]
+    """Tensor -> type of its codes: int4, int8 or int16."""
+    dense: tuple[str, ...]
+    """Compressed tensors that the graph holds as floats, or not at all."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Grid:
+    """One compressed tensor of the file."""
+
+    name: str
+    codes: Ints
+    step: float
+
+
+def save_onnx(
+    file: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    example_inputs: Any = None,
+    hint: InputHint | None = None,
+) -> Exported:
+    """Writes the network of an opq file as ONNX, its codes as integers, weights restored by `DequantizeLinear`.
+
+    The batch dimension (and of token ids the length) is left open. `model` comes back as it was.
+
+    Args:
+        file: an opq file.
+        path: the ONNX file to write.
+        model: the network that was compressed; its values are taken from the file.
+        example_inputs: what its forward takes, where the model does not say.
+        hint: what the source knows of the inputs (`Source.input_hint`).
+
+    Raises:
+        MismatchError: file and model differ.
+        ExportError: torch cannot export the network, or the result is beyond 2 GB.
+        MissingExtraError: onnx or onnxscript is not installed.
+        WriteError: the output cannot be written; nothing is left behind.
+    """
+    need("onnx", "onnx")
+    need("onnxscript", "onnx")
+    network = load(file, copy.deepcopy(model)).eval().cpu()
+    with torch.random.fork_rng([]):
+        made = synthetic(network, hint=hint, samples=2) if example_inputs is None else as_batch(network, example_inputs)
+    program = _traced(network, made)
+    graph = program.model.graph
+    integers: dict[str, str] = {}
+    with Reader(file) as reader:
+        names = [t.name for t in reader.plan.compressed]
+        for name in (t.name for t in reader.plan.compressed if t.codebook == "grid"):
+            grid = _Grid(name, reader.codes(name), reader.plan[name].step)
+            kind = _replaced(graph, grid, reader.plan[name].size)
+            integers |= {} if kind is None else {name: kind}
+    data = program.model_proto.SerializeToString() if _size(graph) < LARGEST else b""
+    if not data:
+        raise ExportError("the network is too large for one ONNX file", got=f"{_size(graph)} bytes", wanted="< 2 GB")
+    with written_aside(path) as out:
+        out.write(data)
+    return Exported(len(data), integers, tuple(n for n in names if n not in integers))
+
+
+def _traced(network: nn.Module, batch: Batch) -> Any:
+    """torch's ONNX program of the network."""
+    dynamic = torch.export.Dim.DYNAMIC
+
+    def open_dims(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return None
+        return {d: dynamic for d in range(min(value.dim(), 1 if value.is_floating_point() else 2))}
+
+    shapes: Any = tuple(map(open_dims, batch.args)) if batch.args else {k: open_dims(v) for k, v in batch.kwargs.items()}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            return torch.onnx.export(
+                network, batch.args, kwargs=dict(batch.kwargs), dynamo=True, verbose=False, opset_version=OPSET,
+                dynamic_shapes=shapes if not (batch.args and batch.kwargs) else None,
+            )  # fmt: skip
+        except Exception as error:  # a stranger's forward may fail to export in any way; the cause is kept
+            remedy = "Pass example_inputs= that the forward takes, or export the dense model with torch.onnx yourself."
+            raise ExportError(f"torch cannot export {type(network).__name__}", got=brief(error), remedy=remedy) from error
+
+
+def _size(graph: Any) -> int:
+    return sum(int(v.const_value.nbytes) for v in graph.initializers.values() if v.const_value is not None)
+
+
+def _replaced(graph: Any, grid: _Grid, size: int) -> str | None:
+    """Puts a tensor's codes where the graph holds its values; the type of the codes, None where it holds none."""
+    kinds = [_put(graph, value, grid, found) for value in list(_candidates(graph, grid, size))
+             if (found := _recognised(value.const_value.numpy(), grid)) is not None]  # fmt: skip
+    return kinds[0] if kinds else None
+
+
+def _candidates(graph: Any, grid: _Grid, size: int) -> Iterator[Any]:
+    """The float32 initializers of the tensor's size."""
+    for value in graph.initializers.values():
+        held = value.const_value
+        if held is not None and held.size == size and held.dtype.name == "FLOAT":
+            yield value
+
+
+def _recognised(values: Floats, grid: _Grid) -> tuple[Ints, Floats] | None:
+    """Codes in the initializer's shape and their scale, one number or one for each of the first axis."""
+    for codes in (grid.codes, grid.codes.T):
+        if codes.shape != values.shape:
+            continue
+        step = np.float32(grid.step)
+        if np.array_equal(codes.astype(np.float32) * step, values):
+            return codes, np.asarray(step)
+        if codes.ndim > 1 and (scale := _scales(codes, values)) is not None:
+            return codes, scale
+    return None
+
+
+def _scales(codes: Ints, values: Floats) -> Floats | None:
+    """`s` with `values = codes x s_c` along the first axis, to the rounding of float32; None where there is none."""
+    flat, target = codes.reshape(len(codes), -1).astype(np.float64), values.reshape(len(codes), -1).astype(np.float64)
+    energy = np.square(flat).sum(1)
+    scale = np.divide((flat * target).sum(1), energy, out=np.ones_like(energy), where=energy > 0).astype(np.float32)
+    error = np.abs(flat * scale[:, None] - target)
+    return scale if bool((error <= _ROUNDINGS * np.abs(target)).all()) else None
+
+
+def _put(graph: Any, value: Any, grid: _Grid, found: tuple[Ints, Floats]) -> str:
+    """One initializer becomes integers behind a DequantizeLinear; after a Gather of rows, only those are restored."""
+    import onnx_ir as ir
+
+    codes, scale = found
+    integers, kind = _narrowest(codes)
+    name = value.name
+    tensor = ir.Tensor(integers, dtype=ir.DataType[kind.upper()], shape=ir.Shape(codes.shape), name=f"{name}.codes")
+    held = [_initializer(graph, tensor), _initializer(graph, ir.tensor(scale, name=f"{name}.scale"))]
+    users = list(value.uses())
+    if scale.ndim == 0 and all(u.node.op_type == "Gather" and u.idx == 0 for u in users):
+        for user in users:
+            rows = user.node.outputs[0]
+            user.node.replace_input_with(0, held[0])
+            _dequantized(graph, user.node, rows, held[1], f"{name}.{user.node.name}")
+    else:
+        node = ir.node("DequantizeLinear", held, {"axis": 0} if scale.ndim else {}, name=f"{name}.restore")
+        _described(node.outputs[0], f"{name}.restored", value)
+        graph.insert_before(graph[0], node)
+        for user in users:
+            user.node.replace_input_with(user.idx, node.outputs[0])
+    del graph.initializers[name]
+    return kind
+
+
+def _dequantized(graph: Any, gather: Any, rows: Any, scale: Any, name: str) -> None:
+    """A DequantizeLinear between a Gather of codes and those who used its rows."""
+    import onnx_ir as ir
+
+    users = list(rows.uses())
+    node = ir.node("DequantizeLinear", [rows, scale], name=f"{name}.restore")
+    _described(node.outputs[0], f"{name}.restored", rows)
+    rows.type = None
+    graph.insert_after(gather, node)
+    for user in users:
+        user.node.replace_input_with(user.idx, node.outputs[0])
+
+
+def _described(output: Any, name: str, like: Any) -> None:
+    output.name, output.shape, output.type = name, like.shape, like.type
+
+
+def _initializer(graph: Any, tensor: Any) -> Any:
+    import onnx_ir as ir
+
+    value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _narrowest(codes: Ints) -> tuple[npt.NDArray[Any], str]:
+    """The codes in the narrowest type of ONNX that holds them."""
+    low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
+    if -8 <= low and high <= 7:
+        import ml_dtypes
+
+        return codes.astype(ml_dtypes.int4), "int4"
+    if -128 <= low and high <= 127:
+        return np.ascontiguousarray(codes, np.int8), "int8"
+    return np.ascontiguousarray(codes), "int16"
