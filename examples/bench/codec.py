@@ -2,8 +2,8 @@
 
     python examples/bench/codec.py [--quick] [--no-peers]
 
-Weights alone (no probe), so that bytes and errors are those of the codec. Real networks where ../shared has them, and random
-Laplacian weights in the shapes of ResNet-50. Prints a table and writes results/codec.json.
+Weights alone (no probe), so that bytes and errors are those of the codec. Real networks where ../shared has them, and
+random Laplacian weights in the shapes of ResNet-50. Prints a table and writes results/codec.json.
 """
 
 from __future__ import annotations
@@ -26,9 +26,23 @@ from opq.inspection import examine
 
 State = Mapping[str, torch.Tensor]
 COLUMNS = (
-    "model", "method", "budget", "file_bytes", "ratio", "bits", "top1_dense", "top1", "metric", "budget_error", "over_entropy",
-    "mse", "seconds", "encode_rate", "decode_seconds", "decode_rate",
-)  # fmt: skip
+    "model",
+    "method",
+    "budget",
+    "file_bytes",
+    "ratio",
+    "bits",
+    "top1_dense",
+    "top1",
+    "metric",
+    "budget_error",
+    "over_entropy",
+    "mse",
+    "seconds",
+    "encode_rate",
+    "decode_seconds",
+    "decode_rate",
+)
 
 
 def resnet50() -> dict[str, torch.Tensor]:
@@ -74,13 +88,21 @@ def ours(name: str, state: State, bits: float, score: Any) -> dict[str, Any]:
     n = result.elements
     other = found.overhead_bytes - sum(t.coded_bytes for t in found.tensors if t.action == "keep")
     return {
-        "model": name, "method": "rd", "budget": bits, "file_bytes": result.bytes, "ratio": 4 * n / result.bytes, "bits": result.bits,
+        "model": name,
+        "method": "rd",
+        "budget": bits,
+        "file_bytes": result.bytes,
+        "ratio": 4 * n / result.bytes,
+        "bits": result.bits,
         **score(back),
         "budget_error": result.bits / bits - 1,
         "over_entropy": (found.coded_bytes + other) / found.entropy_bytes - 1,
-        "mse": mean_square(state, back), "seconds": seconds, "encode_rate": n / seconds / 1e6, "decode_seconds": decode,
+        "mse": mean_square(state, back),
+        "seconds": seconds,
+        "encode_rate": n / seconds / 1e6,
+        "decode_seconds": decode,
         "decode_rate": n / decode / 1e6,
-    }  # fmt: skip
+    }
 
 
 def zstandard(name: str, state: State, score: Any) -> dict[str, Any]:
@@ -101,23 +123,42 @@ def zstandard(name: str, state: State, score: Any) -> dict[str, Any]:
     decode = time.perf_counter() - start
     n = sum(w.numel() for w in state.values() if w.is_floating_point())
     return {
-        "model": name, "method": "int8+zstd", "file_bytes": len(data), "ratio": 4 * n / len(data), "bits": 8 * len(data) / n,
-        **score(back), "mse": mean_square(state, back), "seconds": seconds, "encode_rate": n / seconds / 1e6,
-        "decode_seconds": decode, "decode_rate": n / decode / 1e6,
-    }  # fmt: skip
+        "model": name,
+        "method": "int8+zstd",
+        "file_bytes": len(data),
+        "ratio": 4 * n / len(data),
+        "bits": 8 * len(data) / n,
+        **score(back),
+        "mse": mean_square(state, back),
+        "seconds": seconds,
+        "encode_rate": n / seconds / 1e6,
+        "decode_seconds": decode,
+        "decode_rate": n / decode / 1e6,
+    }
 
 
 def nncodec(name: str, state: State, qp: int, score: Any) -> dict[str, Any]:
     """NNCodec 2 with dependent quantization."""
     arrays = {k: w.float().numpy() for k, w in state.items() if w.is_floating_point()}
     coded = peers.nncodec(arrays, qp=qp)
-    back = {k: torch.from_numpy(np.asarray(coded.arrays[k])).reshape(w.shape) if k in arrays else w for k, w in state.items()}
+    back = {
+        k: torch.from_numpy(np.asarray(coded.arrays[k])).reshape(w.shape) if k in arrays else w
+        for k, w in state.items()
+    }
     n = sum(a.size for a in arrays.values())
     return {
-        "model": name, "method": f"nncodec qp={qp}", "file_bytes": coded.bytes, "ratio": 4 * n / coded.bytes, "bits": 8 * coded.bytes / n,
-        **score(back), "mse": mean_square(state, back), "seconds": coded.encode, "encode_rate": n / coded.encode / 1e6,
-        "decode_seconds": coded.decode, "decode_rate": n / coded.decode / 1e6,
-    }  # fmt: skip
+        "model": name,
+        "method": f"nncodec qp={qp}",
+        "file_bytes": coded.bytes,
+        "ratio": 4 * n / coded.bytes,
+        "bits": 8 * coded.bytes / n,
+        **score(back),
+        "mse": mean_square(state, back),
+        "seconds": coded.encode,
+        "encode_rate": n / coded.encode / 1e6,
+        "decode_seconds": coded.decode,
+        "decode_rate": n / coded.decode / 1e6,
+    }
 
 
 def equal_error(name: str, state: State, mse: float, score: Any) -> dict[str, Any]:
@@ -174,7 +215,10 @@ def main() -> None:
     cases: list[tuple[str, State, Any]] = []
     if zoo.SHARED.is_dir():
         mobile, resnet = zoo.mobilenet(), zoo.resnet20()
-        photographs, pictures = zoo.imagenet_like(100 if options.quick else None), zoo.cifar10("test", 1000 if options.quick else None)
+        photographs, pictures = (
+            zoo.imagenet_like(100 if options.quick else None),
+            zoo.cifar10("test", 1000 if options.quick else None),
+        )
         cases += [("mobilenet-v1-0.75", mobile.state_dict(), top1(mobile, photographs))]
         cases += [("resnet-20", resnet.state_dict(), top1(resnet, pictures))]
     cases += [("minilm", *similarity()), ("resnet-50 shapes", resnet50(), nothing)]

@@ -1,6 +1,7 @@
 """Other tools, each in a virtual environment of its own, measured in the same run. They are never dependencies.
 
-`nncodec(arrays, qp=...)` and `hqq(arrays, bits=...)` give a `Coded`; `available` says whether the environment could be made.
+`nncodec(arrays, qp=...)` and `hqq(arrays, bits=...)` give a `Coded`; `available` says whether the environment could be
+made.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ bits, group = options["bits"], options["group"]
 out, size, start = {}, 0.0, time.perf_counter()
 for name, w in np.load(given).items():
     w = torch.from_numpy(w).float()
-    codes, meta = Quantizer.quantize(w, nbits=bits, group_size=group, channel_wise=True, optimize=True, round_zero=False,
-                                     axis=1, device="cpu", compute_dtype=torch.float32)
+    codes, meta = Quantizer.quantize(w, nbits=bits, group_size=group, channel_wise=True, optimize=True,
+                                     round_zero=False, axis=1, device="cpu", compute_dtype=torch.float32)
     out[name] = Quantizer.dequantize(codes, meta).numpy()
     size += w.numel() * (bits + 32 / group) / 8
 encode = time.perf_counter() - start
