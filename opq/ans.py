@@ -95,10 +95,10 @@ class Reader:
     """
 
     def __init__(self, data: bytes | memoryview):
+        if len(data) and not data[-1]:
+            raise CorruptFileError("a coded stream ends in a zero byte", remedy="Fetch the file again.")
         padded = bytes(data) + bytes(-len(data) % 4)
         words = np.frombuffer(padded, "<u4").astype(np.uint32)
-        if len(words) and not words[-1]:
-            raise CorruptFileError("a coded stream ends in a zero byte", remedy="Fetch the file again.")
         self._coder = constriction.stream.stack.AnsCoder(words)
 
     def take(self, model: Model) -> int:

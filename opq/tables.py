@@ -112,9 +112,11 @@ def take(reader: Reader, first: int, size: int) -> Ints:
         code = (1 << length - 1) | reader.number(length - 1) if length else 0
         difference = code >> 1 if not code & 1 else -(code >> 1) - 1
         known[symbol] = predicted + difference if code < 2 * predicted else code
+        if known[symbol] > LARGEST_ROOT:
+            raise CorruptFileError("a frequency is too large", got=known[symbol], wanted=f"at most {LARGEST_ROOT}")
     u = np.array([known[first + k] for k in range(size)], np.int64)
-    if not u.any() or u.max() > LARGEST_ROOT:
-        raise CorruptFileError("a frequency table is empty or too large", got=f"largest root {u.max()}")
+    if not u.any():
+        raise CorruptFileError("a frequency table is empty")
     return u
 
 
@@ -138,7 +140,7 @@ def _predict(known: dict[int, int], symbol: int) -> int:
 def _magnitude(known: dict[int, int], magnitude: int) -> int:
     """The mean root of the two signs of a magnitude, 0 where neither is known."""
     both = [known[s] for s in {magnitude, -magnitude} if magnitude >= 0 and s in known]
-    return (sum(both) + 1) // len(both) if both else 0
+    return (sum(both) + len(both) // 2) // len(both) if both else 0
 
 
 _CONTEXTS = 10
