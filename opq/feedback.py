@@ -42,15 +42,13 @@ def _swept(w: torch.Tensor, plan: TensorPlan, s: torch.Tensor, damping: float) -
     """One block: `w` (groups, rows, d), `s` (groups, d, d)."""
     order = s.diagonal(dim1=-2, dim2=-1).mean(0).argsort(descending=True, stable=True)
     u = factor(s[:, order][:, :, order], damping)
-    c = u.diagonal(dim1=-2, dim2=-1).pow(-2)  # what a unit error in each coordinate costs after feedback
-    rounding = _roundings(plan, c)
     left = w[..., order].transpose(1, 2).contiguous()  # (groups, d, rows): one coordinate is contiguous
     codes = torch.empty_like(left, dtype=torch.int16)
     for start in range(0, left.shape[1], BLOCK):
         stop = min(start + BLOCK, left.shape[1])
         errors = torch.empty_like(left[:, start:stop])
         for j in range(start, stop):
-            codes[:, j] = level = _levels(left[:, j], plan, rounding[:, j, None])
+            codes[:, j] = level = _levels(left[:, j], plan)
             errors[:, j - start] = error = (left[:, j] - level * plan.step) / u[:, j, j, None]
             left[:, j + 1 : stop] -= u[:, j, j + 1 : stop, None] * error[:, None]
         left[:, stop:] -= u[:, start:stop, stop:].transpose(1, 2) @ errors
@@ -66,16 +64,12 @@ def factor(s: torch.Tensor, damping: float) -> torch.Tensor:
     eye = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
     damped = s / mean[:, None, None] + damping * eye
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True) / mean.sqrt()[:, None, None]
+    upper: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return upper / mean.sqrt()[:, None, None]
 
 
-def _roundings(plan: TensorPlan, c: torch.Tensor) -> torch.Tensor:
-    """The rounding of every coordinate, (groups, d): its offset above 1/2 in inverse proportion to its cost."""
-    mean = c.mean(-1, keepdim=True)
-    return (0.5 + (plan.rounding - 0.5) * mean / c).clamp(0.5, 1.0)
-
-
-def _levels(x: torch.Tensor, plan: TensorPlan, rounding: torch.Tensor) -> torch.Tensor:
+def _levels(x: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
+    """The plan's codes of `x`, as `quantize` gives them but in floating point and held within int16."""
     scaled = x.abs() / plan.step
-    levels = (scaled + (1 - rounding)).floor_()
-    return torch.copysign(levels.clamp_(max=LARGEST_CODE), x)
+    levels = (scaled + (1 - plan.rounding)).floor_().clamp_(min=1, max=LARGEST_CODE)
+    return torch.copysign(levels * (scaled >= plan.threshold / plan.step), x)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from opq import noise
 from opq.errors import OptionError, ProbeError
 from opq.observe import batch_statistics, device_of, untouched
 from opq.sources.base import InputHint
@@ -23,8 +24,8 @@ from opq.sources.hints import hint_of_module
 
 IMAGE_SIDES = (224, 32, 28, 64, 96, 299, 16, 8)
 """Sides in pixels to try, after the one that the network's strides suggest."""
-TOKENS = 48
-"""Tokens of one synthetic text, where the model allows as many."""
+TOKENS, TEXTS = 24, 2
+"""Tokens of one synthetic text where the model allows as many, and texts a sample: short texts tell more a token."""
 VOCABULARY = 1000
 """Token ids to draw from where the model does not say how many it has."""
 
@@ -41,6 +42,14 @@ class Batch:
         return model(*self.args, **self.kwargs)
 
     @property
+    def mask(self) -> torch.Tensor | None:
+        """Which tokens count, (samples, length) bool, where the batch says so; padding tells nothing."""
+        masks = [
+            m["attention_mask"] for m in (self.kwargs, *self.args) if isinstance(m, Mapping) and "attention_mask" in m
+        ]
+        return masks[0].bool() if masks and isinstance(masks[0], torch.Tensor) and masks[0].dim() == 2 else None
+
+    @property
     def samples(self) -> int:
         """How many samples the batch holds: the first dimension of its first tensor."""
         return next((int(t.shape[0]) for t in _tensors((self.args, dict(self.kwargs))) if t.dim()), 1)
@@ -51,7 +60,7 @@ class Batch:
         count = max(1, math.ceil(total / max(2, size)))
         edges = [total * i // count for i in range(count + 1)]
         for start, stop in itertools.pairwise(edges):
-            yield self.map(lambda t, a=start, b=stop: t[a:b] if t.dim() and t.shape[0] == total else t)  # type: ignore[misc]
+            yield self.map(lambda t, a=start, b=stop: t[a:b] if t.dim() and t.shape[0] == total else t)
 
     def map(self, change: Any) -> Batch:
         """The batch with every tensor changed."""
@@ -150,13 +159,16 @@ class _Maker:
     samples: int
 
     def signal(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Noise of mean 0 and deviation 1: 1/f where a sample has two or more spatial dimensions, else white."""
-        white = torch.randn((self.samples, *shape), generator=self.generator)
-        return pink(white) if len(shape) >= 3 and min(shape[1:]) > 1 else white
+        """Noise of mean 0 and deviation 1: like images or 1/f where a sample has spatial dimensions, else white."""
+        if len(shape) == 3 and shape[0] <= 4 and min(shape[1:]) >= 8:
+            return noise.images(self.samples, shape, self.generator)
+        if len(shape) >= 3 and min(shape[1:]) > 1:
+            return noise.fractal(self.samples, shape, self.generator, torch.ones(self.samples))
+        return torch.randn((self.samples, *shape), generator=self.generator)
 
     def tokens(self, vocabulary: int, length: int) -> torch.Tensor:
-        """Token ids, (samples, length) int64, uniform over the vocabulary."""
-        return torch.randint(vocabulary, (self.samples, length), generator=self.generator)
+        """Token ids, (TEXTS samples, length) int64, uniform over the vocabulary."""
+        return torch.randint(vocabulary, (TEXTS * self.samples, length), generator=self.generator)
 
     def like(self, example: torch.Tensor) -> torch.Tensor:
         """Noise in the kind, scale and shape of an example: floats keep its mean and deviation, integers its values."""
@@ -167,17 +179,6 @@ class _Maker:
         seen = example.flatten()
         picks = torch.randint(seen.numel(), (self.samples, *shape), generator=self.generator)
         return seen.cpu()[picks]
-
-
-def pink(white: torch.Tensor) -> torch.Tensor:
-    """Noise with a 1/f amplitude spectrum over the dimensions from the third on, each image of mean 0, deviation 1."""
-    dims = tuple(range(2, white.dim()))
-    axes = [torch.fft.fftfreq(n) for n in white.shape[2:]]
-    radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt()
-    radius.view(-1)[0] = 1.0 / max(white.shape[2:])
-    image = torch.fft.ifftn(torch.fft.fftn(white, dim=dims) / radius, dim=dims).real
-    image = image - image.mean(dims, keepdim=True)
-    return image / image.square().mean(tuple(range(1, white.dim())), keepdim=True).sqrt()
 
 
 def _candidates(model: nn.Module, hint: InputHint | None, make: _Maker) -> Iterator[Batch]:
@@ -201,6 +202,7 @@ def _texts(model: nn.Module, make: _Maker, hint: InputHint) -> Iterator[Batch]:
         yield Batch((), {**named, "decoder_input_ids": make.tokens(vocabulary, length)})
     vision = getattr(config, "vision_config", None)
     if vision is not None and isinstance(getattr(vision, "image_size", None), int):  # text beside images (CLIP)
+        make = dataclasses.replace(make, samples=TEXTS * make.samples)
         image = make.signal((getattr(vision, "num_channels", 3), vision.image_size, vision.image_size))
         yield Batch((), {**named, "pixel_values": image})
     if _binds(inspect.signature(model.forward), (), named):
@@ -220,7 +222,9 @@ def _hint_of(model: nn.Module) -> InputHint | None:
 def _shapes(model: nn.Module) -> Iterator[tuple[int, ...]]:
     """Shapes of one sample that the first layer with weights can take."""
     first = _first_weighted(model)
-    if isinstance(first, nn.Linear):
+    if isinstance(first, nn.MultiheadAttention):
+        yield (TOKENS, first.embed_dim)
+    elif isinstance(first, nn.Linear):
         yield from ((first.in_features,), (TOKENS, first.in_features))
         side = math.isqrt(first.in_features)
         yield from ((1, side, side),) if side * side == first.in_features else ()

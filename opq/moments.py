@@ -106,9 +106,9 @@ def layers(model: nn.Module) -> dict[str, _Layer]:
         layout = _layout(module)
         if layout is None:
             continue
-        weight = module.weight
+        weight: torch.Tensor = module.weight
         width = weight.shape[0] if layout.transposed else math.prod(weight.shape[1:])
-        found[f"{name}.weight" if name else "weight"] = _Layer(name, module, layout, int(width))  # type: ignore[arg-type]
+        found[f"{name}.weight" if name else "weight"] = _Layer(name, module, layout, int(width))
     return found
 
 
@@ -145,12 +145,16 @@ def _collect(model: nn.Module, wanted: Mapping[str, _Layer], batch: Batch, micro
     counts = dict.fromkeys(wanted, 0)
     names = {layer.module_name: name for name, layer in wanted.items()}
 
+    mask: torch.Tensor | None = None
+
     def see(module_name: str, module: nn.Module, x: torch.Tensor) -> None:
         name = names[module_name]
         layer = wanted[name]
+        if mask is not None and x.shape[:2] == mask.shape and x.dim() == 3:
+            x = x[mask]
         target = max(16384, POSITIONS * layer.width) * x.shape[0] / batch.samples
         patches = inputs_of(module, x.detach().float(), layer.layout, int(target), counts[name])
-        pieces = patches.split(_widths(layer.width), dim=-1)
+        pieces = torch.split(patches, _widths(layer.width), dim=-1)
         products = [p.transpose(-1, -2) @ p for p in pieces]
         counts[name] += int(patches.shape[-2])
         sums[name] = [s.add_(p) for s, p in zip(sums[name], products, strict=True)] if name in sums else products
@@ -158,6 +162,7 @@ def _collect(model: nn.Module, wanted: Mapping[str, _Layer], batch: Batch, micro
     modules = {layer.module_name: layer.module for layer in wanted.values()}
     with untouched(model), batch_statistics(model), watching(modules, see):
         for part in batch.to(model).parts(micro_batch):
+            mask = part.mask
             part(model)
     return {n: Moment(wanted[n].layout, tuple(b.div_(counts[n]) for b in blocks)) for n, blocks in sums.items()}
 
@@ -181,8 +186,12 @@ def inputs_of(module: nn.Module, x: torch.Tensor, layout: Layout, positions: int
     taps = []
     for tap in product(*(range(k) for k in module.kernel_size)):
         axes = zip(tap, module.dilation, module.stride, grid, strict=True)
-        starts = [(t * dil, s, n) for t, dil, s, n in axes]
-        taps.append(x[(..., *(slice(a + s * (phase % every), a + s * (n - 1) + 1, s * every) for a, s, n in starts))])
+        seen = x
+        for axis, (t, dil, s, n) in enumerate(axes, start=2):
+            rows = torch.arange(t * dil + s * (phase % every), t * dil + s * (n - 1) + 1, s * every, device=x.device)
+            seen = seen.index_select(axis, rows)
+        taps.append(seen)
     patches = torch.stack(taps, dim=2).flatten(3)  # (samples, channels, taps, positions)
-    patches = patches.unflatten(1, (layout.groups, -1)).permute(1, 0, 4, 2, 3)
-    return patches.reshape(layout.groups, -1, patches.shape[-2] * patches.shape[-1])
+    samples, channels, kernel, count = patches.shape
+    patches = patches.reshape(samples, layout.groups, channels // layout.groups, kernel, count).permute(1, 0, 4, 2, 3)
+    return patches.reshape(layout.groups, samples * count, -1)

@@ -7,6 +7,7 @@ random number generator are what they were when it ends, also after an error.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -92,8 +93,7 @@ def watching(modules: Mapping[str, nn.Module], see: Hook) -> Iterator[None]:
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model lives: the device of its first parameter or buffer."""
-    first = next(iter(model.parameters()), None)
-    first = next(iter(model.buffers()), None) if first is None else first
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 
 

@@ -8,25 +8,30 @@ gives the sum over its samples, since the cross terms vanish in expectation.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from opq.errors import OpqError, ProbeError
 from opq.inputs import Batch, gathered, synthetic
 from opq.moments import Moments
 from opq.observe import batch_statistics, untouched
+from opq.renorm import Statistics, known, renormalise, statistics
 from opq.sources.base import InputHint
 
 Progress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Probe:
-    """What synthetic (or calibration) inputs tell about a model."""
+    """What synthetic (or calibration) inputs tell about a model; the model must not change while it is used."""
+
+    model: nn.Module = dataclasses.field(repr=False)
 
     sensitivity: Mapping[str, float]
     """`a_i` of every floating-point parameter that the outputs depend on, by name."""
@@ -35,6 +40,27 @@ class Probe:
     batch: Batch
     """The inputs, for re-normalisation."""
     micro_batch: int = 16
+
+    @functools.cached_property
+    def dense_statistics(self) -> Statistics:
+        """Mean and variance at every BatchNorm's input in the dense network."""
+        return statistics(self.model, {}, self.batch, micro_batch=self.micro_batch)
+
+    def renormalised(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """New running means and variances for the network with `state` in place of its own tensors."""
+        return renormalise(self.model, state, self.batch, micro_batch=self.micro_batch, dense=self.dense_statistics)
+
+    def output_error(self, state: Mapping[str, torch.Tensor], *, samples: int = 16) -> float:
+        """How far `state` moves the outputs on the first samples, relative to how they vary from sample to sample.
+
+        BatchNorm in batch-statistics mode, so this is the error that re-normalisation leaves. It ranks plans.
+        """
+        part = next(self.batch.to(self.model).parts(samples))
+        with torch.no_grad(), untouched(self.model), batch_statistics(self.model):
+            before, after = (_outputs(self.model, s, part) for s in ({}, known(self.model, state)))
+        error = sum(float((b - a).square().sum()) for a, b in zip(before, after, strict=True))
+        varied = sum(float((b - b.mean(0)).square().sum()) for b in before)
+        return error / varied if varied > 0 else error
 
     def sensitivities(self, names: Iterable[str], *, alpha: float = 0.5) -> dict[str, float]:
         """`a_i^alpha` for the solver; a tensor that the outputs never felt gets the middle of the others."""
@@ -79,7 +105,7 @@ def probe(
             model, input_size=input_size, example_inputs=example_inputs, hint=hint, samples=samples, seed=seed
         )
     felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, progress=progress)
-    return Probe(felt, Moments(model, batch, micro_batch=micro_batch, memory=memory), batch, micro_batch)
+    return Probe(model, felt, Moments(model, batch, micro_batch=micro_batch, memory=memory), batch, micro_batch)
 
 
 def sensitivity(
@@ -111,7 +137,8 @@ def _sensitivity(
         for parameter in parameters:
             parameter.requires_grad_(True)
         for part in batch.to(model).parts(micro_batch):
-            for parameter, gradient in zip(parameters, _gradients(part(model), parameters, generator), strict=True):
+            gradients = _gradients(part(model), parameters, generator, part.mask)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
                     sums[id(parameter)] += float(gradient.float().square().mean(dtype=torch.float64)) / total
             done += part.samples
@@ -121,14 +148,27 @@ def _sensitivity(
 
 
 def _gradients(
-    output: Any, parameters: list[nn.Parameter], generator: torch.Generator
+    output: Any, parameters: list[nn.Parameter], generator: torch.Generator, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, ...]:
-    """d v'f / d w with fresh `v ~ N(0, I)` on every floating-point output."""
+    """d v'f / d w with fresh `v ~ N(0, I)` on every floating-point output, 0 on tokens that do not count."""
     outputs = [o for o in floating(output) if o.requires_grad]
     if not outputs:
         raise ProbeError("the forward's outputs do not depend on the weights", got=type(output).__name__)
-    v = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
+    v = [_counted(torch.randn(o.shape, generator=generator).to(o), mask) for o in outputs]
     return torch.autograd.grad(outputs, parameters, v, allow_unused=True)
+
+
+def _counted(output: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """An output (samples, length, ...) with the tokens outside the mask set to 0; any other as it is."""
+    if mask is None or output.shape[:2] != mask.shape:
+        return output
+    return output * mask.view(*mask.shape, *[1] * (output.dim() - 2)).to(output)
+
+
+def _outputs(model: nn.Module, state: Mapping[str, torch.Tensor], part: Batch) -> list[torch.Tensor]:
+    """The floating-point outputs, float64, of the model run with `state` in place of its own tensors."""
+    output = functional_call(model, dict(state), part.args, dict(part.kwargs))
+    return [_counted(o.double(), part.mask) for o in floating(output)]
 
 
 def floating(output: Any) -> list[torch.Tensor]:

@@ -23,7 +23,12 @@ TINY = 1e-12
 
 
 def renormalise(
-    model: nn.Module, state: Mapping[str, torch.Tensor], batch: Batch, *, micro_batch: int = 16
+    model: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    batch: Batch,
+    *,
+    micro_batch: int = 16,
+    dense: Statistics | None = None,
 ) -> dict[str, torch.Tensor]:
     """New running means and variances for the quantized network, by buffer name.
 
@@ -31,10 +36,11 @@ def renormalise(
         model: the dense network; comes back unchanged.
         state: the quantized network: tensors by state-dict name (missing ones are taken from the model).
         batch: the inputs, synthetic or real.
+        dense: what `statistics` gave for the dense network, where it is known already.
 
     BatchNorms without running statistics, or never reached, are left out.
     """
-    dense = statistics(model, {}, batch, micro_batch=micro_batch)
+    dense = statistics(model, {}, batch, micro_batch=micro_batch) if dense is None else dense
     moved = statistics(model, state, batch, micro_batch=micro_batch)
     modules = dict(model.named_modules())
     new: dict[str, torch.Tensor] = {}
@@ -57,9 +63,7 @@ def statistics(
     model: nn.Module, state: Mapping[str, torch.Tensor], batch: Batch, *, micro_batch: int = 16
 ) -> Statistics:
     """Mean and variance (float64) at every BatchNorm's input, the model run with `state` in place of its own."""
-    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    known |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    state = {name: tensor for name, tensor in state.items() if name in known}
+    state = known(model, state)
     sums: Statistics = {}
     counts: dict[str, int] = {}
 
@@ -75,3 +79,9 @@ def statistics(
         for part in batch.to(model).parts(micro_batch):
             functional_call(model, state, part.args, dict(part.kwargs))
     return {name: (m / counts[name], v / counts[name]) for name, (m, v) in sums.items()}
+
+
+def known(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict that stand in for parameters and buffers of the model, where the model lives."""
+    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    return {name: tensor.to(own[name].device) for name, tensor in state.items() if name in own}
