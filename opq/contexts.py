@@ -109,7 +109,7 @@ def choose(symbols: npt.NDArray[np.integer], magnitudes: npt.NDArray[np.integer]
     if symbols.size < _FEWEST or symbols.shape[0] == symbols.size or symbols.shape[1] == symbols.size:
         return []
     sums = _sums(magnitudes)
-    if not _promising(sums, symbols.size, plain):
+    if not _promising(sums, plain):
         return []
     fine = _rounded(sums, 1, 4)
     if symbols.size > 1 << 19 or sum(symbols.shape) * 1000 < cost(plain, frequencies(roots(plain))) >> FRACTION:
@@ -129,18 +129,23 @@ def _sums(magnitudes: npt.NDArray[np.integer]) -> list[Ints]:
     return [by_row, by_rest.sum(1), by_rest.sum(0)]
 
 
-def _promising(sums: list[Ints], size: int, plain: Ints) -> bool:
-    """Whether the spread of log-scales is worth more than 1/512 of the bits, beyond what chance gives.
+def _promising(sums: list[Ints], plain: Ints) -> bool:
+    """Whether the spread of log-scales is worth more than 1/500 of the bits, beyond what chance gives.
 
-    To second order a class with log-scale x from the mean saves about x^2 / 2 nats a nonzero weight.
+    To second order an index whose log-scale is x from the mean saves about x^2 / 2 nats for each unit of |q| in it,
+    of which chance gives 1/2 nat an index.
     """
-    total = max(int(sums[0].sum()), 1)
-    nats = 0.0
-    for s in sums:
-        if len(s) > 1:
-            x = np.log(np.maximum(s, 1) * (len(s) / total))
-            nats += float((s * np.clip(x * x, 0, 4)).sum()) / total - len(s) / total
-    return nats * total / 2 > cost(plain, frequencies(roots(plain))) / (1 << FRACTION) * 2e-3
+    total = log2(np.maximum(sums[0].sum(keepdims=True), 1))
+    twice = 0
+    for s in (s for s in sums if len(s) > 1):
+        x = np.clip(log2(np.maximum(s, 1) * len(s)) - total, -3 << FRACTION, 3 << FRACTION)
+        squares = (x * x >> FRACTION) * _LN2_SQUARED >> FRACTION
+        twice += int((s * squares >> FRACTION).sum()) - len(s)
+    return twice * 250 > cost(plain, frequencies(roots(plain))) >> FRACTION
+
+
+_LN2_SQUARED = 31487
+"""(ln 2)^2 in units of 2^-16."""
 
 
 def _rounded(sums: list[Ints], step: int, widest: int) -> Contexts:

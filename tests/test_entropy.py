@@ -173,11 +173,10 @@ def test_a_payload_of_another_shape_is_refused_or_has_that_shape() -> None:
 def test_any_bytes_are_codes_or_corrupt(data: bytes, shape: tuple[int, ...]) -> None:
     try:
         codes = decode(data, shape)
-    except CorruptFileError as error:
-        assert error.fact
-    else:
-        assert codes.shape == shape
-        assert not codes.size or np.abs(codes.astype(int)).max() <= 32767
+    except CorruptFileError:
+        return
+    assert codes.shape == shape
+    assert not codes.size or np.abs(codes.astype(int)).max() <= 32767
 
 
 def forged(*steps: tuple[int, int]) -> bytes:
