@@ -14,7 +14,7 @@ from torch import nn
 
 from opq import methods
 from opq.container import Reader
-from opq.datafree import DataFreeCoder, probe_source
+from opq.datafree import DataFreeCoder, probe_source, weighed
 from opq.decide import Problem, gather
 from opq.errors import MismatchError, PatternError
 from opq.fit import Coder, Fit, PlainCoder
@@ -51,7 +51,7 @@ def compress(source: SourceLike, **options: Any) -> Result:
         calibration: batches of real inputs, used in place of synthetic ones.
         input_size: shape of one input without the batch dimension, where the model does not say.
         example_inputs: an example of what the forward takes, where the model does not say.
-        alpha: exponent of the probe's sensitivities.
+        alpha: exponent of the probe's sensitivities, 0 to 1; by default chosen by the predicted error of the outputs.
         seed: of the synthetic inputs; the same seed gives the same bytes.
         progress: called with (stage, done, total).
         data: with the other methods: batches of (inputs, targets), or a function of the epoch that gives them.
@@ -132,14 +132,18 @@ def _problem(source: Source, options: Options) -> tuple[Problem, Probe | None]:
     """The allocation problem and the probe it was weighed by."""
     roles = assign(source.specs, options.overrides)
     stats = gather(source, roles, options.progress)
+    given = {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
+    given = {**_named(options, stats), **given}
     probed = probe_source(source, options)
-    a = dict.fromkeys(stats, 1.0)
-    if probed is not None:
-        a |= probed.sensitivities(stats, alpha=options.alpha)
-    if options.sensitivities is not None:
-        unknown = sorted(set(options.sensitivities) - set(stats))
-        if unknown:
-            raise PatternError("sensitivities= names no compressed tensor", got=", ".join(unknown[:5]))
-        a = dict.fromkeys(stats, 1.0) | dict(options.sensitivities)
-    a |= {role.name: role.sensitivity for role in roles if role.name in a and role.sensitivity is not None}
-    return Problem(options=options, roles=roles, stats=stats, sensitivities=a), probed
+    problem = Problem(options=options, roles=roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0) | given)
+    return (problem if probed is None else weighed(source, problem, probed, given)), probed
+
+
+def _named(options: Options, stats: Mapping[str, Any]) -> dict[str, float]:
+    """Sensitivities of the option `sensitivities=`: given at all, it stands for every tensor."""
+    if options.sensitivities is None:
+        return {}
+    unknown = sorted(set(options.sensitivities) - set(stats))
+    if unknown:
+        raise PatternError("sensitivities= names no compressed tensor", got=", ".join(unknown[:5]))
+    return dict.fromkeys(stats, 1.0) | dict(options.sensitivities)

@@ -32,11 +32,17 @@ class Problem:
     sensitivities: Mapping[str, float]
     """`a_i` of every compressed tensor."""
     thetas: Sequence[float] = THETAS
-    curves: Mapping[str, Curve] = dataclasses.field(init=False)
+    curves: Mapping[str, Curve] = dataclasses.field(default_factory=dict)
+    """Made from the statistics where not given."""
 
     def __post_init__(self) -> None:
-        curves = {name: Curve.of(stats, thetas=self.thetas) for name, stats in self.stats.items()}
-        object.__setattr__(self, "curves", curves)
+        if not self.curves:
+            curves = {name: Curve.of(stats, thetas=self.thetas) for name, stats in self.stats.items()}
+            object.__setattr__(self, "curves", curves)
+
+    def replace(self, *, sensitivities: Mapping[str, float]) -> Problem:
+        """The same problem with other sensitivities; the curves are not made again."""
+        return dataclasses.replace(self, sensitivities=sensitivities)
 
     @property
     def bounds(self) -> list[tuple[float, float] | None]:

@@ -22,6 +22,7 @@ PUBLISHED = ("clipq", "kmeans", "lamp", "magnitude", "olmp", "pq")
 """The other published methods; `opq.methods` holds them."""
 METHODS = (*DATA_FREE, *PUBLISHED)
 ALPHAS = (0.0, 0.5, 1.0)
+"""Exponents of the sensitivities to choose from where the user names none."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -44,7 +45,7 @@ class Options:
     calibration: Iterable[Any] | None = None
     input_size: Sequence[int] | None = None
     example_inputs: Any = None
-    alpha: float = 0.5
+    alpha: float | None = None
     seed: int = 0
     progress: Progress = silent
     data: Any = None
@@ -76,7 +77,7 @@ class Options:
                 wanted = "what the functions of opq.constraints make"
                 raise OptionError("constraints= holds something else", got=repr(constraint), wanted=wanted)
         _ = self.budget
-        if not (isinstance(self.alpha, (int, float)) and 0 <= self.alpha <= 1):
+        if self.alpha is not None and not (isinstance(self.alpha, (int, float)) and 0 <= self.alpha <= 1):
             raise OptionError("alpha= is out of range", got=repr(self.alpha), wanted="a number from 0 to 1")
         for name, a in (self.sensitivities or {}).items():
             if not (isinstance(a, (int, float)) and math.isfinite(a) and a > 0):
