@@ -164,7 +164,7 @@ def trained_densely(own: Task, epochs: int = 20) -> nn.Module:
 
 def keep_all(model: nn.Module) -> opq.Plan:
     """The plan that compresses nothing: the same loop then trains the dense network."""
-    return opq.solve(model, bits=32, probe=False, overrides={"*": "keep"})
+    return opq.solve(model, bits=33, probe=False, overrides={"*": "keep"})
 
 
 # --- one point of a curve --------------------------------------------------------------------
