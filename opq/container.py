@@ -92,20 +92,38 @@ def pack(plan: Plan, items: Iterable[Stored]) -> Packed:
     with ThreadPoolExecutor(2) as pool:
         own = [t for t in plan if t.like is None]
         made = dict(zip((t.name for t in own), pool.map(lambda t: _made(by_name[t.name], t), own), strict=True))
-    large = [name for name, m in made.items() if len(m.payload) >= OWN_ENTRY and name not in (COMMON, "__metadata__")]
-    large.sort(key=lambda name: (-_alignment(plan[name], made[name]), name))
+    large = own_entries(plan, {name: m.place for name, m in made.items()})
     places = [_place(made.get(t.name), t.name in large) for t in plan]
-    head = index.encode(plan, places)
-    body = len(head).to_bytes(4, "little") + head + b"".join(m.payload for n, m in made.items() if n not in large)
-    common = zlib.crc32(body).to_bytes(4, "little") + body
-    entries = [_entry(plan[name], made[name]) for name in large]
-    header = _header([*entries, (COMMON, "U8", (len(common),), len(common))])
+    small = b"".join(m.payload for n, m in made.items() if n not in large)
+    header, common = frame(plan, places, large, small)
     parts = (header, *(made[name].payload for name in large), common)
     return Packed(
         parts,
         {name: len(m.payload) for name, m in made.items()},
         {name: m.digest for name, m in made.items() if m.place.kind != "scalar"},
     )
+
+
+def own_entries(plan: Plan, places: Mapping[str, Place]) -> list[str]:
+    """The tensors whose payloads are entries of their own, in the file's order; `places` by name, shared ones left out."""
+    large = [name for name, p in places.items() if p.length >= OWN_ENTRY and name not in (COMMON, "__metadata__")]
+    return sorted(large, key=lambda name: (-_alignment(plan[name], places[name]), name))
+
+
+def frame(plan: Plan, places: Iterable[Place], large: Iterable[str], small: bytes) -> tuple[bytes, bytes]:
+    """What stands before and behind the payloads of `large` in a file.
+
+    Args:
+        places: of all tensors of the plan, in its order; those of `large` with their checksums.
+        small: the other payloads, in the plan's order.
+    """
+    listed = list(places)
+    by_name = {t.name: p for t, p in zip(plan, listed, strict=True)}
+    head = index.encode(plan, listed)
+    body = len(head).to_bytes(4, "little") + head + small
+    common = zlib.crc32(body).to_bytes(4, "little") + body
+    entries = [_entry(plan[name], by_name[name]) for name in large]
+    return _header([*entries, (COMMON, "U8", (len(common),), len(common))]), common
 
 
 def write_file(path: str | os.PathLike[str], plan: Plan, items: Iterable[Stored]) -> int:
@@ -171,15 +189,14 @@ def _place(made: _Made | None, own: bool) -> Place:
     return dataclasses.replace(made.place, checksum=zlib.crc32(made.payload) if own else None)
 
 
-def _alignment(tensor: TensorPlan, made: _Made) -> int:
-    return torch_dtype(tensor.dtype).itemsize if made.place.kind == "raw" else 1
+def _alignment(tensor: TensorPlan, place: Place) -> int:
+    return torch_dtype(tensor.dtype).itemsize if place.kind == "raw" else 1
 
 
-def _entry(tensor: TensorPlan, made: _Made) -> tuple[str, str, tuple[int, ...], int]:
+def _entry(tensor: TensorPlan, place: Place) -> tuple[str, str, tuple[int, ...], int]:
     """Name, element type, shape and bytes: a kept tensor as itself, codes as bytes."""
-    length = len(made.payload)
-    raw = made.place.kind == "raw"
-    return tensor.name, tensor.dtype if raw else "U8", tensor.shape if raw else (length,), length
+    raw = place.kind == "raw"
+    return tensor.name, tensor.dtype if raw else "U8", tensor.shape if raw else (place.length,), place.length
 
 
 def _header(entries: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:

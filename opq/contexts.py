@@ -109,12 +109,20 @@ def choose(symbols: npt.NDArray[np.integer], magnitudes: npt.NDArray[np.integer]
     if symbols.size < _FEWEST or symbols.shape[0] == symbols.size or symbols.shape[1] == symbols.size:
         return []
     sums = _sums(magnitudes)
-    if not _promising(sums, plain):
+    fine = of_sums(sums, plain)
+    if fine is None:
         return []
-    fine = _rounded(sums, 1, 4)
     if symbols.size > 1 << 19 or sum(symbols.shape) * 1000 < cost(plain, frequencies(roots(plain))) >> FRACTION:
         return [fine]
     return [_refined(symbols, start, len(plain)) for start in (fine, _rounded(sums, 2, 3))]
+
+
+def of_sums(sums: list[Ints], plain: Ints) -> Contexts | None:
+    """The classes of a large tensor, from the sum of |q| over each index of each axis; None where they do not pay."""
+    lengths = [len(s) for s in sums]
+    if math.prod(lengths) in lengths[:2] or not _promising(sums, plain):
+        return None
+    return _rounded(sums, 1, 4)
 
 
 def _sums(magnitudes: npt.NDArray[np.integer]) -> list[Ints]:

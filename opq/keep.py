@@ -27,14 +27,19 @@ UNKNOWN_EPS_PER_OCTAVE = 64
 """Codes an octave of a running variance whose eps is not known, so that the weight cannot make up for its error."""
 
 
-def keep(source: Source, plan: Plan, changed: Mapping[str, torch.Tensor]) -> list[Stored]:
-    """The stored form of every kept tensor; `changed` holds new values by name."""
+def keep(
+    source: Source, plan: Plan, changed: Mapping[str, torch.Tensor], *, whole: Plan | None = None
+) -> list[Stored]:
+    """The stored form of every kept tensor; `changed` holds new values by name.
+
+    `whole`: the plan of all files, where `plan` is one file's: it decides how fine is fine enough.
+    """
     names = {t.name for t in plan if t.action == "keep"}
 
     def value(name: str) -> torch.Tensor:
         return changed[name] if name in changed else source.tensor(name)
 
-    bits = fine_bits(plan)
+    bits = fine_bits(whole or plan)
     stored: dict[str, Stored] = {}
     for norm in source.batchnorms.values():
         if bits is not None and set(_floating(norm)) <= names and _by_default(plan, norm):
