@@ -243,7 +243,7 @@ def _beyond(stats: TensorStats, wide: Floats) -> tuple[Floats, Floats, Floats]:
 def _tail(values: Floats, j: Ints) -> Floats:
     """Sums of the values from index j on."""
     total = _cumsum(values)
-    return total[-1] - total[j]
+    return np.asarray(total[-1] - total[j])
 
 
 def _cumsum(values: Floats) -> Floats:

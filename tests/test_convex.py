@@ -28,7 +28,7 @@ def solved(problem: Instance, mean_bits: float, *asked: Constraint, **options: A
         constraints=asked,
         **options,
     )
-    assert problem.spent(found) <= mean_bits * problem.total * (1 + 1e-5)
+    assert problem.spent(found) <= mean_bits * problem.total * (1 + 1e-9)
     assert found.residual <= convex.GAP
     return found
 
@@ -43,9 +43,9 @@ def test_agrees_with_the_closed_form(seed: int, mean_bits: float) -> None:
     problem = instance(seed)
     closed = allocate(*problem.arguments(), mean_bits * problem.total)
     found = solved(problem, mean_bits)
-    assert problem.error(rates(found)) == pytest.approx(problem.error(rates(closed)), rel=1e-5)
+    assert problem.error(rates(found)) == pytest.approx(problem.error(rates(closed)), rel=2e-6)
     assert rates(found) == pytest.approx(rates(closed), abs=0.02)
-    assert found.multiplier == pytest.approx(closed.multiplier, rel=0.02)
+    assert found.multiplier == pytest.approx(closed.multiplier, rel=1e-3)
     assert problem.spent(found) == pytest.approx(mean_bits * problem.total, rel=1e-5)
 
 
@@ -217,7 +217,7 @@ def test_meaningless_constraints_are_refused() -> None:
 
 
 def test_an_uncertified_allocation_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convex, "GAP", 0.0)
+    monkeypatch.setattr(convex, "GAP", -1.0)
     with pytest.raises(CertificateError, match="not optimal: got gap"):
         convex.solve_rd(*instance(0).arguments(), 2.0 * instance(0).total)
 
@@ -253,3 +253,12 @@ def test_steps_as_written_against_the_high_resolution_law() -> None:
         exact = convex.solve_steps(ranges, kept, a, bits)
         assert exact == pytest.approx(law, rel=close)
         assert float(a * m @ exact**2) <= float(a * m @ law**2) * (1 + 1e-6)
+
+
+def test_scales_that_lie_far_apart() -> None:
+    """One tensor's error is 1e40 times the other's: the duals are still exact."""
+    curves = [Curve.of(TensorStats.of(torch.randn(400) * scale)) for scale in (1e12, 1e-8)]
+    closed = allocate(curves, [400, 400], [1.0, 1.0], 3200.0, bounds=[(0.0, 5.0), None])
+    found = convex.solve_rd(curves, [400, 400], [1.0, 1.0], 3200.0, bounds=[(0.0, 5.0), None])
+    assert rates(found) == pytest.approx(rates(closed), abs=1e-3)
+    assert found.residual <= convex.GAP
