@@ -10,7 +10,7 @@ import pytest
 import torch
 from problems import Instance, instance
 
-from opq import constraints, convex, laplace
+from opq import constraints, convex, laplace, program
 from opq.constraints import Constraint, group_steps
 from opq.curve import Curve
 from opq.errors import CertificateError, InfeasibleError, OptionError, PatternError
@@ -29,7 +29,7 @@ def solved(problem: Instance, mean_bits: float, *asked: Constraint, **options: A
         **options,
     )
     assert problem.spent(found) <= mean_bits * problem.total * (1 + 1e-9)
-    assert found.residual <= convex.GAP
+    assert found.residual <= program.GAP
     return found
 
 
@@ -217,7 +217,7 @@ def test_meaningless_constraints_are_refused() -> None:
 
 
 def test_an_uncertified_allocation_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convex, "GAP", -1.0)
+    monkeypatch.setattr(program, "GAP", -1.0)
     with pytest.raises(CertificateError, match="not optimal: got gap"):
         convex.solve_rd(*instance(0).arguments(), 2.0 * instance(0).total)
 
@@ -261,4 +261,4 @@ def test_scales_that_lie_far_apart() -> None:
     closed = allocate(curves, [400, 400], [1.0, 1.0], 3200.0, bounds=[(0.0, 5.0), None])
     found = convex.solve_rd(curves, [400, 400], [1.0, 1.0], 3200.0, bounds=[(0.0, 5.0), None])
     assert rates(found) == pytest.approx(rates(closed), abs=1e-3)
-    assert found.residual <= convex.GAP
+    assert found.residual <= program.GAP
