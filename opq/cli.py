@@ -193,7 +193,7 @@ def main() -> None:
         app()
     except OpqError as error:
         err.print(f"[bold red]error[/] {type(error).__name__}: ", end="")
-        err.print(str(error), markup=False, highlight=False)
+        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         err.print("interrupted; nothing was written")
@@ -202,7 +202,7 @@ def main() -> None:
 
 def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
     err.print("[yellow]warning[/] ", end="")
-    err.print(str(message), markup=False, highlight=False)
+    err.print(str(message), markup=False, highlight=False, soft_wrap=True)
 
 
 def _json(figures: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from opq.decide import Problem
-from opq.errors import ProbeError, ProbeWarning
+from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
 from opq.feedback import feedback
 from opq.fit import Fit
 from opq.options import ALPHAS, Options, silent
@@ -50,8 +50,8 @@ def probe_source(source: Source, options: Options) -> Probe | None:
             seed=options.seed,
             progress=lambda done, total: options.progress("probe", done, total),
         )
-    except ProbeError as error:
-        if options.probe:
+    except (ProbeError, SourceError, MissingExtraError) as error:  # the weights are read already: go on without
+        if options.probe or options.calibration is not None:
             raise
         warnings.warn(
             f"{source.label} is compressed with all sensitivities 1, without feedback and re-normalisation: {error} "
