@@ -244,3 +244,14 @@ def rank_correlation(one: Tensor, other: Tensor) -> float:
     above = torch.triu_indices(len(one), len(one), 1)
     first, second = ((e @ e.T)[above[0], above[1]].numpy() for e in (one, other))
     return float(spearmanr(first, second).statistic)
+
+
+def sentences(part: str = "evaluation") -> list[str]:
+    """The benchmark's own English sentences: 300 of `evaluation`, 150 others of `calibration`."""
+    found: dict[str, list[str]] = {}
+    for line in (Path(__file__).parent / "sentences.txt").read_text().splitlines():
+        if line.startswith("["):
+            current = found.setdefault(line.strip("[]"), [])
+        elif line and not line.startswith("#"):
+            current.append(line)
+    return found[part]

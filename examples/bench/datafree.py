@@ -1,0 +1,258 @@
+"""Accuracy without data: what sensitivities, error feedback and re-normalisation each add, next to other tools.
+
+    python examples/bench/datafree.py [--model mobilenet-v1-0.75] [--images N] [--no-peers]
+
+On the same weights in the same run: this package with `a = 1` and no correction, with each part alone and with all;
+uniform quantization per tensor; HQQ; NNCodec 2 at the nearest size. `bits` is 8 x file bytes / parameters. Prints a
+table, writes results/datafree.json (the rows of models not run are kept) and draws docs/pictures/datafree.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import functools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+import results
+import torch
+import zoo
+from torch import nn
+
+import opq
+from opq.datafree import DataFreeCoder, probe_source, weighed
+from opq.decide import Problem, gather
+from opq.fit import Fit, PlainCoder
+from opq.options import Options
+from opq.roles import assign
+from opq.sources import open_source
+
+COLUMNS = ("model", "method", "budget", "bits", "ratio", "top1_dense", "top1", "metric", "samples", "seconds")
+PICTURE = Path(__file__).resolve().parents[2] / "docs" / "pictures" / "datafree.png"
+PLAIN, ALL = "rd, a=1, no correction", "rd"
+PARTS = {"rd, sensitivities alone": (True, False, False)}
+PARTS |= {"rd, re-normalisation alone": (False, False, True), "rd, feedback alone": (False, True, False)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """One network and how it is scored."""
+
+    name: str
+    model: nn.Module
+    budgets: tuple[float, ...]
+    metric: str
+    samples: int
+    score: Callable[[nn.Module], float]
+    calibration: list[Any] | None = None
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    def row(self, method: str, size: float, state: Mapping[str, torch.Tensor], seconds: float, **more: Any) -> Any:
+        """One row: the network with some tensors replaced, scored."""
+        network = copy.deepcopy(self.model)
+        network.load_state_dict({**network.state_dict(), **state})
+        found = self.score(network.eval())
+        row = {"model": self.name, "method": method, "file_bytes": round(size), "ratio": 4 * self.parameters / size}
+        row |= {"bits": 8 * size / self.parameters, "top1_dense": self.dense, "top1": found, "seconds": seconds}
+        return row | {"metric": self.metric, "samples": self.samples} | more
+
+    @functools.cached_property
+    def dense(self) -> float:
+        """The score of the network as it is."""
+        return self.score(self.model)
+
+
+def cases(wanted: list[str], images: int | None) -> dict[str, Callable[[], Case]]:
+    """The networks asked for, made when their turn comes."""
+
+    def pictures(name: str, model: Any, images: Any, budgets: tuple[float, ...]) -> Case:
+        return Case(name, model, budgets, "top1", len(images), lambda network: zoo.top1(network, images))
+
+    def minilm() -> Case:
+        model, tokens = zoo.minilm()
+        texts = zoo.sentences("evaluation")
+        dense = zoo.embeddings(model, tokens, texts)
+
+        def score(network: nn.Module) -> float:
+            return 100 * zoo.rank_correlation(dense, zoo.embeddings(network, tokens, texts))
+
+        calibration = [tokens(zoo.sentences("calibration"))]
+        return Case("minilm", model, (4.0, 3.0, 2.5), "rank correlation x 100", len(texts), score, calibration)
+
+    known: dict[str, Callable[[], Case]] = {"minilm": minilm}
+    if zoo.SHARED.is_dir():
+        known["resnet-20"] = lambda: pictures(
+            "resnet-20", zoo.resnet20(), zoo.cifar10("test", images), (4.0, 3.0, 2.5, 1.8)
+        )
+        known["mobilenet-v1-0.75"] = lambda: pictures(
+            "mobilenet-v1-0.75", zoo.mobilenet(), zoo.imagenet_like(images), (4.0, 3.0, 2.5)
+        )
+    return {name: make for name, make in known.items() if not wanted or name in wanted}
+
+
+def full(case: Case, bits: float, method: str = ALL, **options: Any) -> Any:
+    """The package as everyone calls it: one call, saved, loaded again."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.opq.safetensors"
+        start = time.perf_counter()
+        result = opq.compress(case.model, size=int(bits * case.parameters / 8), **options)
+        result.save(path)
+        seconds = time.perf_counter() - start
+        size, state = path.stat().st_size, opq.load_state_dict(path)
+    return case.row(method, size, state, seconds, budget=bits)
+
+
+def parts(case: Case, bits: float) -> list[Any]:
+    """The package with `a = 1` and plain rounding, and with each part alone."""
+    source = open_source(case.model)
+    options = Options(size=int(bits * case.parameters / 8))
+    roles = assign(source.specs)
+    stats = gather(source, roles)
+    equal = Problem(options=options, roles=roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0))
+    probe = probe_source(source, options)
+    assert probe is not None
+    start = time.perf_counter()
+    rows = [_fitted(case, bits, PLAIN, equal, PlainCoder(source), start)]
+    for method, (sensitive, feeds_back, renormalises) in PARTS.items():
+        if renormalises and not source.batchnorms:
+            continue
+        start = time.perf_counter()
+        problem = weighed(source, equal, probe, {}) if sensitive else equal
+        coder = DataFreeCoder(source, probe, feeds_back=feeds_back, renormalises=renormalises)
+        rows.append(_fitted(case, bits, method, problem, coder, start))
+    return rows
+
+
+def _fitted(case: Case, bits: float, method: str, problem: Problem, coder: Any, start: float) -> Any:
+    result = Fit(coder.source, problem, coder, problem.options.progress).run()
+    return case.row(method, result.bytes, result.state_dict(), time.perf_counter() - start, budget=bits)
+
+
+def uniform(case: Case, bits: int) -> Any:
+    """Every tensor of two or more dimensions rounded to 2^bits - 1 levels between its extremes; the rest in fp32."""
+    start = time.perf_counter()
+    state, size = {}, 0.0
+    for name, w in case.model.state_dict().items():
+        if w.is_floating_point() and w.dim() > 1:
+            step = float(w.abs().max()) / (2 ** (bits - 1) - 1)
+            state[name] = torch.round(w / step) * step
+            size += w.numel() * bits / 8 + 4
+        else:
+            size += w.numel() * w.element_size()
+    return case.row(f"uniform {bits}-bit", size, state, time.perf_counter() - start)
+
+
+def hqq(case: Case, bits: int) -> Any:
+    """HQQ, groups of 64, on every matrix; the rest in fp32."""
+    own = case.model.state_dict()
+    matrices = {n: w.numpy() for n, w in own.items() if w.is_floating_point() and w.dim() == 2 and w.numel() % 64 == 0}
+    coded = peers.hqq(matrices, bits=bits)
+    kept = sum(w.numel() * w.element_size() for n, w in own.items() if n not in matrices)
+    state = {n: torch.from_numpy(np.asarray(a)).reshape(own[n].shape) for n, a in coded.arrays.items()}
+    return case.row(f"hqq {bits}-bit", coded.bytes + kept, state, coded.encode)
+
+
+def nncodec(case: Case, budgets: tuple[float, ...]) -> list[Any]:
+    """NNCodec 2 with dependent quantization at the sizes nearest to the budgets; four steps of qp are about a bit."""
+    own = {n: w for n, w in case.model.state_dict().items() if w.is_floating_point()}
+    arrays = {n: w.numpy() for n, w in own.items()}
+    tried: dict[int, Any] = {}
+
+    def coded(qp: int) -> Any:
+        if qp not in tried:
+            tried[qp] = peers.nncodec(arrays, qp=qp)
+        return tried[qp]
+
+    def bits(qp: int) -> float:
+        return 8 * coded(qp).bytes / case.parameters
+
+    rows = []
+    for budget in budgets:
+        qp = -26
+        for _ in range(3):
+            qp = min(-8, max(-40, qp + round(4 * (bits(qp) - budget))))
+        qp = min(tried, key=lambda q: abs(bits(q) - budget))
+        state = {n: torch.from_numpy(np.array(a)).reshape(own[n].shape) for n, a in coded(qp).arrays.items()}
+        rows.append(case.row(f"nncodec qp={qp}", coded(qp).bytes, state, coded(qp).encode, budget=budget))
+    return rows
+
+
+def run(case: Case, *, with_peers: bool, ablation: bool) -> list[Any]:
+    """All rows of one network."""
+    rows = [full(case, bits) for bits in case.budgets]
+    if case.calibration is not None:
+        more = {"calibration": case.calibration}
+        rows += [full(case, bits, "rd, 150 sentences of calibration", **more) for bits in case.budgets[1:]]
+    if ablation:
+        rows += [row for bits in case.budgets for row in parts(case, bits)]
+        rows += [uniform(case, bits) for bits in (8, 4, 3)]
+    if with_peers and case.name == "minilm" and peers.available("hqq"):
+        rows += [hqq(case, bits) for bits in (4, 3)]
+    if with_peers and peers.available("nncodec"):
+        rows += nncodec(case, case.budgets)
+    return rows
+
+
+def draw(rows: list[Any]) -> None:
+    """Score against bits of the file: one panel a network, one curve a method, the dense network as a line."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    figure, panels = pyplot.subplots(1, len(names), figsize=(5.2 * len(names), 4.4), squeeze=False)
+    for panel, name in zip(panels[0], names, strict=True):
+        curves: dict[str, list[Any]] = {}
+        for row in (r for r in rows if r["model"] == name):
+            curves.setdefault(_family(row["method"]), []).append(row)
+        for method, points in sorted(curves.items()):
+            points.sort(key=lambda r: r["bits"])
+            wide = {"linewidth": 2.6, "color": "black"} if method == ALL else {"linewidth": 1.2}
+            panel.plot([p["bits"] for p in points], [p["top1"] for p in points], marker="o", label=method, **wide)
+        panel.axhline(points[0]["top1_dense"], linestyle=":", color="grey", label="dense")
+        panel.set(title=name, xlabel="bits per parameter, whole file", ylabel=points[0]["metric"], xlim=(1.5, 5.2))
+        panel.grid(alpha=0.3)
+    panels[0][-1].legend(fontsize=7, loc="lower right")
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(PICTURE, dpi=110, metadata={"Software": None})
+
+
+def _family(method: str) -> str:
+    return (
+        "uniform" if method.startswith("uniform") else method.split(" ")[0] if method[:3] in ("hqq", "nnc") else method
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", default=[], help="only this network; may be repeated")
+    parser.add_argument("--images", type=int, help="first N test images only")
+    parser.add_argument("--no-peers", action="store_true", help="leave HQQ and NNCodec out")
+    parser.add_argument("--all-only", action="store_true", help="only the whole package, no part alone")
+    options = parser.parse_args()
+    path = results.RESULTS / "datafree.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    for name, make in cases(options.model, options.images).items():
+        found = run(make(), with_peers=not options.no_peers, ablation=not options.all_only)
+        done = {row["method"] for row in found}
+        rows = [row for row in rows if row["model"] != name or row["method"] not in done] + found
+        results.show(found, COLUMNS, name)
+        results.save("datafree", rows)
+    draw(rows)
+
+
+if __name__ == "__main__":
+    main()
