@@ -4,6 +4,9 @@ torch exports the dense network; afterwards every initializer that holds a tenso
 codes. Exporters rename, transpose and scale weights (a BatchNorm goes into the convolution before it, one factor
 per output channel), so initializers are recognised by their values: `codes x step`, its transpose, or
 `codes x step x s_c` along the first axis. What is recognised as none of these stays dense and is listed.
+
+Codes with one scale are stored flat, with a `Reshape` behind: onnxruntime fuses a DequantizeLinear that stands right
+before a MatMul into a product that rounds the *activations* to 8 bits, and the outputs would not be the same.
 """
 
 from __future__ import annotations
@@ -175,24 +178,39 @@ def _put(graph: Any, value: Any, grid: _Grid, found: tuple[Ints, Floats]) -> str
     import onnx_ir as ir
 
     codes, scale = found
-    integers, kind = _narrowest(codes)
-    name = value.name
-    tensor = ir.Tensor(integers, dtype=ir.DataType[kind.upper()], shape=ir.Shape(codes.shape), name=f"{name}.codes")
+    users, name = list(value.uses()), str(value.name)
+    by_rows = scale.ndim == 0 and all(u.node.op_type == "Gather" and u.idx == 0 for u in users)
+    integers, kind = _narrowest(codes if by_rows or scale.ndim else codes.reshape(-1))
+    tensor = ir.Tensor(integers, dtype=ir.DataType[kind.upper()], shape=ir.Shape(integers.shape), name=f"{name}.codes")
     held = [_initializer(graph, tensor), _initializer(graph, ir.tensor(scale, name=f"{name}.scale"))]
-    users = list(value.uses())
-    if scale.ndim == 0 and all(u.node.op_type == "Gather" and u.idx == 0 for u in users):
+    if by_rows:
         for user in users:
-            rows = user.node.outputs[0]
             user.node.replace_input_with(0, held[0])
-            _dequantized(graph, user.node, rows, held[1], f"{name}.{user.node.name}")
+            _dequantized(graph, user.node, user.node.outputs[0], held[1], f"{name}.{user.node.name}")
     else:
-        node = ir.node("DequantizeLinear", held, {"axis": 0} if scale.ndim else {}, name=f"{name}.restore")
-        _described(node.outputs[0], f"{name}.restored", value)
-        graph.insert_before(graph[0], node)
+        restored = _restored(graph, value, held, per_row=bool(scale.ndim))
         for user in users:
-            user.node.replace_input_with(user.idx, node.outputs[0])
+            user.node.replace_input_with(user.idx, restored)
     del graph.initializers[name]
     return kind
+
+
+def _restored(graph: Any, value: Any, held: list[Any], *, per_row: bool) -> Any:
+    """What takes the place of an initializer: its codes restored at the head of the graph, in its shape."""
+    import onnx_ir as ir
+
+    name, first = value.name, graph[0]
+    node = ir.node("DequantizeLinear", held, {"axis": 0} if per_row else {}, name=f"{name}.restore")
+    graph.insert_before(first, node)
+    if per_row:
+        _described(node.outputs[0], f"{name}.restored", value)
+        return node.outputs[0]
+    node.outputs[0].name, node.outputs[0].type = f"{name}.flat", value.type
+    shape = _initializer(graph, ir.tensor(np.array(value.shape.numpy(), np.int64), name=f"{name}.shape"))
+    reshape = ir.node("Reshape", [node.outputs[0], shape], name=f"{name}.reshape")
+    _described(reshape.outputs[0], f"{name}.restored", value)
+    graph.insert_before(first, reshape)
+    return reshape.outputs[0]
 
 
 def _dequantized(graph: Any, gather: Any, rows: Any, scale: Any, name: str) -> None:
@@ -202,7 +220,7 @@ def _dequantized(graph: Any, gather: Any, rows: Any, scale: Any, name: str) -> N
     users = list(rows.uses())
     node = ir.node("DequantizeLinear", [rows, scale], name=f"{name}.restore")
     _described(node.outputs[0], f"{name}.restored", rows)
-    rows.type = None
+    rows.type = ir.TensorType(gather.inputs[0].dtype)
     graph.insert_after(gather, node)
     for user in users:
         user.node.replace_input_with(user.idx, node.outputs[0])
