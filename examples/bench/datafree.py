@@ -195,7 +195,7 @@ def run(case: Case, *, with_peers: bool, ablation: bool) -> list[Any]:
         more = {"calibration": case.calibration}
         rows += [full(case, bits, "rd, 150 sentences of calibration", **more) for bits in case.budgets[1:]]
     if ablation:
-        rows += [row for bits in case.budgets for row in parts(case, bits)]
+        rows += [row for bits in case.budgets[1:] for row in parts(case, bits)]
         rows += [uniform(case, bits) for bits in (8, 4, 3)]
     if with_peers and case.name == "minilm" and peers.available("hqq"):
         rows += [hqq(case, bits) for bits in (4, 3)]
