@@ -112,8 +112,8 @@ def inspect(file: File, as_json: AsJson = False) -> None:
     if as_json:
         _json(dataclasses.asdict(found))
         return
-    out.print(found.table())
-    out.print(found.summary())
+    out.print(found.report())
+    out.print(found.summary(), soft_wrap=True)
 
 
 @app.command()
@@ -213,10 +213,10 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
     if as_json:
         print(plan.to_json())
         return
-    from opq.report import table
+    from opq.report import Report
 
     sizes = {t.name: round(t.rate * t.size / 8) for t in plan.compressed}
-    out.print(table(plan, sizes, title="Plan (predicted; nothing is written)"))
+    out.print(Report(plan=plan, sizes=sizes, title="Plan (predicted; nothing is written)"))
     out.print(
         f"predicted: {plan.predicted_bytes:,} bytes, lambda {plan.multiplier:.4g}, KKT residual {plan.residual:.1e}"
     )

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.table import Table
 
 from opq.accounting import NOTHING, Nominal, of_codes
 from opq.container import Reader
 from opq.dtypes import torch_dtype
 from opq.plan import Plan
-from opq.report import table
+from opq.report import Report
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,10 +63,10 @@ class Inspection:
     tensors: tuple[TensorFigures, ...]
     plan: Plan = dataclasses.field(repr=False)
 
-    def table(self) -> Table:
+    def report(self) -> Report:
         """One row a tensor."""
         sizes = {t.name: t.coded_bytes for t in self.tensors}
-        return table(self.plan, sizes, densities={t.name: 1 - t.sparsity for t in self.tensors})
+        return Report(plan=self.plan, sizes=sizes, densities={t.name: 1 - t.sparsity for t in self.tensors})
 
     def summary(self) -> str:
         """The figures of the file in three lines."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 from opq.plan import Plan, TensorPlan
 
 COLUMNS = ("tensor", "shape", "type", "action", "step", "dead zone", "sparsity", "bits/weight", "bytes", "why")
+NARROW = ("tensor", "action", "sparsity", "bits/weight", "bytes")
+WIDE = 130
+"""Characters that all columns need."""
 _RIGHT = {"step", "dead zone", "sparsity", "bits/weight", "bytes"}
 
 
@@ -43,18 +48,30 @@ def _grid(tensor: TensorPlan, density: float) -> tuple[str, str, str]:
     return (f"{tensor.step:.4g}", f"{tensor.dead_zone:.3f}", f"{1 - density:.1%}")
 
 
-def table(
-    plan: Plan, sizes: Mapping[str, int], *, densities: Mapping[str, float] | None = None, title: str | None = None
-) -> Table:
-    """The report as a rich table for the terminal."""
-    drawn = Table(title=title, title_justify="left", header_style="bold", row_styles=["", "dim"])
-    for column in COLUMNS:
-        drawn.add_column(
-            column, justify="right" if column in _RIGHT else "left", overflow="fold", no_wrap=column in _RIGHT
-        )
-    for row in rows(plan, sizes, densities):
-        drawn.add_row(*row)
-    return drawn
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """The report as rich draws it: all columns where there is room, else the essential ones."""
+
+    plan: Plan
+    sizes: Mapping[str, int]
+    densities: Mapping[str, float] | None = None
+    title: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.table(COLUMNS if options.max_width >= WIDE else NARROW)
+
+    def table(self, columns: Sequence[str] = COLUMNS) -> Table:
+        """The report as a rich table of some columns."""
+        drawn = Table(title=self.title, title_justify="left", header_style="bold", row_styles=["", "dim"])
+        for column in columns:
+            number = column in _RIGHT
+            drawn.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
+        for row in rows(self.plan, self.sizes, self.densities):
+            drawn.add_row(*(cell for column, cell in zip(COLUMNS, row, strict=True) if column in columns))
+        return drawn
 
 
 def html_table(plan: Plan, sizes: Mapping[str, int]) -> str:

@@ -7,16 +7,13 @@ import functools
 import os
 from collections.abc import Iterator, Mapping
 from html import escape
-from typing import TYPE_CHECKING
 
 import torch
 
 from opq.accounting import Nominal, nominal
 from opq.container import Packed, Reader
 from opq.plan import Plan
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from opq.report import Report, html_table
 
 
 class _Codes(Mapping[str, torch.Tensor]):
@@ -98,11 +95,9 @@ class Result:
         """
         self.packed.write(path)
 
-    def report(self) -> Table:
-        """A rich table with one row a tensor: what happens to it, why, and what it costs."""
-        from opq.report import table
-
-        return table(self.plan, self.packed.sizes, title=str(self))
+    def report(self) -> Report:
+        """One row a tensor, drawn by rich: what happens to it, why, and what it costs."""
+        return Report(plan=self.plan, sizes=self.packed.sizes, title=str(self))
 
     def __repr__(self) -> str:
         return (
@@ -111,6 +106,4 @@ class Result:
         )
 
     def _repr_html_(self) -> str:
-        from opq.report import html_table
-
         return f"<p>{escape(repr(self))}</p>{html_table(self.plan, self.packed.sizes)}"
