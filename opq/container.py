@@ -179,7 +179,7 @@ def _codes_of(item: Grid | Table | Product | Fine | Log) -> memoryview:
 
 def _is_scalar(tensor: torch.Tensor) -> bool:
     """Whether a tensor is one integer that the index holds in a few bits."""
-    whole = not tensor.dtype.is_floating_point and not tensor.dtype.is_complex and tensor.dtype != torch.bool
+    whole = tensor.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
     return tensor.numel() == 1 and whole and abs(int(tensor)) < 1 << 38
 
 

@@ -58,7 +58,7 @@ class Draft:
     def size(self) -> int:
         """Bytes that `encode` gives, within a few."""
         chunks = max(1, len(_chunks(self.codes.shape)))
-        return len(self.header().finish()) + (self.bits + 7) // 8 + 7 * (chunks - 1)
+        return len(self.header().finish()) + (self.bits + 7) // 8 + (7 if self.bits else 4) * (chunks - 1)
 
     def header(self) -> Writer:
         """What stands before the symbols of the first chunk."""
@@ -171,7 +171,7 @@ def write(plan: Draft) -> bytes:
     """The bytes of a draft."""
     writer = plan.header()
     if plan.kind == _CONSTANT:
-        return writer.finish()
+        return _joined([writer.finish()] + [b""] * (len(_chunks(plan.codes.shape)) - 1))
     models = [categorical(table) for table in plan.tables()]
     flat = plan.codes.reshape(-1)
     streams = []
@@ -179,8 +179,12 @@ def write(plan: Draft) -> bytes:
         _put_chunk(writer, flat[part], plan, rows, models)
         streams.append(writer.finish())
         writer = Writer()
-    lengths = b"".join(len(s).to_bytes(4, "little") for s in streams[:-1])
-    return lengths + b"".join(streams)
+    return _joined(streams)
+
+
+def _joined(streams: list[bytes]) -> bytes:
+    """The lengths of all streams but the last, and the streams."""
+    return b"".join(len(s).to_bytes(4, "little") for s in streams[:-1]) + b"".join(streams)
 
 
 def _put_chunk(writer: Writer, codes: Codes, plan: Draft, rows: tuple[int, int], models: list[Model]) -> None:

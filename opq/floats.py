@@ -15,12 +15,15 @@ from opq.errors import CorruptFileError
 WIDTHS = (16, 24, 32, 64)
 """Bits: the upper half of a float32, its upper three quarters, all of it, a float64."""
 
+_SMALLEST, _LARGEST = 2.0**-126, 3.4e38
+"""Between these float32 is at its full precision."""
+
 _CODES = uniform(len(WIDTHS))
 
 
 def rounded(value: float, width: int) -> float:
-    """The nearest number that `width` bits hold; numbers beyond float32 stay as they are."""
-    if width == 64 or not abs(value) < 3.4e38:
+    """The nearest number that `width` bits hold; numbers beyond float32, large or small, stay as they are."""
+    if width == 64 or not _SMALLEST <= abs(value) < _LARGEST:
         return value
     drop = 32 - width
     bits = _float32(value)
@@ -49,7 +52,7 @@ def fits(value: float, width: int) -> bool:
     """Whether `width` bits hold a finite number exactly."""
     if width == 64:
         return True
-    return abs(value) < 3.4e38 and _bits(value, width) << (32 - width) == _float32(value) and _exact(value)
+    return abs(value) < _LARGEST and _bits(value, width) << (32 - width) == _float32(value) and _exact(value)
 
 
 def _exact(value: float) -> bool:

@@ -230,7 +230,7 @@ def _entries(data: memoryview, label: str) -> tuple[dict[str, _Entry], int]:
     _check_version(header.pop("__metadata__", None), label)
     entries = {name: _entry(name, fields) for name, fields in header.items()}
     end = 0
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
         if entry.start != end:
             raise CorruptFileError(f"{label}: entries overlap or leave a gap", got=f"{name!r} at {entry.start}")
         end = entry.stop
@@ -305,15 +305,15 @@ def _consistent(tensor: TensorPlan, place: Place, plan: Plan) -> None:
         if other.like is not None or (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
             raise CorruptFileError(f"tensor {tensor.name!r} shares what is not like it", got=other.name)
     elif place.kind == "scalar":
-        whole = not dtype.is_floating_point and not dtype.is_complex and dtype != torch.bool
+        whole = dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
         limits = torch.iinfo(dtype) if whole else None
         if limits is None or tensor.size != 1 or not limits.min <= place.number <= limits.max:
             raise CorruptFileError(f"tensor {tensor.name!r} is no scalar of its type", got=place.number)
     elif place.kind == "raw":
         if place.length != tensor.size * dtype.itemsize:
             raise CorruptFileError(f"tensor {tensor.name!r} has the wrong length", got=place.length)
-    elif not dtype.is_floating_point:
-        raise CorruptFileError(f"tensor {tensor.name!r}: codes of a type that is not floating point", got=tensor.dtype)
+    elif tensor.dtype not in stored.CODED_TYPES:
+        raise CorruptFileError(f"tensor {tensor.name!r}: codes of a type that has none", got=tensor.dtype)
     elif place.kind == "log" and not place.number >= 1:
         raise CorruptFileError(f"tensor {tensor.name!r}: no codes an octave", got=place.number)
 

@@ -83,6 +83,9 @@ KINDS = ("grid", "table", "product", "fine", "log", "raw", "share", "scalar")
 MOST_AXES = 32
 """Axes that a tensor in a file may have."""
 
+CODED_TYPES = ("F16", "BF16", "F32", "F64")
+"""Element types that codes may stand for."""
+
 COMPRESSED = ("grid", "table", "product")
 
 
@@ -173,6 +176,8 @@ def raw_tensor(data: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> 
         raise CorruptFileError("a kept tensor has the wrong length", got=f"{len(data)} bytes", wanted=wanted)
     if not len(data):
         return torch.empty(shape, dtype=dtype)
+    if dtype == torch.bool and np.frombuffer(data, np.uint8).max() > 1:
+        raise CorruptFileError("a truth value that is neither 0 nor 1")
     return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
 
 
@@ -184,6 +189,8 @@ def _fits(plan: TensorPlan, kind: str, shape: tuple[int, ...], dtype: torch.dtyp
         raise MismatchError(f"tensor {plan.name!r}: too many axes", got=len(shape), wanted=f"at most {MOST_AXES}")
     if tuple(shape) != plan.shape:
         raise MismatchError(f"tensor {plan.name!r}: shape of the stored tensor", got=shape, wanted=plan.shape)
+    if kind != "raw" and plan.dtype not in CODED_TYPES:
+        raise MismatchError(f"tensor {plan.name!r}: stored by codes", got=plan.dtype, wanted=", ".join(CODED_TYPES))
     if dtype is not None and dtype != torch_dtype(plan.dtype):
         raise MismatchError(f"tensor {plan.name!r}: type of the stored tensor", got=dtype, wanted=plan.dtype)
 
