@@ -195,6 +195,24 @@ class ClassNamesError(OpqError):
     remedy = "Rename the folders, or pass the model's class names in order with classes=."
 
 
+class BusyFolderError(WriteError):
+    """Another process is writing into the folder."""
+
+    remedy = "Wait for the other run, or choose another folder."
+
+
+class OccupiedFolderError(WriteError):
+    """The output folder holds another compression, finished or not."""
+
+    remedy = "Choose another folder, or delete what is in this one."
+
+
+class RankError(OpqError):
+    """Another of the processes that work together failed, or is gone."""
+
+    remedy = "Look at that process's own message; the same command goes on where it was."
+
+
 # --- numerics --------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ def save_dense(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> in
         WriteError: the output cannot be written; nothing is left behind.
     """
     with Reader(file) as reader, written_aside(path) as out:
-        out.write(_header(reader.plan))
+        out.write(header(reader.plan))
         for tensor in reader.plan:
             flat = reader.tensor(tensor.name).contiguous().reshape(-1)
             if flat.numel():
@@ -34,7 +34,7 @@ def save_dense(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> in
         return out.tell()
 
 
-def _header(plan: Plan) -> bytes:
+def header(plan: Plan) -> bytes:
     """The header of a dense safetensors file of the plan's tensors, in the plan's order."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0

@@ -1,0 +1,177 @@
+"""A folder of `.opq.safetensors` shards with an index, read like one file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from opq.errors import CorruptFileError, FileFormatError, ForeignFileError, MismatchError, MissingFileError
+from opq.plan import Plan
+from opq.reader import MAX_EXPANSION, Reader
+from opq.stored import Codes
+
+INDEX = "model.opq.safetensors.index.json"
+_LARGEST_INDEX = 1 << 30
+
+
+class FolderReader:
+    """The shards that an index names. Use it as a context manager, or close it. Takes the place of a `Reader`.
+
+    Args:
+        path: the folder, or the index in it.
+        max_expansion: as of `Reader`, for every shard.
+
+    Raises:
+        MissingFileError: there is no index, or it names a shard that is not there.
+        CorruptFileError: the index is damaged, or names what the shards do not hold.
+        FileFormatError: a shard is not whole.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, max_expansion: float = MAX_EXPANSION):
+        path = Path(path)
+        self.index = path / INDEX if path.is_dir() else path
+        where = read_index(self.index)
+        self.shards: dict[str, Reader] = {}
+        try:
+            for name in dict.fromkeys(where.values()):
+                with _naming(name):
+                    self.shards[name] = Reader(self.index.parent / name, max_expansion=max_expansion)
+            self._where = where
+            self.plan = _joined(self.shards, where)
+        except FileFormatError:
+            self.close()
+            raise
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensors, in the source's order."""
+        return tuple(self._where)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each tensor's payload; 0 for shared ones."""
+        sizes = {name: size for shard in self.shards.values() for name, size in shard.sizes.items()}
+        return {name: sizes[name] for name in self._where}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all shards and of the index."""
+        return self.index.stat().st_size + sum(shard.bytes for shard in self.shards.values())
+
+    def shard(self, name: str) -> Reader:
+        """The shard that holds a tensor."""
+        if name not in self._where:
+            raise MismatchError(f"no tensor {name!r} in {self.index.parent}", wanted=f"one of its {len(self._where)} names")
+        return self.shards[self._where[name]]
+
+    def kind(self, name: str) -> str:
+        """As `Reader.kind`."""
+        return self.shard(name).kind(name)
+
+    def codes(self, name: str) -> Codes:
+        """As `Reader.codes`."""
+        return self.shard(name).codes(name)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """As `Reader.tensor`."""
+        return self.shard(name).tensor(name)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All tensors, in the source's order; tied names share one."""
+        held = {name: tensor for part in self.parts() for name, tensor in part.state_dict().items()}
+        return {name: held[name] for name in self._where}
+
+    def parts(self) -> Iterator[Reader]:
+        """Shard by shard, each opened anew, so that its pages go before the next one's come."""
+        for name in self.shards:
+            with Reader(self.index.parent / name, max_expansion=float("inf")) as part:
+                yield part
+
+    def close(self) -> None:
+        """Releases the files."""
+        for shard in self.shards.values():
+            shard.close()
+
+    def __enter__(self) -> FolderReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def open_reader(path: str | os.PathLike[str], *, max_expansion: float = MAX_EXPANSION) -> Reader | FolderReader:
+    """A reader of a file, of a folder, or of the index in it."""
+    if Path(path).is_dir() or os.fspath(path).endswith(".index.json"):
+        return FolderReader(path, max_expansion=max_expansion)
+    return Reader(path, max_expansion=max_expansion)
+
+
+def parts_of(reader: Reader | FolderReader) -> Iterator[Reader]:
+    """The files behind a reader, one after the other."""
+    return reader.parts() if isinstance(reader, FolderReader) else iter([reader])
+
+
+def index_bytes(where: dict[str, str]) -> bytes:
+    """The index of a folder: which shard holds each tensor, in the source's order, and nothing else."""
+    return (json.dumps({"metadata": {"opq": "1"}, "weight_map": where}, indent=0) + "\n").encode()
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The inverse of `index_bytes`; trusts nothing."""
+    try:
+        if path.stat().st_size > _LARGEST_INDEX:
+            raise CorruptFileError(f"{path} is too large for an index", wanted=f"at most {_LARGEST_INDEX} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        remedy = "Finish the compression with the same command, or fetch the index."
+        raise MissingFileError(f"{path.parent} holds no {INDEX}", remedy=remedy) from error
+    except OSError as error:
+        raise MissingFileError(f"cannot open {path}", got=error.strerror or error) from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptFileError(f"{path} is not JSON", got=error) from error
+    marked = isinstance(content, dict) and isinstance(content.get("metadata"), dict) and "opq" in content["metadata"]
+    if not marked:
+        raise ForeignFileError(f"{path} was not written by opq")
+    where = content.get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(f, str) for f in where.values()):
+        raise CorruptFileError(f"{path} is no index", wanted='a "weight_map" of tensor names to file names')
+    outside = next((f for f in where.values() if Path(f).name != f or f.startswith(".")), None)
+    if outside is not None:
+        raise CorruptFileError(f"{path} names a file outside its folder", got=outside, wanted="bare file names")
+    return where
+
+
+def _joined(shards: dict[str, Reader], where: dict[str, str]) -> Plan:
+    """The plan of all shards, in the index's order."""
+    tensors = {}
+    for file, shard in shards.items():
+        for tensor in shard.plan:
+            if where.get(tensor.name) != file:
+                raise CorruptFileError(f"{file} holds tensor {tensor.name!r}, which the index does not place there")
+            tensors[tensor.name] = tensor
+    lacking = next((name for name in where if name not in tensors), None)
+    if lacking is not None:
+        raise CorruptFileError(f"the index names tensor {lacking!r} in {where[lacking]}, which does not hold it")
+    heads = {dataclasses.replace(shard.plan, tensors=()) for shard in shards.values()}
+    if len(heads) > 1:
+        remedy = "Write the folder again: it holds shards of different compressions."
+        raise CorruptFileError("the shards are not of one plan", got=f"{len(heads)} plans", wanted=1, remedy=remedy)
+    return heads.pop().replace(tensors=tuple(tensors[name] for name in where))
+
+
+@contextlib.contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Adds the shard's name to what is wrong with it."""
+    try:
+        yield
+    except FileFormatError as error:
+        if file in error.fact:
+            raise
+        raise type(error)(f"{file}: {error.fact}", got=error.got, wanted=error.wanted, remedy=error.remedy) from error

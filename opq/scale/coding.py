@@ -1,0 +1,281 @@
+"""One tensor to its bytes, piece by piece: the bytes of `opq.entropy.encode`, never the whole tensor in memory.
+
+Large tensors are cut as their entropy coder cuts them, into chunks of whole rows. Three sweeps: count symbols and
+sum magnitudes; count symbols by class; encode, decode again and compare. Codes stay in memory between sweeps, in one
+byte a weight where that holds them, unless the tensor is larger than `CACHED`: then it is read and quantized anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from opq import contexts, entropy
+from opq.ans import Ints, Writer, categorical
+from opq.ans import Reader as Stack
+from opq.contexts import Contexts
+from opq.dtypes import torch_dtype
+from opq.entropy import Draft
+from opq.errors import WriteError
+from opq.plan import TensorPlan
+from opq.quantize import LARGEST_CODE, quantize
+from opq.scale.clock import Clock
+from opq.symbols import DIRECT, SYMBOL, bits_behind
+
+CACHED = 1 << 27
+"""Weights whose codes are kept in memory between the sweeps."""
+
+Narrow = npt.NDArray[np.int8] | npt.NDArray[np.int16]
+Read = Callable[[int, int], torch.Tensor]
+"""Elements from `start` to `stop` of a tensor, flat."""
+
+
+class Map(Protocol):
+    """`map`, or one that works in threads: results in the order of the items."""
+
+    def __call__(self, work: Callable[[int], object], items: Iterable[int]) -> Iterator[object]: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Coded:
+    """A payload in pieces."""
+
+    parts: tuple[bytes, ...]
+    length: int
+    checksum: int
+    """CRC-32 of all parts together."""
+
+    @classmethod
+    def of(cls, parts: Iterable[bytes]) -> Coded:
+        parts, checksum = tuple(parts), 0
+        for part in parts:
+            checksum = zlib.crc32(part, checksum)
+        return cls(parts, sum(map(len, parts)), checksum)
+
+
+class Quantizer:
+    """`opq.quantize.quantize` on pieces: a table look-up for element types of at most 16 bits, the same codes."""
+
+    def __init__(self, plan: TensorPlan):
+        self.plan, dtype = plan, torch_dtype(plan.dtype)
+        self._table: Narrow | None = None
+        if dtype.itemsize <= 2:
+            self._pattern = np.uint8 if dtype.itemsize == 1 else np.uint16
+            patterns = torch.from_numpy(np.arange(1 << 8 * dtype.itemsize).astype(self._pattern).view(np.uint8))
+            values = patterns.view(dtype).to(torch.float32)
+            inside = values.abs() <= plan.step * LARGEST_CODE  # NaN is not; no weight of the tensor is outside
+            self._table = _narrow(quantize(torch.where(inside, values, 0.0), plan).numpy())
+
+    def __call__(self, weights: torch.Tensor) -> Narrow:
+        """The codes of a flat piece."""
+        if self._table is None:
+            return quantize(weights, self.plan).numpy()
+        return self._table.take(weights.view(torch.uint8).numpy().view(self._pattern))
+
+
+def _narrow(codes: npt.NDArray[np.int16]) -> Narrow:
+    return codes.astype(np.int8) if -128 < codes.min() and codes.max() < 128 else codes
+
+
+def encode(plan: TensorPlan, read: Read, clock: Clock, run: Map = map) -> Coded:  # type: ignore[assignment]
+    """The payload of one compressed tensor, verified by decoding.
+
+    Args:
+        plan: the tensor's, on a grid.
+        read: its weights.
+        run: `map`, or a parallel one.
+
+    Raises:
+        WriteError: the bytes do not decode to the codes.
+    """
+    parts = entropy._chunks(plan.shape)
+    if plan.size <= entropy.CHUNK or len(parts) == 1:
+        return _whole(plan, read, clock)
+    source = _Chunks(plan, read, clock, parts)
+    draft = _draft(source, run)
+    if draft.kind == entropy._CONSTANT:
+        return Coded.of([bytes(4 * (len(parts) - 1)) + draft.header().finish()])
+    models = [categorical(table) for table in draft.tables()]
+
+    def stream(k: int) -> bytes:
+        codes = source.codes(k)
+        with clock("encode"):
+            writer = draft.header() if k == 0 else Writer()
+            entropy._put_chunk(writer, codes, draft, parts[k][0], models)
+            data = writer.finish()
+        with clock("verify"):
+            _verify(plan, data, codes, draft, parts[k][0], models, first=k == 0)
+        return data
+
+    streams = [bytes(s) for s in run(stream, range(len(parts)))]  # type: ignore[call-overload]
+    return Coded.of([b"".join(len(s).to_bytes(4, "little") for s in streams[:-1]), *streams])
+
+
+def _whole(plan: TensorPlan, read: Read, clock: Clock) -> Coded:
+    with clock("read"):
+        weights = read(0, plan.size)
+    with clock("quantize"):
+        codes = Quantizer(plan)(weights).astype(np.int16, copy=False).reshape(plan.shape)
+    with clock("encode"):
+        data = entropy.encode(codes)
+    with clock("verify"):
+        if not np.array_equal(entropy.decode(data, plan.shape), codes):
+            raise _differs(plan)
+    return Coded.of([data])
+
+
+def _differs(plan: TensorPlan) -> WriteError:
+    return WriteError(f"tensor {plan.name!r} does not decode to what was written", remedy="Write it again.")
+
+
+class _Chunks:
+    """The codes of a tensor, chunk by chunk."""
+
+    def __init__(self, plan: TensorPlan, read: Read, clock: Clock, parts: list[tuple[tuple[int, int], slice]]):
+        self.plan, self.parts = plan, parts
+        self._read, self._clock, self._quantizer = read, clock, Quantizer(plan)
+        self._kept: list[Narrow | None] = [None] * len(parts)
+        self._keep = plan.size <= CACHED
+
+    def narrow(self, k: int) -> Narrow:
+        found = self._kept[k]
+        if found is None:
+            part = self.parts[k][1]
+            with self._clock("read"):
+                weights = self._read(part.start, part.stop)
+            with self._clock("quantize"):
+                found = self._quantizer(weights)
+            self._kept[k] = found if self._keep else None
+        return found
+
+    def codes(self, k: int) -> npt.NDArray[np.int16]:
+        """The codes of chunk k, flat."""
+        return self.narrow(k).astype(np.int16, copy=False)
+
+    def survey(self, k: int) -> tuple[Ints, Ints, Ints]:
+        """Counts by code (as an unsigned 16-bit number), sums of magnitudes by row and by position in a row."""
+        codes = self.narrow(k)
+        with self._clock("encode"):
+            rows, columns, rest = contexts.view(self.plan.shape)
+            counts = _counts(codes)
+            table = np.abs(codes).reshape(-1, columns * rest)
+            return counts, table.sum(1, dtype=np.int64), table.sum(0, dtype=np.int64)
+
+    def by_class(self, k: int, low: int, chosen: Contexts, alphabet: int) -> Ints:
+        """Counts by class and symbol of chunk k."""
+        codes = self.codes(k)
+        with self._clock("encode"):
+            symbols = _symbols(codes, low)
+            parts = chosen.blocks(*self.parts[k][0]).split(symbols)
+            return np.stack([np.bincount(p, minlength=alphabet) for p in parts])
+
+
+def _counts(codes: Narrow) -> Ints:
+    """How often each code occurs, by the code as an unsigned 16-bit number."""
+    if codes.dtype == np.int16:
+        return np.bincount(codes.view(np.uint16), minlength=1 << 16)
+    counts, few = np.zeros(1 << 16, np.int64), np.bincount(codes.view(np.uint8), minlength=256)
+    counts[:128], counts[-128:] = few[:128], few[128:]
+    return counts
+
+
+def _symbols(codes: npt.NDArray[np.int16], low: int) -> npt.NDArray[np.int16]:
+    small = -DIRECT < int(codes.min()) and int(codes.max()) < DIRECT
+    symbols = codes if small else SYMBOL.take(codes.astype(np.int32) + 2**15)
+    return (symbols - np.int16(low)).astype(np.int16, copy=False)
+
+
+def _draft(source: _Chunks, run: Map) -> Draft:
+    """As `entropy.draft`, from counts and sums."""
+    shape = contexts.view(source.plan.shape)
+    counts, by_row, by_place = np.zeros(1 << 16, np.int64), [], np.zeros(shape[1] * shape[2], np.int64)
+    for some, rows, places in run(source.survey, range(len(source.parts))):  # type: ignore[misc]
+        counts += some
+        by_row.append(rows)
+        by_place += places
+    by_code = np.roll(counts, 1 << 15)  # index: code + 2^15
+    found = np.flatnonzero(by_code) - 2**15
+    standing = np.broadcast_to(np.int16(0), source.plan.shape)
+    if len(found) == 1:
+        return Draft(standing, entropy._CONSTANT, offset=int(found[0]))
+    low, high = int(SYMBOL[found[0] + 2**15]), int(SYMBOL[found[-1] + 2**15])
+    plain = np.zeros(high - low + 1, np.int64)
+    np.add.at(plain, SYMBOL[found + 2**15].astype(np.int64) - low, by_code[found + 2**15])
+    behind = int(plain @ bits_behind(low, high))
+    drafts = [entropy._with_tables(standing, low, None, plain[None], behind)]
+    table = by_place.reshape(shape[1:])
+    chosen = contexts.of_sums([np.concatenate(by_row), table.sum(1), table.sum(0)], plain)
+    if chosen is not None:
+
+        def by_class(k: int) -> Ints:
+            return source.by_class(k, low, chosen, len(plain))
+
+        total = np.zeros((chosen.number, len(plain)), np.int64)
+        for some in run(by_class, range(len(source.parts))):
+            total += some  # type: ignore[arg-type]
+        drafts.append(entropy._with_tables(standing, low, chosen, total, behind))
+    return min(drafts, key=lambda d: d.size)
+
+
+def _verify(
+    plan: TensorPlan,
+    data: bytes,
+    codes: npt.NDArray[np.int16],
+    draft: Draft,
+    rows: tuple[int, int],
+    models: list[object],
+    *,
+    first: bool,
+) -> None:
+    """Raises `WriteError` unless a chunk's stream decodes to its codes, header included."""
+    out, stack = np.empty_like(codes), Stack(data)
+    chosen, low, tables = draft.contexts, draft.low, draft.tables()
+    if first:
+        stack.take(entropy._KINDS)
+        low, chosen, tables = entropy._take_model(stack, draft.kind, contexts.view(plan.shape))
+        models = [categorical(table) for table in tables]
+    entropy._take_chunk(stack, out, chosen, rows, models, low, entropy.any_behind(low, len(tables[0])))
+    stack.finish()
+    if not np.array_equal(out, codes):
+        raise _differs(plan)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decoder:
+    """The codes of a payload, chunk by chunk, in any order."""
+
+    parts: list[tuple[tuple[int, int], slice]]
+    streams: list[memoryview]
+    low: int
+    contexts: Contexts | None
+    tables: list[Ints]
+
+    @classmethod
+    def of(cls, payload: memoryview, shape: tuple[int, ...]) -> Decoder | None:
+        """None where the tensor is of one chunk, or all its codes are equal: then `entropy.decode` does it."""
+        parts = entropy._chunks(shape)
+        if len(parts) < 2:
+            return None
+        streams = entropy._streams(payload, len(parts))
+        stack = Stack(streams[0])
+        if stack.take(entropy._KINDS) != entropy._TABLES:
+            return None
+        return cls(parts, streams, *entropy._take_model(stack, entropy._TABLES, contexts.view(shape)))
+
+    def codes(self, k: int) -> npt.NDArray[np.int16]:
+        """The codes of chunk k, flat."""
+        part = self.parts[k][1]
+        out, stack, low, chosen = np.empty(part.stop - part.start, np.int16), Stack(self.streams[k]), self.low, self.contexts
+        if k == 0:
+            stack.take(entropy._KINDS)
+            entropy._take_model(stack, entropy._TABLES, (len(chosen.axes[0]), len(chosen.axes[1]), len(chosen.axes[2])) if chosen else (1, 1, 1))
+        models = [categorical(table) for table in self.tables]
+        entropy._take_chunk(stack, out, chosen, self.parts[k][0], models, low, entropy.any_behind(low, len(self.tables[0])))
+        stack.finish()
+        return out

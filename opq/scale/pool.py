@@ -1,0 +1,76 @@
+"""Threads for work on arrays: numpy, torch and the entropy coder let go of the interpreter's lock while they compute."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+IN_FLIGHT = 1 << 27
+"""Weights that may be in work at once, and `PER_WORKER` more a thread: at most four bytes each."""
+PER_WORKER = 1 << 24
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Pool:
+    """A bounded number of threads, each with one torch thread."""
+
+    def __init__(self, executor: ThreadPoolExecutor, size: int):
+        self._executor, self.size = executor, size
+
+    def submit(self, work: Callable[[S], T], item: S) -> Future[T]:
+        """One piece of work."""
+        return self._executor.submit(work, item)
+
+    def ordered(self, work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+        """`map` in threads with a few items ahead, never more: the results in the order of the items."""
+        waiting: deque[Future[T]] = deque()
+        try:
+            for item in items:
+                waiting.append(self._executor.submit(work, item))
+                if len(waiting) > self.size:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def weighed(self, work: Callable[[S], T], items: Iterable[S], weight: Callable[[S], int]) -> Iterator[T]:
+        """`ordered`, with as many items ahead as weigh `IN_FLIGHT` and `PER_WORKER` a thread together."""
+        limit = IN_FLIGHT + PER_WORKER * self.size
+        waiting: deque[tuple[Future[T], int]] = deque()
+        try:
+            for item in items:
+                while waiting and sum(w for _, w in waiting) + weight(item) > limit:
+                    yield waiting.popleft()[0].result()
+                waiting.append((self._executor.submit(work, item), weight(item)))
+            while waiting:
+                yield waiting.popleft()[0].result()
+        finally:
+            for future, _ in waiting:
+                future.cancel()
+
+
+@contextmanager
+def pool(workers: int | None = None) -> Iterator[Pool]:
+    """Threads for the block; torch's own number of threads is as before behind it."""
+    size, before = workers or cores(), torch.get_num_threads()
+    with ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(1,)) as executor:
+        try:
+            yield Pool(executor, size)
+        finally:
+            executor.shutdown(cancel_futures=True)
+            torch.set_num_threads(before)

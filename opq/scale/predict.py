@@ -1,0 +1,174 @@
+"""How many bytes a plan will take, before anything is encoded.
+
+The rate of a tensor's curve is the entropy of its codes. What the entropy coder makes of it (classes of rows and
+columns save a few percent, tables cost a little) is measured on a sample of each tensor's rows, at the plan's own
+steps; tensors of a small checkpoint are sampled whole. Header, index and kept tensors are made as they will be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from opq import container, contexts, entropy, stored
+from opq.decide import Problem
+from opq.index import Place, rounded
+from opq.plan import Plan, TensorPlan
+from opq.scale.chunks import Tensors
+from opq.scale.clock import Clock
+from opq.scale.coding import Quantizer
+from opq.scale.pool import Pool
+from opq.scale.shards import kept_items, part_of
+from opq.sources import Source
+
+WHOLE = 1 << 21
+"""Tensors up to this size are sampled whole, in checkpoints up to `SMALL`."""
+SMALL = 1 << 26
+_SHARE = 8
+_LEAST, _MOST = 1 << 18, 1 << 21
+_BLOCKS = 8
+_ROUNDS = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """What coding adds to, or takes from, the entropy of one tensor's codes."""
+
+    ratio: float
+    """Bits of the symbols over `rate * size`."""
+    header: float
+    """Bytes of tables and classes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """Predicts the bytes of all files of a plan; `samples` were taken at a plan near it."""
+
+    samples: Mapping[str, Sample]
+    fixed: float
+    """Bytes that are not codes."""
+
+    def bytes(self, plan: Plan) -> float:
+        return self.fixed + sum(self.tensor(t) for t in plan.compressed)
+
+    def tensor(self, tensor: TensorPlan) -> float:
+        """Bytes of one payload."""
+        return predicted(tensor, self.samples)
+
+    def solve(self, problem: Problem, target: float, bits: float) -> tuple[float, float]:
+        """Bits of codes for which all files take `target` bytes, starting from a guess; and the bytes predicted."""
+        least = problem.least_bits
+        for _ in range(_ROUNDS):
+            found = self.bytes(problem.plan(bits))
+            if abs(found - target) < 2e-4 * target or (bits <= least and found > target):
+                break
+            bits = max(bits + 8 * (target - found), least, 1.0)
+        return bits, self.bytes(problem.plan(bits))
+
+
+def predicted(tensor: TensorPlan, samples: Mapping[str, Sample]) -> float:
+    sample = samples[tensor.name]
+    return tensor.rate * tensor.size / 8 * sample.ratio + sample.header
+
+
+def take(plan: TensorPlan, tensors: Tensors, clock: Clock, *, whole: bool) -> Sample:
+    """The sample of one tensor."""
+    quantizer = Quantizer(plan)
+    rows, columns, rest = contexts.view(plan.shape)
+    width = columns * rest
+    with clock("sample"):
+        if whole:
+            codes = quantizer(tensors.read(plan.name, 0, plan.size)).astype(np.int16)
+            draft = entropy.draft(codes.reshape(plan.shape))
+            header = len(draft.header().finish())
+            exact = plan.rate * plan.size
+            if exact < 64:
+                return Sample(1.0, draft.size - exact / 8)
+            return Sample(8 * (draft.size - header) / exact, header)
+        wanted = min(max(plan.size // _SHARE, _LEAST), _MOST, plan.size)
+        each = max(1, min(rows, math.ceil(wanted / width)) // _BLOCKS)
+        starts = sorted({k * (rows - each) // max(_BLOCKS - 1, 1) for k in range(_BLOCKS)})
+        blocks = [quantizer(tensors.read(plan.name, s * width, (s + each) * width)) for s in starts]
+        codes = np.concatenate(blocks).astype(np.int16)
+        return _estimated(codes.reshape(-1, columns, rest), rows)
+
+
+def _estimated(codes: entropy.Codes, rows: int) -> Sample:
+    """As `entropy.draft` would code a large tensor of which these are some rows."""
+    if codes.min() == codes.max():
+        return Sample(1.0, 8.0)
+    counts = np.unique(codes, return_counts=True)[1]
+    ideal = float(counts @ np.log2(codes.size / counts))
+    symbols = entropy.SYMBOL.take(codes.astype(np.int32) + 2**15)
+    low, high = int(symbols.min()), int(symbols.max())
+    symbols = symbols - np.int16(low)
+    plain = np.bincount(symbols.reshape(-1), minlength=high - low + 1)
+    behind = int(plain @ entropy.bits_behind(low, high))
+    drafts = [entropy._with_tables(codes, low, None, plain[None], behind)]
+    chosen = contexts.of_sums(contexts._sums(np.abs(codes)), plain)
+    if chosen is not None:
+        by_class = entropy._counts(symbols.reshape(-1), chosen, len(plain))
+        drafts.append(entropy._with_tables(codes, low, chosen, by_class, behind))
+    best = min(drafts, key=lambda d: d.bits)
+    header = len(best.header().finish())
+    if best.contexts is not None:
+        header += round((rows - codes.shape[0]) * _side_bits(best.contexts.axes[0]) / 8)
+    return Sample(best.bits / ideal, header)
+
+
+def _side_bits(classes: contexts.npt.NDArray[np.uint8]) -> float:
+    """Bits a row of naming its class."""
+    counts = np.unique(classes, return_counts=True)[1]
+    return float(counts @ np.log2(classes.size / counts)) / classes.size
+
+
+def samples(
+    plan: Plan, tensors: Tensors, pool: Pool, clock: Clock, mine: Sequence[int], *, small: bool
+) -> dict[str, Sample]:
+    """The samples of some of the compressed tensors, by their numbers."""
+    chosen = [plan.compressed[k] for k in mine]
+
+    def one(tensor: TensorPlan) -> Sample:
+        return take(tensor, tensors, clock, whole=small and tensor.size <= WHOLE)
+
+    return dict(zip((t.name for t in chosen), pool.weighed(one, chosen, lambda t: min(t.size, _MOST)), strict=True))
+
+
+def fixed_bytes(source: Source, plan: Plan, shards: Sequence[Sequence[str]], taken: Mapping[str, Sample]) -> float:
+    """Bytes of headers, indexes and kept tensors of all files."""
+    plan = rounded(plan)
+    total = 0.0
+    for names in shards:
+        part = part_of(plan, names)
+        items, large = kept_items(source, part, plan)
+        places = {}
+        for item in items:
+            if isinstance(item, stored.Raw) and container._is_scalar(item.tensor):
+                places[item.name] = Place("scalar", 0, number=int(item.tensor))
+            else:
+                draft = stored.draft(item, part[item.name])
+                number = {"fine": getattr(item, "step", 0.0), "log": getattr(item, "per_octave", 0)}.get(draft.kind, 0)
+                places[item.name] = Place(draft.kind, draft.size, number=number)
+        places |= {name: Place("raw", source.by_name[name].nbytes) for name in large}
+        kept = sum(place.length for place in places.values())
+        places |= {t.name: Place("grid", max(1, round(predicted(t, taken)))) for t in part.compressed}
+        own = container.own_entries(part, places)
+        described = [places.get(t.name, Place("share", 0)) for t in part]
+        marked = [dataclasses.replace(p, checksum=0x5A5A5A5A) if t.name in own else p for t, p in zip(part, described, strict=True)]
+        header, common = container.frame(part, marked, own, b"")
+        total += len(header) + len(common) + kept
+    return total
+
+
+def text_of(taken: Mapping[str, Sample]) -> bytes:
+    """Samples for other processes."""
+    return json.dumps({name: [s.ratio, s.header] for name, s in taken.items()}).encode()
+
+
+def from_text(data: bytes) -> dict[str, Sample]:
+    """The inverse of `text_of`."""
+    return {name: Sample(*numbers) for name, numbers in json.loads(data).items()}

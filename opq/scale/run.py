@@ -1,0 +1,423 @@
+"""A checkpoint of any size to a folder of shards.
+
+    pass one    every tensor -> curve                       shared out by source shard
+    solve       curves + budget -> Plan                     the same on every rank
+    sample      a few rows of every tensor -> its bytes     shared out by tensor; then solve again
+    pass two    quantize, encode, verify, write             shared out by output shard
+
+A rank is a process of `torchrun`; one process alone is a team of one. Bytes depend on the source and the options
+only: not on ranks, threads, or interruptions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opq.aside import written_aside
+from opq.datafree import probe_source
+from opq.decide import Problem
+from opq.errors import CertificateError, InfeasibleError, OptionError, PatternError
+from opq.fit import AIM, WINDOW
+from opq.folder import INDEX, index_bytes
+from opq.index import rounded
+from opq.options import DATA_FREE, Options
+from opq.plan import Plan
+from opq.roles import Role, assign
+from opq.scale import predict
+from opq.scale import work as folders
+from opq.scale.chunks import Tensors
+from opq.scale.clock import Clock
+from opq.scale.measure import Measure, measure, packed, scale_square, scales_of, ties, unpacked
+from opq.scale.pool import Pool, pool
+from opq.scale.shards import Shards, finished, part_of, partition
+from opq.scale.team import Team
+from opq.scale.work import Work
+from opq.sources import Source, TensorSpec, open_source
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHARD_SIZE = 500_000_000
+"""Bytes of an output shard unless the caller says otherwise."""
+ROUNDS = 6
+_LOWER = 0.0005
+"""How much lower every round beyond the second aims."""
+_UNUSED = ("sparsity", "calibration", "example_inputs", "input_size", "data", "evaluate", "checkpoint", "method_options")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Streamed:
+    """A compressed folder, on disk."""
+
+    folder: Path
+    plan: Plan
+    shards: tuple[str, ...]
+    bytes: int
+    """Of all shards and the index."""
+    elements: int
+    """Elements of the source's floating-point tensors, tied ones counted once."""
+    source_bytes: int
+    """Bytes of the source's tensors, tied ones counted once."""
+    rounds: int
+    """How often pass two was run: once where the predicted size held."""
+    seconds: dict[str, float]
+    """Seconds of work of this process by stage, summed over its threads."""
+
+    @property
+    def bits(self) -> float:
+        """Bits of the folder per floating-point element of the source."""
+        return 8 * self.bytes / self.elements
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of the source's tensors over bytes of the folder."""
+        return self.source_bytes / self.bytes
+
+    def report(self) -> Table:
+        """A rich table with one row a tensor."""
+        from opq.folder import FolderReader
+        from opq.report import table
+
+        with FolderReader(self.folder) as reader:
+            return table(self.plan, reader.sizes, title=repr(self))
+
+    def __repr__(self) -> str:
+        return (
+            f"<opq.scale.Streamed {self.folder}: {len(self.shards)} shards, {self.bytes:,} bytes, {self.bits:.3f} bits "
+            f"per weight, {self.ratio:.2f}x smaller, method {self.plan.method!r}>"
+        )
+
+
+def compress_folder(
+    source: Any,
+    output: str | os.PathLike[str],
+    *,
+    shard_size: int = SHARD_SIZE,
+    workers: int | None = None,
+    **options: Any,
+) -> Streamed:
+    """Compresses a checkpoint of any size into a folder of `.opq.safetensors` shards with an index.
+
+    Streams: memory is bounded by a few hundred MB and some 64 MB a thread, whatever the size of checkpoint and
+    tensors. Interrupted, the same call goes on where it was and gives the same bytes. In the processes of a
+    `torchrun`, each takes its share; they need one file system.
+
+    Args:
+        source: as of `opq.compress`; a folder of safetensors is what streams.
+        output: the folder to fill.
+        shard_size: bytes of an output shard, met as far as whole tensors allow.
+        workers: threads; by default one a core.
+        options: of `opq.compress`: bits, ratio, size, method (`"rd"` or `"opq"`), overrides, constraints,
+            sensitivities, progress; `probe=True` measures sensitivities on the whole model, which must fit in memory
+            for it. Without the probe all `a_i` are 1 (docs/scaling.md); error feedback needs the probe's moments and
+            is not had here.
+
+    Raises:
+        OpqError: as `opq.compress`, and
+        BusyFolderError: another process writes into the folder.
+        OccupiedFolderError: it holds another compression.
+        RankError: another process failed.
+    """
+    checked = _checked(options, shard_size)
+    opened = open_source(source)
+    folder = Path(output)
+    if opened.files and folder.exists() and any(p.parent.samefile(folder) for p in set(opened.files.values())):
+        raise OptionError("the output folder is the source's", got=str(folder), wanted="another folder")
+    team, clock = Team.join(), Clock()
+    with pool(workers) as threads, _taken(folder, folders.digest_of(opened, checked, shard_size), team) as work:
+        return _Run(opened, checked, work, team, threads, clock, shard_size).run()
+
+
+def _checked(options: dict[str, Any], shard_size: int) -> Options:
+    checked = Options.of(options)
+    if checked.method not in DATA_FREE:
+        raise OptionError(f"method={checked.method!r} does not stream", wanted=" or ".join(DATA_FREE))
+    given = [name for name in _UNUSED if getattr(checked, name) is not None]
+    if given:
+        raise OptionError(f"{given[0]}= does not go with a folder as output", remedy="Write one file, or leave it out.")
+    if not (isinstance(shard_size, int) and shard_size >= 1 << 16):
+        raise OptionError("shard_size= is out of range", got=shard_size, wanted="at least 65536 bytes")
+    return checked
+
+
+@contextmanager
+def _taken(folder: Path, digest: str, team: Team) -> Iterator[Work]:
+    """The folder, locked by rank 0 for all ranks, in the state that an earlier run left it in."""
+    work = Work(folder, team.first(digest.encode).decode())
+    with ExitStack() as stack:
+
+        def begin() -> bytes:
+            stack.enter_context(folders.locked(folder))
+            work.begin()
+            return b""
+
+        team.first(begin)
+        yield work
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Target:
+    """What the files may weigh, and where they go."""
+
+    bytes: float
+    shards: list[list[str]]
+    index: bytes
+    """The text of the index."""
+
+    def name(self, number: int) -> str:
+        return folders.shard_name(number, len(self.shards))
+
+
+class _Run:
+    """One compression, stage by stage."""
+
+    def __init__(
+        self, source: Source, options: Options, work: Work, team: Team, threads: Pool, clock: Clock, shard_size: int
+    ):
+        self.source, self.options, self.work, self.team = source, options, work, team
+        self.pool, self.clock, self.shard_size = threads, clock, shard_size
+        self.tensors = Tensors(source)
+
+    def run(self) -> Streamed:
+        roles = _roles(self.source, self.options)
+        measures = self.measures([role for role in roles if role.action == "compress"])
+        same = json.loads(self.team.first(lambda: json.dumps(ties(self.source, measures, self.tensors)).encode()))
+        if same:
+            specs = tuple(dataclasses.replace(s, like=same.get(s.name, s.like)) for s in self.source.specs)
+            self.source = dataclasses.replace(self.source, specs=_untangled(specs))
+            roles = _roles(self.source, self.options)
+        measures = {r.name: measures[r.name] for r in roles if r.action == "compress"}
+        with self.clock("solve"):
+            problem = self.problem(roles, measures)
+        target = self.target(measures)
+        self.team.first(lambda: self.begin(target))
+        plan, size, rounds = self.rounds(problem, target)
+        self.team.first(lambda: self.finish(target))
+        return Streamed(
+            folder=self.work.folder,
+            plan=plan,
+            shards=tuple(target.name(k) for k in range(len(target.shards))),
+            bytes=size,
+            elements=self.source.elements,
+            source_bytes=self.source.bytes,
+            rounds=rounds,
+            seconds=dict(self.clock.seconds),
+        )
+
+    # --- pass one ----------------------------------------------------------------------------
+
+    def measures(self, roles: Sequence[Role]) -> dict[str, Measure]:
+        """Of every compressed tensor, in the source's order; each rank measures whole source shards."""
+        groups: dict[Path | None, list[Role]] = {}
+        for role in roles:
+            groups.setdefault(self.source.files.get(role.name), []).append(role)
+        listed = list(groups.values())
+        mine = self.team.mine([sum(role.spec.nbytes for role in group) for group in listed])
+
+        def work() -> bytes:
+            found: dict[str, Measure] = {}
+            for k in mine:
+                found |= self.shard_measures(listed[k], len(found), len(roles))
+            return packed(found)
+
+        gathered: dict[str, Measure] = {}
+        for part in self.team.each(work):
+            gathered |= unpacked(part)
+        return {role.name: gathered[role.name] for role in roles}
+
+    def shard_measures(self, roles: Sequence[Role], done: int, total: int) -> dict[str, Measure]:
+        """Of one source shard: those of an earlier run, or new ones, kept for a later one."""
+        name = f"measure-{self.work.key(self.source, [role.spec for role in roles])}"
+        if (before := self.work.get(name)) is not None:
+            return unpacked(before)
+        found = {}
+        for name_, one in measure([role.spec for role in roles], self.tensors, self.pool, self.clock):
+            found[name_] = one
+            self.options.progress("statistics", done + len(found), total)
+        self.work.put(name, packed(found))
+        return found
+
+    def problem(self, roles: tuple[Role, ...], measures: dict[str, Measure]) -> Problem:
+        """The allocation problem, and what each tensor matters."""
+        return Problem(
+            options=self.options,
+            roles=roles,
+            stats=measures,  # type: ignore[arg-type]
+            sensitivities=self.sensitivities(roles, measures),
+            curves={name: found.curve for name, found in measures.items()},
+        )
+
+    def sensitivities(self, roles: Sequence[Role], measures: dict[str, Measure]) -> dict[str, float]:
+        """All 1, unless probed or given; float8 weights by the mean square of their scales."""
+        a = dict.fromkeys(measures, 1.0)
+        for name, scale in scales_of(self.source).items():
+            if name in a:
+                a[name] = scale_square(self.source, scale)
+        if self.options.probe:
+            probed = probe_source(self.source, self.options)
+            if probed is not None:
+                a |= probed.sensitivities(measures, alpha=self.options.alpha)  # type: ignore[arg-type]
+        given = self.options.sensitivities or {}
+        if unknown := sorted(set(given) - set(a)):
+            raise PatternError("sensitivities= names no compressed tensor", got=", ".join(unknown[:5]))
+        a |= given
+        return a | {r.name: r.sensitivity for r in roles if r.name in a and r.sensitivity is not None}
+
+    # --- the budget --------------------------------------------------------------------------
+
+    def target(self, measures: dict[str, Measure]) -> _Target:
+        """Bytes that the files may have, and the tensors of each."""
+        budget = self.options.budget
+        assert budget is not None, "sparsity= is refused"
+        wanted = budget.bytes(elements=self.source.elements, source_bytes=self.source.bytes)
+        rate = 8 * wanted / self.source.elements
+        shards = partition(self.source.specs, set(measures), rate, self.shard_size)
+        where = {name: folders.shard_name(k, len(shards)) for k, names in enumerate(shards) for name in names}
+        text = index_bytes({spec.name: where[spec.name] for spec in self.source.specs})
+        return _Target(bytes=wanted, shards=shards, index=text)
+
+    def begin(self, target: _Target) -> bytes:
+        """Checks the room on the disk before the long part."""
+        there = sum(p.stat().st_size for p in self.work.folder.glob("model-*.opq.safetensors"))
+        largest = max(target.bytes / len(target.shards), self.shard_size / 4)
+        folders.check_space(self.work.folder, target.bytes - there + min(largest * self.team.size, target.bytes))
+        return b""
+
+    def rounds(self, problem: Problem, target: _Target) -> tuple[Plan, int, int]:
+        """Pass two, again with a corrected budget where the size came out wrong: the plan, the bytes, how often."""
+        least = problem.least_bits
+        history = self.history()
+        while True:
+            last = history[-1] if history else None
+            if last is not None and "bytes" in last and self.settled(last, target, least, problem):
+                plan = self.plan(problem, last)
+                return plan, last["bytes"], len(history)
+            if last is None:
+                history.append(self.first_round(problem, target))
+            elif "bytes" in last:
+                history.append(self.corrected(history, target, least))
+            self.record(history)
+            history[-1]["bytes"] = self.write(self.plan(problem, history[-1]), target)
+            self.record(history)
+
+    def history(self) -> list[dict[str, Any]]:
+        return list(json.loads(self.team.first(lambda: json.dumps(self.work.state.get("rounds", [])).encode())))
+
+    def record(self, history: list[dict[str, Any]]) -> None:
+        def save() -> bytes:
+            self.work.save({"digest": self.work.digest, "rounds": history})
+            return b""
+
+        self.team.first(save)
+
+    def plan(self, problem: Problem, one: dict[str, Any]) -> Plan:
+        with self.clock("solve"):
+            return rounded(problem.plan(one["bits"]).replace(predicted_bytes=round(one["predicted"])))
+
+    def first_round(self, problem: Problem, target: _Target) -> dict[str, Any]:
+        """Bits of codes by which the predicted size is the budget."""
+        with self.clock("solve"):
+            sketch, least = problem.sketch(), problem.least_bits
+            nothing = {t.name: predict.Sample(1.0, 24.0) for t in sketch.compressed}
+            fixed = len(target.index) + predict.fixed_bytes(self.source, sketch, target.shards, nothing)
+            fixed += 24 * len(nothing)
+            guess = problem.plan(max(8 * (AIM * target.bytes - fixed), least, 1.0))
+        taken = self.samples(guess)
+        with self.clock("solve"):
+            fixed = len(target.index) + predict.fixed_bytes(self.source, guess, target.shards, taken)
+            predictor = predict.Predictor(taken, fixed)
+            start = max(8 * (AIM * target.bytes - fixed), least, 1.0)
+            bits, predicted = predictor.solve(problem, AIM * target.bytes, start)
+        if bits <= least and predicted > 1.01 * target.bytes:
+            raise self.infeasible(target, predicted)
+        return {"bits": bits, "predicted": predicted}
+
+    def samples(self, plan: Plan) -> dict[str, predict.Sample]:
+        """Of every compressed tensor; each rank takes some."""
+        sizes = [t.size for t in plan.compressed]
+        mine = self.team.mine([min(size, predict.WHOLE) for size in sizes])
+
+        def work() -> bytes:
+            small = sum(sizes) <= predict.SMALL
+            return predict.text_of(predict.samples(plan, self.tensors, self.pool, self.clock, mine, small=small))
+
+        taken: dict[str, predict.Sample] = {}
+        for part in self.team.each(work):
+            taken |= predict.from_text(part)
+        return taken
+
+    def settled(self, last: dict[str, Any], target: _Target, least: float, problem: Problem) -> bool:
+        """Whether a round's size is in the window, or nothing is to be gained."""
+        if last["bytes"] > target.bytes:
+            if last["bits"] <= least:
+                raise self.infeasible(target, last["bytes"])
+            return False
+        return last["bytes"] >= WINDOW * target.bytes or problem.allocate(last["bits"]).multiplier == 0
+
+    def corrected(self, history: list[dict[str, Any]], target: _Target, least: float) -> dict[str, Any]:
+        """The next round's bits, from the last one's size."""
+        if len(history) >= ROUNDS:
+            raise CertificateError("the budget is not met", got=[h["bytes"] for h in history], wanted=target.bytes)
+        last, aim = history[-1], (AIM - _LOWER * max(len(history) - 1, 0)) * target.bytes
+        return {"bits": max(last["bits"] + 8 * (aim - last["bytes"]), least, 1.0), "predicted": aim}
+
+    def infeasible(self, target: _Target, smallest: float) -> InfeasibleError:
+        needed = 8 * smallest * 1.005 / self.source.elements
+        return InfeasibleError(
+            f"no folder of {self.source.label} is that small",
+            got=f"a budget of {target.bytes:.0f} bytes",
+            wanted=f"about {smallest * 1.005:.0f} bytes, that is bits={needed:.4f}, or more",
+        )
+
+    # --- pass two ----------------------------------------------------------------------------
+
+    def write(self, plan: Plan, target: _Target) -> int:
+        """Every shard of a plan; those that are there already stay. Returns the bytes of all files."""
+        parts = [part_of(plan, names) for names in target.shards]
+        mine = self.team.mine([sum(t.size for t in part) for part in parts])
+        shards = Shards(self.source, self.tensors, self.pool, self.clock)
+
+        def work() -> bytes:
+            sizes = {}
+            for done, k in enumerate(mine):
+                path = self.work.folder / target.name(k)
+                size = finished(path, parts[k])
+                sizes[k] = shards.write(path, parts[k], plan) if size is None else size
+                self.options.progress("shards", done + 1, len(mine))
+            return json.dumps(sizes).encode()
+
+        total = sum(sum(json.loads(part).values()) for part in self.team.each(work))
+        return total + len(target.index)
+
+    def finish(self, target: _Target) -> bytes:
+        """Side files, then the index; nothing temporary is left."""
+        if self.source.folder is not None:
+            folders.copy_side_files(self.source.folder, self.work.folder)
+        with written_aside(self.work.folder / INDEX) as out:
+            out.write(target.index)
+        self.work.finish()
+        return b""
+
+
+def _roles(source: Source, options: Options) -> tuple[Role, ...]:
+    """As `opq.roles.assign`, and the scales of float8 weights are kept."""
+    roles = assign(source.specs, options.overrides)
+    scales = set(scales_of(source).values())
+    return tuple(
+        dataclasses.replace(r, action="keep", reason="scales of float8 weights")
+        if r.name in scales and r.action == "compress" and "override" not in r.reason
+        else r
+        for r in roles
+    )
+
+
+def _untangled(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Ties that lead to a holder in one step."""
+    like = {spec.name: spec.like for spec in specs}
+    return tuple(dataclasses.replace(s, like=like[s.like] or s.like) if s.like is not None else s for s in specs)

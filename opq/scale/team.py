@@ -1,0 +1,93 @@
+"""The processes that work on one folder. Alone, all of this is trivial."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed
+
+from opq.errors import RankError
+
+_FOREVER = datetime.timedelta(days=30)
+"""Ranks wait for each other as long as the slowest one works; one that dies is noticed by its closed connection."""
+
+
+class Team:
+    """The ranks of a `torchrun`, or one process.
+
+    What they exchange is bytes, through a gloo group of their own: nothing else of the caller's groups is used.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, group: Any = None):
+        self.rank, self.size, self._group = rank, size, group
+
+    @classmethod
+    def join(cls) -> Team:
+        """The team that the environment (`torchrun`) or an initialised process group tells of."""
+        if not distributed.is_available():
+            return cls()
+        if not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            distributed.init_process_group("gloo", timeout=_FOREVER)
+        if not distributed.is_initialized() or distributed.get_world_size() == 1:
+            return cls()
+        group = distributed.new_group(backend="gloo", timeout=_FOREVER)
+        return cls(distributed.get_rank(), distributed.get_world_size(), group)
+
+    def each(self, work: Callable[[], bytes]) -> list[bytes]:
+        """What `work` gives on every rank, on every rank.
+
+        Raises:
+            RankError: another rank failed, or is gone. An error of this rank's own work is raised as it is.
+        """
+        if self.size == 1:
+            return [work()]
+        try:
+            said, failed = b"+" + work(), None
+        except Exception as error:
+            said, failed = b"-" + str(error).encode(), error
+        try:
+            heard = self._gather(said)
+        except RuntimeError as error:
+            if failed is not None:
+                raise failed from None
+            raise RankError("another process is gone", got=str(error).splitlines()[0]) from error
+        if failed is not None:
+            raise failed
+        for rank, words in enumerate(heard):
+            if words[:1] != b"+":
+                raise RankError(f"process {rank} failed", got=words[1:].decode(errors="replace").rstrip("."))
+        return [words[1:] for words in heard]
+
+    def first(self, work: Callable[[], bytes]) -> bytes:
+        """What `work` gives on rank 0, on every rank; nobody else does it."""
+        return self.each(work if self.rank == 0 else bytes)[0]
+
+    def meet(self) -> None:
+        """Waits for all ranks."""
+        self.each(bytes)
+
+    def mine(self, weights: list[int]) -> list[int]:
+        """The numbers of the items that are this rank's: the heaviest first, each to the rank with the least so far."""
+        loads = [0] * self.size
+        mine = []
+        for k in sorted(range(len(weights)), key=lambda k: (-weights[k], k)):
+            rank = loads.index(min(loads))
+            loads[rank] += weights[k] + 1
+            mine += [k] if rank == self.rank else []
+        return sorted(mine)
+
+    def _gather(self, words: bytes) -> list[bytes]:
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        distributed.all_gather(lengths, torch.tensor([len(words)]), group=self._group)
+        longest = max(int(n) for n in lengths)
+        padded = torch.from_numpy(np.frombuffer(words.ljust(longest, b"\0"), np.uint8).copy())
+        heard = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+        distributed.all_gather(heard, padded, group=self._group)
+        return [bytes(h.numpy().tobytes()[: int(n)]) for h, n in zip(heard, lengths, strict=True)]
+
+
