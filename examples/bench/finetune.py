@@ -67,15 +67,20 @@ class Recipe:
     """The plan asks for `ratio * headroom`: training spreads the levels, which costs bits."""
     fineness: float = 1.0
     """The plan's steps are divided by this, masks as planned: finer levels train better than the one-shot optimum."""
-    distill: float = 0.5
-    temperature: float = 2.0
+    alpha: float = 0.5
+    """Exponent of the probe's sensitivities (from noise, no data). They are local: the further from the dense network,
+    the less they say, so the smaller the exponent."""
+    distill: float = 0.9
+    temperature: float = 4.0
+    dense_epochs: int = 20
 
 
 RECIPES = (
-    Recipe(model="lenet-300-100", ratios=(100, 150, 200), epochs=30, lr=1e-2, decay=0.1, headroom=1.2, fineness=1.4),
-    Recipe(model="lenet-5", ratios=(298, 400), epochs=10, lr=1e-2, decay=0.1, headroom=1.2, fineness=1.4),
-    Recipe(model="resnet-20", ratios=(20,), epochs=10, lr=2e-3, decay=1e-2, headroom=1.06, fineness=1.1, distill=0.9,
-           temperature=4.0),
+    Recipe(model="lenet-300-100", ratios=(100, 150, 200), epochs=30, lr=1e-2, decay=0.1, headroom=1.3, fineness=1.4,
+           alpha=0.15),
+    Recipe(model="lenet-5", ratios=(298, 400), epochs=10, lr=1e-2, decay=0.1, headroom=1.2, fineness=1.4, alpha=0.15,
+           dense_epochs=8),
+    Recipe(model="resnet-20", ratios=(20,), epochs=10, lr=2e-3, decay=1e-2, headroom=1.06, fineness=1.1),
 )  # fmt: skip
 
 
@@ -148,10 +153,10 @@ def task(recipe: Recipe) -> Task:
     model = make()
     augment = recipe.model == "resnet-20"
     own = Task(recipe.model, model, lambda e: Shuffled(train, model.input_hint, recipe.batch, e, augment), test)
-    return own if recipe.model == "resnet-20" else dataclasses.replace(own, dense=trained_densely(own))
+    return own if recipe.model == "resnet-20" else dataclasses.replace(own, dense=trained_densely(own, recipe.dense_epochs))
 
 
-def trained_densely(own: Task, epochs: int = 20) -> nn.Module:
+def trained_densely(own: Task, epochs: int) -> nn.Module:
     """The dense network: Adam at 1e-3 with a cosine schedule."""
     path = CACHE / f"{own.name}.pt"
     if not path.exists():
@@ -172,7 +177,9 @@ def keep_all(model: nn.Module) -> opq.Plan:
 
 def planned(model: nn.Module, recipe: Recipe, ratio: float) -> opq.Plan:
     """The plan of the weights alone at this ratio and the recipe's headroom, on finer steps."""
-    plan = opq.compress(model, ratio=ratio * recipe.headroom, probe=False).plan
+    names = [name for name, w in model.state_dict().items() if w.dim() > 1]
+    a = opq.probe(model).sensitivities(names, alpha=recipe.alpha)
+    plan = opq.compress(model, ratio=ratio * recipe.headroom, probe=False, sensitivities=a).plan
     finer = (dataclasses.replace(t, step=t.step / recipe.fineness) if t.action == "compress" else t for t in plan)
     return plan.replace(tensors=tuple(finer))
 
@@ -213,8 +220,8 @@ def curve(own: Task, recipe: Recipe) -> list[dict[str, Any]]:
     reference = own.dense
     if recipe.model == "resnet-20":
         reference = copy.deepcopy(own.dense)
-        finetune(reference, keep_all(reference), own.train, epochs=recipe.epochs, checkpoint=CACHE / "resnet-20-dense.ckpt",
-                 evaluate=lambda m: after_epoch(own, m),
+        finetune(reference, keep_all(reference), own.train, epochs=recipe.epochs,
+                 checkpoint=CACHE / "resnet-20-dense.ckpt", evaluate=lambda m: after_epoch(own, m),
                  optimizer=lambda p: torch.optim.AdamW(p, recipe.lr, weight_decay=recipe.decay))  # fmt: skip
     dense = own.error(reference)
     return [point(own, recipe, ratio, reference, dense) for ratio in recipe.ratios]
@@ -291,6 +298,7 @@ def merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*(r.model for r in RECIPES), "step"], metavar="MODEL")
+    parser.add_argument("--ratios", nargs="+", type=float, help="other ratios than the recipe's")
     parser.add_argument("--quick", action="store_true", help="few images and epochs, nothing written: does it run?")
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -301,6 +309,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for recipe in RECIPES:
         if recipe.model in only:
+            recipe = dataclasses.replace(recipe, ratios=tuple(arguments.ratios or recipe.ratios))
             quick = {"epochs": 1, "ratios": recipe.ratios[:1]} if arguments.quick else {}
             own = task(recipe)
             rows += curve(own.quick() if arguments.quick else own, dataclasses.replace(recipe, **quick))
