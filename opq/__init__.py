@@ -11,6 +11,7 @@ from opq.module import attach, detach
 from opq.plan import Budget, Plan, TensorPlan
 from opq.probe import probe
 from opq.result import Result
+from opq.scale import compress_folder
 from opq.sources import open_source
 from opq.trained import collect
 from opq.training import Training
@@ -29,6 +30,7 @@ __all__ = [
     "attach",
     "collect",
     "compress",
+    "compress_folder",
     "constraints",
     "detach",
     "finetune",

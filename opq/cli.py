@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import time
 import warnings
@@ -37,13 +38,13 @@ err = Console(stderr=True)
 SUFFIX = ".opq.safetensors"
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts, nothing else.")]
-File = Annotated[Path, typer.Argument(help="A file written by opq.", show_default=False)]
+File = Annotated[Path, typer.Argument(help="A file, or a folder of shards, written by opq.", show_default=False)]
 
 
 @app.command()
 def compress(
     source: Annotated[str, typer.Argument(help="A path, or hf:ORG/NAME, timm:NAME, torchvision:NAME, demo:NAME.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write; of a folder also a folder.")] = None,
     bits: Annotated[float | None, typer.Option(help="Budget: 8 x file bytes / weights.")] = None,
     ratio: Annotated[float | None, typer.Option(help="Budget: bytes of the source / bytes of the file.")] = None,
     size: Annotated[float | None, typer.Option(help="Budget: bytes of the file.")] = None,
@@ -57,6 +58,8 @@ def compress(
     input_size: Annotated[str | None, typer.Option(help="Shape of one input, such as 3,224,224.")] = None,
     seed: Annotated[int, typer.Option(help="Of the synthetic inputs.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
+    shard_size: Annotated[int, typer.Option(help="Bytes of an output shard, with a folder as output.")] = 500_000_000,
+    workers: Annotated[int | None, typer.Option(help="Threads, with a folder as output; default: all cores.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compress SOURCE into a small file."""
@@ -75,6 +78,9 @@ def compress(
         with _bar(as_json) as progress:
             plan = opq.solve(source, **options, progress=progress)
         _show_plan(plan, as_json)
+        return
+    if output is not None and _streams(source, output):
+        _compress_folder(source, output, options, shard_size, workers, as_json)
         return
     path = output or Path(_default_name(source))
     _check_writable(path)
@@ -103,6 +109,36 @@ def compress(
     )
 
 
+def _streams(source: str, output: Path) -> bool:
+    """Whether the output is a folder of shards: a folder goes in and the output is not named like a file."""
+    hub = source.startswith("hf:") and output.is_dir()
+    return output.suffix != ".safetensors" and (Path(source).is_dir() or hub)
+
+
+def _compress_folder(
+    source: str, output: Path, options: dict[str, Any], shard_size: int, workers: int | None, as_json: bool
+) -> None:
+    """The streamed path; of the processes of a `torchrun` the first one prints."""
+    from opq.scale import compress_folder
+
+    unused = {"sparsity", "input_size"}
+    given = {name: value for name, value in options.items() if name not in unused or value is not None}
+    start, first = time.perf_counter(), os.environ.get("RANK", "0") == "0"
+    with _bar(as_json or not first) as progress:
+        result = compress_folder(source, output, shard_size=shard_size, workers=workers, **given, progress=progress)
+    seconds = round(time.perf_counter() - start, 3)
+    if not first:
+        return
+    if as_json:
+        figures = {"file": str(output), "file_bytes": result.bytes, "bits": result.bits, "ratio": result.ratio}
+        _json({**figures, "shards": len(result.shards), "method": result.plan.method, "seconds": seconds})
+        return
+    out.print(
+        f"{output}: {len(result.shards)} shards, {result.bytes:,} bytes, {result.bits:.3f} bits per weight, "
+        f"{result.ratio:.2f}x smaller. Verified by decoding. {seconds:.1f} s."
+    )
+
+
 @app.command()
 def inspect(file: File, as_json: AsJson = False) -> None:
     """Show what FILE holds: tensors, ratio, bits, sparsity, and entropy against coded size."""
@@ -119,12 +155,13 @@ def inspect(file: File, as_json: AsJson = False) -> None:
 @app.command()
 def verify(file: File, as_json: AsJson = False) -> None:
     """Decode every tensor of FILE and check every checksum."""
-    from opq.container import Reader
+    from opq.folder import open_reader, parts_of
 
-    with Reader(file) as reader, _bar(as_json) as progress:
+    with open_reader(file) as reader, _bar(as_json) as progress:
         names = reader.names
-        for done, name in enumerate(names):
-            reader.tensor(name)
+        every = ((part, name) for part in parts_of(reader) for name in part.names)
+        for done, (part, name) in enumerate(every):
+            part.tensor(name)
             progress("verify", done + 1, len(names))
     if as_json:
         _json({"file": str(file), "tensors": len(names), "whole": True})
@@ -140,11 +177,13 @@ def decompress(
 ) -> None:
     """Write the dense tensors of FILE as ordinary safetensors."""
     from opq.export import save_dense
+    from opq.scale import save_dense_folder
 
-    path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + ".dense.safetensors")
+    ending = "" if file.is_dir() else ".safetensors"
+    path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + f".dense{ending}")
     if path.exists() and path.samefile(file):
         raise OptionError("the output is the input", got=str(path), wanted="another path", remedy="Pass -o OTHER.")
-    size = save_dense(file, path)
+    size = save_dense_folder(file, path) if file.is_dir() else save_dense(file, path)
     if as_json:
         _json({"file": str(path), "bytes": size})
     else:

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from opq import methods
-from opq.container import Reader
 from opq.datafree import DataFreeCoder, probe_source, weighed
 from opq.decide import Problem, gather
 from opq.errors import MismatchError, PatternError
 from opq.fit import Coder, Fit, PlainCoder
+from opq.folder import open_reader, parts_of
 from opq.options import PUBLISHED, Options
 from opq.plan import Plan
 from opq.probe import Probe
@@ -85,7 +85,7 @@ def solve(source: SourceLike, **options: Any) -> Plan:
 
 
 def load(path: str | os.PathLike[str], model: Model, *, strict: bool = True) -> Model:
-    """Fills `model` with the tensors of a file and returns it: dense again, ready to run.
+    """Fills `model` with the tensors of a file, or of a folder of shards, and returns it: dense again, ready to run.
 
     Args:
         strict: names must be the same on both sides; a name that the model ties to another may be absent in the file.
@@ -94,12 +94,13 @@ def load(path: str | os.PathLike[str], model: Model, *, strict: bool = True) -> 
         MismatchError: names or shapes differ; the model is left untouched.
         FileFormatError: the file is not whole.
     """
-    with Reader(path) as reader:
+    with open_reader(path) as reader:
         shapes = {t.name: t.shape for t in reader.plan}
         wrong = _differences(shapes, open_source(model).specs, strict)
         if wrong:
             raise MismatchError(f"{os.fspath(path)} does not fit {type(model).__name__}", got="; ".join(wrong))
-        model.load_state_dict(reader.state_dict(), strict=False)
+        for part in parts_of(reader):
+            model.load_state_dict(part.state_dict(), strict=False)
     return model
 
 
@@ -119,12 +120,12 @@ def _differences(shapes: Mapping[str, tuple[int, ...]], own: Sequence[TensorSpec
 
 
 def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """The dense state dict of a file; tied names share one tensor.
+    """The dense state dict of a file or of a folder of shards; tied names share one tensor.
 
     Raises:
         FileFormatError: the file is foreign, newer, truncated or corrupt (one subclass each).
     """
-    with Reader(path) as reader:
+    with open_reader(path) as reader:
         return reader.state_dict()
 
 

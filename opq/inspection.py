@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 
 from opq.accounting import NOTHING, Nominal, of_codes
-from opq.container import Reader
 from opq.dtypes import torch_dtype
+from opq.folder import open_reader
 from opq.plan import Plan
 from opq.report import Report
 
@@ -87,8 +87,8 @@ def examine(path: str | os.PathLike[str]) -> Inspection:
     Raises:
         FileFormatError: the file is foreign, newer, truncated or corrupt (one subclass each).
     """
-    with Reader(path) as reader:
-        plan, sizes = reader.plan, reader.sizes
+    with open_reader(path) as reader:
+        plan, sizes, file_bytes = reader.plan, reader.sizes, reader.bytes
         figures, counts = [], NOTHING
         for tensor in plan:
             entropy = sparsity = 0.0
@@ -110,14 +110,13 @@ def examine(path: str | os.PathLike[str]) -> Inspection:
                     coded_bytes=sizes.get(tensor.name, 0),
                 )
             )
-    return _summed(Path(path), plan, tuple(figures), counts)
+    return _summed(Path(path), file_bytes, plan, tuple(figures), counts)
 
 
-def _summed(path: Path, plan: Plan, figures: tuple[TensorFigures, ...], counts: Nominal) -> Inspection:
+def _summed(path: Path, file_bytes: int, plan: Plan, figures: tuple[TensorFigures, ...], counts: Nominal) -> Inspection:
     own = [t for t in plan if t.action != "share"]
     elements = sum(t.size for t in own if torch_dtype(t.dtype).is_floating_point)
     source_bytes = sum(t.size * torch_dtype(t.dtype).itemsize for t in own)
-    file_bytes = path.stat().st_size
     coded = sum(f.coded_bytes for f in figures if f.action == "compress")
     return Inspection(
         file=str(path),

@@ -27,9 +27,9 @@ from opq.sources import Source
 
 WHOLE = 1 << 21
 """Tensors up to this size are sampled whole, in checkpoints up to `SMALL`."""
-SMALL = 1 << 26
+SMALL = 1 << 27
 _SHARE = 8
-_LEAST, _MOST = 1 << 18, 1 << 21
+_LEAST, _MOST = 1 << 19, 1 << 21
 _BLOCKS = 8
 _ROUNDS = 4
 

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 SHARD_SIZE = 500_000_000
 """Bytes of an output shard unless the caller says otherwise."""
 ROUNDS = 6
+SAMPLINGS, NEAR = 4, 0.005
+"""Samples are taken anew, so often at most, while the solution moves by more than this fraction: what classes save is a
+fraction of the rate that depends on the rate."""
 _LOWER = 0.0005
 """How much lower every round beyond the second aims."""
 _UNUSED = ("sparsity", "calibration", "example_inputs", "input_size", "data", "evaluate", "checkpoint", "method_options")
@@ -327,13 +330,16 @@ class _Run:
             nothing = {t.name: predict.Sample(1.0, 24.0) for t in sketch.compressed}
             fixed = len(target.index) + predict.fixed_bytes(self.source, sketch, target.shards, nothing)
             fixed += 24 * len(nothing)
-            guess = problem.plan(max(8 * (AIM * target.bytes - fixed), least, 1.0))
-        taken = self.samples(guess)
-        with self.clock("solve"):
-            fixed = len(target.index) + predict.fixed_bytes(self.source, guess, target.shards, taken)
-            predictor = predict.Predictor(taken, fixed)
-            start = max(8 * (AIM * target.bytes - fixed), least, 1.0)
-            bits, predicted = predictor.solve(problem, AIM * target.bytes, start)
+            bits = max(8 * (AIM * target.bytes - fixed), least, 1.0)
+        for _ in range(SAMPLINGS):
+            before = bits
+            guess = problem.plan(bits)
+            taken = self.samples(guess)
+            with self.clock("solve"):
+                fixed = len(target.index) + predict.fixed_bytes(self.source, guess, target.shards, taken)
+                bits, predicted = predict.Predictor(taken, fixed).solve(problem, AIM * target.bytes, bits)
+            if abs(bits - before) < NEAR * before:
+                break
         if bits <= least and predicted > 1.01 * target.bytes:
             raise self.infeasible(target, predicted)
         return {"bits": bits, "predicted": predicted}
