@@ -86,7 +86,7 @@ class Curve:
             return cls(zero, zero + thetas[0], zero, zero + stats.mean_square, zero)
         step, theta = _grid(stats.max_abs, thetas)
         rate, distortion, density = measure(stats, step, theta)
-        on = _lower_hull(rate, distortion)
+        on = lower_hull(rate, distortion)
         return cls(np.log(step[on]), theta[on], rate[on], distortion[on], density[on])
 
     @functools.cached_property
@@ -270,7 +270,7 @@ def _exponential_mean(a: Floats, b: Floats) -> Floats:
     return np.asarray(np.exp((a + b) / 2) * np.where(small, 1 + half * half / 6, np.sinh(safe) / safe))
 
 
-def _lower_hull(rate: Floats, distortion: Floats) -> Ints:
+def lower_hull(rate: Floats, distortion: Floats) -> Ints:
     """Indices of the vertices of the lower convex hull, decreasing in distortion, ascending in rate."""
     hull: list[int] = []
     order = np.lexsort((distortion, rate))

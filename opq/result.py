@@ -99,6 +99,32 @@ class Result:
         """One row a tensor, drawn by rich: what happens to it, why, and what it costs."""
         return Report(plan=self.plan, sizes=self.packed.sizes, title=str(self))
 
+    def to_html(self, path: str | os.PathLike[str], *, source: Any = None) -> int:
+        """Writes the report as one self-contained HTML page; returns its size in bytes. See `opq.page.save_page`."""
+        from opq.page import save_figures
+
+        return save_figures(self._figures(source), path)
+
+    def plot(self, kind: Kind = "overview", *, tensor: str | None = None, source: Any = None, ax: Any = None) -> Figure:
+        """One chart of the report as a matplotlib figure. See `opq.plots.plot`.
+
+        Args:
+            kind: `overview`, `bytes`, `allocation`, `histogram`, `curves` or `entropy`.
+            tensor: for `histogram`; the largest by default.
+            source: what was compressed, for its own histogram and curves instead of fitted ones.
+            ax: axes to draw on, instead of a new figure.
+        """
+        from opq.plots import plot
+
+        return plot(self._figures(source), kind, tensor=tensor, ax=ax)
+
+    def _figures(self, source: Any) -> Figures:
+        from opq.figures import figures
+        from opq.sources import open_source
+
+        opened = None if source is None else open_source(source)
+        return figures(self.reader, label=self.label, source=opened)
+
     def __repr__(self) -> str:
         return (
             f"<opq.Result {self.label}: {self.bytes:,} bytes, {self.bits:.3f} bits per weight, "

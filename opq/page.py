@@ -1,0 +1,75 @@
+"""`opq report`: one self-contained HTML page, its charts drawn and its budget solved by a script inside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from opq.aside import written_aside
+from opq.figures import Figures, figures, of_tensor
+from opq.reader import Reader
+from opq.sources import open_source
+from opq.sources.hub import need
+
+
+def save_page(
+    file: str | os.PathLike[str], path: str | os.PathLike[str], *, source: Any = None, title: str | None = None
+) -> int:
+    """Writes the report of an opq file as one HTML page that needs no network.
+
+    Args:
+        file: an opq file.
+        path: the page to write.
+        source: what was compressed (as for `opq.compress`), for its own histograms and curves; without it they are
+            those of Laplacians fitted to the codes, and the page says so.
+
+    Returns:
+        the size of the page in bytes.
+
+    Raises:
+        FileFormatError: the file is not whole; nothing is written.
+        MissingExtraError: jinja2 is not installed.
+        WriteError: the page cannot be written; nothing is left behind.
+    """
+    opened = None if source is None else open_source(source)
+    with Reader(file) as reader:
+        return save_figures(figures(reader, label=title or Path(file).name, source=opened), path)
+
+
+def save_figures(drawn: Figures, path: str | os.PathLike[str]) -> int:
+    """Writes the page of figures that are there already; as `save_page`."""
+    text = page(drawn).encode()
+    with written_aside(path) as out:
+        out.write(text)
+    return len(text)
+
+
+def page(drawn: Figures) -> str:
+    """The HTML of the report."""
+    jinja2 = need("jinja2", "report")
+    folder = Path(__file__).with_name("templates")
+    loader = jinja2.FileSystemLoader(folder)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return str(environment.get_template("report.html").render(data=data(drawn), label=drawn.label))
+
+
+def data(drawn: Figures) -> dict[str, Any]:
+    """All that the page's script reads, as JSON values."""
+    plan = drawn.plan
+    return {
+        "label": drawn.label,
+        "method": plan.method,
+        "budget": None if plan.budget is None else f"{plan.budget.kind}={plan.budget.value:g}",
+        "multiplier": plan.multiplier,
+        "residual": plan.residual,
+        "file_bytes": drawn.file_bytes,
+        "source_bytes": drawn.source_bytes,
+        "elements": drawn.elements,
+        "coded_bytes": drawn.coded_bytes,
+        "kept_bytes": drawn.kept_bytes,
+        "other_bytes": drawn.other_bytes,
+        "measured": drawn.measured,
+        "tensors": [of_tensor(t) for t in drawn.tensors],
+    }
+
