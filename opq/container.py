@@ -93,8 +93,9 @@ def pack(plan: Plan, items: Iterable[Stored]) -> Packed:
         own = [t for t in plan if t.like is None]
         made = dict(zip((t.name for t in own), pool.map(lambda t: _made(by_name[t.name], t), own), strict=True))
     large = own_entries(plan, {name: m.place for name, m in made.items()})
-    places = [_place(made.get(t.name), t.name in large) for t in plan]
-    small = b"".join(m.payload for n, m in made.items() if n not in large)
+    own_entry = set(large)
+    places = [_place(made.get(t.name), t.name in own_entry) for t in plan]
+    small = b"".join(m.payload for n, m in made.items() if n not in own_entry)
     header, common = frame(plan, places, large, small)
     parts = (header, *(made[name].payload for name in large), common)
     return Packed(
@@ -105,9 +106,10 @@ def pack(plan: Plan, items: Iterable[Stored]) -> Packed:
 
 
 def own_entries(plan: Plan, places: Mapping[str, Place]) -> list[str]:
-    """The tensors whose payloads are entries of their own, in the file's order; `places` by name, shared ones left out."""
+    """The tensors whose payloads are entries of their own, in the file's order; `places` without shared tensors."""
     large = [name for name, p in places.items() if p.length >= OWN_ENTRY and name not in (COMMON, "__metadata__")]
-    return sorted(large, key=lambda name: (-_alignment(plan[name], places[name]), name))
+    planned = {t.name: t for t in plan}
+    return sorted(large, key=lambda name: (-_alignment(planned[name], places[name]), name))
 
 
 def frame(plan: Plan, places: Iterable[Place], large: Iterable[str], small: bytes) -> tuple[bytes, bytes]:
@@ -118,11 +120,11 @@ def frame(plan: Plan, places: Iterable[Place], large: Iterable[str], small: byte
         small: the other payloads, in the plan's order.
     """
     listed = list(places)
-    by_name = {t.name: p for t, p in zip(plan, listed, strict=True)}
+    by_name = {t.name: (t, p) for t, p in zip(plan, listed, strict=True)}
     head = index.encode(plan, listed)
     body = len(head).to_bytes(4, "little") + head + small
     common = zlib.crc32(body).to_bytes(4, "little") + body
-    entries = [_entry(plan[name], by_name[name]) for name in large]
+    entries = [_entry(*by_name[name]) for name in large]
     return _header([*entries, (COMMON, "U8", (len(common),), len(common))]), common
 
 
@@ -154,8 +156,9 @@ def _by_name(plan: Plan, items: Iterable[Stored]) -> dict[str, Stored]:
     if len(by_name) != len(listed) or set(by_name) != wanted:
         wrong = sorted({item.name for item in listed} ^ wanted) or [i.name for i in listed]
         raise MismatchError("the stored tensors are not those of the plan", got=", ".join(wrong[:5]))
+    planned = {t.name: t for t in plan}
     for tensor in plan:
-        other = plan[tensor.like] if tensor.like is not None else tensor
+        other = planned.get(tensor.like, tensor) if tensor.like is not None else tensor
         if other.like is not None or (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
             raise MismatchError(f"tensor {tensor.name!r} shares what is not like it", got=other.name)
     return by_name

@@ -77,7 +77,8 @@ class Reader:
         label = os.fspath(source) if isinstance(source, str | os.PathLike) else "the file in memory"
         entries, base = _entries(self._data, label)
         self.plan, places, start = _index(self._data, entries, base)
-        self._places = dict(zip((t.name for t in self.plan), places, strict=True))
+        self._tensors = {t.name: t for t in self.plan}
+        self._places = dict(zip(self._tensors, places, strict=True))
         self._checked: set[str] = set()
         self._spans = self._laid_out(entries, base, start)
         self._limit(max_expansion)
@@ -99,7 +100,7 @@ class Reader:
 
     def kind(self, name: str) -> str:
         """How a tensor is stored: one of `opq.stored.KINDS`."""
-        return self._places[self.plan[name].name].kind
+        return self._places[self._planned(name).name].kind
 
     def codes(self, name: str) -> Codes:
         """The integer codes of a tensor that is stored by codes, in its shape (of `product`: one-dimensional).
@@ -108,7 +109,7 @@ class Reader:
             MismatchError: there is no such tensor, or it is not stored by codes.
             CorruptFileError: its bytes are damaged.
         """
-        plan = self.plan[self.plan[name].like or name]
+        plan = self._planned(self._planned(name).like or name)
         kind = self._places[plan.name].kind
         if kind in ("raw", "scalar"):
             raise MismatchError(f"tensor {name!r} has no codes", got=kind)
@@ -117,7 +118,7 @@ class Reader:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The dense tensor, in the source's dtype."""
-        plan = self.plan[self.plan[name].like or name]
+        plan = self._planned(self._planned(name).like or name)
         place = self._places[plan.name]
         with _naming(name):
             return stored.restore(place.kind, self._payload(plan.name), plan, place.number)
@@ -140,6 +141,9 @@ class Reader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
+    def _planned(self, name: str) -> TensorPlan:
+        return self._tensors[name] if name in self._tensors else self.plan[name]
+
     def _payload(self, name: str) -> memoryview:
         start, stop = self._spans.get(name, (0, 0))
         data = self._data[start:stop]
@@ -156,7 +160,7 @@ class Reader:
         own = {name for name in entries if name != COMMON}
         for tensor in self.plan:
             place = self._places[tensor.name]
-            _consistent(tensor, place, self.plan)
+            _consistent(tensor, place, self._tensors)
             if place.checksum is not None:
                 spans[tensor.name] = _own_entry(tensor, place, entries, base)
                 own.discard(tensor.name)
@@ -297,7 +301,7 @@ def _own_entry(tensor: TensorPlan, place: Place, entries: dict[str, _Entry], bas
     return base + entry.start, base + entry.stop
 
 
-def _consistent(tensor: TensorPlan, place: Place, plan: Plan) -> None:
+def _consistent(tensor: TensorPlan, place: Place, plan: dict[str, TensorPlan]) -> None:
     """What index and plan say of a tensor agrees."""
     dtype = DTYPES[tensor.dtype]
     if place.kind == "share":

@@ -11,7 +11,7 @@ from opq.errors import CorruptFileError
 
 _SHORTEST = 3
 """Characters of the shortest copy."""
-_TRIED = 32
+_TRIED = 8
 """Earlier places looked at for the longest copy."""
 _LITERAL, _COPY, _AGAIN = 0, 1, 2
 """Kinds of step: a byte; a copy from a new distance; from here on, a copy from the last distance but 0, 1, 2, 3."""
@@ -100,6 +100,17 @@ def _moved(last: list[int], distance: int) -> list[int]:
 def _common(data: bytes, start: int, position: int) -> int:
     """How far what is at `position` repeats what is at `start`."""
     length = 0
+    while length < 0xFF00 and _same(data, start + length, position + length):
+        length += _STRIDE
     while position + length < len(data) and length < 0xFFFF and data[start + length] == data[position + length]:
         length += 1
     return length
+
+
+_STRIDE = 16
+
+
+def _same(data: bytes, start: int, position: int) -> bool:
+    """Whether the next `_STRIDE` bytes at both places are there and equal."""
+    ahead = data[position : position + _STRIDE]
+    return len(ahead) == _STRIDE and data[start : start + _STRIDE] == ahead
