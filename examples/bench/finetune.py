@@ -80,7 +80,7 @@ RECIPES = (
            alpha=0.15),
     Recipe(model="lenet-5", ratios=(298, 400), epochs=10, lr=1e-2, decay=0.1, headroom=1.2, fineness=1.4, alpha=0.15,
            dense_epochs=8),
-    Recipe(model="resnet-20", ratios=(20,), epochs=10, lr=2e-3, decay=1e-2, headroom=1.06, fineness=1.1),
+    Recipe(model="resnet-20", ratios=(20,), epochs=3, lr=2e-3, decay=1e-2, headroom=1.05),
 )  # fmt: skip
 
 
@@ -153,7 +153,9 @@ def task(recipe: Recipe) -> Task:
     model = make()
     augment = recipe.model == "resnet-20"
     own = Task(recipe.model, model, lambda e: Shuffled(train, model.input_hint, recipe.batch, e, augment), test)
-    return own if recipe.model == "resnet-20" else dataclasses.replace(own, dense=trained_densely(own, recipe.dense_epochs))
+    if recipe.model == "resnet-20":
+        return own
+    return dataclasses.replace(own, dense=trained_densely(own, recipe.dense_epochs))
 
 
 def trained_densely(own: Task, epochs: int) -> nn.Module:
@@ -175,8 +177,14 @@ def keep_all(model: nn.Module) -> opq.Plan:
 # --- one point of a curve --------------------------------------------------------------------
 
 
-def planned(model: nn.Module, recipe: Recipe, ratio: float) -> opq.Plan:
-    """The plan of the weights alone at this ratio and the recipe's headroom, on finer steps."""
+def planned(model: nn.Module, recipe: Recipe, ratio: float) -> opq.Plan | opq.Result:
+    """What training starts from, at this ratio and the recipe's headroom, without data.
+
+    At moderate rates the compression result itself, with error feedback and re-normalisation. Where the recipe wants
+    finer steps (at very low rates, where feedback spreads too far) the plan on those steps, masks as planned.
+    """
+    if recipe.fineness == 1:
+        return opq.compress(model, ratio=ratio * recipe.headroom, alpha=recipe.alpha)
     names = [name for name, w in model.state_dict().items() if w.dim() > 1]
     a = opq.probe(model).sensitivities(names, alpha=recipe.alpha)
     plan = opq.compress(model, ratio=ratio * recipe.headroom, probe=False, sensitivities=a).plan
@@ -215,7 +223,7 @@ def after_epoch(own: Task, model: nn.Module) -> float:
     return own.error(model)
 
 
-def curve(own: Task, recipe: Recipe) -> list[dict[str, Any]]:
+def curve(own: Task, recipe: Recipe) -> Iterator[dict[str, Any]]:
     """All points of a recipe. ResNet-20 is compared with the dense network trained for the same extra epochs."""
     reference = own.dense
     if recipe.model == "resnet-20":
@@ -224,7 +232,8 @@ def curve(own: Task, recipe: Recipe) -> list[dict[str, Any]]:
                  checkpoint=CACHE / "resnet-20-dense.ckpt", evaluate=lambda m: after_epoch(own, m),
                  optimizer=lambda p: torch.optim.AdamW(p, recipe.lr, weight_decay=recipe.decay))  # fmt: skip
     dense = own.error(reference)
-    return [point(own, recipe, ratio, reference, dense) for ratio in recipe.ratios]
+    for ratio in recipe.ratios:
+        yield point(own, recipe, ratio, reference, dense)
 
 
 # --- what a step costs -----------------------------------------------------------------------
@@ -285,14 +294,22 @@ def report_memory(name: str, batch: str, on_grid: str) -> None:
 # --- the command -----------------------------------------------------------------------------
 
 
-def merged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """These rows and those of an earlier run that they do not replace."""
+def keep_rows(rows: list[dict[str, Any]], quick: bool) -> list[dict[str, Any]]:
+    """Writes these rows among those of earlier runs that they do not replace, unless it is a try; returns them all."""
+    if quick:
+        return rows
     path = results.RESULTS / "finetune.json"
     before = json.loads(path.read_text()) if path.exists() else []
-    fresh = {(row["model"], "metric" in row) for row in rows}
-    kept = [row for row in before if (row["model"], "metric" in row) not in fresh]
-    order = [recipe.model for recipe in RECIPES]
-    return sorted(kept + rows, key=lambda row: ("metric" in row, order.index(row["model"])))
+    fresh = {place(row) for row in rows}
+    every = sorted([row for row in before if place(row) not in fresh] + rows, key=place)
+    results.save("finetune", every)
+    return every
+
+
+def place(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row is about, in the order of the table."""
+    models = [recipe.model for recipe in RECIPES]
+    return "metric" in row, models.index(row["model"]), row.get("wanted_ratio", row.get("batch"))
 
 
 def main() -> None:
@@ -312,11 +329,11 @@ def main() -> None:
             recipe = dataclasses.replace(recipe, ratios=tuple(arguments.ratios or recipe.ratios))
             quick = {"epochs": 1, "ratios": recipe.ratios[:1]} if arguments.quick else {}
             own = task(recipe)
-            rows += curve(own.quick() if arguments.quick else own, dataclasses.replace(recipe, **quick))
+            for row in curve(own.quick() if arguments.quick else own, dataclasses.replace(recipe, **quick)):
+                rows.append(row)
+                keep_rows(rows, arguments.quick)
     rows += [step_row(*which) for which in STEPS] if "step" in only else []
-    if not arguments.quick:
-        rows = merged(rows)
-        results.save("finetune", rows)
+    rows = keep_rows(rows, arguments.quick)
     results.show(
         [r for r in rows if "metric" not in r], COLUMNS, "Error (%) against real file bytes, one plan, weights trained"
     )
