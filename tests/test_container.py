@@ -111,6 +111,9 @@ def bytes_of(packed: Packed) -> bytes:
     return b"".join(packed.parts)
 
 
+GOOD = bytes_of(pack(*small()))
+
+
 def everything(data: bytes, **options: Any) -> tuple[Plan, dict[str, torch.Tensor]]:
     with Reader(in_memory(data), **options) as opened:
         return opened.plan, {name: opened.tensor(name) for name in opened.names}
@@ -253,6 +256,19 @@ def test_golden_bytes() -> None:
     assert torch.equal(state["w"], torch.from_numpy(items[0].codes * 0.03125).float())  # type: ignore[union-attr]
 
 
+def test_the_worked_example_of_the_specification_is_this_file() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "format.md").read_text()
+    header, body = GOOD[8:96], GOOD[96:]
+    assert f"{len(GOOD)} bytes" in page
+    assert GOOD[:8].hex(" ") in page
+    assert header.decode().rstrip() in page
+    assert body[:4].hex(" ") + "   " + body[4:8].hex(" ") in page
+    assert body[8:16].hex(" ") in page
+    assert body[60:65].hex(" ") in page
+    assert body[65:73].hex(" ") in page
+    assert body[73:].hex(" ") in page
+
+
 def test_bytes_do_not_depend_on_the_order_of_the_items() -> None:
     plan, items = every_kind()
     assert pack(plan, items[::-1]).parts == pack(plan, items).parts
@@ -367,9 +383,6 @@ def test_a_file_replaces_another_whole(tmp_path: Path) -> None:
 
 
 # --- damage ------------------------------------------------------------------------------------
-
-
-GOOD = bytes_of(pack(*small()))
 
 
 def header_of(data: bytes) -> tuple[dict[str, Any], bytes]:
