@@ -55,9 +55,9 @@ class Batch:
         return next((int(t.shape[0]) for t in _tensors((self.args, dict(self.kwargs))) if t.dim()), 1)
 
     def parts(self, size: int) -> Iterator[Batch]:
-        """Micro-batches of at most `size` samples, in order; none of one sample unless the batch is one."""
+        """Micro-batches of about `size` samples, in order; none of one sample, which BatchNorm could not take."""
         total = self.samples
-        count = max(1, math.ceil(total / max(2, size)))
+        count = max(1, min(math.ceil(total / size), total // 2))
         edges = [total * i // count for i in range(count + 1)]
         for start, stop in itertools.pairwise(edges):
             yield self.map(lambda t, a=start, b=stop: t[a:b] if t.dim() and t.shape[0] == total else t)
@@ -193,7 +193,7 @@ def _candidates(model: nn.Module, hint: InputHint | None, make: _Maker) -> Itera
 
 
 def _texts(model: nn.Module, make: _Maker, hint: InputHint) -> Iterator[Batch]:
-    vocabulary, most = int(hint.vocabulary or VOCABULARY), hint.tokens or TOKENS
+    vocabulary, most = int(hint.vocabulary or VOCABULARY), hint.tokens or TOKENS + 2
     length = min(TOKENS, most - 2 if most > 8 else most)
     ids = make.tokens(vocabulary, length)
     named = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

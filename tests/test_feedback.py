@@ -1,0 +1,229 @@
+"""Error feedback against a slow second implementation, and moments against the layers themselves."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from opq import moments as moments_module
+from opq.feedback import BLOCK, factor, feedback
+from opq.inputs import Batch
+from opq.moments import Layout, Moment, Moments, inputs_of, layers
+from opq.plan import TensorPlan
+from opq.quantize import LARGEST_CODE, dequantize, quantize
+
+
+def plan(shape: tuple[int, ...], step: float, theta: float = 0.6, threshold: float | None = None) -> TensorPlan:
+    return TensorPlan(
+        name="w",
+        shape=shape,
+        dtype="F32",
+        action="compress",
+        reason="",
+        step=step,
+        threshold=theta * step if threshold is None else threshold,
+        rounding=theta if threshold is None else 0.5,
+    )
+
+
+def moment_of(d: int, *, groups: int = 1, seed: int = 0, layout: Layout | None = None) -> Moment:
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(groups, 4 * d, d, generator=g) @ torch.randn(groups, d, d, generator=g)
+    return Moment(layout or Layout(groups), (x.transpose(1, 2) @ x / x.shape[1],))
+
+
+def slow(w: torch.Tensor, p: TensorPlan, s: torch.Tensor, damping: float) -> torch.Tensor:
+    """Optimal brain surgeon as it is written: one weight at a time, a fresh inverse after each coordinate."""
+    w, s = w.double().clone(), s.double()
+    s = s + damping * s.diagonal().mean() * torch.eye(len(s), dtype=s.dtype)
+    codes = torch.zeros(w.shape, dtype=torch.int16)
+    order = (s.diagonal()).argsort(descending=True, stable=True).tolist()
+    for i, j in enumerate(order):
+        rest = order[i:]
+        inverse = torch.linalg.inv(s[rest][:, rest])
+        codes[:, j] = quantize(w[:, j].float(), p)
+        error = w[:, j] - codes[:, j].double() * p.step
+        w[:, rest] -= torch.outer(error / inverse[0, 0], inverse[0])
+    return codes
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows=st.integers(1, 5), d=st.integers(1, 12), seed=st.integers(0, 1000), step=st.sampled_from([0.2, 0.7, 2.0]))
+def test_the_triangular_sweep_is_the_optimal_brain_surgeon(rows: int, d: int, seed: int, step: float) -> None:
+    w = torch.randn(rows, d, generator=torch.Generator().manual_seed(seed))
+    moment = moment_of(d, seed=seed)
+    fast, by_hand = (
+        feedback(w, plan((rows, d), step), moment),
+        slow(w, plan((rows, d), step), moment.blocks[0][0], 0.05),
+    )
+    assert (fast != by_hand).float().mean() <= 0.05, "a value on the edge of a cell may fall to either side"
+
+
+@pytest.mark.parametrize("d", [BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK - 5])
+def test_blocks_of_coordinates_do_not_show(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    w = torch.randn(6, d, generator=torch.Generator().manual_seed(d))
+    moment = moment_of(d)
+    one = feedback(w, plan((6, d), 0.8), moment)
+    monkeypatch.setattr(sys.modules["opq.feedback"], "BLOCK", 10**6)
+    assert (one != feedback(w, plan((6, d), 0.8), moment)).float().mean() < 0.02
+
+
+def test_the_factor_is_that_of_the_inverse() -> None:
+    s = moment_of(9, groups=2).blocks[0]
+    u = factor(s, 0.0).double()
+    assert torch.equal(u, u.triu())
+    torch.testing.assert_close(
+        u.transpose(1, 2) @ u @ s.double(), torch.eye(9).double().expand(2, 9, 9), atol=2e-2, rtol=0
+    )
+
+
+def test_the_outputs_move_less_than_with_plain_rounding() -> None:
+    w, moment = torch.randn(32, 64, generator=torch.Generator().manual_seed(1)), moment_of(64)
+    p = plan((32, 64), 1.0)
+    s = moment.blocks[0][0]
+
+    def moved(q: torch.Tensor) -> float:
+        e = w - dequantize(q, p)
+        return float(((e @ s) * e).sum())
+
+    assert moved(feedback(w, p, moment)) < 0.5 * moved(quantize(w, p))
+
+
+def test_inputs_that_say_nothing_leave_plain_rounding() -> None:
+    w = torch.randn(5, 7)
+    p = plan((5, 7), 0.5)
+    for s in (torch.eye(7), torch.zeros(7, 7)):
+        assert torch.equal(feedback(w, p, Moment(Layout(), (s[None],))), quantize(w, p))
+
+
+def test_the_threshold_of_the_papers_method_holds() -> None:
+    w, moment = torch.randn(16, 24, generator=torch.Generator().manual_seed(2)), moment_of(24)
+    q = feedback(w, plan((16, 24), 0.1, threshold=0.75), moment)
+    assert int(q[q != 0].abs().min()) >= 7
+    assert (q == 0).any()
+
+
+def test_codes_stay_within_int16_and_keep_dtype_shape_and_device() -> None:
+    w = torch.tensor([[1e4, -1e4, 3.0]], dtype=torch.float64)
+    q = feedback(w, plan((1, 3), 1e-3), moment_of(3))
+    assert q.dtype == torch.int16
+    assert q.shape == w.shape
+    assert int(q.abs().max()) == LARGEST_CODE
+
+
+def test_the_same_codes_whatever_the_number_of_threads() -> None:
+    w, moment = torch.randn(40, 300, generator=torch.Generator().manual_seed(3)), moment_of(300)
+    threads = torch.get_num_threads()
+    one = feedback(w, plan((40, 300), 0.8), moment)
+    torch.set_num_threads(1)
+    try:
+        assert (one != feedback(w, plan((40, 300), 0.8), moment)).float().mean() < 0.02
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(feedback(w, plan((40, 300), 0.8), moment), feedback(w, plan((40, 300), 0.8), moment))
+
+
+CONVOLUTIONS = [
+    nn.Conv1d(4, 6, 3, stride=2, padding=1),
+    nn.Conv2d(3, 8, 3, padding="same"),
+    nn.Conv2d(4, 8, (3, 2), stride=(2, 1), dilation=(1, 2), padding=(2, 1)),
+    nn.Conv2d(4, 8, 3, groups=2, padding=1, padding_mode="reflect"),
+    nn.Conv2d(6, 6, 3, groups=6, padding=1, padding_mode="circular"),
+    nn.Conv3d(2, 4, 2, stride=2),
+    nn.Linear(5, 3),
+]
+
+
+@pytest.mark.parametrize("layer", CONVOLUTIONS, ids=str)
+def test_the_weight_matrix_times_its_inputs_is_the_layers_output(layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    dims = layer.weight.dim() - 2
+    x = torch.randn(2, layer.in_channels, *[9] * dims) if dims else torch.randn(2, 7, 5)
+    layout = layers(layer)["weight"].layout
+    patches = inputs_of(layer, x, layout, 10**9, 0)
+    found = layout.matrix(layer.weight) @ patches.transpose(1, 2)
+    with torch.no_grad():
+        layer.bias.zero_()
+        wanted = layer(x)
+    wanted = wanted.transpose(0, 1).reshape(found.shape) if dims else wanted.reshape(-1, 3).t()[None]
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_fewer_positions_are_positions_of_the_whole() -> None:
+    layer, x = nn.Conv2d(2, 3, 3), torch.randn(4, 2, 20, 20)
+    whole = {tuple(row.tolist()) for row in inputs_of(layer, x, Layout(), 10**9, 0)[0]}
+    few = inputs_of(layer, x, Layout(), 100, 5)[0]
+    assert 60 < len(few) < 200
+    assert all(tuple(row.tolist()) in whole for row in few)
+
+
+@pytest.mark.parametrize("layer", [*CONVOLUTIONS, SimpleNamespace], ids=str)
+def test_layouts_go_to_matrices_and_back(layer: nn.Module) -> None:
+    if layer is SimpleNamespace:  # as Hugging Face's Conv1D stores it
+        weight, layout = torch.randn(4, 6), Layout(transposed=True)
+        assert torch.equal(layout.matrix(weight)[0], weight.t())
+    else:
+        weight, layout = layer.weight, layers(layer)["weight"].layout
+    assert torch.equal(layout.tensor(layout.matrix(weight), tuple(weight.shape)), weight)
+
+
+def test_conv1d_of_hugging_face_is_known() -> None:
+    pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
+    model = nn.Sequential(pytorch_utils.Conv1D(6, 4))
+    found = Moments(model, Batch((torch.randn(64, 4),)))
+    assert found["0.weight"].layout == Layout(transposed=True)
+    assert found["0.weight"].width == 4
+    q = feedback(model[0].weight, plan((4, 6), 0.01), found["0.weight"])
+    assert q.shape == (4, 6)
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    features = [nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6)]
+    return nn.Sequential(*features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+
+
+def test_moments_do_not_depend_on_the_memory_allowed() -> None:
+    model, batch = network(), Batch((torch.randn(12, 3, 10, 10),))
+    free, tight = Moments(model, batch, micro_batch=4), Moments(model, batch, micro_batch=4, memory=1)
+    assert list(free) == list(tight) == ["0.weight", "3.weight", "6.weight"]
+    for name in free:
+        torch.testing.assert_close(free[name].blocks, tight[name].blocks)
+    assert "1.weight" not in free
+    with pytest.raises(KeyError):
+        free["1.weight"]
+
+
+def test_a_moment_is_the_mean_of_the_outer_products() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    x = torch.randn(40, 3)
+    hidden = torch.relu(model[0](x)).detach()
+    found = Moments(model, Batch((x,)), micro_batch=7)
+    torch.testing.assert_close(found["0.weight"].blocks[0][0], x.t() @ x / 40)
+    torch.testing.assert_close(found["2.weight"].blocks[0][0], hidden.t() @ hidden / 40)
+
+
+def test_wide_layers_have_moments_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = nn.Sequential(nn.Linear(10, 4)), Batch((torch.randn(50, 10),))
+    whole = Moments(model, batch)["0.weight"]
+    monkeypatch.setattr(moments_module, "WIDEST", 4)
+    blocks = Moments(model, batch)["0.weight"]
+    assert [b.shape[-1] for b in blocks.blocks] == [3, 3, 4]
+    assert blocks.width == 10
+    torch.testing.assert_close(blocks.blocks[1][0], whole.blocks[0][0, 3:6, 3:6])
+    assert feedback(model[0].weight, plan((4, 10), 0.2), blocks).shape == (4, 10)
+
+
+def test_layers_that_are_never_run_have_no_moment() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(3, 3), "unused": nn.Linear(3, 3)})
+    model.forward = lambda x: model["used"](x)  # type: ignore[method-assign]
+    found = Moments(model, Batch((torch.randn(8, 3),)))
+    assert found.get("used.weight") is not None
+    assert found.get("unused.weight") is None
