@@ -112,7 +112,7 @@ def test_only_the_models_own_names_stand_in() -> None:
 
 
 def test_real_resnet_at_two_bits_without_data(shared) -> None:  # type: ignore[no-untyped-def]
-    """Dense about 81 %; plain rounding at 1.8 bits a weight loses more than a fifth of the answers, this a few points."""
+    """Plain rounding at 1.8 bits a weight loses many of the answers, this a few points."""
     import zoo
 
     images = zoo.cifar10("test", 300)
