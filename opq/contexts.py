@@ -184,9 +184,12 @@ def _refined(symbols: npt.NDArray[np.integer], start: Contexts, alphabet: int) -
     """Each index takes the class that costs the fewest bits, its own class name included; a few sweeps."""
     axes = list(start.axes)
     for _ in range(4):
+        before = list(axes)
         for axis in range(3):
             if len(axes[axis]) > 1:
                 axes[axis] = _reassigned(symbols, axes, axis, alphabet)
+        if all(map(np.array_equal, axes, before)):
+            break
     return _trimmed((axes[0], axes[1], axes[2]))
 
 

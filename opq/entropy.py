@@ -7,6 +7,7 @@ frequency table a class, and the symbols. Large tensors are cut into chunks with
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -33,7 +34,7 @@ _SYMBOLS = uniform(256)
 _SCALES = uniform(tables.SCALES)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Draft:
     """All that is decided before a tensor is coded."""
 
@@ -54,12 +55,13 @@ class Draft:
     scale: int = 0
     """Of a geometric distribution: its number."""
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """Bytes that `encode` gives, within a few."""
         chunks = max(1, len(_chunks(self.codes.shape)))
-        return len(self.header().finish()) + (self.bits + 7) // 8 + (7 if self.bits else 4) * (chunks - 1)
+        return len(self.header.finish()) + (self.bits + 7) // 8 + (7 if self.bits else 4) * (chunks - 1)
 
+    @functools.cached_property
     def header(self) -> Writer:
         """What stands before the symbols of the first chunk."""
         writer = Writer()
@@ -169,7 +171,8 @@ def _chunks(shape: tuple[int, ...]) -> list[tuple[tuple[int, int], slice]]:
 
 def write(plan: Draft) -> bytes:
     """The bytes of a draft."""
-    writer = plan.header()
+    writer = Writer()
+    writer.extend(plan.header)
     if plan.kind == _CONSTANT:
         return _joined([writer.finish()] + [b""] * (len(_chunks(plan.codes.shape)) - 1))
     models = [categorical(table) for table in plan.tables()]
