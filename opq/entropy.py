@@ -108,10 +108,13 @@ def draft(codes: npt.NDArray[np.integer]) -> Draft:
     low, high = (int(flat.min()), int(flat.max())) if flat.size else (0, 0)
     if low == high:
         return Draft(codes, _CONSTANT, offset=low)
-    symbols = SYMBOL.take(flat.astype(np.int32) + 2**15) if low <= -DIRECT or high >= DIRECT else flat
+    wide = low <= -DIRECT or high >= DIRECT
     low, high = (int(SYMBOL[low + 2**15]), int(SYMBOL[high + 2**15]))
-    symbols = symbols - np.int16(low)
-    counts = np.bincount(symbols, minlength=high - low + 1)
+    symbols, counts = np.empty_like(flat), np.zeros(high - low + 1, np.int64)
+    for part in _pieces(flat.size):
+        symbols[part] = SYMBOL.take(flat[part].astype(np.int32) + 2**15) if wide else flat[part]
+        symbols[part] -= np.int16(low)
+        counts += np.bincount(symbols[part], minlength=len(counts))
     behind = int(counts @ bits_behind(low, high))
     found = [_with_tables(codes, low, None, counts[None], behind)]
     if codes.size <= FEW:
@@ -120,6 +123,11 @@ def draft(codes: npt.NDArray[np.integer]) -> Draft:
     for candidate in contexts.choose(symbols.reshape(shape), np.abs(codes).reshape(shape), counts):
         found.append(_with_tables(codes, low, candidate, _counts(symbols, candidate, len(counts)), behind))
     return min(found, key=lambda d: d.size)
+
+
+def _pieces(size: int) -> list[slice]:
+    """Cuts that a processor's cache holds."""
+    return [slice(start, start + (1 << 17)) for start in range(0, size, 1 << 17)]
 
 
 def _as_codes(codes: npt.NDArray[np.integer]) -> Codes:
