@@ -84,7 +84,7 @@ def _ask(tried: Sequence[Trial], *, most_bits: int, startup: int, seed: int) -> 
         import optuna
     except ImportError as error:
         raise MissingExtraError("method='clipq' searches with optuna", remedy='pip install "opq[methods]"') from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = {
         "octaves": optuna.distributions.FloatDistribution(0.0, 6.64),
         "b": optuna.distributions.IntDistribution(1, most_bits),
