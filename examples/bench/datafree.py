@@ -16,7 +16,7 @@ import functools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from opq.roles import assign
 from opq.sources import open_source
 
 COLUMNS = ("model", "method", "budget", "bits", "ratio", "top1_dense", "top1", "metric", "samples", "seconds")
+KEY = ("model", "method", "budget")
+"""What a later row replaces an earlier one by."""
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "pictures" / "datafree.png"
 PLAIN, ALL = "rd, a=1, no correction", "rd"
 PARTS = {"rd, sensitivities alone": (True, False, False)}
@@ -113,7 +115,7 @@ def full(case: Case, bits: float, method: str = ALL, **options: Any) -> Any:
     return case.row(method, size, state, seconds, budget=bits)
 
 
-def parts(case: Case, bits: float) -> list[Any]:
+def parts(case: Case, bits: float) -> Iterator[Any]:
     """The package with `a = 1` and plain rounding, and with each part alone."""
     source = open_source(case.model)
     options = Options(size=int(bits * case.parameters / 8))
@@ -123,15 +125,14 @@ def parts(case: Case, bits: float) -> list[Any]:
     probe = probe_source(source, options)
     assert probe is not None
     start = time.perf_counter()
-    rows = [_fitted(case, bits, PLAIN, equal, PlainCoder(source), start)]
+    yield _fitted(case, bits, PLAIN, equal, PlainCoder(source), start)
     for method, (sensitive, feeds_back, renormalises) in PARTS.items():
         if renormalises and not source.batchnorms:
             continue
         start = time.perf_counter()
         problem = weighed(source, equal, probe, {}) if sensitive else equal
         coder = DataFreeCoder(source, probe, feeds_back=feeds_back, renormalises=renormalises)
-        rows.append(_fitted(case, bits, method, problem, coder, start))
-    return rows
+        yield _fitted(case, bits, method, problem, coder, start)
 
 
 def _fitted(case: Case, bits: float, method: str, problem: Problem, coder: Any, start: float) -> Any:
@@ -150,7 +151,7 @@ def uniform(case: Case, bits: int) -> Any:
             size += w.numel() * bits / 8 + 4
         else:
             size += w.numel() * w.element_size()
-    return case.row(f"uniform {bits}-bit", size, state, time.perf_counter() - start)
+    return case.row(f"uniform {bits}-bit", size, state, time.perf_counter() - start, budget=bits)
 
 
 def hqq(case: Case, bits: int) -> Any:
@@ -160,10 +161,10 @@ def hqq(case: Case, bits: int) -> Any:
     coded = peers.hqq(matrices, bits=bits)
     kept = sum(w.numel() * w.element_size() for n, w in own.items() if n not in matrices)
     state = {n: torch.from_numpy(np.asarray(a)).reshape(own[n].shape) for n, a in coded.arrays.items()}
-    return case.row(f"hqq {bits}-bit", coded.bytes + kept, state, coded.encode)
+    return case.row(f"hqq {bits}-bit", coded.bytes + kept, state, coded.encode, budget=bits)
 
 
-def nncodec(case: Case, budgets: tuple[float, ...]) -> list[Any]:
+def nncodec(case: Case, budgets: tuple[float, ...]) -> Iterator[Any]:
     """NNCodec 2 with dependent quantization at the sizes nearest to the budgets; four steps of qp are about a bit."""
     own = {n: w for n, w in case.model.state_dict().items() if w.is_floating_point()}
     arrays = {n: w.numpy() for n, w in own.items()}
@@ -177,31 +178,29 @@ def nncodec(case: Case, budgets: tuple[float, ...]) -> list[Any]:
     def bits(qp: int) -> float:
         return 8 * coded(qp).bytes / case.parameters
 
-    rows = []
     for budget in budgets:
         qp = -26
         for _ in range(3):
             qp = min(-8, max(-40, qp + round(4 * (bits(qp) - budget))))
         qp = min(tried, key=lambda q: abs(bits(q) - budget))
         state = {n: torch.from_numpy(np.array(a)).reshape(own[n].shape) for n, a in coded(qp).arrays.items()}
-        rows.append(case.row(f"nncodec qp={qp}", coded(qp).bytes, state, coded(qp).encode, budget=budget))
-    return rows
+        yield case.row(f"nncodec qp={qp}", coded(qp).bytes, state, coded(qp).encode, budget=budget)
 
 
-def run(case: Case, *, with_peers: bool, ablation: bool) -> list[Any]:
+def run(case: Case, *, with_peers: bool, ablation: bool) -> Iterator[Any]:
     """All rows of one network."""
-    rows = [full(case, bits) for bits in case.budgets]
+    yield from (full(case, bits) for bits in case.budgets)
     if case.calibration is not None:
-        more = {"calibration": case.calibration}
-        rows += [full(case, bits, "rd, 150 sentences of calibration", **more) for bits in case.budgets[1:]]
-    if ablation:
-        rows += [row for bits in case.budgets[1:] for row in parts(case, bits)]
-        rows += [uniform(case, bits) for bits in (8, 4, 3)]
+        for bits in case.budgets[1:]:
+            yield full(case, bits, "rd, 150 sentences of calibration", calibration=case.calibration)
     if with_peers and case.name == "minilm" and peers.available("hqq"):
-        rows += [hqq(case, bits) for bits in (4, 3)]
+        yield from (hqq(case, bits) for bits in (4, 3))
     if with_peers and peers.available("nncodec"):
-        rows += nncodec(case, case.budgets)
-    return rows
+        yield from nncodec(case, case.budgets)
+    if ablation:
+        yield from (uniform(case, bits) for bits in (8, 4, 3))
+        for bits in case.budgets[1:]:
+            yield from parts(case, bits)
 
 
 def draw(rows: list[Any]) -> None:
@@ -246,11 +245,12 @@ def main() -> None:
     path = results.RESULTS / "datafree.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     for name, make in cases(options.model, options.images).items():
-        found = run(make(), with_peers=not options.no_peers, ablation=not options.all_only)
-        done = {row["method"] for row in found}
-        rows = [row for row in rows if row["model"] != name or row["method"] not in done] + found
+        found: list[Any] = []
+        for row in run(make(), with_peers=not options.no_peers, ablation=not options.all_only):
+            found.append(row)
+            rows = [old for old in rows if any(old[k] != row[k] for k in KEY)] + [row]
+            results.save("datafree", sorted(rows, key=lambda r: (r["model"], r["method"], -r["bits"])))
         results.show(found, COLUMNS, name)
-        results.save("datafree", rows)
     draw(rows)
 
 
