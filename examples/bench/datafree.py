@@ -75,11 +75,11 @@ class Case:
         return self.score(self.model)
 
 
-def cases(wanted: list[str], images: int | None) -> dict[str, Callable[[], Case]]:
+def cases(wanted: list[str], images: int | None, few: tuple[float, ...] = ()) -> dict[str, Callable[[], Case]]:
     """The networks asked for, made when their turn comes."""
 
     def pictures(name: str, model: Any, images: Any, budgets: tuple[float, ...]) -> Case:
-        return Case(name, model, budgets, "top1", len(images), lambda network: zoo.top1(network, images))
+        return Case(name, model, few or budgets, "top1", len(images), lambda network: zoo.top1(network, images))
 
     def minilm() -> Case:
         model, tokens = zoo.minilm()
@@ -90,7 +90,7 @@ def cases(wanted: list[str], images: int | None) -> dict[str, Callable[[], Case]
             return 100 * zoo.rank_correlation(dense, zoo.embeddings(network, tokens, texts))
 
         calibration = [tokens(zoo.sentences("calibration"))]
-        return Case("minilm", model, (4.0, 3.0, 2.5), "rank correlation x 100", len(texts), score, calibration)
+        return Case("minilm", model, few or (4.0, 3.0, 2.5), "rank correlation x 100", len(texts), score, calibration)
 
     known: dict[str, Callable[[], Case]] = {"minilm": minilm}
     if zoo.SHARED.is_dir():
@@ -191,7 +191,7 @@ def run(case: Case, *, with_peers: bool, ablation: bool) -> Iterator[Any]:
     """All rows of one network."""
     yield from (full(case, bits) for bits in case.budgets)
     if case.calibration is not None:
-        for bits in case.budgets[1:]:
+        for bits in (b for b in case.budgets if b < 4):
             yield full(case, bits, "rd, 150 sentences of calibration", calibration=case.calibration)
     if with_peers and case.name == "minilm" and peers.available("hqq"):
         yield from (hqq(case, bits) for bits in (4, 3))
@@ -199,7 +199,7 @@ def run(case: Case, *, with_peers: bool, ablation: bool) -> Iterator[Any]:
         yield from nncodec(case, case.budgets)
     if ablation:
         yield from (uniform(case, bits) for bits in (8, 4, 3))
-        for bits in case.budgets[1:]:
+        for bits in (b for b in case.budgets if b < 4):
             yield from parts(case, bits)
 
 
@@ -238,13 +238,14 @@ def _family(method: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", default=[], help="only this network; may be repeated")
+    parser.add_argument("--budget", type=float, action="append", default=[], help="only this budget, in bits")
     parser.add_argument("--images", type=int, help="first N test images only")
     parser.add_argument("--no-peers", action="store_true", help="leave HQQ and NNCodec out")
     parser.add_argument("--all-only", action="store_true", help="only the whole package, no part alone")
     options = parser.parse_args()
     path = results.RESULTS / "datafree.json"
     rows = json.loads(path.read_text()) if path.exists() else []
-    for name, make in cases(options.model, options.images).items():
+    for name, make in cases(options.model, options.images, tuple(options.budget)).items():
         found: list[Any] = []
         for row in run(make(), with_peers=not options.no_peers, ablation=not options.all_only):
             found.append(row)
