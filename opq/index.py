@@ -91,9 +91,9 @@ def decode(data: bytes | memoryview) -> tuple[Plan, list[Place]]:
     """
     reader = Reader(data)
     number = reader.uint()
-    if number > 16 + 8 * len(data):
+    if number > 64 + 2 * len(data):
         raise CorruptFileError("more tensors than the index can name", got=number)
-    strings = [_unescaped(s) for s in text.take(reader, 4096 + 256 * len(data)).split("\n")]
+    strings = [_unescaped(s) for s in text.take(reader, 65536 + 64 * len(data)).split("\n")]
     if len(strings) < 1 + number:
         raise CorruptFileError("fewer names than tensors", got=len(strings), wanted=1 + number)
     method, names, reasons = strings[0], strings[1 : 1 + number], strings[1 + number :]

@@ -15,6 +15,9 @@ from opq.contexts import MOST, MOST_PER_AXIS, Contexts
 from opq.errors import CorruptFileError
 
 _ALONE, _AFTER = 0, 1
+_LONGEST = 1 << 16
+"""Indices of an axis whose classes may be told one after the other: no file keeps a reader busy for long."""
+
 _ORDERS = uniform(2)
 _NUMBERS = uniform(MOST + 1)
 _PER_AXIS = uniform(MOST_PER_AXIS)
@@ -31,7 +34,8 @@ def put(writer: Writer, chosen: Contexts | None) -> None:
             size = int(axis.max()) + 1
             writer.put(size - 1, _PER_AXIS)
             if size > 1:
-                writer.extend(min(_alone(axis, size), _after(axis, size), key=lambda w: len(w.finish())))
+                ways = [_alone(axis, size), *([_after(axis, size)] if len(axis) <= _LONGEST else [])]
+                writer.extend(min(ways, key=lambda way: len(way.finish())))
 
 
 def take(reader: Reader, shape: tuple[int, int, int]) -> Contexts | None:
@@ -79,6 +83,8 @@ def _take_axis(reader: Reader, length: int) -> npt.NDArray[np.uint8]:
     if reader.take(_ORDERS) == _ALONE:
         axis[:] = reader.many(_take_table(reader, size), length)
         return axis
+    if length > _LONGEST:
+        raise CorruptFileError("classes one after the other on a long axis", got=length, wanted=f"at most {_LONGEST}")
     models = [_take_table(reader, size) for _ in range(size)]
     k = 0
     for i in range(length):

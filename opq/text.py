@@ -70,8 +70,9 @@ def take(reader: Reader, longest: int) -> str:
         distance = models.distances.take(reader) if kind == _COPY else last[kind - _AGAIN]
         if not 0 < distance <= len(data) or not 0 < length <= size - len(data):
             raise CorruptFileError("a text copies from outside of itself", got=f"{length} bytes from {distance} back")
-        for _ in range(length):
-            data.append(data[-distance])
+        start, stop = len(data) - distance, len(data) + length
+        while len(data) < stop:
+            data += data[start : start + stop - len(data)]
         last = _moved(last, distance)
     try:
         return data.decode()

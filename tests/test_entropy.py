@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
+from safetensors.torch import load_file
 
 from opq import contexts, entropy, tables
 from opq.ans import TOTAL, Reader, Writer, categorical, uniform
@@ -120,6 +124,25 @@ def test_dead_columns_of_a_sparse_layer_are_nearly_free() -> None:
     assert len(assert_round_trip(codes)) < 0.54 * len(assert_round_trip(alive)) + 120
 
 
+def test_neighbours_alike_cost_less_than_neighbours_in_any_order() -> None:
+    rng = np.random.default_rng(2)
+    scale = np.repeat(np.exp(rng.normal(size=20)), 60)
+    codes = np.rint(rng.laplace(size=(40, 1200)) * scale).astype(np.int16)
+    shuffled = codes[:, rng.permutation(1200)]
+    assert len(assert_round_trip(codes)) < len(assert_round_trip(shuffled)) - 100
+
+
+@pytest.mark.parametrize(("bits", "saved"), [(0.7, 0.008), (0.2, 0.004)])
+def test_real_weights_take_less_than_their_entropy(bits: float, saved: float, shared: Path) -> None:
+    """MobileNet, one step for all: what one table a tensor could not do, header included."""
+    state = load_file(shared / "weights" / "mobilenet_v1_075_imagenet.safetensors")
+    weights = [w for w in state.values() if w.ndim > 1]
+    step = bits * float(sum(w.square().sum() for w in weights) / sum(w.numel() for w in weights)) ** 0.5
+    codes = [torch.round(w / step).to(torch.int16).numpy() for w in weights]
+    coded = sum(len(encode(q)) for q in codes)
+    assert coded < (1 - saved) * sum(map(entropy_bytes, codes))
+
+
 def test_few_codes_need_no_table() -> None:
     codes = laplacian((16,), 40) + 900
     assert len(assert_round_trip(codes)) <= 24
@@ -207,6 +230,12 @@ KIND_TABLES = (1, 3)
 def test_damage_is_named(payload: bytes, fact: str) -> None:
     with pytest.raises(CorruptFileError, match=fact):
         decode(payload, (3, 3))
+
+
+def test_a_long_axis_cannot_keep_the_reader_busy() -> None:
+    payload = forged(KIND_TABLES, (127, 256), (1, 256), (2, 47), (0, 47), (1, 16), (1, 2))
+    with pytest.raises(CorruptFileError, match="long axis"):
+        decode(payload, (1 << 17, 2))
 
 
 def test_an_empty_tensor_has_no_bytes() -> None:
