@@ -5,6 +5,7 @@ source -> roles -> statistics -> [probe] -> Problem -> Plan -> codes -> file in 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from torch import nn
 from opq import methods
 from opq.datafree import DataFreeCoder, probe_source, weighed
 from opq.decide import Problem, gather
-from opq.errors import MismatchError, PatternError
+from opq.errors import MismatchError, OptionError, PatternError
 from opq.fit import Coder, Fit, PlainCoder
 from opq.folder import open_reader, parts_of
 from opq.options import PUBLISHED, Options
@@ -132,6 +133,14 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
 def _problem(source: Source, options: Options) -> tuple[Problem, Probe | None]:
     """The allocation problem and the probe it was weighed by."""
     roles = assign(source.specs, options.overrides)
+    bounded = [role.name for role in roles if (role.min_bits, role.max_bits) != (0.0, math.inf)]
+    if options.method == "opq" and bounded:
+        raise OptionError(
+            "overrides= bounds the bits of a tensor",
+            got=f"method='opq' and {bounded[0]!r}",
+            wanted="method='rd'",
+            remedy="Use method='rd', or constraints= on sparsity with sparsity= and bits=.",
+        )
     stats = gather(source, roles, options.progress)
     given = {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
     given = {**_named(options, stats), **given}

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from opq.constraints import Constraint
-from opq.curve import Point
-from opq.laplace import quantizer
+from opq.curve import Point, measure
 from opq.quantize import LARGEST_CODE
 from opq.solve import Allocation, prune, steps
 from opq.sources import Source
@@ -32,8 +31,8 @@ def two_steps(
 ) -> Allocation:
     """Thresholds for `sparsity`, then steps for `bits` bits per kept weight: an operating point for every tensor.
 
-    `constraints` bound densities, through cvxpy. One tensor is in memory at a time. Rates are those of the codes under
-    the Laplacian prior, positions included.
+    `constraints` bound densities, through cvxpy. One tensor is in memory at a time. Rates are
+    those of the codes, positions included.
     """
     a = [sensitivities[name] for name in stats]
     if constraints:
@@ -46,15 +45,17 @@ def two_steps(
     measured = [channels(source.tensor(name), b) for name, b in zip(stats, beta, strict=True)]
     ranges, kept = [m[0] for m in measured], [m[1] for m in measured]
     step, multiplier = steps(ranges, kept, a, bits)
-    points = []
-    for s, b, d, m in zip(stats.values(), beta, step, kept, strict=True):
-        d = max(float(d), s.max_abs / LARGEST_CODE) or 1.0
-        density = float(m.sum()) / max(s.size, 1)
-        rate = float(quantizer(d, b, s.mean_abs)[0]) if s.max_abs > 0 else 0.0
-        lost = s.mean_square - energy_above(s, float(b))
-        points.append(Point(d, float(b) / d, rate, lost + density * d * d / 12, density))
+    points = [_point(s, float(b), float(d)) for s, b, d in zip(stats.values(), beta, step, strict=True)]
     total = sum(s.size * p.rate for s, p in zip(stats.values(), points, strict=True))
     return Allocation(tuple(points), multiplier, 0.0, total)
+
+
+def _point(stats: TensorStats, beta: float, step: float) -> Point:
+    """The operating point of a threshold and a step, measured on the tensor's histogram, positions included."""
+    step = max(step, stats.max_abs / LARGEST_CODE) or 1.0
+    theta = np.array([beta / step])
+    rate, distortion, density = measure(stats, np.array([step]), theta, rounding=np.array([0.5]))
+    return Point(step, float(theta[0]), float(rate[0]), float(distortion[0]), float(density[0]))
 
 
 def thresholds(stats: Sequence[TensorStats], sensitivities: Sequence[float], sparsity: float) -> Floats:
@@ -84,14 +85,6 @@ def thresholds(stats: Sequence[TensorStats], sensitivities: Sequence[float], spa
 def density_above(stats: TensorStats, beta: float) -> float:
     """Fraction of weights with `|w| >= beta`, from the histogram."""
     return float(np.sum(_counts_above(stats, beta))) / max(stats.size, 1)
-
-
-def energy_above(stats: TensorStats, beta: float) -> float:
-    """Mean over all weights of `w^2` where `|w| >= beta`, else 0, from the histogram."""
-    lower, upper, _, _ = stats.magnitudes
-    low = np.clip(beta, lower, upper)
-    squares = (low * low + low * upper + upper * upper) / 3
-    return float(np.sum(_counts_above(stats, beta) * squares)) / max(stats.size, 1)
 
 
 def _counts_above(stats: TensorStats, beta: float) -> Floats:

@@ -110,6 +110,7 @@ def test_the_paper_with_sparsity_and_bits_per_kept_weight(weights) -> None:  # t
     assert result.nominal.bits_per_kept == pytest.approx(3, abs=0.05)
     assert result.nominal.ratio == pytest.approx(32 / (0.1 * 3), rel=0.03)
     assert result.ratio < result.nominal.ratio
+    assert abs(result.plan.predicted_bytes / result.bytes - 1) < 0.01
     beta = {t.threshold for t in result.plan.compressed}
     assert max(beta) == pytest.approx(min(beta)), "a_i = 1: one threshold for the network"
     kept = {n: w.abs() >= result.plan[n].threshold for n, w in weights.items()}
@@ -234,6 +235,7 @@ def test_numbers_that_nothing_can_use_are_no_error(weights) -> None:  # type: ig
         ({"bits": 3, "sensitivities": {"zzz": 1.0}}, PatternError, "sensitivities= names no compressed tensor"),
         ({"bits": 3, "sensitivities": {"a": 0.0}}, OptionError, r"sensitivities\['a'\]"),
         ({"bits": 3, "alpha": 2}, OptionError, "alpha= is out of range"),
+        ({"bits": 3, "method": "opq", "overrides": {"a": {"bits": 2}}}, OptionError, "bounds the bits of a tensor"),
         ({"bits": 3, "bitz": 2}, OptionError, "unknown option 'bitz'"),
     ],
 )
