@@ -231,7 +231,7 @@ def main() -> None:
         if with_peers and name != "minilm":
             rows.append(nncodec(name, state, -26, score))
             rows.append(equal_error(name, state, rows[-1]["mse"], score))
-        results.show(rows[-5:], COLUMNS, name)
+        results.show([row for row in rows if row["model"] == name], COLUMNS, name)
         results.save("codec", rows)
     results.show(rows, COLUMNS, f"codec ({torch.get_num_threads()} threads)")
 

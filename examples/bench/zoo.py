@@ -11,6 +11,7 @@ import importlib.util
 import io
 import itertools
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,7 @@ def minilm_folder() -> Path:
 def minilm() -> tuple[nn.Module, Callable[[Sequence[str]], dict[str, Tensor]]]:
     """The sentence transformer (22.7 M parameters, float32) and its tokenizer, texts -> padded batch."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _hide_broken_torchvision()
     from transformers import AutoModel, AutoTokenizer
 
     folder = minilm_folder()
@@ -223,6 +225,14 @@ def minilm() -> tuple[nn.Module, Callable[[Sequence[str]], dict[str, Tensor]]]:
         return dict(tokenizer(list(texts), padding=True, truncation=True, max_length=128, return_tensors="pt"))
 
     return AutoModel.from_pretrained(folder, dtype=torch.float32).eval(), tokens
+
+
+def _hide_broken_torchvision() -> None:
+    """A torchvision built for another torch does not import; transformers, which needs it for images only, must not try."""
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError):
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
 
 
 @torch.no_grad()
