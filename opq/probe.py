@@ -23,6 +23,9 @@ from opq.observe import batch_statistics, untouched
 from opq.renorm import Statistics, known, renormalise, statistics
 from opq.sources.base import InputHint
 
+SAMPLES, REAL_SAMPLES = 64, 512
+"""Synthetic inputs made, and real ones taken, where the caller does not say how many."""
+
 Progress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""
 
@@ -77,7 +80,7 @@ def probe(
     example_inputs: Any = None,
     calibration: Iterable[Any] | None = None,
     hint: InputHint | None = None,
-    samples: int = 64,
+    samples: int | None = None,
     seed: int = 0,
     micro_batch: int = 16,
     memory: int = 2**30,
@@ -89,7 +92,7 @@ def probe(
         input_size: shape of one sample without the batch dimension; by default asked of the model.
         example_inputs: anything the forward takes, to be imitated in shape and kind.
         calibration: batches of real inputs to use instead of synthetic ones.
-        samples: inputs in all; 64 are enough (DESIGN 2.4).
+        samples: inputs in all; by default 64 synthetic ones, and up to 512 of `calibration`.
         seed: the same seed gives the same probe.
         micro_batch: samples in memory at one time.
         memory: bytes of second moments held at one time.
@@ -99,10 +102,15 @@ def probe(
         ProbeError: the forward cannot be run, or gives nothing that can be differentiated.
     """
     if calibration is not None:
-        batch = gathered(model, calibration, samples)
+        batch = gathered(model, calibration, samples or REAL_SAMPLES)
     else:
         batch = synthetic(
-            model, input_size=input_size, example_inputs=example_inputs, hint=hint, samples=samples, seed=seed
+            model,
+            input_size=input_size,
+            example_inputs=example_inputs,
+            hint=hint,
+            samples=samples or SAMPLES,
+            seed=seed,
         )
     felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, progress=progress)
     return Probe(model, felt, Moments(model, batch, micro_batch=micro_batch, memory=memory), batch, micro_batch)
