@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -215,8 +216,8 @@ def _header(entries: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the new name durable, where the system can."""
-    if os.name == "posix":
+    """Makes the new name durable, where the system can; the file is whole under its name either way."""
+    with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
