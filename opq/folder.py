@@ -68,7 +68,9 @@ class FolderReader:
     def shard(self, name: str) -> Reader:
         """The shard that holds a tensor."""
         if name not in self._where:
-            raise MismatchError(f"no tensor {name!r} in {self.index.parent}", wanted=f"one of its {len(self._where)} names")
+            raise MismatchError(
+                f"no tensor {name!r} in {self.index.parent}", wanted=f"one of its {len(self._where)} names"
+            )
         return self.shards[self._where[name]]
 
     def kind(self, name: str) -> str:

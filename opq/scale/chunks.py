@@ -60,7 +60,9 @@ def _fill(path: Path, offset: int, data: np.ndarray) -> None:  # type: ignore[ty
             while filled < len(view):
                 got = file.readinto(view[filled:])
                 if not got:
-                    raise CorruptSourceError(f"{path} cannot be read", got="its end", wanted=f"{offset + len(view)} bytes")
+                    raise CorruptSourceError(
+                        f"{path} cannot be read", got="its end", wanted=f"{offset + len(view)} bytes"
+                    )
                 filled += got
     except FileNotFoundError as error:
         raise MissingShardError(f"{path} is not there any more") from error

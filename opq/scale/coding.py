@@ -80,7 +80,7 @@ class Quantizer:
 
 
 def _narrow(codes: npt.NDArray[np.int16]) -> Narrow:
-    return codes.astype(np.int8) if -128 < codes.min() and codes.max() < 128 else codes
+    return codes.astype(np.int8) if codes.min() > -128 and codes.max() < 128 else codes
 
 
 def encode(plan: TensorPlan, read: Read, clock: Clock, run: Map = map) -> Coded:  # type: ignore[assignment]
@@ -162,7 +162,7 @@ class _Chunks:
         """Counts by code (as an unsigned 16-bit number), sums of magnitudes by row and by position in a row."""
         codes = self.narrow(k)
         with self._clock("encode"):
-            rows, columns, rest = contexts.view(self.plan.shape)
+            _, columns, rest = contexts.view(self.plan.shape)
             counts = _counts(codes)
             table = np.abs(codes).reshape(-1, columns * rest)
             return counts, table.sum(1, dtype=np.int64), table.sum(0, dtype=np.int64)
@@ -186,7 +186,7 @@ def _counts(codes: Narrow) -> Ints:
 
 
 def _symbols(codes: npt.NDArray[np.int16], low: int) -> npt.NDArray[np.int16]:
-    small = -DIRECT < int(codes.min()) and int(codes.max()) < DIRECT
+    small = int(codes.min()) > -DIRECT and int(codes.max()) < DIRECT
     symbols = codes if small else SYMBOL.take(codes.astype(np.int32) + 2**15)
     return (symbols - np.int16(low)).astype(np.int16, copy=False)
 
@@ -271,11 +271,22 @@ class Decoder:
     def codes(self, k: int) -> npt.NDArray[np.int16]:
         """The codes of chunk k, flat."""
         part = self.parts[k][1]
-        out, stack, low, chosen = np.empty(part.stop - part.start, np.int16), Stack(self.streams[k]), self.low, self.contexts
+        out, stack, low, chosen = (
+            np.empty(part.stop - part.start, np.int16),
+            Stack(self.streams[k]),
+            self.low,
+            self.contexts,
+        )
         if k == 0:
             stack.take(entropy._KINDS)
-            entropy._take_model(stack, entropy._TABLES, (len(chosen.axes[0]), len(chosen.axes[1]), len(chosen.axes[2])) if chosen else (1, 1, 1))
+            entropy._take_model(
+                stack,
+                entropy._TABLES,
+                (len(chosen.axes[0]), len(chosen.axes[1]), len(chosen.axes[2])) if chosen else (1, 1, 1),
+            )
         models = [categorical(table) for table in self.tables]
-        entropy._take_chunk(stack, out, chosen, self.parts[k][0], models, low, entropy.any_behind(low, len(self.tables[0])))
+        entropy._take_chunk(
+            stack, out, chosen, self.parts[k][0], models, low, entropy.any_behind(low, len(self.tables[0]))
+        )
         stack.finish()
         return out

@@ -107,5 +107,3 @@ class Rebuild:
 
     def __call__(self, codes: np.ndarray) -> bytes:  # type: ignore[type-arg]
         return self._table.take(codes.view(np.uint16)).tobytes()
-
-

@@ -201,7 +201,9 @@ def scales_of(source: Source) -> dict[str, str]:
     for spec in source.specs:
         if spec.dtype.is_floating_point and spec.dtype.itemsize == 1 and spec.like is None:
             stem = spec.name.removesuffix(".weight")
-            scale = next((n for n in (*(spec.name + s for s in SCALES), *(stem + s for s in SCALES)) if n in names), None)
+            scale = next(
+                (n for n in (*(spec.name + s for s in SCALES), *(stem + s for s in SCALES)) if n in names), None
+            )
             if scale is not None:
                 found[spec.name] = scale
     return found

@@ -1,4 +1,4 @@
-"""Threads for work on arrays: numpy, torch and the entropy coder let go of the interpreter's lock while they compute."""
+"""Threads for work on arrays: numpy, torch and the entropy coder release the interpreter's lock as they compute."""
 
 from __future__ import annotations
 

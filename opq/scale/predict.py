@@ -158,7 +158,10 @@ def fixed_bytes(source: Source, plan: Plan, shards: Sequence[Sequence[str]], tak
         places |= {t.name: Place("grid", max(1, round(predicted(t, taken)))) for t in part.compressed}
         own = container.own_entries(part, places)
         described = [places.get(t.name, Place("share", 0)) for t in part]
-        marked = [dataclasses.replace(p, checksum=0x5A5A5A5A) if t.name in own else p for t, p in zip(part, described, strict=True)]
+        marked = [
+            dataclasses.replace(p, checksum=0x5A5A5A5A) if t.name in own else p
+            for t, p in zip(part, described, strict=True)
+        ]
         header, common = container.frame(part, marked, own, b"")
         total += len(header) + len(common) + kept
     return total

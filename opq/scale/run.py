@@ -51,7 +51,16 @@ SAMPLINGS, NEAR = 4, 0.005
 fraction of the rate that depends on the rate."""
 _LOWER = 0.0005
 """How much lower every round beyond the second aims."""
-_UNUSED = ("sparsity", "calibration", "example_inputs", "input_size", "data", "evaluate", "checkpoint", "method_options")
+_UNUSED = (
+    "sparsity",
+    "calibration",
+    "example_inputs",
+    "input_size",
+    "data",
+    "evaluate",
+    "checkpoint",
+    "method_options",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -144,8 +153,8 @@ def _checked(options: dict[str, Any], shard_size: int) -> Options:
     given = [name for name in _UNUSED if getattr(checked, name) is not None]
     if given:
         raise OptionError(f"{given[0]}= does not go with a folder as output", remedy="Write one file, or leave it out.")
-    if not (isinstance(shard_size, int) and shard_size >= 1 << 16):
-        raise OptionError("shard_size= is out of range", got=shard_size, wanted="at least 65536 bytes")
+    if not (isinstance(shard_size, int) and shard_size >= 1 << 12):
+        raise OptionError("shard_size= is out of range", got=shard_size, wanted="at least 4096 bytes")
     return checked
 
 

@@ -211,5 +211,3 @@ def finished(path: Path, part: Plan) -> int | None:
             if reader.plan == part:
                 return path.stat().st_size
     return None
-
-

@@ -89,5 +89,3 @@ class Team:
         heard = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
         distributed.all_gather(heard, padded, group=self._group)
         return [bytes(h.numpy().tobytes()[: int(n)]) for h, n in zip(heard, lengths, strict=True)]
-
-

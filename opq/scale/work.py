@@ -148,7 +148,7 @@ _HERE = os.urandom(16).hex()
 
 
 def _identity(source: Source, name: str) -> tuple[object, ...]:
-    """Of the file that holds a tensor: name, size and time of its last change; values in memory are never known again."""
+    """Name, size and time of change of the file that holds a tensor; values in memory are never known again."""
     if name not in source.files:
         return (_HERE, id(source))
     path = source.files[name]
@@ -165,7 +165,7 @@ def check_space(folder: Path, wanted: float) -> None:
 
 
 def side_files(folder: Path) -> list[Path]:
-    """The small files that belong to the model: all of the folder itself but weights, indexes of weights and dot files."""
+    """The small files that belong to the model: all in the folder itself but weights, their indexes and dot files."""
     return sorted(
         path
         for path in folder.iterdir()
