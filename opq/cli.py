@@ -191,6 +191,94 @@ def decompress(
 
 
 @app.command()
+def report(
+    file: File,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The HTML page to write.")] = None,
+    source: Annotated[str | None, typer.Option(help="What was compressed, for its own histograms and curves.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a self-contained HTML report of FILE: bytes, steps, histograms, curves, and a live budget."""
+    from opq.page import save_page
+
+    path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + ".html")
+    _check_writable(path)
+    size = save_page(file, path, source=source)
+    if as_json:
+        _json({"file": str(path), "bytes": size})
+    else:
+        out.print(f"{path}: {size:,} bytes; open it in a browser")
+
+
+@app.command()
+def export(
+    file: File,
+    to: Annotated[str, typer.Option(help="onnx, hf, hub, compressed-tensors or safetensors.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file or folder to write.")],
+    model: Annotated[str | None, typer.Option(help="What was compressed: hf:, timm:, torchvision:, demo:, or a folder.")] = None,
+    strict: Annotated[bool, typer.Option("--strict/--no-strict", help="compressed-tensors: refuse what does not map.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Write the network of FILE for other tools."""
+    from opq import export as targets
+
+    if to not in ("onnx", "hf", "hub", "compressed-tensors", "safetensors"):
+        raise OptionError("unknown --to", got=repr(to), wanted="onnx, hf, hub, compressed-tensors or safetensors")
+    if to == "safetensors":
+        figures: dict[str, Any] = {"bytes": targets.save_dense(file, output)}
+    elif model is None:
+        raise OptionError(f"--to {to} needs --model", wanted="what was compressed, such as hf:ORG/NAME")
+    elif to == "onnx":
+        opened = opq.open_source(model)
+        exported = targets.save_onnx(file, output, opened.build(), hint=opened.input_hint)
+        figures = {"bytes": exported.bytes, "integers": exported.integers, "dense": list(exported.dense)}
+    elif to == "hub":
+        targets.save_compressed_folder(file, output, model)
+        figures = {"bytes": sum(p.stat().st_size for p in output.iterdir())}
+    elif to == "hf":
+        figures = {"bytes": targets.save_folder(file, output, model)}
+    else:
+        figures = {"bytes": targets.save_compressed_tensors(file, output, model, strict=strict)}
+    if as_json:
+        _json({"file": str(output), "to": to, **figures})
+        return
+    out.print(f"{output}: {figures['bytes']:,} bytes, {to}")
+    if figures.get("dense"):
+        out.print(f"as floats: {', '.join(figures['dense'])}")
+
+
+@app.command()
+def evaluate(
+    file: File,
+    model: Annotated[str, typer.Option(help="What was compressed: hf:, timm:, torchvision: or demo:.")],
+    data: Annotated[str, typer.Option(help="A folder with one folder of images a class, an .npz file, or demo:digits.")],
+    classes: Annotated[Path | None, typer.Option(help="The model's class names in order, one a line.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Images, spread over the set.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Accuracy of the network in FILE beside that of the network it was made from."""
+    from opq import evaluation
+
+    opened = opq.open_source(model)
+    network = opened.build()
+    names = None if classes is None else evaluation.read_classes(classes)
+    images = (evaluation.demo_images() if data == "demo:digits" else evaluation.open_images(data)).first(limit)
+    scores = {}
+    for which in ("dense", "compressed"):
+        if which == "compressed":
+            opq.load(file, network)
+        with _bar(as_json) as progress:
+            scores[which] = evaluation.evaluate(
+                network, images, hint=opened.input_hint, classes=names, batch=batch, progress=progress
+            )
+    if as_json:
+        _json({which: dataclasses.asdict(score) for which, score in scores.items()})
+        return
+    for which, score in scores.items():
+        out.print(f"{which:<10}  top-1 {score.top1:7.2%}  top-5 {score.top5:7.2%}  {score.images} images, {score.seconds:.1f} s")
+
+
+@app.command()
 def demo(
     bits: Annotated[float, typer.Option(help="Budget: 8 x file bytes / weights.")] = 3.0,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Keep the file here.")] = None,

@@ -180,7 +180,7 @@ def _put(graph: Any, value: Any, grid: _Grid, found: tuple[Ints, Floats]) -> str
     codes, scale = found
     users, name = list(value.uses()), str(value.name)
     by_rows = scale.ndim == 0 and all(u.node.op_type == "Gather" and u.idx == 0 for u in users)
-    integers, kind = _narrowest(codes if by_rows or scale.ndim else codes.reshape(-1))
+    integers, kind = _narrowest(codes if by_rows or scale.ndim else codes.reshape(-1), nibbles=not by_rows)
     tensor = ir.Tensor(integers, dtype=ir.DataType[kind.upper()], shape=ir.Shape(integers.shape), name=f"{name}.codes")
     held = [_initializer(graph, tensor), _initializer(graph, ir.tensor(scale, name=f"{name}.scale"))]
     if by_rows:
@@ -238,10 +238,10 @@ def _initializer(graph: Any, tensor: Any) -> Any:
     return value
 
 
-def _narrowest(codes: Ints) -> tuple[npt.NDArray[Any], str]:
-    """The codes in the narrowest type of ONNX that holds them."""
+def _narrowest(codes: Ints, *, nibbles: bool) -> tuple[npt.NDArray[Any], str]:
+    """The codes in the narrowest type of ONNX that holds them; int4 only where asked for, since Gather takes none."""
     low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
-    if -8 <= low and high <= 7:
+    if nibbles and -8 <= low and high <= 7:
         import ml_dtypes
 
         return codes.astype(ml_dtypes.int4), "int4"

@@ -134,6 +134,14 @@ def _skeleton(folder: Path) -> nn.Module | str:
     return model
 
 
+def empty_model(folder: Path) -> nn.Module:
+    """The model that the folder's config describes, with random weights; raises `SourceError` where there is none."""
+    kind, config = _class_of(folder)
+    with torch.random.fork_rng([]):
+        model: nn.Module = kind.from_config(config) if kind.__name__ == "AutoModel" else kind(config)
+    return model
+
+
 def build_transformers(folder: Path) -> nn.Module:
     """The model in the folder, of the class that its config names, in float32 and inference mode."""
     return _load(folder, torch.float32)[0]

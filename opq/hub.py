@@ -1,0 +1,62 @@
+"""Hugging Face repositories that hold an opq file: load one in two lines, or fill a folder to upload.
+
+    import opq.hub
+    model = opq.hub.from_pretrained("ORG/NAME")
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from opq.compress import load
+from opq.errors import SourceError
+from opq.export.folder import save_compressed_folder
+from opq.sources.base import brief
+from opq.sources.hub import empty_model, need
+
+__all__ = ["from_pretrained", "save_pretrained"]
+
+_NEEDED = ("*.opq.safetensors", "*.json", "*.txt", "*.model")
+
+
+def from_pretrained(name: str | os.PathLike[str], *, revision: str | None = None) -> nn.Module:
+    """The dense model of a repository (or folder) that holds one `.opq.safetensors` file and a config.json.
+
+    Raises:
+        SourceError: no such repository or folder, no opq file in it or several, or a config that transformers does not know.
+        FileFormatError: the file is not whole.
+        MissingExtraError: transformers or huggingface_hub is not installed.
+    """
+    need("transformers", "hf")
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _fetched(os.fspath(name), revision)
+    found = sorted(folder.glob("*.opq.safetensors"))
+    if len(found) != 1:
+        got = ", ".join(p.name for p in found) or "none"
+        raise SourceError(f"{name} does not hold one opq file", got=got, wanted="one NAME.opq.safetensors")
+    return load(found[0], empty_model(folder)).eval()
+
+
+def save_pretrained(file: str | os.PathLike[str], folder: str | os.PathLike[str], like: str | os.PathLike[str]) -> Path:
+    """Fills a folder to upload: the opq file, configuration and tokenizer of `like`, and a model card. Returns its path.
+
+    Raises:
+        ExportError: `like` is no Hugging Face folder or `hf:` name.
+        WriteError: the folder cannot be filled.
+    """
+    return save_compressed_folder(file, folder, like)
+
+
+def _fetched(name: str, revision: str | None) -> Path:
+    """The repository's files, in the local cache."""
+    hub: Any = need("huggingface_hub", "hf")
+    try:
+        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(_NEEDED)))
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        remedy = "Check the name and the network, log in for gated models, or pass a local folder."
+        raise SourceError(f"{name} cannot be had", got=brief(error), remedy=remedy) from error

@@ -1,0 +1,149 @@
+"""Accuracy on image folders and sets: right where the labels are, one clear error where they are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from PIL import Image
+
+import opq
+from opq import demo, evaluation
+from opq.cli import app
+from opq.errors import ClassNamesError, DataError
+from opq.sources.base import InputHint
+
+HINT = demo.Digits.input_hint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty digits in folders 0 to 9."""
+    root, images = tmp_path_factory.mktemp("digits"), evaluation.demo_images()
+    for i in range(60):
+        place = root / str(images.labels[i])
+        place.mkdir(exist_ok=True)
+        images.read(i).save(place / f"{i}.png")
+    return root
+
+
+def test_demo_agrees_with_its_own_accuracy() -> None:
+    model = demo.load()
+    score = evaluation.evaluate(model, evaluation.demo_images(), hint=HINT)
+    assert score.images == 449
+    assert score.top1 == pytest.approx(demo.accuracy(model), abs=0.01)  # pixels were rounded to 8 bits
+    assert score.top5 == 1.0
+
+
+def test_folder(folder: Path) -> None:
+    score = evaluation.evaluate(demo.load(), evaluation.open_images(folder), hint=HINT, batch=7)
+    assert (score.images, score.top1) == (60, 1.0)
+
+
+def test_labels_follow_their_images_when_cut(folder: Path) -> None:
+    cut = evaluation.open_images(folder).first(12)
+    assert evaluation.evaluate(demo.load(), cut, hint=HINT).images == 12
+    assert evaluation.evaluate(demo.load(), cut, hint=HINT).top1 == 1.0
+
+
+def named(folder: Path, root: Path, names: list[str]) -> Path:
+    for k, name in enumerate(names):
+        (root / name).symlink_to(folder / str(k))
+    return root
+
+
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def test_class_names_in_order(folder: Path, tmp_path: Path) -> None:
+    images = evaluation.open_images(named(folder, tmp_path, WORDS))
+    assert evaluation.evaluate(demo.load(), images, hint=HINT, classes=WORDS).top1 == 1.0
+    assert evaluation.evaluate(demo.load(), images, hint=HINT).top1 < 0.5  # the order of the alphabet is another
+
+
+def test_class_names_of_the_model(folder: Path, tmp_path: Path) -> None:
+    model = demo.load()
+    model.config = SimpleNamespace(label2id={name: k for k, name in enumerate(WORDS)})
+    images = evaluation.open_images(named(folder, tmp_path, WORDS))
+    assert evaluation.evaluate(model, images, hint=HINT).top1 == 1.0
+
+
+def test_wrong_class_names(folder: Path, tmp_path: Path) -> None:
+    images = evaluation.open_images(named(folder, tmp_path, ["zero", "uno"]))
+    with pytest.raises(ClassNamesError, match="no class of the model: got uno, wanted classes such as zero, one, two"):
+        evaluation.evaluate(demo.load(), images, hint=HINT, classes=WORDS)
+    with pytest.raises(ClassNamesError, match="cannot be matched .* got 2 folders such as 'uno', wanted 10 classes"):
+        evaluation.evaluate(demo.load(), images, hint=HINT)
+
+
+def test_numbers_beyond_the_outputs(folder: Path, tmp_path: Path) -> None:
+    images = evaluation.open_images(named(folder, tmp_path, ["0", "11"]))
+    with pytest.raises(ClassNamesError, match="labels beyond the model's outputs: got labels 0 to 11, wanted 0 to 9"):
+        evaluation.evaluate(demo.load(), images, hint=HINT)
+
+
+def test_sets_in_one_file(tmp_path: Path) -> None:
+    images = evaluation.demo_images()
+    pixels = np.stack([np.asarray(images.read(i)) for i in range(40)])
+    np.savez(tmp_path / "x.npz", x=pixels, y=images.labels[:40])
+    score = evaluation.evaluate(demo.load(), evaluation.open_images(tmp_path / "x.npz"), hint=HINT)
+    assert (score.images, score.top1) == (40, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros((2, 8, 8), np.uint8)}, "holds no labelled images: got x"),
+        ({"x": np.zeros((2, 8, 8), np.float32), "y": np.zeros(2, int)}, "images: got float32"),
+        ({"x": np.zeros((2, 8, 8), np.uint8), "y": np.zeros(3, int)}, "wanted uint8, 3 of them"),
+    ],
+)
+def test_sets_that_are_none(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        evaluation.open_images(tmp_path / "x.npz")
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="got no such file or folder"):
+        evaluation.open_images(tmp_path / "no")
+    with pytest.raises(DataError, match="wanted one folder of images a class"):
+        evaluation.open_images(tmp_path)
+
+
+def test_a_damaged_image(tmp_path: Path) -> None:
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"a\.png cannot be read"):
+        evaluation.evaluate(demo.load(), evaluation.open_images(tmp_path), hint=HINT)
+
+
+def test_photographs_are_cut_out_of_their_middle() -> None:
+    picture = np.zeros((256, 400, 3), np.uint8)
+    picture[16:240, 88:312] = 255
+    hint = InputHint(modality="image", image_size=(3, 224, 224), mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert torch.equal(evaluation.prepared(Image.fromarray(picture), hint), torch.ones(3, 224, 224))
+
+
+def test_real_photographs(shared: Path) -> None:
+    images = evaluation.open_images(shared / "data" / "imagenet_like_1000.npz").first(24)
+    model = zoo.mobilenet(shared)
+    score = evaluation.evaluate(model, images, hint=model.input_hint)
+    assert score.top1 > 0.5
+    assert score.top5 >= score.top1
+
+
+def test_command(folder: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    file = tmp_path / "d.opq.safetensors"
+    opq.compress("demo:digits", bits=3, probe=False).save(file)
+    ran = CliRunner().invoke(app, ["evaluate", str(file), "--model", "demo:digits", "--data", str(folder), "--json"])
+    scores = json.loads(ran.stdout)
+    assert scores["dense"]["top1"] == 1.0
+    assert scores["compressed"]["images"] == 60
