@@ -41,8 +41,8 @@ result = compress_folder(sys.argv[1], sys.argv[2], bits=3)
 seconds = time.perf_counter() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"seconds": seconds, "peak_MB": peak / 1024, "bits": result.bits, "rounds": result.rounds,
-                  "weights": result.elements, "bytes": result.bytes, "source_bytes": result.source_bytes, "shards": len(result.shards),
-                  "predicted": result.plan.predicted_bytes, **result.seconds}))
+                  "weights": result.elements, "bytes": result.bytes, "source_bytes": result.source_bytes,
+                  "shards": len(result.shards), "predicted": result.plan.predicted_bytes, **result.seconds}))
 """
 DECODE = """
 import json, resource, sys, time
@@ -57,7 +57,8 @@ with FolderReader(sys.argv[1]) as reader, pool(int(sys.argv[2]) or None) as thre
                 weights += len(data) // 2
 seconds = time.perf_counter() - start
 print(json.dumps({"threads": threads.size, "weights": weights, "seconds": seconds,
-                  "M_weights_s": weights / seconds / 1e6, "peak_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+                  "M_weights_s": weights / seconds / 1e6,
+                  "peak_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 """
 
 

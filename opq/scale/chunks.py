@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from opq.errors import CorruptSourceError, MissingShardError
@@ -52,8 +53,8 @@ class Tensors:
         return torch.from_numpy(data).view(spec.dtype) if data.size else torch.empty(0, dtype=spec.dtype)
 
 
-def _fill(path: Path, offset: int, data: np.ndarray) -> None:  # type: ignore[type-arg]
-    view, filled = memoryview(data), 0
+def _fill(path: Path, offset: int, data: npt.NDArray[np.uint8]) -> None:
+    view, filled = data.data, 0
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(offset)

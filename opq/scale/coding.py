@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from opq.errors import WriteError
 from opq.plan import TensorPlan
 from opq.quantize import LARGEST_CODE, quantize
 from opq.scale.clock import Clock
-from opq.symbols import DIRECT, SYMBOL, bits_behind
+from opq.symbols import DIRECT, SYMBOL, any_behind, bits_behind
 
 CACHED = 1 << 27
 """Weights whose codes are kept in memory between the sweeps."""
@@ -36,10 +36,13 @@ Read = Callable[[int, int], torch.Tensor]
 """Elements from `start` to `stop` of a tensor, flat."""
 
 
+T = TypeVar("T")
+
+
 class Map(Protocol):
     """`map`, or one that works in threads: results in the order of the items."""
 
-    def __call__(self, work: Callable[[int], object], items: Iterable[int]) -> Iterator[object]: ...
+    def __call__(self, work: Callable[[int], T], items: Iterable[int], /) -> Iterator[T]: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ def _narrow(codes: npt.NDArray[np.int16]) -> Narrow:
     return codes.astype(np.int8) if codes.min() > -128 and codes.max() < 128 else codes
 
 
-def encode(plan: TensorPlan, read: Read, clock: Clock, run: Map = map) -> Coded:  # type: ignore[assignment]
+def encode(plan: TensorPlan, read: Read, clock: Clock, run: Map = map) -> Coded:
     """The payload of one compressed tensor, verified by decoding.
 
     Args:
@@ -100,20 +103,22 @@ def encode(plan: TensorPlan, read: Read, clock: Clock, run: Map = map) -> Coded:
     source = _Chunks(plan, read, clock, parts)
     draft = _draft(source, run)
     if draft.kind == entropy._CONSTANT:
-        return Coded.of([bytes(4 * (len(parts) - 1)) + draft.header().finish()])
+        return Coded.of([entropy._joined([draft.header.finish()] + [b""] * (len(parts) - 1))])
     models = [categorical(table) for table in draft.tables()]
 
     def stream(k: int) -> bytes:
         codes = source.codes(k)
         with clock("encode"):
-            writer = draft.header() if k == 0 else Writer()
+            writer = Writer()
+            if k == 0:
+                writer.extend(draft.header)
             entropy._put_chunk(writer, codes, draft, parts[k][0], models)
             data = writer.finish()
         with clock("verify"):
             _verify(plan, data, codes, draft, parts[k][0], models, first=k == 0)
         return data
 
-    streams = [bytes(s) for s in run(stream, range(len(parts)))]  # type: ignore[call-overload]
+    streams = list(run(stream, range(len(parts))))
     return Coded.of([b"".join(len(s).to_bytes(4, "little") for s in streams[:-1]), *streams])
 
 
@@ -180,7 +185,9 @@ def _counts(codes: Narrow) -> Ints:
     """How often each code occurs, by the code as an unsigned 16-bit number."""
     if codes.dtype == np.int16:
         return np.bincount(codes.view(np.uint16), minlength=1 << 16)
-    counts, few = np.zeros(1 << 16, np.int64), np.bincount(codes.view(np.uint8), minlength=256)
+    counts, few = np.zeros(1 << 16, np.int64), np.zeros(256, np.int64)
+    for part in entropy._pieces(codes.size):
+        few += np.bincount(codes[part].view(np.uint8), minlength=256)
     counts[:128], counts[-128:] = few[:128], few[128:]
     return counts
 
@@ -195,7 +202,7 @@ def _draft(source: _Chunks, run: Map) -> Draft:
     """As `entropy.draft`, from counts and sums."""
     shape = contexts.view(source.plan.shape)
     counts, by_row, by_place = np.zeros(1 << 16, np.int64), [], np.zeros(shape[1] * shape[2], np.int64)
-    for some, rows, places in run(source.survey, range(len(source.parts))):  # type: ignore[misc]
+    for some, rows, places in run(source.survey, range(len(source.parts))):
         counts += some
         by_row.append(rows)
         by_place += places
@@ -218,7 +225,7 @@ def _draft(source: _Chunks, run: Map) -> Draft:
 
         total = np.zeros((chosen.number, len(plain)), np.int64)
         for some in run(by_class, range(len(source.parts))):
-            total += some  # type: ignore[arg-type]
+            total += some
         drafts.append(entropy._with_tables(standing, low, chosen, total, behind))
     return min(drafts, key=lambda d: d.size)
 
@@ -240,7 +247,7 @@ def _verify(
         stack.take(entropy._KINDS)
         low, chosen, tables = entropy._take_model(stack, draft.kind, contexts.view(plan.shape))
         models = [categorical(table) for table in tables]
-    entropy._take_chunk(stack, out, chosen, rows, models, low, entropy.any_behind(low, len(tables[0])))
+    entropy._take_chunk(stack, out, chosen, rows, models, low, any_behind(low, len(tables[0])))
     stack.finish()
     if not np.array_equal(out, codes):
         raise _differs(plan)
@@ -285,8 +292,6 @@ class Decoder:
                 (len(chosen.axes[0]), len(chosen.axes[1]), len(chosen.axes[2])) if chosen else (1, 1, 1),
             )
         models = [categorical(table) for table in self.tables]
-        entropy._take_chunk(
-            stack, out, chosen, self.parts[k][0], models, low, entropy.any_behind(low, len(self.tables[0]))
-        )
+        entropy._take_chunk(stack, out, chosen, self.parts[k][0], models, low, any_behind(low, len(self.tables[0])))
         stack.finish()
         return out

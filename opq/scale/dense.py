@@ -20,6 +20,7 @@ from opq.reader import Reader
 from opq.scale.coding import Decoder
 from opq.scale.pool import Pool, pool
 from opq.scale.work import check_space, copy_side_files, shard_name
+from opq.stored import Codes
 
 DENSE_INDEX = "model.safetensors.index.json"
 
@@ -105,5 +106,5 @@ class Rebuild:
         values = dequantize(every, plan, dtype)
         self._table = np.roll(values.view(torch.uint8).numpy().view(self._width), -LARGEST_CODE - 1)
 
-    def __call__(self, codes: np.ndarray) -> bytes:  # type: ignore[type-arg]
+    def __call__(self, codes: Codes) -> bytes:
         return self._table.take(codes.view(np.uint16)).tobytes()

@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from opq import container, contexts, entropy, stored
 from opq.decide import Problem
@@ -24,6 +25,7 @@ from opq.scale.coding import Quantizer
 from opq.scale.pool import Pool
 from opq.scale.shards import kept_items, part_of
 from opq.sources import Source
+from opq.symbols import SYMBOL, bits_behind
 
 WHOLE = 1 << 21
 """Tensors up to this size are sampled whole, in checkpoints up to `SMALL`."""
@@ -84,7 +86,7 @@ def take(plan: TensorPlan, tensors: Tensors, clock: Clock, *, whole: bool) -> Sa
         if whole:
             codes = quantizer(tensors.read(plan.name, 0, plan.size)).astype(np.int16)
             draft = entropy.draft(codes.reshape(plan.shape))
-            header = len(draft.header().finish())
+            header = len(draft.header.finish())
             exact = plan.rate * plan.size
             if exact < 64:
                 return Sample(1.0, draft.size - exact / 8)
@@ -103,24 +105,24 @@ def _estimated(codes: entropy.Codes, rows: int) -> Sample:
         return Sample(1.0, 8.0)
     counts = np.unique(codes, return_counts=True)[1]
     ideal = float(counts @ np.log2(codes.size / counts))
-    symbols = entropy.SYMBOL.take(codes.astype(np.int32) + 2**15)
+    symbols = SYMBOL.take(codes.astype(np.int32) + 2**15)
     low, high = int(symbols.min()), int(symbols.max())
-    symbols = symbols - np.int16(low)
+    symbols = (symbols - np.int16(low)).astype(np.int16, copy=False)
     plain = np.bincount(symbols.reshape(-1), minlength=high - low + 1)
-    behind = int(plain @ entropy.bits_behind(low, high))
+    behind = int(plain @ bits_behind(low, high))
     drafts = [entropy._with_tables(codes, low, None, plain[None], behind)]
     chosen = contexts.of_sums(contexts._sums(np.abs(codes)), plain)
     if chosen is not None:
         by_class = entropy._counts(symbols.reshape(-1), chosen, len(plain))
         drafts.append(entropy._with_tables(codes, low, chosen, by_class, behind))
     best = min(drafts, key=lambda d: d.bits)
-    header = len(best.header().finish())
+    header = len(best.header.finish())
     if best.contexts is not None:
         header += round((rows - codes.shape[0]) * _side_bits(best.contexts.axes[0]) / 8)
     return Sample(best.bits / ideal, header)
 
 
-def _side_bits(classes: contexts.npt.NDArray[np.uint8]) -> float:
+def _side_bits(classes: npt.NDArray[np.uint8]) -> float:
     """Bits a row of naming its class."""
     counts = np.unique(classes, return_counts=True)[1]
     return float(counts @ np.log2(classes.size / counts)) / classes.size

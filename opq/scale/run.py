@@ -41,7 +41,7 @@ from opq.scale.work import Work
 from opq.sources import Source, TensorSpec, open_source
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from opq.report import Report
 
 SHARD_SIZE = 500_000_000
 """Bytes of an output shard unless the caller says otherwise."""
@@ -91,13 +91,13 @@ class Streamed:
         """Bytes of the source's tensors over bytes of the folder."""
         return self.source_bytes / self.bytes
 
-    def report(self) -> Table:
-        """A rich table with one row a tensor."""
+    def report(self) -> Report:
+        """One row a tensor, drawn by rich."""
         from opq.folder import FolderReader
-        from opq.report import table
+        from opq.report import Report
 
         with FolderReader(self.folder) as reader:
-            return table(self.plan, reader.sizes, title=repr(self))
+            return Report(plan=self.plan, sizes=reader.sizes, title=repr(self))
 
     def __repr__(self) -> str:
         return (
@@ -177,7 +177,8 @@ def _taken(folder: Path, digest: str, team: Team) -> Iterator[Work]:
 class _Target:
     """What the files may weigh, and where they go."""
 
-    bytes: float
+    size: float
+    """Bytes."""
     shards: list[list[str]]
     index: bytes
     """The text of the index."""
@@ -292,13 +293,13 @@ class _Run:
         shards = partition(self.source.specs, set(measures), rate, self.shard_size)
         where = {name: folders.shard_name(k, len(shards)) for k, names in enumerate(shards) for name in names}
         text = index_bytes({spec.name: where[spec.name] for spec in self.source.specs})
-        return _Target(bytes=wanted, shards=shards, index=text)
+        return _Target(size=wanted, shards=shards, index=text)
 
     def begin(self, target: _Target) -> bytes:
         """Checks the room on the disk before the long part."""
         there = sum(p.stat().st_size for p in self.work.folder.glob("model-*.opq.safetensors"))
-        largest = max(target.bytes / len(target.shards), self.shard_size / 4)
-        folders.check_space(self.work.folder, target.bytes - there + min(largest * self.team.size, target.bytes))
+        largest = max(target.size / len(target.shards), self.shard_size / 4)
+        folders.check_space(self.work.folder, target.size - there + min(largest * self.team.size, target.size))
         return b""
 
     def rounds(self, problem: Problem, target: _Target) -> tuple[Plan, int, int]:
@@ -339,17 +340,17 @@ class _Run:
             nothing = {t.name: predict.Sample(1.0, 24.0) for t in sketch.compressed}
             fixed = len(target.index) + predict.fixed_bytes(self.source, sketch, target.shards, nothing)
             fixed += 24 * len(nothing)
-            bits = max(8 * (AIM * target.bytes - fixed), least, 1.0)
+            bits = max(8 * (AIM * target.size - fixed), least, 1.0)
         for _ in range(SAMPLINGS):
             before = bits
             guess = problem.plan(bits)
             taken = self.samples(guess)
             with self.clock("solve"):
                 fixed = len(target.index) + predict.fixed_bytes(self.source, guess, target.shards, taken)
-                bits, predicted = predict.Predictor(taken, fixed).solve(problem, AIM * target.bytes, bits)
+                bits, predicted = predict.Predictor(taken, fixed).solve(problem, AIM * target.size, bits)
             if abs(bits - before) < NEAR * before:
                 break
-        if bits <= least and predicted > 1.01 * target.bytes:
+        if bits <= least and predicted > 1.01 * target.size:
             raise self.infeasible(target, predicted)
         return {"bits": bits, "predicted": predicted}
 
@@ -369,24 +370,24 @@ class _Run:
 
     def settled(self, last: dict[str, Any], target: _Target, least: float, problem: Problem) -> bool:
         """Whether a round's size is in the window, or nothing is to be gained."""
-        if last["bytes"] > target.bytes:
+        if last["bytes"] > target.size:
             if last["bits"] <= least:
                 raise self.infeasible(target, last["bytes"])
             return False
-        return last["bytes"] >= WINDOW * target.bytes or problem.allocate(last["bits"]).multiplier == 0
+        return last["bytes"] >= WINDOW * target.size or problem.allocate(last["bits"]).multiplier == 0
 
     def corrected(self, history: list[dict[str, Any]], target: _Target, least: float) -> dict[str, Any]:
         """The next round's bits, from the last one's size."""
         if len(history) >= ROUNDS:
-            raise CertificateError("the budget is not met", got=[h["bytes"] for h in history], wanted=target.bytes)
-        last, aim = history[-1], (AIM - _LOWER * max(len(history) - 1, 0)) * target.bytes
+            raise CertificateError("the budget is not met", got=[h["bytes"] for h in history], wanted=target.size)
+        last, aim = history[-1], (AIM - _LOWER * max(len(history) - 1, 0)) * target.size
         return {"bits": max(last["bits"] + 8 * (aim - last["bytes"]), least, 1.0), "predicted": aim}
 
     def infeasible(self, target: _Target, smallest: float) -> InfeasibleError:
         needed = 8 * smallest * 1.005 / self.source.elements
         return InfeasibleError(
             f"no folder of {self.source.label} is that small",
-            got=f"a budget of {target.bytes:.0f} bytes",
+            got=f"a budget of {target.size:.0f} bytes",
             wanted=f"about {smallest * 1.005:.0f} bytes, that is bits={needed:.4f}, or more",
         )
 
