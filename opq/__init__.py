@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from opq import constraints
-from opq.compress import compress, load, load_state_dict, solve
+from opq.compress import compress, solve
 from opq.container import Reader
 from opq.errors import OpqError, OpqWarning
 from opq.finetune import finetune
+from opq.loading import load, load_state_dict
 from opq.module import attach, detach
 from opq.plan import Budget, Plan, TensorPlan
 from opq.probe import probe

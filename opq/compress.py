@@ -1,4 +1,4 @@
-"""The calls that people make: `compress`, `solve`, `load`, `load_state_dict`.
+"""The calls that make a file: `compress`, and `solve`, which decides only.
 
 source -> roles -> statistics -> [probe] -> Problem -> Plan -> codes -> file in memory -> Result
 """
@@ -7,29 +7,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import nn
 
 from opq import methods
 from opq.datafree import DataFreeCoder, probe_source, weighed
 from opq.decide import Problem, gather
-from opq.errors import MismatchError, OptionError, PatternError
+from opq.errors import OptionError, PatternError
 from opq.fit import Coder, Fit, PlainCoder
-from opq.folder import open_reader, parts_of
 from opq.options import PUBLISHED, Options
 from opq.plan import Plan
 from opq.probe import Probe
 from opq.result import Result
 from opq.roles import assign
-from opq.sources import Source, TensorSpec, open_source
+from opq.sources import Source, open_source
 
 SourceLike = nn.Module | Mapping[str, Any] | str | os.PathLike[str] | Source
 """A module, a state dict, a path, a name such as `hf:ORG/NAME`, or an opened `Source`."""
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def compress(source: SourceLike, **options: Any) -> Result:
@@ -83,51 +79,6 @@ def solve(source: SourceLike, **options: Any) -> Plan:
         return methods.run(opened, checked).plan
     problem, _ = _problem(opened, checked)
     return Fit(opened, problem, PlainCoder(opened), checked.progress).decide()
-
-
-def load(path: str | os.PathLike[str], model: Model, *, strict: bool = True) -> Model:
-    """Fills `model` with the tensors of a file, or of a folder of shards, and returns it: dense again, ready to run.
-
-    Args:
-        strict: names must be the same on both sides; a name that the model ties to another may be absent in the file.
-
-    Raises:
-        MismatchError: names or shapes differ; the model is left untouched.
-        FileFormatError: the file is not whole.
-    """
-    with open_reader(path) as reader:
-        shapes = {t.name: t.shape for t in reader.plan}
-        wrong = _differences(shapes, open_source(model).specs, strict)
-        if wrong:
-            raise MismatchError(f"{os.fspath(path)} does not fit {type(model).__name__}", got="; ".join(wrong))
-        for part in parts_of(reader):
-            model.load_state_dict(part.state_dict(), strict=False)
-    return model
-
-
-def _differences(shapes: Mapping[str, tuple[int, ...]], own: Sequence[TensorSpec], strict: bool) -> list[str]:
-    """What keeps the tensors of a file from being those of a model, one clause each."""
-    ties: dict[str, list[str]] = {}
-    for spec in own:
-        ties.setdefault(spec.like or spec.name, []).append(spec.name)
-    given = {name for group in ties.values() if any(n in shapes for n in group) for name in group}
-    wrong = [f"{spec.name} missing in the file" for spec in own if strict and spec.name not in given]
-    wrong += [f"{name} not in the model" for name in shapes if strict and name not in {s.name for s in own}]
-    return wrong + [
-        f"{s.name} {shapes[s.name]} in the file, {s.shape} in the model"
-        for s in own
-        if s.name in shapes and s.shape != shapes[s.name]
-    ]
-
-
-def load_state_dict(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """The dense state dict of a file or of a folder of shards; tied names share one tensor.
-
-    Raises:
-        FileFormatError: the file is foreign, newer, truncated or corrupt (one subclass each).
-    """
-    with open_reader(path) as reader:
-        return reader.state_dict()
 
 
 def _problem(source: Source, options: Options) -> tuple[Problem, Probe | None]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from opq.compress import load
 from opq.errors import SourceError
 from opq.export.folder import save_compressed_folder
+from opq.loading import load
 from opq.sources.base import brief
 from opq.sources.hub import empty_model, need
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 from training_helpers import learnable_batches, mlp, plan_of
 
 import opq.checkpoint
-from opq.compress import compress, load_state_dict
+from opq import compress, load_state_dict
 from opq.errors import (
     AttachError,
     CorruptFileError,
@@ -321,6 +321,11 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypat
         finetune(mlp(), plan_of(mlp()), BATCHES, checkpoint=path, resume=False)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["ckpt.pt"]
+
+
+def test_a_checkpoint_without_a_folder_is_said_before_training(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="no folder for the checkpoint"):
+        finetune(mlp(), plan_of(mlp()), [torch.zeros(1)], checkpoint=tmp_path / "nowhere" / "ckpt.pt")
 
 
 # --- bad input -------------------------------------------------------------------------------

@@ -24,10 +24,10 @@ import torch
 from torch import nn
 
 from opq.aside import written_aside
-from opq.compress import load
 from opq.container import Reader
 from opq.errors import ExportError
 from opq.inputs import Batch, as_batch, synthetic
+from opq.loading import load
 from opq.sources.base import InputHint, brief
 from opq.sources.hub import need
 
