@@ -172,6 +172,7 @@ def test_partition_is_equal_width_on_each_side():
 
 
 DEGENERATE = [torch.zeros(3, 3), torch.ones(4, 2), -torch.ones(4, 2), torch.tensor([[2.0]]), torch.empty(0, 3)]
+DEGENERATE += [torch.tensor([[1e-45, 0.0]]), torch.tensor([[-3e38, 3e38]])]
 
 
 @pytest.mark.parametrize("w", DEGENERATE)

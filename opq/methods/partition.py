@@ -87,5 +87,5 @@ def _side(w: torch.Tensor, c: float, high: float, k: int) -> torch.Tensor:
     """Of weights above `c`: their interval among the `k` between `c` and `high`, from 1; of the others: 0."""
     if k == 0 or high <= c:
         return torch.zeros(w.shape, dtype=torch.int64)
-    inside = ((w - c) * (k / (high - c))).ceil_().clamp_(1, k)
-    return (inside * (w > c)).to(torch.int64)
+    inside = ((w - c) / (high - c) * k).ceil_().clamp_(1, k)
+    return torch.where(w > c, inside, torch.zeros(())).to(torch.int64)
