@@ -1,6 +1,6 @@
 """The codec: coded size against entropy, budget error, and speed, next to zstandard and NNCodec 2.
 
-    python examples/bench/codec.py [--quick] [--no-peers]
+    python examples/bench/codec.py [--quick] [--no-peers] [--only NAME]
 
 Weights alone (no probe), so that bytes and errors are those of the codec. Real networks where ../shared has them, and
 random Laplacian weights in the shapes of ResNet-50. Prints a table and writes results/codec.json.
@@ -206,34 +206,44 @@ def similarity() -> tuple[State, Any]:
     return state, score
 
 
+NETWORKS = ("mobilenet-v1-0.75", "resnet-20", "minilm", "resnet-50 shapes")
+
+
+def network(name: str, quick: bool) -> tuple[State, Any]:
+    """The tensors of a network and its score."""
+    if name == "minilm":
+        return similarity()
+    if name == "resnet-50 shapes":
+        return resnet50(), nothing
+    if name == "resnet-20":
+        model, images = zoo.resnet20(), zoo.cifar10("test", 1000 if quick else None)
+    else:
+        model, images = zoo.mobilenet(), zoo.imagenet_like(100 if quick else None)
+    return {k: v.detach().clone() for k, v in model.state_dict().items()}, top1(model, images)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller test sets")
     parser.add_argument("--no-peers", action="store_true", help="leave NNCodec out")
+    parser.add_argument("--only", action="append", help="one network (may be repeated); rows of others stay")
     options = parser.parse_args()
     opq.compress({"warm": torch.randn(64, 64)}, bits=8)
-    cases: list[tuple[str, State, Any]] = []
-    if zoo.SHARED.is_dir():
-        mobile, resnet = zoo.mobilenet(), zoo.resnet20()
-        photographs, pictures = (
-            zoo.imagenet_like(100 if options.quick else None),
-            zoo.cifar10("test", 1000 if options.quick else None),
-        )
-        cases += [("mobilenet-v1-0.75", mobile.state_dict(), top1(mobile, photographs))]
-        cases += [("resnet-20", resnet.state_dict(), top1(resnet, pictures))]
-    cases += [("minilm", *similarity()), ("resnet-50 shapes", resnet50(), nothing)]
     with_peers = not options.no_peers and peers.available("nncodec")
-    rows: list[dict[str, Any]] = []
-    for name, state, score in cases:
-        state = {k: v.detach().clone() for k, v in state.items()}
-        rows += [ours(name, state, bits, score) for bits in (4.0, 3.0)]
+    for name in options.only or NETWORKS:
+        if name not in NETWORKS:
+            parser.error(f"--only takes {', '.join(NETWORKS)}")
+        if name in ("mobilenet-v1-0.75", "resnet-20") and not zoo.SHARED.is_dir():
+            print(f"{name}: skipped, needs {zoo.SHARED}")
+            continue
+        state, score = network(name, options.quick)
+        rows = [ours(name, state, bits, score) for bits in (4.0, 3.0)]
         rows += [zstandard(name, state, score)]
         if with_peers and name != "minilm":
             rows.append(nncodec(name, state, -26, score))
             rows.append(equal_error(name, state, rows[-1]["mse"], score))
-        results.show([row for row in rows if row["model"] == name], COLUMNS, name)
-        results.save("codec", rows)
-    results.show(rows, COLUMNS, f"codec ({torch.get_num_threads()} threads)")
+        results.show(rows, COLUMNS, f"{name} ({torch.get_num_threads()} threads)")
+        results.merge("codec", rows)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,14 @@ def save(name: str, rows: Sequence[Row]) -> Path:
     return path
 
 
+def merge(name: str, rows: Sequence[Row]) -> Path:
+    """Writes the rows in place of those of the same models; rows of other models stay."""
+    path = RESULTS / f"{name}.json"
+    models = {row["model"] for row in rows}
+    others = [row for row in json.loads(path.read_text()) if row["model"] not in models] if path.exists() else []
+    return save(name, [*others, *rows])
+
+
 def show(rows: Iterable[Row], columns: Sequence[str], title: str) -> None:
     """Prints some columns of the rows."""
     table = Table(title=title, title_justify="left")
