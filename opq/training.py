@@ -13,7 +13,7 @@ from torch import nn
 
 from opq import checkpoint as checkpoints
 from opq import ranks
-from opq.errors import OptionError, TrainingError
+from opq.errors import OptionError, TrainingError, WriteError
 from opq.objective import Objective, inputs_and_targets, to_device
 from opq.options import Progress
 from opq.plan import Plan
@@ -116,6 +116,8 @@ class Loop:
 
     def train(self) -> None:
         """All epochs, from the checkpoint where there is one."""
+        if self.checkpoint is not None and not self.checkpoint.parent.is_dir():
+            raise WriteError(f"no folder for the checkpoint {self.checkpoint}")  # before hours are spent, not after
         pending = self._resume()
         while self.epoch < self.how.epochs:
             self._train_epoch(pending)

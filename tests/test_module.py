@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from training_helpers import Tied, learnable_batches, mlp, plan_of
 
-from opq.compress import compress
+from opq import compress
 from opq.errors import AttachError, MismatchError, OffCodebookError, OptionError
 from opq.fixed import FixedGrid
 from opq.module import attach, dense_state_dict, detach, is_attached, proved_codes

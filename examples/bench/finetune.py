@@ -67,6 +67,8 @@ class Recipe:
     """The plan asks for `ratio * headroom`: training spreads the levels, which costs bits."""
     fineness: float = 1.0
     """The plan's steps are divided by this, masks as planned: finer levels train better than the one-shot optimum."""
+    feedback: bool = False
+    """Whether training starts from codes after error feedback; at very low rates feedback spreads too far."""
     alpha: float = 0.5
     """Exponent of the probe's sensitivities (from noise, no data). They are local: the further from the dense network,
     the less they say, so the smaller the exponent."""
@@ -76,11 +78,10 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe(model="lenet-300-100", ratios=(100, 150, 200), epochs=30, lr=1e-2, decay=0.1, headroom=1.3, fineness=1.4,
-           alpha=0.15),
-    Recipe(model="lenet-5", ratios=(298, 400), epochs=10, lr=1e-2, decay=0.1, headroom=1.2, fineness=1.4, alpha=0.15,
-           dense_epochs=8),
-    Recipe(model="resnet-20", ratios=(20,), epochs=3, lr=2e-3, decay=1e-2, headroom=1.05),
+    Recipe(model="lenet-300-100", ratios=(100, 150, 200), epochs=30, lr=1e-2, decay=0.1, headroom=1.32, alpha=0.15,
+           fineness=1.4),
+    Recipe(model="lenet-5", ratios=(298, 400), epochs=8, lr=1e-2, decay=0.1, headroom=1.26, alpha=0.15, dense_epochs=6),
+    Recipe(model="resnet-20", ratios=(20,), epochs=10, lr=2e-3, decay=1e-2, headroom=1.05, feedback=True),
 )  # fmt: skip
 
 
@@ -163,7 +164,6 @@ def trained_densely(own: Task, epochs: int) -> nn.Module:
     path = CACHE / f"{own.name}.pt"
     if not path.exists():
         finetune(own.dense, keep_all(own.dense), own.train, epochs=epochs, lr=1e-3)
-        CACHE.mkdir(exist_ok=True)
         torch.save(own.dense.state_dict(), path)
     own.dense.load_state_dict(torch.load(path, weights_only=True))
     return own.dense.eval()
@@ -178,12 +178,8 @@ def keep_all(model: nn.Module) -> opq.Plan:
 
 
 def planned(model: nn.Module, recipe: Recipe, ratio: float) -> opq.Plan | opq.Result:
-    """What training starts from, at this ratio and the recipe's headroom, without data.
-
-    At moderate rates the compression result itself, with error feedback and re-normalisation. Where the recipe wants
-    finer steps (at very low rates, where feedback spreads too far) the plan on those steps, masks as planned.
-    """
-    if recipe.fineness == 1:
+    """What training starts from, at this ratio and the recipe's headroom, without data: a result, or the plan alone."""
+    if recipe.feedback:
         return opq.compress(model, ratio=ratio * recipe.headroom, alpha=recipe.alpha)
     names = [name for name, w in model.state_dict().items() if w.dim() > 1]
     a = opq.probe(model).sensitivities(names, alpha=recipe.alpha)
@@ -316,17 +312,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*(r.model for r in RECIPES), "step"], metavar="MODEL")
     parser.add_argument("--ratios", nargs="+", type=float, help="other ratios than the recipe's")
+    parser.add_argument("--epochs", type=int, help="another number of epochs than the recipe's")
     parser.add_argument("--quick", action="store_true", help="few images and epochs, nothing written: does it run?")
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
         report_memory(*arguments.memory)
         return
+    CACHE.mkdir(exist_ok=True)
     only = arguments.only or [*(r.model for r in RECIPES), "step"]
     rows: list[dict[str, Any]] = []
     for recipe in RECIPES:
         if recipe.model in only:
-            recipe = dataclasses.replace(recipe, ratios=tuple(arguments.ratios or recipe.ratios))
+            ratios, epochs = tuple(arguments.ratios or recipe.ratios), arguments.epochs or recipe.epochs
+            recipe = dataclasses.replace(recipe, ratios=ratios, epochs=epochs)
             quick = {"epochs": 1, "ratios": recipe.ratios[:1]} if arguments.quick else {}
             own = task(recipe)
             for row in curve(own.quick() if arguments.quick else own, dataclasses.replace(recipe, **quick)):
