@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
-import tempfile
 import zlib
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +17,7 @@ import torch
 from torch import nn
 
 from opq import ranks
+from opq.aside import written_aside
 from opq.errors import CorruptFileError, MismatchError, WriteError
 from opq.fixed import FixedGrid
 from opq.plan import Plan
@@ -50,20 +49,11 @@ def save(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
     Raises:
         WriteError: it could not be written; nothing is left behind and the old one stays.
     """
-    path = Path(path)
-    aside = None
     try:
-        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        with written_aside(path) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except (OSError, RuntimeError) as error:
-        raise WriteError(f"cannot write the checkpoint {path}", got=error) from error
-    finally:
-        if aside is not None:
-            Path(aside).unlink(missing_ok=True)
+    except RuntimeError as error:  # what torch.save makes of a full disk
+        raise WriteError(f"cannot write the checkpoint {os.fspath(path)}", got=error) from error
 
 
 def load(path: str | os.PathLike[str], plan: Plan) -> dict[str, Any]:

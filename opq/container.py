@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import secrets
 import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from opq import index, stored
+from opq.aside import written_aside
 from opq.dtypes import torch_dtype
 from opq.errors import MismatchError, WriteError
 from opq.index import Place
@@ -48,20 +46,10 @@ class Packed:
         Raises:
             WriteError: the file could not be written, or does not decode to what it was made from. Nothing is left.
         """
-        path = Path(path)
-        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        try:
-            with open(aside, "xb") as file:
-                file.writelines(self.parts)
-                file.flush()
-                os.fsync(file.fileno())
-            self.verify(aside)
-            os.replace(aside, path)
-            _sync_folder(path.parent)
-        except OSError as error:
-            raise WriteError(f"cannot write {path}", got=error.strerror or error) from error
-        finally:
-            aside.unlink(missing_ok=True)
+        with written_aside(path) as file:
+            file.writelines(self.parts)
+            file.flush()
+            self.verify(file.name)
 
     def verify(self, path: str | os.PathLike[str]) -> None:
         """Reads a file back and compares every code and every kept tensor with what was packed.
@@ -213,16 +201,6 @@ def _header(entries: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the new name durable, where the system can; the file is whole under its name either way."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 __all__ = [
