@@ -75,8 +75,8 @@ def shapes(layer: int) -> dict[str, tuple[int, ...]]:
 
 
 def make(folder: Path, number: int) -> None:
-    """Writes the first shards: Laplacian weights, each tensor with a scale and each row with a scale of its own."""
-    g = np.random.default_rng(0)
+    """Writes the first shards, those that lack: Laplacian weights, each row with a scale of its own."""
+    g = np.random.default_rng(number)
     block = torch.from_numpy(g.laplace(0, 0.7, (1 << 22) + 12_345).astype(np.float32))
 
     def tensor(shape: tuple[int, ...]) -> torch.Tensor:
@@ -90,7 +90,7 @@ def make(folder: Path, number: int) -> None:
             part.copy_(block[offset : offset + part.numel()].view(part.shape) * scale)
         return out
 
-    for shard in range(number):
+    for shard in range(len(list(folder.glob("part-*"))), number):
         every: dict[str, tuple[int, ...]] = {}
         if shard == 0:
             every |= {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,), **shapes(0)}
@@ -135,15 +135,15 @@ def floor(folder: Path, size: int) -> float:
 
 
 def compressed(folder: Path, sizes: list[int]) -> Iterator[dict[str, Any]]:
-    """One row a size; the outputs stay until the next."""
+    """One row a size; the checkpoint grows between them."""
     for size in sizes:
         out = folder / f"out-{size}"
+        make(folder, SHARDS[size])
         row = child(RUN, view(folder, SHARDS[size]), out)
         row |= {"GB": row["source_bytes"] / 1e9, "GB_s": row["source_bytes"] / 1e9 / row["seconds"]}
         row["floor_s"] = floor(folder, row["source_bytes"])
         yield row
-        if size != sizes[0]:
-            shutil.rmtree(out)
+        shutil.rmtree(out)
 
 
 def resnet(with_peers: bool) -> list[dict[str, Any]]:
@@ -184,21 +184,23 @@ def main() -> None:
     sizes = sorted(options.sizes)
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
+    rows: list[dict[str, Any]] = []
+    decoded: list[dict[str, Any]] = []
     try:
-        make(options.folder, SHARDS[sizes[-1]])
-        rows: list[dict[str, Any]] = []
         for row in compressed(options.folder, sizes):
             rows.append({"model": "decoder, bf16", **row})
             results.show(rows, COLUMNS, "compress at 3 bits (seconds of work by stage, summed over threads)")
-            results.save("scale", rows)
-        decoded = [{"model": "decode", **child(DECODE, options.folder / f"out-{sizes[0]}", n)} for n in (1, 0)]
+            if not decoded:
+                out = options.folder / f"out-{sizes[0]}"
+                decoded = [{"model": "decode", **child(DECODE, out, threads)} for threads in (1, 0)]
+                results.show(decoded, ("threads", "weights", "seconds", "M_weights_s", "peak_MB"), "decode")
+            results.save("scale", [*rows, *decoded])
     finally:
         shutil.rmtree(options.folder, ignore_errors=True)
-    results.show(decoded, ("threads", "weights", "seconds", "M_weights_s", "peak_MB"), "decode")
-    peers_rows = resnet(not options.no_peers)
-    results.show(peers_rows, codec.COLUMNS, "ResNet-50's tensors")
-    results.save("scale", [*rows, *decoded, *peers_rows])
     plot(rows, results.RESULTS / "scale.png")
+    compared = resnet(not options.no_peers)
+    results.show(compared, codec.COLUMNS, "ResNet-50's tensors")
+    results.save("scale", [*rows, *decoded, *compared])
 
 
 if __name__ == "__main__":
