@@ -14,34 +14,29 @@ from opq.moments import Moment
 from opq.plan import TensorPlan
 from opq.quantize import LARGEST_CODE
 
-DAMPING = 0.05
-"""Added to the diagonal of S, as a fraction of its mean."""
 BLOCK = 128
 """Coordinates swept before the rest of the matrix is updated by one product."""
 
 
 @torch.no_grad()
-def feedback(w: torch.Tensor, plan: TensorPlan, moment: Moment, *, damping: float = DAMPING) -> torch.Tensor:
+def feedback(w: torch.Tensor, plan: TensorPlan, moment: Moment) -> torch.Tensor:
     """The codes of `w` on the plan's grid with error feedback: int16, same shape.
 
     Args:
         w: the weight, in the shape that `moment.layout` understands.
         moment: the second moment of the layer's inputs.
-        damping: fraction of the mean of diag S added to it.
     """
     matrix = moment.layout.matrix(w.detach().float())
     start, codes = 0, []
-    for block in moment.blocks:
-        stop = start + block.shape[-1]
-        codes.append(_swept(matrix[..., start:stop], plan, block.to(matrix.device), damping))
+    for order, u in moment.factors:
+        stop = start + len(order)
+        codes.append(_swept(matrix[..., start:stop], plan, order.to(matrix.device), u.to(matrix.device)))
         start = stop
     return moment.layout.tensor(torch.cat(codes, dim=-1), tuple(w.shape))
 
 
-def _swept(w: torch.Tensor, plan: TensorPlan, s: torch.Tensor, damping: float) -> torch.Tensor:
-    """One block: `w` (groups, rows, d), `s` (groups, d, d)."""
-    order = s.diagonal(dim1=-2, dim2=-1).mean(0).argsort(descending=True, stable=True)
-    u = factor(s[:, order][:, :, order], damping)
+def _swept(w: torch.Tensor, plan: TensorPlan, order: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """One block: `w` (groups, rows, d), the order of its coordinates (d,), and `U` in that order (groups, d, d)."""
     left = w[..., order].transpose(1, 2).contiguous()  # (groups, d, rows): one coordinate is contiguous
     codes = torch.empty_like(left, dtype=torch.int16)
     for start in range(0, left.shape[1], BLOCK):
@@ -55,17 +50,6 @@ def _swept(w: torch.Tensor, plan: TensorPlan, s: torch.Tensor, damping: float) -
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
     return codes[:, back].transpose(1, 2)
-
-
-def factor(s: torch.Tensor, damping: float) -> torch.Tensor:
-    """`U` upper triangular with `(S + damping mean(diag S) I)^-1 = U' U`, for a stack of S (groups, d, d)."""
-    mean = s.diagonal(dim1=-2, dim2=-1).mean(-1)
-    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
-    eye = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
-    damped = s / mean[:, None, None] + damping * eye
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    upper: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return upper / mean.sqrt()[:, None, None]
 
 
 def _levels(x: torch.Tensor, plan: TensorPlan) -> torch.Tensor:

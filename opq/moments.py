@@ -8,6 +8,7 @@ at one time fit in `memory` bytes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from itertools import product
@@ -20,6 +21,8 @@ from opq.observe import batch_statistics, untouched, watching
 
 WIDEST = 4096
 """Longest input handled as a whole; wider layers get one moment per block of this many coordinates."""
+DAMPING = 0.05
+"""Added to the diagonal of S before it is factored, as a fraction of its mean."""
 POSITIONS = 8
 """Positions of a convolution to look at, per coordinate of its patch and in all (at least 16384)."""
 
@@ -43,17 +46,35 @@ class Layout:
         return (flat.t() if self.transposed else flat).reshape(shape).contiguous()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Moment:
     """Second moment of one layer's inputs in blocks along its coordinates: each (groups, width, width)."""
 
     layout: Layout
     blocks: tuple[torch.Tensor, ...]
 
+    @functools.cached_property
+    def factors(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """For each block the order of its coordinates, those of most power first, and `U` in that order."""
+        orders = [b.diagonal(dim1=-2, dim2=-1).mean(0).argsort(descending=True, stable=True) for b in self.blocks]
+        both = zip(orders, self.blocks, strict=True)
+        return tuple((order, factor(block[:, order][:, :, order], DAMPING)) for order, block in both)
+
     @property
     def width(self) -> int:
         """Coordinates in all, d."""
         return sum(int(block.shape[-1]) for block in self.blocks)
+
+
+def factor(s: torch.Tensor, damping: float) -> torch.Tensor:
+    """`U` upper triangular with `(S + damping mean(diag S) I)^-1 = U' U`, for a stack of S (groups, d, d)."""
+    mean = s.diagonal(dim1=-2, dim2=-1).mean(-1)
+    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+    eye = torch.eye(s.shape[-1], dtype=s.dtype, device=s.device)
+    damped = s / mean[:, None, None] + damping * eye
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    upper: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return upper / mean.sqrt()[:, None, None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,7 +86,8 @@ class _Layer:
 
     @property
     def bytes(self) -> int:
-        return sum(4 * self.layout.groups * w * w for w in _widths(self.width))
+        """Of the moment and its factor, float32."""
+        return sum(8 * self.layout.groups * w * w for w in _widths(self.width))
 
 
 class Moments(Mapping[str, Moment]):

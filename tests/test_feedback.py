@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from opq import moments as moments_module
-from opq.feedback import BLOCK, factor, feedback
+from opq.feedback import BLOCK, feedback
 from opq.inputs import Batch
-from opq.moments import Layout, Moment, Moments, inputs_of, layers
+from opq.moments import DAMPING, Layout, Moment, Moments, factor, inputs_of, layers
 from opq.plan import TensorPlan
 from opq.quantize import LARGEST_CODE, dequantize, quantize
 
@@ -59,7 +59,7 @@ def test_the_triangular_sweep_is_the_optimal_brain_surgeon(rows: int, d: int, se
     moment = moment_of(d, seed=seed)
     fast, by_hand = (
         feedback(w, plan((rows, d), step), moment),
-        slow(w, plan((rows, d), step), moment.blocks[0][0], 0.05),
+        slow(w, plan((rows, d), step), moment.blocks[0][0], DAMPING),
     )
     assert (fast != by_hand).float().mean() <= 0.05, "a value on the edge of a cell may fall to either side"
 
