@@ -1,4 +1,4 @@
-"""What a user may ask of an allocation beyond the budget: linear in the rates and densities of the tensors.
+"""What a user may ask of an allocation beyond the budget: linear in the rates and densities of the tensors::
 
     opq.compress(model, bits=3, constraints=[
         constraints.bits("head.*", min=4),
