@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from opq.errors import AttachError, OffCodebookError
+from opq.errors import AttachError, OffCodebookError, OptionError
 from opq.fixed import FixedGrid, Site, digest, find, grids, is_sharded, order, plain, tensors, whole
 from opq.plan import Plan, TensorPlan
 from opq.quantize import LARGEST_CODE, dequantize, quantize
@@ -34,10 +34,12 @@ def attach(model: nn.Module, plan: Plan | Result) -> nn.Module:
     Raises:
         AttachError: attached already, sharded already, or a module that torch cannot parametrize.
         MismatchError: names, shapes or ties of the plan and the model differ; they are listed.
+        OptionError: the plan is of a method whose codebooks are no grid.
     """
     _check_attachable(model)
     result = None if isinstance(plan, Plan) else plan
     plan = plan if isinstance(plan, Plan) else plan.plan
+    _check_grids(plan)
     sites = find(model, plan)
     if result is not None:
         model.load_state_dict(result.state_dict())
@@ -56,6 +58,13 @@ def _check_attachable(model: nn.Module) -> None:
     if any(map(is_sharded, model.parameters())):
         remedy = "Call opq.attach(model, plan) before fully_shard(model)."
         raise AttachError("the model is sharded already", wanted="whole tensors", remedy=remedy)
+
+
+def _check_grids(plan: Plan) -> None:
+    for tensor in plan.compressed:
+        if tensor.codebook != "grid":
+            remedy = "Compress with method='rd' or 'opq', whose codebooks are multiples of a step."
+            raise OptionError(f"tensor {tensor.name!r} has no grid to train on", got=tensor.codebook, remedy=remedy)
 
 
 def _mask(plan: TensorPlan, site: Site, result: Result | None) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import pickle
 
@@ -375,4 +376,13 @@ def test_a_step_too_small_is_said_and_nothing_is_attached() -> None:
     model = mlp()
     with pytest.raises(OptionError, match="step too small"):
         attach(model, plan_of(model, step=1e-9))
+    assert not is_attached(model)
+
+
+def test_a_codebook_that_is_no_grid_is_refused() -> None:
+    model = mlp()
+    plan = plan_of(model)
+    table = (dataclasses.replace(t, codebook="table") if t.name == "2.weight" else t for t in plan)
+    with pytest.raises(OptionError, match=r"tensor '2.weight' has no grid to train on: got table"):
+        attach(model, plan.replace(tensors=tuple(table)))
     assert not is_attached(model)
