@@ -29,7 +29,8 @@ def model_card(reader: Reader, *, source: str, repository: str = "ORG/NAME") -> 
     front = f"---\nbase_model: {name}\ntags: [opq, compressed]\n---\n\n" if source.startswith("hf:") else ""
     return f"""{front}## Compressed with opq
 
-`model.opq.safetensors` holds the weights of `{name}`, pruned, quantized and entropy coded (method `{reader.plan.method}`).
+`model.opq.safetensors` holds the weights of `{name}`, pruned, quantized and entropy coded.
+Method `{reader.plan.method}`.
 
 | | |
 |---|---|

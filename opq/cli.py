@@ -44,7 +44,9 @@ File = Annotated[Path, typer.Argument(help="A file, or a folder of shards, writt
 @app.command()
 def compress(
     source: Annotated[str, typer.Argument(help="A path, or hf:ORG/NAME, timm:NAME, torchvision:NAME, demo:NAME.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The file to write; of a folder also a folder.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The file to write; of a folder also a folder.")
+    ] = None,
     bits: Annotated[float | None, typer.Option(help="Budget: 8 x file bytes / weights.")] = None,
     ratio: Annotated[float | None, typer.Option(help="Budget: bytes of the source / bytes of the file.")] = None,
     size: Annotated[float | None, typer.Option(help="Budget: bytes of the file.")] = None,
@@ -214,8 +216,10 @@ def export(
     file: File,
     to: Annotated[str, typer.Option(help="onnx, hf, hub, compressed-tensors or safetensors.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file or folder to write.")],
-    model: Annotated[str | None, typer.Option(help="What was compressed: hf:, timm:, torchvision:, demo:, or a folder.")] = None,
-    strict: Annotated[bool, typer.Option("--strict/--no-strict", help="compressed-tensors: refuse what does not map.")] = True,
+    model: Annotated[
+        str | None, typer.Option(help="What was compressed: hf:, timm:, torchvision:, demo:, a folder.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Refuse tensors that do not map.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Write the network of FILE for other tools."""
@@ -250,7 +254,7 @@ def export(
 def evaluate(
     file: File,
     model: Annotated[str, typer.Option(help="What was compressed: hf:, timm:, torchvision: or demo:.")],
-    data: Annotated[str, typer.Option(help="A folder with one folder of images a class, an .npz file, or demo:digits.")],
+    data: Annotated[str, typer.Option(help="A folder with one folder a class, an .npz file, or demo:digits.")],
     classes: Annotated[Path | None, typer.Option(help="The model's class names in order, one a line.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Images, spread over the set.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
@@ -275,7 +279,8 @@ def evaluate(
         _json({which: dataclasses.asdict(score) for which, score in scores.items()})
         return
     for which, score in scores.items():
-        out.print(f"{which:<10}  top-1 {score.top1:7.2%}  top-5 {score.top5:7.2%}  {score.images} images, {score.seconds:.1f} s")
+        of = f"{score.images} images, {score.seconds:.1f} s"
+        out.print(f"{which:<10}  top-1 {score.top1:7.2%}  top-5 {score.top5:7.2%}  {of}")
 
 
 @app.command()

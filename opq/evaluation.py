@@ -76,7 +76,9 @@ def open_images(path: str | os.PathLike[str]) -> ImageSet:
     if path.is_file() and path.suffix == ".npz":
         return _npz(path)
     remedy = "Pass a folder with one folder of images a class, or an .npz file."
-    raise DataError(f"{path} holds no images", got="no such file or folder" if not path.exists() else path.suffix, remedy=remedy)
+    raise DataError(
+        f"{path} holds no images", got="no such file or folder" if not path.exists() else path.suffix, remedy=remedy
+    )
 
 
 def evaluate(
@@ -99,7 +101,9 @@ def evaluate(
         DataError: the model takes no images, or an image cannot be read.
     """
     if hint is None or hint.image_size is None:
-        raise DataError("the model does not say what images it takes", got=type(model).__name__, remedy="Pass an input size.")
+        raise DataError(
+            "the model does not say what images it takes", got=type(model).__name__, remedy="Pass an input size."
+        )
     start, right, among, done = time.perf_counter(), 0, 0, 0
     training = model.training
     model.eval()
@@ -251,7 +255,9 @@ def _class_index(names: list[str], model: nn.Module, outputs: int, classes: Sequ
     if len(names) == outputs:
         return {name: k for k, name in enumerate(names)}
     got = f"{len(names)} folders such as {names[0]!r}"
-    raise ClassNamesError("the folders cannot be matched with the model's outputs", got=got, wanted=f"{outputs} classes")
+    raise ClassNamesError(
+        "the folders cannot be matched with the model's outputs", got=got, wanted=f"{outputs} classes"
+    )
 
 
 def _own_labels(model: nn.Module) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Hugging Face repositories that hold an opq file: load one in two lines, or fill a folder to upload.
 
-    import opq.hub
-    model = opq.hub.from_pretrained("ORG/NAME")
+import opq.hub
+model = opq.hub.from_pretrained("ORG/NAME")
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def from_pretrained(name: str | os.PathLike[str], *, revision: str | None = None
     """The dense model of a repository (or folder) that holds one `.opq.safetensors` file and a config.json.
 
     Raises:
-        SourceError: no such repository or folder, no opq file in it or several, or a config that transformers does not know.
+        SourceError: no such repository or folder, no opq file in it or several,
+            or a config that transformers does not know.
         FileFormatError: the file is not whole.
         MissingExtraError: transformers or huggingface_hub is not installed.
     """
@@ -43,7 +44,7 @@ def from_pretrained(name: str | os.PathLike[str], *, revision: str | None = None
 
 
 def save_pretrained(file: str | os.PathLike[str], folder: str | os.PathLike[str], like: str | os.PathLike[str]) -> Path:
-    """Fills a folder to upload: the opq file, configuration and tokenizer of `like`, and a model card. Returns its path.
+    """Fills a folder to upload: the opq file, configuration and tokenizer of `like`, a model card. Returns its path.
 
     Raises:
         ExportError: `like` is no Hugging Face folder or `hf:` name.

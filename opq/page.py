@@ -72,4 +72,3 @@ def data(drawn: Figures) -> dict[str, Any]:
         "measured": drawn.measured,
         "tensors": [of_tensor(t) for t in drawn.tensors],
     }
-

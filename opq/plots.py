@@ -25,9 +25,9 @@ def plot(drawn: Figures, kind: Kind = "overview", *, tensor: str | None = None, 
     """One chart of the report.
 
     Args:
-        kind: `bytes`, what the file's bytes are; `allocation`, bits per weight and sparsity of each tensor; `histogram`, the
-            codes of one tensor with dead zone and fitted Laplacian; `curves`, rate-distortion curves with the chosen
-            points; `entropy`, coded bytes against the entropy of the codes; `overview`, four of them.
+        kind: `bytes`, what the file's bytes are; `allocation`, bits per weight and sparsity of each tensor;
+            `histogram`, the codes of one tensor with dead zone and fitted Laplacian; `curves`, rate-distortion curves
+            with the chosen points; `entropy`, coded bytes against the entropy of the codes; `overview`, four of them.
         tensor: for `histogram`; the largest by default.
         ax: axes to draw on, instead of a new figure.
 
@@ -97,7 +97,9 @@ def _gridded(drawn: Figures, name: str | None) -> Drawn:
     own = [t for t in drawn.compressed if t.plan.codebook == "grid" and t.counts.size]
     found = [t for t in own if name is None or t.plan.name == name]
     if not found:
-        raise OptionError("no tensor with a uniform grid", got=repr(name), wanted=", ".join(t.plan.name for t in own[:5]))
+        raise OptionError(
+            "no tensor with a uniform grid", got=repr(name), wanted=", ".join(t.plan.name for t in own[:5])
+        )
     return max(found, key=lambda t: t.plan.size)
 
 
@@ -112,7 +114,11 @@ def _curves(drawn: Figures, ax: Axes, tensor: str | None) -> None:
         chosen = t.curve.distortion_at(rate) / t.curve.distortion[0]
         ax.plot(rate, 10 * np.log10(max(chosen, 1e-30)), "o", color=CHOSEN, markersize=3)
     kind = "measured" if drawn.measured else "fitted Laplacians"
-    ax.set(xlabel="bits per weight", ylabel="error, dB", title=f"Rate and distortion ({kind}), λ = {drawn.plan.multiplier:.3g}")
+    ax.set(
+        xlabel="bits per weight",
+        ylabel="error, dB",
+        title=f"Rate and distortion ({kind}), λ = {drawn.plan.multiplier:.3g}",
+    )
 
 
 def _entropy(drawn: Figures, ax: Axes, tensor: str | None) -> None:

@@ -7,6 +7,7 @@ import functools
 import os
 from collections.abc import Iterator, Mapping
 from html import escape
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +15,12 @@ from opq.accounting import Nominal, nominal
 from opq.container import Packed, Reader
 from opq.plan import Plan
 from opq.report import Report, html_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from opq.figures import Figures
+    from opq.plots import Kind
 
 
 class _Codes(Mapping[str, torch.Tensor]):

@@ -77,7 +77,7 @@ def test_wrong_class_names(folder: Path, tmp_path: Path) -> None:
     images = evaluation.open_images(named(folder, tmp_path, ["zero", "uno"]))
     with pytest.raises(ClassNamesError, match="no class of the model: got uno, wanted classes such as zero, one, two"):
         evaluation.evaluate(demo.load(), images, hint=HINT, classes=WORDS)
-    with pytest.raises(ClassNamesError, match="cannot be matched .* got 2 folders such as 'uno', wanted 10 classes"):
+    with pytest.raises(ClassNamesError, match=r"cannot be matched .* got 2 folders such as 'uno', wanted 10 classes"):
         evaluation.evaluate(demo.load(), images, hint=HINT)
 
 

@@ -1,4 +1,4 @@
-"""Out of the file again: ONNX gives the same outputs and is small, folders load elsewhere, what does not map is refused."""
+"""Out of the file again: ONNX is small and says the same, folders load elsewhere, what does not map is refused."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_hub_folder_without_a_file(tmp_path: Path) -> None:
 
 
 def unpacked(state: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    """A weight as the layout's own description says: little-endian groups of four bytes, offset 128, one scale a row."""
+    """A weight as the layout is described: little-endian groups of four bytes, offset 128, one scale a row."""
     rows, columns = state[f"{name}_shape"].tolist()
     codes = state[f"{name}_packed"].contiguous().view(torch.uint8).reshape(rows, -1)[:, :columns].float() - 128
     return codes * state[f"{name}_scale"]
@@ -239,8 +239,9 @@ def test_compressed_tensors_loads_in_its_own_package(bert: Path, bert_file: Path
     from transformers import AutoModel
 
     export.save_compressed_tensors(bert_file, tmp_path / "ct", bert, strict=False)
-    model, dense = AutoModel.from_pretrained(tmp_path / "ct").eval(), opq.hub.from_pretrained(
-        opq.hub.save_pretrained(bert_file, tmp_path / "up", bert)
+    model, dense = (
+        AutoModel.from_pretrained(tmp_path / "ct").eval(),
+        opq.hub.from_pretrained(opq.hub.save_pretrained(bert_file, tmp_path / "up", bert)),
     )
     ids = torch.randint(90, (1, 9))
     with torch.no_grad():

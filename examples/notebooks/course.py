@@ -30,7 +30,7 @@ class Network:
 
 
 def network(images: int = 300) -> Network:
-    """ResNet-20 for CIFAR-10 where its weights lie beside the checkout (`../shared`), else the digits that ship with opq."""
+    """ResNet-20 for CIFAR-10 where its weights lie beside the checkout (`../shared`), else opq's own digits."""
     import zoo
 
     if (zoo.SHARED / "weights" / "resnet20_cifar10.safetensors").exists():

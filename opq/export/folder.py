@@ -32,7 +32,9 @@ def save_folder(file: str | os.PathLike[str], folder: str | os.PathLike[str], li
     """
     target, origin = Path(folder), config_folder(like)
     if target.exists() and target.samefile(origin):
-        raise ExportError("the new folder is the one that the model came from", got=str(target), wanted="another folder")
+        raise ExportError(
+            "the new folder is the one that the model came from", got=str(target), wanted="another folder"
+        )
     copy_side_files(origin, target)
     return save_dense(file, target / "model.safetensors")
 

@@ -1,4 +1,4 @@
-"""The `pack-quantized` layout of compressed-tensors (weights of 8 bits, symmetric), where a plan's grid is exactly that.
+"""The `pack-quantized` layout of compressed-tensors (8 bits, symmetric), where a plan's grid is exactly that.
 
 transformers reads it with the package compressed-tensors. A Linear weight `W = step x codes` becomes `weight_packed`
 (four codes + 128 an int32, the first lowest), `weight_scale` (the step, once a row) and `weight_shape`; every other

@@ -1,7 +1,7 @@
 """ONNX with the integer codes kept: int4, int8 or int16 initializers, each behind one `DequantizeLinear`.
 
-torch exports the dense network; afterwards every initializer that holds a tensor of the plan's grid is taken back to its
-codes. Exporters rename, transpose and scale weights (a BatchNorm goes into the convolution before it, one factor
+torch exports the dense network; afterwards every initializer that holds a tensor of the plan's grid is taken back to
+its codes. Exporters rename, transpose and scale weights (a BatchNorm goes into the convolution before it, one factor
 per output channel), so initializers are recognised by their values: `codes x step`, its transpose, or
 `codes x step x s_c` along the first axis. What is recognised as none of these stays dense and is listed.
 
@@ -117,9 +117,11 @@ def _traced(network: nn.Module, batch: Batch) -> Any:
     def open_dims(value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return None
-        return {d: dynamic for d in range(min(value.dim(), 1 if value.is_floating_point() else 2))}
+        return dict.fromkeys(range(min(value.dim(), 1 if value.is_floating_point() else 2)), dynamic)
 
-    shapes: Any = tuple(map(open_dims, batch.args)) if batch.args else {k: open_dims(v) for k, v in batch.kwargs.items()}
+    shapes: Any = (
+        tuple(map(open_dims, batch.args)) if batch.args else {k: open_dims(v) for k, v in batch.kwargs.items()}
+    )
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
@@ -129,7 +131,9 @@ def _traced(network: nn.Module, batch: Batch) -> Any:
             )  # fmt: skip
         except Exception as error:  # a stranger's forward may fail to export in any way; the cause is kept
             remedy = "Pass example_inputs= that the forward takes, or export the dense model with torch.onnx yourself."
-            raise ExportError(f"torch cannot export {type(network).__name__}", got=brief(error), remedy=remedy) from error
+            raise ExportError(
+                f"torch cannot export {type(network).__name__}", got=brief(error), remedy=remedy
+            ) from error
 
 
 def _size(graph: Any) -> int:
@@ -241,10 +245,10 @@ def _initializer(graph: Any, tensor: Any) -> Any:
 def _narrowest(codes: Ints, *, nibbles: bool) -> tuple[npt.NDArray[Any], str]:
     """The codes in the narrowest type of ONNX that holds them; int4 only where asked for, since Gather takes none."""
     low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
-    if nibbles and -8 <= low and high <= 7:
+    if nibbles and low >= -8 and high <= 7:
         import ml_dtypes
 
         return codes.astype(ml_dtypes.int4), "int4"
-    if -128 <= low and high <= 127:
+    if low >= -128 and high <= 127:
         return np.ascontiguousarray(codes, np.int8), "int8"
     return np.ascontiguousarray(codes), "int16"

@@ -1,0 +1,62 @@
+"""The documentation builds without a warning, and the code on its pages runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = ["quickstart.md", *sorted(f"howto/{p.name}" for p in (DOCS / "howto").glob("*.md"))]
+
+
+def blocks(page: str) -> list[str]:
+    """The Python blocks of a page."""
+    return re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)])
+def test_code_on_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for block in blocks(page):
+            exec(compile(block, page, "exec"), names)  # the pages are this repository's own
+
+
+def test_commands_on_the_pages_are_there() -> None:
+    """Every `opq` command and option that a page shows is one that the command line knows."""
+    from typer.main import get_command
+
+    from opq.cli import app
+
+    known = get_command(app).commands  # type: ignore[attr-defined]
+    shown = [line for p in PAGES for line in re.findall(r"^\$ opq (.+)$", (DOCS / p).read_text(), re.MULTILINE)]
+    assert len(shown) > 10
+    for line in shown:
+        name, *rest = line.split()
+        options = {o for parameter in known[name].params for o in (*parameter.opts, *parameter.secondary_opts)}
+        assert {w for w in rest if w.startswith("-")} <= options, line
+
+
+def test_every_error_is_on_its_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    import error_page
+
+    error_page.write(tmp_path / "errors.md")
+    assert (DOCS / "errors.md").read_text() == (tmp_path / "errors.md").read_text(), (
+        "build the docs and commit errors.md"
+    )
+
+
+def test_site_builds_without_warnings(tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path / "site")]
+    ran = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert (tmp_path / "site" / "notebooks" / "1_one_call.html").exists()
