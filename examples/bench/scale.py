@@ -31,7 +31,7 @@ LAYERS_A_SHARD = 5
 SHARDS = {1: 1, 2: 2, 4: 4, 8: 8}
 """Shards that make up so many GB: the first holds the embedding and one layer, the others five layers each."""
 STAGES = ("read", "statistics", "curves", "solve", "sample", "quantize", "encode", "verify", "write")
-COLUMNS = ("GB", "weights", "shards", "seconds", "bits", "rounds", "peak_MB", *STAGES, "GB_s", "floor_s")
+COLUMNS = ("GB", "weights", "shards", "seconds", "cpu_s", "bits", "rounds", "peak_MB", *STAGES, "GB_s", "floor_s")
 
 RUN = """
 import json, resource, sys, time
@@ -42,7 +42,9 @@ seconds = time.perf_counter() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({"seconds": seconds, "peak_MB": peak / 1024, "bits": result.bits, "rounds": result.rounds,
                   "weights": result.elements, "bytes": result.bytes, "source_bytes": result.source_bytes,
-                  "shards": len(result.shards), "predicted": result.plan.predicted_bytes, **result.seconds}))
+                  "shards": len(result.shards), "predicted": result.plan.predicted_bytes,
+                  "cpu_s": sum(resource.getrusage(resource.RUSAGE_SELF)[:2]), **result.cpu_seconds,
+                  "wall": result.seconds}))
 """
 DECODE = """
 import json, resource, sys, time
@@ -56,7 +58,7 @@ with FolderReader(sys.argv[1]) as reader, pool(int(sys.argv[2]) or None) as thre
             for data in pieces(part, tensor, threads):
                 weights += len(data) // 2
 seconds = time.perf_counter() - start
-print(json.dumps({"threads": threads.size, "weights": weights, "seconds": seconds,
+print(json.dumps({"threads": threads.size, "weights": weights, "seconds": seconds, "cpu_s": time.process_time(),
                   "M_weights_s": weights / seconds / 1e6,
                   "peak_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 """
@@ -164,8 +166,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5))
     sizes = [row["GB"] for row in rows]
-    left.plot(sizes, [row["seconds"] for row in rows], "o-", label="measured")
-    left.plot([0, sizes[-1]], [0, rows[-1]["seconds"]], "--", color="gray", label="proportional")
+    left.plot(sizes, [row["cpu_s"] for row in rows], "o-", label="processor")
+    left.plot(sizes, [row["seconds"] for row in rows], "s:", label="on the wall")
+    left.plot([0, sizes[-1]], [0, rows[-1]["cpu_s"]], "--", color="gray", label="proportional")
     left.set(xlabel="checkpoint, GB", ylabel="seconds", ylim=(0, None))
     left.legend()
     right.plot(sizes, [row["peak_MB"] for row in rows], "o-")
@@ -189,11 +192,11 @@ def main() -> None:
     try:
         for row in compressed(options.folder, sizes):
             rows.append({"model": "decoder, bf16", **row})
-            results.show(rows, COLUMNS, "compress at 3 bits (seconds of work by stage, summed over threads)")
+            results.show(rows, COLUMNS, "compress at 3 bits (seconds on the wall; cpu_s and stages: of the processor)")
             if not decoded:
                 out = options.folder / f"out-{sizes[0]}"
                 decoded = [{"model": "decode", **child(DECODE, out, threads)} for threads in (1, 0)]
-                results.show(decoded, ("threads", "weights", "seconds", "M_weights_s", "peak_MB"), "decode")
+                results.show(decoded, ("threads", "weights", "seconds", "cpu_s", "M_weights_s", "peak_MB"), "decode")
             results.save("scale", [*rows, *decoded])
     finally:
         shutil.rmtree(options.folder, ignore_errors=True)

@@ -79,7 +79,9 @@ class Streamed:
     rounds: int
     """How often pass two was run: once where the predicted size held."""
     seconds: dict[str, float]
-    """Seconds of work of this process by stage, summed over its threads."""
+    """Seconds of this process by stage, on the wall, summed over its threads."""
+    cpu_seconds: dict[str, float]
+    """The same of the processor: what other work on the machine does not change."""
 
     @property
     def bits(self) -> float:
@@ -221,6 +223,7 @@ class _Run:
             source_bytes=self.source.bytes,
             rounds=rounds,
             seconds=dict(self.clock.seconds),
+            cpu_seconds=dict(self.clock.cpu),
         )
 
     # --- pass one ----------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Team:
         except RuntimeError as error:
             if failed is not None:
                 raise failed from None
-            raise RankError("another process is gone", got=str(error).splitlines()[0]) from error
+            raise RankError("another process is gone", got="its connection is closed") from error
         if failed is not None:
             raise failed
         for rank, words in enumerate(heard):
