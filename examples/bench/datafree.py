@@ -204,29 +204,33 @@ def run(case: Case, *, with_peers: bool, ablation: bool) -> Iterator[Any]:
 
 
 def draw(rows: list[Any]) -> None:
-    """Score against bits of the file: one panel a network, one curve a method, the dense network as a line."""
+    """Points below the dense network against bits of the file: one panel a network, one curve a method."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(row["model"] for row in rows))
-    figure, panels = pyplot.subplots(1, len(names), figsize=(5.2 * len(names), 4.4), squeeze=False)
+    methods = sorted({_family(row["method"]) for row in rows}, key=lambda m: (m != ALL, m))
+    figure, panels = pyplot.subplots(1, len(names), figsize=(5 * len(names), 4.6), squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
-        curves: dict[str, list[Any]] = {}
-        for row in (r for r in rows if r["model"] == name):
-            curves.setdefault(_family(row["method"]), []).append(row)
-        for method, points in sorted(curves.items()):
-            points.sort(key=lambda r: r["bits"])
-            wide = {"linewidth": 2.6, "color": "black"} if method == ALL else {"linewidth": 1.2}
-            panel.plot([p["bits"] for p in points], [p["top1"] for p in points], marker="o", label=method, **wide)
-        panel.axhline(points[0]["top1_dense"], linestyle=":", color="grey", label="dense")
-        panel.set(title=name, xlabel="bits per parameter, whole file", ylabel=points[0]["metric"], xlim=(1.5, 5.2))
+        for number, method in enumerate(methods):
+            points = sorted((r for r in rows if r["model"] == name and _family(r["method"]) == method), key=_bits)
+            style = {"linewidth": 2.8, "color": "black"} if method == ALL else {"color": f"C{number - 1}"}
+            gaps = [r["top1"] - r["top1_dense"] for r in points]
+            panel.plot([r["bits"] for r in points], gaps, marker="o", label=method, **style)
+        panel.axhline(0, linestyle=":", color="grey")
+        panel.set(title=name, xlabel="bits per parameter, whole file", xlim=(1.6, 5), ylim=(-30, 3))
         panel.grid(alpha=0.3)
-    panels[0][-1].legend(fontsize=7, loc="lower right")
+    panels[0][0].set_ylabel("points from the dense network")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncols=5, fontsize=8)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
     figure.savefig(PICTURE, dpi=110, metadata={"Software": None})
+
+
+def _bits(row: Any) -> float:
+    return float(row["bits"])
 
 
 def _family(method: str) -> str:
