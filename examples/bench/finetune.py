@@ -78,7 +78,7 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe(model="lenet-300-100", ratios=(100, 150, 200), epochs=30, lr=1e-2, decay=0.1, headroom=1.32, alpha=0.15,
+    Recipe(model="lenet-300-100", ratios=(92, 100, 150), epochs=20, lr=1e-2, decay=0.03, headroom=1.5, alpha=0.15,
            fineness=1.4),
     Recipe(model="lenet-5", ratios=(298, 400), epochs=8, lr=1e-2, decay=0.1, headroom=1.26, alpha=0.15, dense_epochs=6),
     Recipe(model="resnet-20", ratios=(20,), epochs=10, lr=2e-3, decay=1e-2, headroom=1.05, feedback=True),
