@@ -241,7 +241,7 @@ def step_row(name: str, batch: int) -> dict[str, Any]:
     """Median time of a training step, dense and attached in turns, and the peak memory of a process of each."""
     dense, attached = (step_function(name, batch, on_grid) for on_grid in (False, True))
     times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(15 if name == "resnet-20" else 200):
+    for _ in range(7 if name == "resnet-20" else 100):
         for step, seen in zip((dense, attached), times, strict=True):
             start = time.perf_counter()
             step()
