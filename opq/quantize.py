@@ -40,4 +40,12 @@ def quantize(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
 
 def dequantize(q: torch.Tensor, plan: TensorPlan, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The weights that the codes stand for: `step * q`, rounded once to `dtype`."""
-    return (q.to(torch.float64) * plan.step).to(dtype)
+    return rounded(q.to(torch.float64) * plan.step, dtype)
+
+
+def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Values in an element type; beyond the largest number of a float8, which may be NaN there, that number."""
+    if dtype.itemsize == 1:
+        largest = torch.finfo(dtype).max
+        values = values.clamp(-largest, largest)
+    return values.to(dtype)

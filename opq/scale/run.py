@@ -49,8 +49,6 @@ ROUNDS = 6
 SAMPLINGS, NEAR = 4, 0.005
 """Samples are taken anew, so often at most, while the solution moves by more than this fraction: what classes save is a
 fraction of the rate that depends on the rate."""
-_LOWER = 0.0005
-"""How much lower every round beyond the second aims."""
 _UNUSED = (
     "sparsity",
     "calibration",
@@ -377,14 +375,29 @@ class _Run:
             if last["bits"] <= least:
                 raise self.infeasible(target, last["bytes"])
             return False
-        return last["bytes"] >= WINDOW * target.size or problem.allocate(last["bits"]).multiplier == 0
+        return (
+            "final" in last or last["bytes"] >= WINDOW * target.size or problem.allocate(last["bits"]).multiplier == 0
+        )
 
     def corrected(self, history: list[dict[str, Any]], target: _Target, least: float) -> dict[str, Any]:
-        """The next round's bits, from the last one's size."""
+        """The next round's bits: by the last one's size, between two rounds on either side; at last the best again.
+
+        Weights of few values (float8) make the size jump as steps move; then no size may be in the window.
+        """
+        below = [h for h in history if h["bytes"] <= target.size]
+        above = [h for h in history if h["bytes"] > target.size]
         if len(history) >= ROUNDS:
-            raise CertificateError("the budget is not met", got=[h["bytes"] for h in history], wanted=target.size)
-        last, aim = history[-1], (AIM - _LOWER * max(len(history) - 1, 0)) * target.size
-        return {"bits": max(last["bits"] + 8 * (aim - last["bytes"]), least, 1.0), "predicted": aim}
+            if not below:
+                got = [h["bytes"] for h in history]
+                raise CertificateError("no round met the budget", got=got, wanted=f"at most {target.size:.0f}")
+            best = max(below, key=lambda h: (h["bytes"], -h["bits"]))
+            return {"bits": best["bits"], "predicted": best["predicted"], "final": True}
+        last, aim = history[-1], AIM * target.size
+        bits = max(last["bits"] + 8 * (aim - last["bytes"]), least, 1.0)
+        if below and above:
+            low, high = max(h["bits"] for h in below), min(h["bits"] for h in above)
+            bits = bits if low < bits < high else (low + high) / 2
+        return {"bits": bits, "predicted": aim}
 
     def infeasible(self, target: _Target, smallest: float) -> InfeasibleError:
         needed = 8 * smallest * 1.005 / self.source.elements
