@@ -220,7 +220,7 @@ def draw(rows: list[Any]) -> None:
             gaps = [r["top1"] - r["top1_dense"] for r in points]
             panel.plot([r["bits"] for r in points], gaps, marker="o", label=method, **style)
         panel.axhline(0, linestyle=":", color="grey")
-        panel.set(title=name, xlabel="bits per parameter, whole file", xlim=(1.6, 5), ylim=(-30, 3))
+        panel.set(title=name, xlabel="bits per parameter, whole file", xlim=(1.6, 5), ylim=(-40, 3))
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("points from the dense network")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncols=5, fontsize=8)
