@@ -1,0 +1,49 @@
+"""The README's code runs, and what it shows is what is printed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_python_blocks_run(tmp_path: Path) -> None:
+    code = "\n".join(blocks("python"))
+    assert "opq.compress(" in code
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert (tmp_path / "digits.opq.safetensors").exists()
+
+
+@pytest.mark.parametrize("block", blocks("console"))
+def test_commands_print_what_is_shown(block: str, tmp_path: Path) -> None:
+    """Commands of `opq` run in turn; output that the README shows is compared to the letter, but for seconds."""
+    for shown in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+        command, _, output = shown.partition("\n")
+        opq = command.rpartition("&& ")[2].split("#")[0].split()
+        if opq[0] != "opq":
+            continue
+        ran = subprocess.run([sys.executable, "-m", *opq], cwd=tmp_path, capture_output=True, text=True, check=True)
+        if output.strip():
+            assert _timeless(ran.stdout) == _timeless(output)
+
+
+def _timeless(text: str) -> str:
+    return re.sub(r"[\d.]+ s\b", "", text).strip()
+
+
+def test_the_test_command_is_what_ci_runs() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    for command in ('python -m pip install -c constraints.txt -e ".[test]"', "python -m pytest"):
+        assert command in README
+        assert command.split(" -m ")[1].split()[0] in ci
