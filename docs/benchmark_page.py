@@ -10,8 +10,8 @@ from typing import Any
 HEAD = """# Benchmarks
 
 Everything here was measured by a script under `examples/bench/` on one machine (two CPU cores, no accelerator); each
-table is the JSON that its script wrote, ratios are of one run. The accuracy of the dense network stands beside that of the
-compressed one, because the data are not the usual test sets: CIFAR-10 as JPEG, and 1000 photographs with ImageNet
+table is the JSON that its script wrote, ratios are of one run. The accuracy of the dense network stands beside that of
+the compressed one, because the data are not the usual test sets: CIFAR-10 as JPEG, and 1000 photographs with ImageNet
 labels that are not in ImageNet.
 """
 TITLES = {
