@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+HERE = {**os.environ, "PYTHONPATH": str(ROOT)}
+SEEN: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
 README = (ROOT / "README.md").read_text()
 
 
@@ -21,7 +25,7 @@ def blocks(language: str) -> list[str]:
 def test_python_blocks_run(tmp_path: Path) -> None:
     code = "\n".join(blocks("python"))
     assert "opq.compress(" in code
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=HERE, check=True)
     assert (tmp_path / "digits.opq.safetensors").exists()
 
 
@@ -33,7 +37,7 @@ def test_commands_print_what_is_shown(block: str, tmp_path: Path) -> None:
         opq = command.rpartition("&& ")[2].split("#")[0].split()
         if opq[0] != "opq":
             continue
-        ran = subprocess.run([sys.executable, "-m", *opq], cwd=tmp_path, capture_output=True, text=True, check=True)
+        ran = subprocess.run([sys.executable, "-m", *opq], cwd=tmp_path, env=HERE, **SEEN)
         if output.strip():
             assert _timeless(ran.stdout) == _timeless(output)
 
