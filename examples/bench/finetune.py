@@ -13,7 +13,6 @@ import argparse
 import copy
 import dataclasses
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -284,7 +283,8 @@ def report_memory(name: str, batch: str, on_grid: str) -> None:
     step = step_function(name, int(batch), on_grid == "1")
     for _ in range(5):
         step()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    status = Path("/proc/self/status").read_text()  # ru_maxrss would be the parent's, whose pages fork shares
+    print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 
 
 # --- the command -----------------------------------------------------------------------------
