@@ -193,7 +193,7 @@ def top1(model: Any, images: Any) -> Any:
 def similarity() -> tuple[State, Any]:
     """MiniLM and its score: rank correlation of pairwise similarities with the dense model, times 100."""
     model, tokens = zoo.minilm()
-    texts = (Path(__file__).parent / "sentences.txt").read_text().splitlines()[:300]
+    texts = zoo.sentences("evaluation")
     dense = zoo.embeddings(model, tokens, texts)
     state = {k: v.clone() for k, v in model.state_dict().items()}
 
