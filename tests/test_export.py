@@ -110,7 +110,7 @@ def test_onnx_of_what_cannot_be_exported(tmp_path: Path) -> None:
             self.linear = nn.Linear(64, 64)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.from_numpy(self.linear(x).detach().numpy())
+            return self.linear(x) if x.sum() > 0 else x  # depends on the values
 
     file = tmp_path / "p.opq.safetensors"
     opq.compress(Python(), bits=8, probe=False).save(file)
