@@ -56,7 +56,7 @@ class ImageSet:
         picks = np.linspace(0, self.count - 1, limit).round().astype(int).tolist()
         read = self.read
         labels, folders = (None if v is None else tuple(v[i] for i in picks) for v in (self.labels, self.folders))
-        return ImageSet(limit, lambda i: read(picks[i]), labels, folders)  # type: ignore[arg-type]
+        return ImageSet(limit, lambda i: read(picks[i]), labels, folders)
 
 
 def open_images(path: str | os.PathLike[str]) -> ImageSet:

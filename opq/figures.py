@@ -116,8 +116,8 @@ def _drawn(reader: Reader, tensor: TensorPlan, size: int, source: Source | None)
     none = np.zeros(0, np.int64)
     if tensor.action != "compress":
         return Drawn(tensor, size, none, none, 0.0, None)
-    codes, counts = np.unique(reader.codes(tensor.name), return_counts=True)
-    codes = codes.astype(np.int64)
+    values_there, counts = np.unique(reader.codes(tensor.name), return_counts=True)
+    codes = values_there.astype(np.int64)
     if tensor.codebook != "grid":
         return Drawn(tensor, size, codes, counts, 0.0, None)
     tau = fitted(codes, counts, tensor)

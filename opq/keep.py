@@ -27,9 +27,7 @@ UNKNOWN_EPS_PER_OCTAVE = 64
 """Codes an octave of a running variance whose eps is not known, so that the weight cannot make up for its error."""
 
 
-def keep(
-    source: Source, plan: Plan, changed: Mapping[str, torch.Tensor], *, whole: Plan | None = None
-) -> list[Stored]:
+def keep(source: Source, plan: Plan, changed: Mapping[str, torch.Tensor], *, whole: Plan | None = None) -> list[Stored]:
     """The stored form of every kept tensor; `changed` holds new values by name.
 
     `whole`: the plan of all files, where `plan` is one file's: it decides how fine is fine enough.

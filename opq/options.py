@@ -88,7 +88,7 @@ class Options:
     def _check_method(self) -> None:
         """Options that the method has no use for."""
         published, data_free = self.method in PUBLISHED, self.method in DATA_FREE
-        idle = ("data", "evaluate", "checkpoint", "method_options") if data_free else ()
+        idle: tuple[str, ...] = ("data", "evaluate", "checkpoint", "method_options") if data_free else ()
         idle += ("constraints", "sensitivities", "calibration", "probe", "sparsity") if published else ()
         fields = {field.name: field.default for field in dataclasses.fields(self)}
         given = [name for name in idle if getattr(self, name) is not fields[name] and getattr(self, name) is not False]

@@ -228,7 +228,7 @@ def minilm() -> tuple[nn.Module, Callable[[Sequence[str]], dict[str, Tensor]]]:
 
 
 def _hide_broken_torchvision() -> None:
-    """A torchvision built for another torch does not import; transformers, which needs it for images only, must not try."""
+    """A torchvision built for another torch does not import; transformers, which needs it for images, must not try."""
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError):
