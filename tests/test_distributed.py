@@ -43,6 +43,8 @@ if kind == "masks":
     except AttachError as error:
         assert "'0.weight': the mask differs between processes" in str(error)
         open(f"{folder}/said.{rank()}", "w").close()
+    distributed.barrier()
+    distributed.destroy_process_group()
     sys.exit()
 
 attach(model, plan)
@@ -79,6 +81,7 @@ for module, attribute, grid in attached(unwrapped(model)):
     assert shard[rows].any()
 torch.save(proved_codes(unwrapped(model), plan), f"{folder}/codes.{rank()}")
 trained.save(f"{folder}/model.opq.safetensors")
+distributed.barrier()
 distributed.destroy_process_group()
 """
 
