@@ -38,9 +38,12 @@ def test_notebook_runs(path: Path, kernel: Any) -> None:
     book.cells.insert(0, nbformat.v4.new_code_cell(CLEAN))
     client = nbclient.NotebookClient(book, km=kernel, timeout=300, startup_timeout=300, allow_errors=False)
     with client.setup_kernel():
-        for k, cell in enumerate(book.cells):
-            if cell.cell_type == "code":
-                client.execute_cell(cell, k)
+        try:
+            for k, cell in enumerate(book.cells):
+                if cell.cell_type == "code":
+                    client.execute_cell(cell, k)
+        finally:
+            client.kc.stop_channels()
     pictures = [o for c in book.cells if c.cell_type == "code" for o in c.outputs if "image/png" in o.get("data", {})]
     assert len(pictures) >= 2
 
