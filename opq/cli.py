@@ -109,6 +109,12 @@ def compress(
         f"the paper's count, positions free: {result.nominal.ratio:.2f}x. Verified by decoding. "
         f"{figures['seconds']:.1f} s."
     )
+    if all(tensor.sensitivity == 1 for tensor in result.plan.compressed):
+        out.print(
+            "Weights alone: no model was run. With the model itself, or an hf:, timm: or torchvision: name, much less "
+            "accuracy is lost at low rates (docs/datafree.md).",
+            soft_wrap=True,
+        )
 
 
 def _streams(source: str, output: Path) -> bool:

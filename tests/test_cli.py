@@ -48,6 +48,7 @@ def test_compress_inspect_verify_decompress(run: Run, checkpoint: Path, tmp_path
     assert f"{file.stat().st_size:,} bytes" in out
     assert "a.weight" in out
     assert "Verified" in out
+    assert "Weights alone" in out
     assert 8 * file.stat().st_size / 8256 <= 4
 
     code, out, _ = run("inspect", file)
