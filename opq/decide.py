@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from opq.curve import THETAS, Curve, Point
+from opq.curve import Curve, Point
 from opq.dtypes import dtype_name
 from opq.options import Options, Progress, silent
 from opq.plan import Plan, TensorPlan
@@ -31,13 +31,12 @@ class Problem:
     """Of every compressed tensor, in the source's order."""
     sensitivities: Mapping[str, float]
     """`a_i` of every compressed tensor."""
-    thetas: Sequence[float] = THETAS
     curves: Mapping[str, Curve] = dataclasses.field(default_factory=dict)
     """Made from the statistics where not given."""
 
     def __post_init__(self) -> None:
         if not self.curves:
-            curves = {name: Curve.of(stats, thetas=self.thetas) for name, stats in self.stats.items()}
+            curves = {name: Curve.of(stats) for name, stats in self.stats.items()}
             object.__setattr__(self, "curves", curves)
 
     def replace(self, *, sensitivities: Mapping[str, float]) -> Problem:
@@ -45,7 +44,7 @@ class Problem:
         return dataclasses.replace(self, sensitivities=sensitivities)
 
     @property
-    def bounds(self) -> list[tuple[float, float] | None]:
+    def bounds(self) -> list[tuple[float, float]]:
         """Bits per weight that the user allows each compressed tensor."""
         roles = {role.name: role for role in self.roles}
         return [(roles[n].min_bits, roles[n].max_bits) for n in self.stats]
@@ -54,9 +53,8 @@ class Problem:
     def least_bits(self) -> float:
         """The fewest bits that all codes together can take."""
         least = 0.0
-        for curve, stats, bound in zip(self.curves.values(), self.stats.values(), self.bounds, strict=True):
-            low = float(curve.rate[0])
-            least += stats.size * (low if bound is None else min(max(bound[0], low), float(curve.rate[-1])))
+        for curve, stats, (smallest, _) in zip(self.curves.values(), self.stats.values(), self.bounds, strict=True):
+            least += stats.size * min(max(smallest, float(curve.rate[0])), float(curve.rate[-1]))
         return least
 
     def allocate(self, bits: float) -> Allocation:

@@ -69,8 +69,13 @@ class Draft:
 
     plan: Plan
     codes: Codes
-    size: int
-    """Bytes of the file."""
+    result: Result
+    """Before what else changes with the codes."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.result.bytes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,8 +94,7 @@ class Fit:
             InfeasibleError: no file is that small; says the smallest that can be had.
         """
         if self.problem.options.sparsity is not None:
-            plan = index.rounded(self.decide())
-            return self.finish(plan, self.code(plan))
+            return self.finish(self.draft(self.decide()))
         target, least = self.target, self.problem.least_bits
         overhead = self.overhead(self.problem.sketch())
         bits = max(8 * (AIM * target - overhead), least)
@@ -99,7 +103,7 @@ class Fit:
             draft = self.draft(self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead)))
             size = draft.size
             if WINDOW * target <= size <= target or (draft.plan.multiplier == 0 and size <= target):
-                result = self.finish(draft.plan, draft.codes)
+                result = self.finish(draft)
                 if result.bytes <= target:
                     return result
                 size = result.bytes
@@ -111,21 +115,20 @@ class Fit:
             bits = max(8 * (AIM * target - overhead), least)
             if bits == before:
                 break
-        result = self.finish(best.plan, best.codes) if best else self.smallest()
+        result = self.finish(best) if best else self.smallest()
         if result.bytes > target:
             raise self.infeasible(target, self.smallest().bytes)
         return result
 
     def smallest(self) -> Result:
         """The smallest file that can be had."""
-        draft = self.draft(self.problem.plan(self.problem.least_bits))
-        return self.finish(draft.plan, draft.codes)
+        return self.finish(self.draft(self.problem.plan(self.problem.least_bits)))
 
     def draft(self, plan: Plan) -> Draft:
-        """Codes of a plan and the size of their file, before what else changes with them."""
+        """Codes of a plan and their file, before what else changes with them."""
         plan = index.rounded(plan)
         codes = self.code(plan)
-        return Draft(plan, codes, assemble(self.source, plan, codes, {}).bytes)
+        return Draft(plan, codes, assemble(self.source, plan, codes, {}))
 
     def code(self, plan: Plan) -> Codes:
         """The codes of every compressed tensor."""
@@ -135,9 +138,10 @@ class Fit:
             self.progress("quantize", done + 1, len(plan.compressed))
         return codes
 
-    def finish(self, plan: Plan, codes: Codes) -> Result:
-        """The result of codes, with what else of the model changes with them."""
-        return assemble(self.source, plan, codes, self.coder.kept(plan, codes))
+    def finish(self, draft: Draft) -> Result:
+        """The result of a round, with what else of the model changes with its codes; packed again only for that."""
+        changed = self.coder.kept(draft.plan, draft.codes)
+        return assemble(self.source, draft.plan, draft.codes, changed) if changed else draft.result
 
     def decide(self) -> Plan:
         """The plan at the budget by predicted size alone: no weight is quantized."""

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol
@@ -320,9 +320,3 @@ def _consistent(tensor: TensorPlan, place: Place, plan: dict[str, TensorPlan]) -
         raise CorruptFileError(f"tensor {tensor.name!r}: codes of a type that has none", got=tensor.dtype)
     elif place.kind == "log" and not place.number >= 1:
         raise CorruptFileError(f"tensor {tensor.name!r}: no codes an octave", got=place.number)
-
-
-def iterate(reader: Reader) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors one by one, in the source's order, for those who cannot hold them all."""
-    for name in reader.names:
-        yield name, reader.tensor(name)
