@@ -105,6 +105,11 @@ def synthetic(
     return _first_that_runs(model, candidates)
 
 
+def texts(hint: InputHint, *, samples: int = 64, seed: int = 0) -> torch.Tensor:
+    """The token ids that `synthetic` makes of this hint for a language model, (TEXTS samples, length) int64."""
+    return _Maker(torch.Generator().manual_seed(seed), samples).tokens(*_text_sizes(hint))
+
+
 def as_batch(model: nn.Module, given: Any) -> Batch:
     """A user's batch as a call: a tensor, a tuple (extra members such as labels are left out), or a dict.
 
@@ -193,8 +198,7 @@ def _candidates(model: nn.Module, hint: InputHint | None, make: _Maker) -> Itera
 
 
 def _texts(model: nn.Module, make: _Maker, hint: InputHint) -> Iterator[Batch]:
-    vocabulary, most = int(hint.vocabulary or VOCABULARY), hint.tokens or TOKENS + 2
-    length = min(TOKENS, most - 2 if most > 8 else most)
+    vocabulary, length = _text_sizes(hint)
     ids = make.tokens(vocabulary, length)
     named = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     config = getattr(model, "config", None)
@@ -208,6 +212,12 @@ def _texts(model: nn.Module, make: _Maker, hint: InputHint) -> Iterator[Batch]:
     if _binds(inspect.signature(model.forward), (), named):
         yield from (Batch((), named), Batch((), {"input_ids": ids}))
     yield from (Batch((ids,)), Batch((named,)))
+
+
+def _text_sizes(hint: InputHint) -> tuple[int, int]:
+    """Vocabulary and tokens of a synthetic text."""
+    most = hint.tokens or TOKENS + 2
+    return int(hint.vocabulary or VOCABULARY), min(TOKENS, most - 2 if most > 8 else most)
 
 
 def _hint_of(model: nn.Module) -> InputHint | None:
