@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import zipfile
 import zlib
 from typing import Any, cast
 
@@ -21,6 +22,8 @@ from opq.aside import written_aside
 from opq.errors import CorruptFileError, MismatchError, WriteError
 from opq.fixed import FixedGrid
 from opq.plan import Plan
+from opq.sources.base import brief
+from opq.sources.files import DAMAGED
 
 
 def random_states() -> dict[str, Any]:
@@ -60,18 +63,26 @@ def load(path: str | os.PathLike[str], plan: Plan) -> dict[str, Any]:
     """The checkpoint at `path`.
 
     Raises:
-        CorruptFileError: it cannot be read.
+        CorruptFileError: it cannot be read, or holds something else.
         MismatchError: it was written with another plan.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (part := archive.testzip()) is not None:  # torch does not look at the checksums
+                raise ValueError(f"wrong checksum of {part}")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        remedy = "Delete it to start anew, or pass resume=False."
-        raise CorruptFileError(f"the checkpoint {path} cannot be read", got=error, remedy=remedy) from error
-    if state.get("plan") != plan_digest(plan):
+    except (*DAMAGED, zipfile.BadZipFile, NotImplementedError, zlib.error, pickle.UnpicklingError) as error:
+        raise CorruptFileError(f"the checkpoint {path} cannot be read", got=brief(error), remedy=_ANEW) from error
+    if not isinstance(state, dict) or not state.keys() >= _FIELDS:
+        raise CorruptFileError(f"{path} is no checkpoint of a training", got=type(state).__name__, remedy=_ANEW)
+    if state["plan"] != plan_digest(plan):
         remedy = "Resume with the plan that training began with, or pass resume=False."
         raise MismatchError(f"the checkpoint {path} was written with another plan", remedy=remedy)
     return state
+
+
+_ANEW = "Delete it to start anew, or pass resume=False."
+_FIELDS = {"plan", "model", "optimizer", "scaler", "epoch", "step", "total", "options", "random", "epoch_random"}
 
 
 def plan_digest(plan: Plan) -> int:

@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 import opq
 from opq.errors import OpqError, OptionError, WriteError
 from opq.plan import Plan
+from opq.report import printable
 
 app = typer.Typer(
     help="Pre-trained networks as small files: one call, no data, no search.",
@@ -32,8 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console()
-err = Console(stderr=True)
+out = Console(markup=False)
+err = Console(stderr=True, markup=False)
 
 SUFFIX = ".opq.safetensors"
 
@@ -330,8 +331,8 @@ def main() -> None:
     try:
         app()
     except OpqError as error:
-        err.print(f"[bold red]error[/] {type(error).__name__}: ", end="")
-        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        err.print("error", style="bold red", end=" ")
+        err.print(f"{type(error).__name__}: {_line(error)}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         err.print("interrupted; nothing was written")
@@ -339,8 +340,12 @@ def main() -> None:
 
 
 def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
-    err.print("[yellow]warning[/] ", end="")
-    err.print(str(message), markup=False, highlight=False, soft_wrap=True)
+    err.print("warning", style="yellow", end=" ")
+    err.print(_line(message), highlight=False, soft_wrap=True)
+
+
+def _line(message: object) -> str:
+    return printable(str(message).replace("\n", " "))
 
 
 def _json(figures: dict[str, Any]) -> None:

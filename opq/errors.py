@@ -171,6 +171,12 @@ class FileTooLargeError(FileFormatError):
     remedy = "If you trust the file, raise the limit with max_expansion=."
 
 
+class ClosedReaderError(OpqError):
+    """A tensor is asked of a reader that was closed."""
+
+    remedy = "Read inside the `with` block, or open the file again."
+
+
 class MismatchError(OpqError):
     """The tensors of a file or plan do not match those of the model."""
 

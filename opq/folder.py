@@ -12,9 +12,9 @@ from types import TracebackType
 
 import torch
 
-from opq.errors import CorruptFileError, FileFormatError, ForeignFileError, MismatchError, MissingFileError
+from opq.errors import CorruptFileError, FileFormatError, MismatchError, MissingFileError
 from opq.plan import Plan
-from opq.reader import MAX_EXPANSION, Reader
+from opq.reader import MAX_EXPANSION, Reader, check_version, no_twins
 from opq.stored import Codes
 
 INDEX = "model.opq.safetensors.index.json"
@@ -130,7 +130,7 @@ def read_index(path: Path) -> dict[str, str]:
     try:
         if path.stat().st_size > _LARGEST_INDEX:
             raise CorruptFileError(f"{path} is too large for an index", wanted=f"at most {_LARGEST_INDEX} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_twins)
     except FileNotFoundError as error:
         remedy = "Finish the compression with the same command, or fetch the index."
         raise MissingFileError(f"{path.parent} holds no {INDEX}", remedy=remedy) from error
@@ -138,16 +138,19 @@ def read_index(path: Path) -> dict[str, str]:
         raise MissingFileError(f"cannot open {path}", got=error.strerror or error) from error
     except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{path} is not JSON", got=error) from error
-    marked = isinstance(content, dict) and isinstance(content.get("metadata"), dict) and "opq" in content["metadata"]
-    if not marked:
-        raise ForeignFileError(f"{path} was not written by opq")
+    check_version(content.get("metadata") if isinstance(content, dict) else None, os.fspath(path))
     where = content.get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(f, str) for f in where.values()):
         raise CorruptFileError(f"{path} is no index", wanted='a "weight_map" of tensor names to file names')
-    outside = next((f for f in where.values() if Path(f).name != f or f.startswith(".")), None)
+    outside = next((f for f in where.values() if not _bare(f)), None)
     if outside is not None:
-        raise CorruptFileError(f"{path} names a file outside its folder", got=outside, wanted="bare file names")
+        raise CorruptFileError(f"{path} names a file outside its folder", got=repr(outside), wanted="bare file names")
     return where
+
+
+def _bare(file: str) -> bool:
+    """Whether a name is that of a file in the folder itself, on every system."""
+    return file.isprintable() and not file.startswith(".") and not set(file) & set("/\\:") and bool(file)
 
 
 def _joined(shards: dict[str, Reader], where: dict[str, str]) -> Plan:

@@ -14,7 +14,7 @@ from opq.accounting import NOTHING, Nominal, of_codes
 from opq.dtypes import torch_dtype
 from opq.folder import open_reader
 from opq.plan import Plan
-from opq.report import Report
+from opq.report import Report, printable
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class Inspection:
         """The figures of the file in three lines."""
         near = self.coded_bytes / self.entropy_bytes - 1 if self.entropy_bytes else 0.0
         return (
-            f"{self.file}: method {self.method}, {self.file_bytes:,} bytes, {self.bits:.3f} bits per weight, "
-            f"{self.ratio:.2f}x smaller than its source\n"
+            f"{self.file}: method {printable(self.method)}, {self.file_bytes:,} bytes, "
+            f"{self.bits:.3f} bits per weight, {self.ratio:.2f}x smaller than its source\n"
             f"codes {self.coded_bytes:,} bytes, their zeroth-order entropy {self.entropy_bytes:,.0f} ({near:+.2%}); "
             f"everything else {self.overhead_bytes:,} bytes\n"
             f"pruned {self.sparsity:.1%}, {self.bits_per_kept:.2f} bits per kept weight; "

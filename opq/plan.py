@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -132,10 +133,10 @@ class Plan:
     """Predicted size of the file."""
 
     def __post_init__(self) -> None:
-        names = [t.name for t in self.tensors]
-        if len(set(names)) != len(names):
-            twice = sorted({n for n in names if names.count(n) > 1})
-            raise OptionError("a tensor stands twice in the plan", got=", ".join(twice))
+        names = Counter(t.name for t in self.tensors)
+        if len(names) != len(self.tensors):
+            twice = sorted(name for name, times in names.items() if times > 1)
+            raise OptionError("a tensor stands twice in the plan", got=", ".join(twice[:5]))
 
     def __iter__(self) -> Iterator[TensorPlan]:
         return iter(self.tensors)

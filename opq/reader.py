@@ -17,6 +17,7 @@ import torch
 from opq import index, stored
 from opq.dtypes import DTYPES
 from opq.errors import (
+    ClosedReaderError,
     CorruptFileError,
     FileTooLargeError,
     ForeignFileError,
@@ -73,6 +74,7 @@ class Reader:
     plan: Plan
 
     def __init__(self, source: str | os.PathLike[str] | InMemory, *, max_expansion: float = MAX_EXPANSION):
+        self._closed = False
         self._data = _opened(source)
         label = os.fspath(source) if isinstance(source, str | os.PathLike) else "the file in memory"
         entries, base = _entries(self._data, label)
@@ -131,9 +133,9 @@ class Reader:
         return {t.name: held[t.like or t.name] for t in self.plan}
 
     def close(self) -> None:
-        """Releases the file."""
+        """Releases the file; nothing can be read any more."""
+        self._closed = True
         self._data = memoryview(b"")
-        self._spans = {}
 
     def __enter__(self) -> Reader:
         return self
@@ -145,8 +147,10 @@ class Reader:
         return self._tensors[name] if name in self._tensors else self.plan[name]
 
     def _payload(self, name: str) -> memoryview:
-        start, stop = self._spans.get(name, (0, 0))
+        start, stop = self._spans[name]
         data = self._data[start:stop]
+        if self._closed:  # looked at last: another thread may have closed it meanwhile
+            raise ClosedReaderError("the file was closed")
         checksum = self._places[name].checksum
         if checksum is not None and name not in self._checked:
             if zlib.crc32(data) != checksum:
@@ -228,10 +232,10 @@ def _entries(data: memoryview, label: str) -> tuple[dict[str, _Entry], int]:
     if len(data) < 8 + length:
         raise TruncatedFileError(f"{label} ends in its header", got=f"{len(data)} bytes", wanted=8 + length)
     try:
-        header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=_no_twins)
+        header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=no_twins)
     except (ValueError, RecursionError) as error:
         raise ForeignFileError(f"{label} has no JSON header", got=error) from error
-    _check_version(header.pop("__metadata__", None), label)
+    check_version(header.pop("__metadata__", None), label)
     entries = {name: _entry(name, fields) for name, fields in header.items()}
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
@@ -247,13 +251,15 @@ def _entries(data: memoryview, label: str) -> tuple[dict[str, _Entry], int]:
     return entries, 8 + length
 
 
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no name stands twice."""
     if len({k for k, _ in pairs}) < len(pairs):
         raise CorruptFileError("a name stands twice in the header")
     return dict(pairs)
 
 
-def _check_version(metadata: object, label: str) -> None:
+def check_version(metadata: object, label: str) -> None:
+    """Raises unless the metadata of a file or of an index name a version that this package reads."""
     version = metadata.get(COMMON) if isinstance(metadata, dict) else None
     if version is None:
         raise ForeignFileError(f"{label} was not written by opq")
@@ -271,7 +277,9 @@ def _entry(name: str, fields: object) -> _Entry:
         raise wrong
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [-1]
-    if not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers) or len(offsets) != 2 or dtype not in DTYPES:
+    if not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers) or len(offsets) != 2:
+        raise wrong
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise wrong
     if offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].itemsize:
         raise wrong

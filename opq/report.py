@@ -8,6 +8,7 @@ from html import escape
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
+from rich.text import Text
 
 from opq.plan import Plan, TensorPlan
 
@@ -31,15 +32,20 @@ def rows(
         size = sizes.get(tensor.name, 0)
         density = (densities or {}).get(tensor.name, tensor.density)
         yield (
-            tensor.name,
+            printable(tensor.name),
             "x".join(map(str, tensor.shape)) or "scalar",
             tensor.dtype,
             tensor.action,
             *(_grid(tensor, density) if tensor.action == "compress" else ("", "", "")),
             f"{8 * size / tensor.size:.3f}" if tensor.size and tensor.action != "share" else "",
             f"{size:,}" if tensor.action != "share" else "",
-            tensor.reason,
+            printable(tensor.reason),
         )
+
+
+def printable(text: str) -> str:
+    """Text of unknown origin as a terminal may have it: what moves its cursor or sets its colours is spelt out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _grid(tensor: TensorPlan, density: float) -> tuple[str, str, str]:
@@ -65,12 +71,13 @@ class Report:
 
     def table(self, columns: Sequence[str] = COLUMNS) -> Table:
         """The report as a rich table of some columns."""
-        drawn = Table(title=self.title, title_justify="left", header_style="bold", row_styles=["", "dim"])
+        title = None if self.title is None else Text(self.title)
+        drawn = Table(title=title, title_justify="left", header_style="bold", row_styles=["", "dim"])
         for column in columns:
             number = column in _RIGHT
             drawn.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
         for row in rows(self.plan, self.sizes, self.densities):
-            drawn.add_row(*(cell for column, cell in zip(COLUMNS, row, strict=True) if column in columns))
+            drawn.add_row(*(Text(cell) for column, cell in zip(COLUMNS, row, strict=True) if column in columns))
         return drawn
 
 

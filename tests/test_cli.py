@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 import opq
 from opq import cli
+from opq.container import Grid, Packed, Raw, Stored, pack
+from opq.errors import OptionError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -155,3 +157,36 @@ def test_the_demo_runs_offline(run: Run) -> None:
 def test_python_dash_m() -> None:
     shown = subprocess.run([sys.executable, "-m", "opq", "--help"], capture_output=True, text=True, check=True)
     assert "compress" in shown.stdout
+
+
+def stored_in(result: opq.Result) -> list[Stored]:
+    """What a result holds, to be packed again."""
+    return [
+        Grid(t.name, result.codes[t.name].numpy()) if t.action == "compress" else Raw(t.name, result.tensor(t.name))
+        for t in result.plan
+    ]
+
+
+def test_names_of_strangers_do_not_reach_the_terminal_raw(run: Run, tmp_path: Path) -> None:
+    """Neither rich's markup nor a terminal's escapes in what a file says of itself."""
+    file = tmp_path / "m.opq.safetensors"
+    result = opq.compress({"[/x][bold]w\x1b[2J": torch.randn(64, 64), "b\nc": torch.ones(3)}, bits=6)
+    Packed(pack(result.plan.replace(method="[/rd]\x1b"), stored_in(result)).parts, {}, {}).write(file)
+    code, out, _ = run("inspect", file)
+    assert code == 0
+    assert "[/x][bold]w\\x1b[2J" in out
+    assert "b\\nc" in out
+    assert "method [/rd]\\x1b" in out
+    file.write_bytes(file.read_bytes().replace(b'"opq":{', b'"[/o]":{', 1))
+    code, _, err = run("verify", file)
+    assert code == 1
+    assert "\x1b" not in out + err
+
+
+def test_an_error_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OptionError("two\nlines and \x1b[31m colour", got="[/markup] \ud800", remedy="Do not.")
+
+    monkeypatch.setattr("opq.inspection.examine", fails)
+    code, _, err = run("inspect", "x")
+    assert (code, err) == (1, "error OptionError: two lines and \\x1b[31m colour: got [/markup] \\ud800. Do not.\n")

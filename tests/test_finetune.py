@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -281,6 +282,33 @@ def test_a_damaged_checkpoint_is_said_to_be_damaged(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(CorruptFileError, match=r"the checkpoint .* cannot be read"):
         finetune(mlp(), plan_of(mlp()), BATCHES, checkpoint=path)
+    for other in ([1, 2], {"w": torch.ones(2)}, torch.ones(2)):
+        torch.save(other, path)
+        with pytest.raises(CorruptFileError, match="is no checkpoint of a training"):
+            finetune(mlp(), plan_of(mlp()), BATCHES, checkpoint=path)
+
+
+def test_no_damage_to_a_checkpoint_goes_unnoticed(tmp_path: Path) -> None:
+    path, rng = tmp_path / "ckpt.pt", random.Random(0)
+    plan = plan_of(mlp())
+    finetune(mlp(), plan, BATCHES, checkpoint=path)
+    good, state = path.read_bytes(), opq.checkpoint.load(path, plan)
+    refused = 0
+    for k in range(400):
+        bad = bytearray(good)
+        at = rng.randrange(len(bad))
+        if k % 4:
+            bad[at] ^= 1 << rng.randrange(8)
+        else:
+            del bad[at:]
+        path.write_bytes(bad)
+        try:
+            found = opq.checkpoint.load(path, plan)
+        except CorruptFileError:
+            refused += 1
+        else:
+            assert str(found) == str(state)
+    assert refused > 200
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:

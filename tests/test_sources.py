@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import opq
 from opq.errors import CorruptSourceError, EmptyModelError, MismatchError, SourceError
 from opq.sources import TensorSpec, open_source
 
@@ -194,7 +195,7 @@ def test_a_file_that_goes_away_is_an_error_by_then(tmp_path: Path):
 
 
 def test_a_compressed_file_is_no_source(tmp_path: Path):
-    save_file({"w": torch.ones(3)}, tmp_path / "m.opq.safetensors", metadata={"format": "opq"})
+    opq.compress(small(), bits=20, probe=False).save(tmp_path / "m.opq.safetensors")
     with pytest.raises(SourceError, match="already compressed"):
         open_source(tmp_path / "m.opq.safetensors")
 

@@ -97,7 +97,7 @@ def _safetensors_specs(path: Path) -> tuple[TensorSpec, ...]:
     """The header's tensors, and as ties the aliases that `safetensors.torch.save_model` noted in the metadata."""
     with _opened(path) as file:
         metadata = file.metadata() or {}
-        if metadata.get("format") == "opq":
+        if "opq" in metadata:
             remedy = "Pass the original weights, or decompress it first: opq decompress."
             raise SourceError(f"{path} is already compressed", got="an opq file", remedy=remedy)
         specs = [_spec(name, file.get_slice(name), path) for name in file.offset_keys()]
@@ -139,7 +139,7 @@ def _unreadable(path: Path, error: Exception) -> CorruptSourceError:
 
 # --- PyTorch checkpoints ---------------------------------------------------------------------
 
-_DAMAGED = (
+DAMAGED = (
     RuntimeError,
     OSError,
     EOFError,
@@ -170,7 +170,7 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
         if "Unsupported" in str(error) or "weights_only" in str(error):
             raise _unsafe(path, error) from error
         raise _unreadable(path, error) from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         if "weights_only" in str(error):
             raise _unsafe(path, error) from error
         raise _unreadable(path, error) from error
