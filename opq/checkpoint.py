@@ -76,7 +76,7 @@ def load(path: str | os.PathLike[str], plan: Plan) -> dict[str, Any]:
     if not isinstance(state, dict) or not state.keys() >= _FIELDS:
         raise CorruptFileError(f"{path} is no checkpoint of a training", got=type(state).__name__, remedy=_ANEW)
     if state["plan"] != plan_digest(plan):
-        remedy = "Resume with the plan that training began with, or pass resume=False."
+        remedy = "Resume with the plan and options that training began with, or delete it to start anew."
         raise MismatchError(f"the checkpoint {path} was written with another plan", remedy=remedy)
     return state
 

@@ -17,6 +17,7 @@ from opq.errors import (
     CorruptFileError,
     DataError,
     InfeasibleError,
+    MismatchError,
     MissingExtraError,
     OptionError,
     PatternError,
@@ -224,7 +225,8 @@ def test_an_interrupted_search_goes_on_as_it_would_have(task, tmp_path):
     bayes.minimise(f, "w", bayes.Record(tmp_path / "r.json", "k"), **how | {"evaluations": 5})
     assert bayes.minimise(f, "w", bayes.Record(tmp_path / "r.json", "k"), **how) == whole
     assert calls == every
-    assert bayes.Record(tmp_path / "r.json", "another").trials == {}
+    with pytest.raises(MismatchError, match=r"the search record .* is of other weights or options"):
+        bayes.Record(tmp_path / "r.json", "another")
     (tmp_path / "r.json").write_text("{")
     with pytest.raises(CorruptFileError, match=r"the search record .* cannot be read"):
         bayes.Record(tmp_path / "r.json", "k")
@@ -259,6 +261,20 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(task, method, tmp_path):
         call(model, batches, method, checkpoint=tmp_path / "c", progress=when)
     assert list(tmp_path.iterdir())
     assert call(model, batches, method, checkpoint=tmp_path / "c").packed.parts == whole.packed.parts
+
+
+@pytest.mark.parametrize("changes", [{"bits": 2}, {"sparsity": 0.9}, {"lr": 1e-2}])
+def test_a_checkpoint_of_another_run_is_not_taken_up(task, changes, tmp_path):
+    model, batches = task
+    call(model, batches, "kmeans", checkpoint=tmp_path / "c")
+    other = {"method_options": CALLS["kmeans"]["method_options"] | changes}
+    with pytest.raises(MismatchError, match=r"the checkpoint .*c\.kmeans-prune was written with another plan"):
+        call(model, batches, "kmeans", checkpoint=tmp_path / "c", **other)
+    dense = copy.deepcopy(model)
+    with torch.no_grad():
+        dense[7].weight += 0.1
+    with pytest.raises(MismatchError, match="Resume with the plan and options that training began with"):
+        call(dense, batches, "kmeans", checkpoint=tmp_path / "c")
 
 
 def stop_late(error: type[Exception]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from opq.errors import OptionError
 from opq.methods import settings
 from opq.methods.baselines import kmeans_sharing, uniform
 from opq.methods.clipq import clipq
@@ -29,14 +30,16 @@ class Method:
 
     run: Callable[[Job], Result]
     settings: type[settings.Settings]
+    sized_by: str = ""
+    """The options that set the size of the file, where a budget cannot."""
 
 
 METHODS = {
-    "clipq": Method(clipq, settings.ClipQ),
+    "clipq": Method(clipq, settings.ClipQ, sized_by="lambda (weight=) or theta="),
     "kmeans": Method(kmeans_sharing, settings.Sharing),
     "lamp": Method(uniform, settings.Uniform),
     "magnitude": Method(uniform, settings.Uniform),
-    "olmp": Method(olmp, settings.Olmp),
+    "olmp": Method(olmp, settings.Olmp, sized_by="delta=, bounds= and prune_epochs="),
     "pq": Method(pq, settings.Product),
 }
 
@@ -45,8 +48,11 @@ def run(source: Source, options: Options) -> Result:
     """The result of the method that the options name.
 
     Raises:
-        OptionError: `method_options=` has no meaning for it.
+        OptionError: `method_options=` or a budget of the file has no meaning for it.
         DataError: it needs data and has none, or none that fits. Both before any work.
     """
     method = METHODS[options.method]
+    if method.sized_by and options.budget is not None:
+        fact, remedy = "takes no budget of the file", f"Leave the budget out: {method.sized_by} set the size."
+        raise OptionError(f"method={options.method!r} {fact}", got=options.budget.kind, remedy=remedy)
     return method.run(Job(source, options, settings.read(method.settings, options.method_options)))

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from opq.aside import written_aside
-from opq.errors import CorruptFileError, MissingExtraError
+from opq.errors import CorruptFileError, MismatchError, MissingExtraError
+
+RESUME = "Go on with the weights and options that it began with, or delete it to search anew."
 
 Trial = tuple[float, int, float]
 """p, b, and the value found there."""
@@ -27,7 +29,7 @@ class Record:
 
     path: Path | None
     key: str
-    """Of what is searched: a record of another search is not taken up."""
+    """Of what is searched: a record of another search is refused."""
     trials: dict[str, list[Trial]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -35,11 +37,13 @@ class Record:
             return
         try:
             held = json.loads(self.path.read_text())
-            if held["key"] == self.key:
-                self.trials = {n: [(float(p), int(b), float(v)) for p, b, v in ts] for n, ts in held["trials"].items()}
+            key, trials = held["key"], held["trials"]
+            self.trials = {n: [(float(p), int(b), float(v)) for p, b, v in ts] for n, ts in trials.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             remedy = "Delete it to search anew."
             raise CorruptFileError(f"the search record {self.path} cannot be read", got=error, remedy=remedy) from error
+        if key != self.key:
+            raise MismatchError(f"the search record {self.path} is of other weights or options", remedy=RESUME)
 
     def add(self, layer: str, trial: Trial) -> None:
         """Adds an evaluation and writes the file aside, then renames it."""

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,7 @@ from opq.errors import OptionError, PatternError
 from opq.methods.bayes import Record, minimise
 from opq.methods.coded import Coded, in_table
 from opq.methods.job import Job
-from opq.methods.live import Live, error, straight, train
+from opq.methods.live import Live, error, straight
 from opq.methods.partition import partition
 from opq.methods.settings import ClipQ
 from opq.result import Result
@@ -63,17 +61,11 @@ def clipq(job: Job) -> Result:
     """
     settings = job.settings
     assert isinstance(settings, ClipQ)
-    if job.options.budget is not None:
-        remedy = "Leave the budget out: lambda (weight=) or theta= set the size."
-        raise OptionError("method='clipq' takes no budget of the file", got=job.options.budget.kind, remedy=remedy)
     live = job.live()
     given = None if settings.theta is None else matched(settings.theta, list(job.weights))
     theta = search(job, live, settings) if given is None else given
     live.put({name: ClipPartitionQuantize(*theta[name]) for name in job.weights})
-    train(live, job.options.data, stage="clipq", epochs=settings.epochs,
-          optimizer=torch.optim.Adam(live.model.parameters(), settings.lr),
-          teacher=job.teacher() if settings.distill else None, distill=settings.distill,
-          checkpoint=job.checkpoint, progress=job.options.progress, seed=job.options.seed)  # fmt: skip
+    job.train(live, "clipq", torch.optim.Adam(live.model.parameters(), settings.lr))
     coded = {name: quantized(name, live.plain(name).cpu(), *theta[name]) for name in job.weights}
     return job.result(coded, job.kept(live))
 
@@ -112,7 +104,8 @@ def search(job: Job, live: Live, settings: ClipQ) -> dict[str, tuple[float, int]
     """(p, b) of every layer, one layer after the other, those before quantized as found."""
     quantizers = {name: ClipPartitionQuantize(0.0, 0) for name in job.weights}
     live.put(quantizers)
-    record = Record(_record_path(job.checkpoint), _key(job, settings))
+    untrained = dataclasses.replace(settings, epochs=0, lr=0.0, distill=0.0)
+    record = Record(job.checkpoint("search.json"), job.signature(untrained))
     every = settings.evaluations * len(quantizers)
     for k, (name, quantizer) in enumerate(quantizers.items()):
         quantizer.p, quantizer.b = minimise(
@@ -154,12 +147,3 @@ def stored_bits(w: torch.Tensor, p: float, b: int) -> float:
     counts = counts[counts > 0]
     entropy = torch.special.entr(counts / counts.sum()).sum() / math.log(2)
     return w.numel() * float(entropy) + 16 * ((1 << b) - 1)
-
-
-def _record_path(checkpoint: Path | None) -> Path | None:
-    return None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.search.json")
-
-
-def _key(job: Job, settings: ClipQ) -> str:
-    fixed = dataclasses.replace(settings, epochs=0, lr=0.0, distill=0.0)
-    return json.dumps([list(job.weights), job.options.seed, dataclasses.asdict(fixed)], default=str)

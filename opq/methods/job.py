@@ -1,10 +1,13 @@
-"""What every published method starts from and ends in: the roles of the tensors, and a Result of what is stored."""
+"""What every published method starts from, trains by and ends in: roles, the training loop, a Result."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import functools
+import json
+import os
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -19,11 +22,13 @@ from opq.keep import keep
 from opq.methods.coded import Coded
 from opq.methods.live import Live, check_data
 from opq.methods.settings import Settings
+from opq.objective import Objective
 from opq.options import Options
 from opq.plan import Plan, TensorPlan
 from opq.result import Result
 from opq.roles import Role, assign
 from opq.sources import Source
+from opq.training import Batches, Loop, Training
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,10 +55,15 @@ class Job:
             raise EmptyModelError(f"{self.source.label} holds no tensor to compress")
         return found
 
-    @property
-    def checkpoint(self) -> Path | None:
-        """The path that names of the stages are added to."""
-        return None if self.options.checkpoint is None else Path(self.options.checkpoint)
+    def checkpoint(self, stage: str) -> Path | None:
+        """Where a stage leaves what it goes on from: the user's path with the stage's name added."""
+        path = self.options.checkpoint
+        return None if path is None else Path(f"{os.fspath(path)}.{stage}")
+
+    def signature(self, settings: Settings) -> str:
+        """Of the weights, the method, these settings and the seed: what a search or a training goes on for."""
+        weights = {name: zlib.crc32(w.detach().numpy().tobytes()) for name, w in self.weights.items()}
+        return json.dumps([weights, self.options.method, self.options.seed, str(self.options.budget), str(settings)])
 
     def live(self) -> Live:
         """A copy of the model to train on, once the data is known to fit it.
@@ -66,9 +76,28 @@ class Job:
         check_data(self.options.data, model, self.options.method)
         return Live.copy_of(model)
 
-    def teacher(self) -> nn.Module:
-        """The dense network, in inference mode, a copy."""
-        return copy.deepcopy(self.source.build()).requires_grad_(False).eval()
+    def train(self, live: Live, stage: str, optimizer: torch.optim.Optimizer, batches: Batches | None = None) -> None:
+        """Trains the copy in place by the loop of `opq.finetune`; interrupted, it goes on exactly.
+
+        Args:
+            stage: names the progress and the checkpoint.
+            batches: in place of the user's data.
+
+        Raises:
+            MismatchError: the checkpoint is of other weights or options.
+        """
+        settings, options = self.settings, self.options
+        torch.manual_seed(options.seed)
+        Loop(live.model, Plan(method=f"{stage} {self.signature(settings)}", tensors=()),
+             options.data if batches is None else batches,
+             Training(epochs=settings.epochs, distill=settings.distill),
+             objective=Objective("cross_entropy", self._teacher(), settings.distill), optimizer=optimizer,
+             evaluate=None, checkpoint=self.checkpoint(stage),
+             progress=lambda _, done, total: options.progress(stage, done, total)).train()  # fmt: skip
+
+    def _teacher(self) -> nn.Module | None:
+        """The dense network, in inference mode, a copy; None where nothing is distilled."""
+        return copy.deepcopy(self.source.build()).requires_grad_(False).eval() if self.settings.distill else None
 
     def result(
         self,

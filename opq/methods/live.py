@@ -1,12 +1,11 @@
-"""Training on a copy of the model, a method's own weights in the forward pass, by the loop of `opq.finetune`."""
+"""A copy of the model to train on, a method's own weights in its forward pass; and what measures it."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,12 +14,8 @@ from torch.nn.utils import parametrize
 
 from opq.errors import DataError
 from opq.fixed import tensors
-from opq.objective import Objective, inputs_and_targets, run, scores
-from opq.options import Progress
-from opq.plan import Plan
-from opq.training import Loop, Training
-
-Batches = Iterable[Any] | Callable[[int], Iterable[Any]]
+from opq.objective import inputs_and_targets, run, scores
+from opq.training import Batches
 
 
 class _Straight(torch.autograd.Function):
@@ -165,34 +160,6 @@ def check_data(data: Batches | None, model: nn.Module, method: str) -> None:
 
 def _shape(inputs: Any) -> str:
     return str(list(inputs.shape)) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
-
-
-def train(
-    live: Live,
-    batches: Batches,
-    *,
-    stage: str,
-    epochs: int,
-    optimizer: torch.optim.Optimizer,
-    teacher: nn.Module | None,
-    distill: float,
-    checkpoint: Path | None,
-    progress: Progress,
-    seed: int,
-    schedule: Any = "cosine",
-) -> None:
-    """Trains the copy in place; interrupted, it goes on from `checkpoint` exactly.
-
-    Args:
-        stage: names the stage in the progress and in the checkpoint, so that no other's is taken up.
-    """
-    torch.manual_seed(seed)
-    with_teacher = teacher if distill > 0 else None
-    own = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.name}.{stage}")
-    Loop(live.model, Plan(method=stage, tensors=()), batches,
-         Training(epochs=epochs, schedule=schedule, distill=distill if with_teacher is not None else 0.0),
-         objective=Objective("cross_entropy", with_teacher, distill), optimizer=optimizer, evaluate=None,
-         checkpoint=own, progress=lambda _, done, total: progress(stage, done, total)).train()  # fmt: skip
 
 
 @torch.no_grad()

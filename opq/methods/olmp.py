@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from opq.errors import OptionError, SearchError
+from opq.errors import SearchError
 from opq.methods import ncs
 from opq.methods.coded import on_grid
 from opq.methods.job import Job
-from opq.methods.live import Live, straight, train
+from opq.methods.live import Live, straight
 from opq.methods.masks import hysteresis
 from opq.methods.settings import Olmp
 from opq.objective import inputs_and_targets, run, scores
@@ -175,9 +175,6 @@ def olmp(job: Job) -> Result:
     """
     settings = job.settings
     assert isinstance(settings, Olmp)
-    if job.options.budget is not None:
-        remedy = "Leave the budget out: delta=, bounds= and prune_epochs= set the size."
-        raise OptionError("method='olmp' takes no budget of the file", got=job.options.budget.kind, remedy=remedy)
     live = job.live()
     layers, roles = group_layers(job.roles)
     surgeries = {prefix: _surgeries(live, names, settings) for prefix, names in layers.items()}
@@ -194,9 +191,7 @@ def olmp(job: Job) -> Result:
         found: Iterable[Any] = data(epoch) if callable(data) else data
         return found
 
-    train(live, batches, stage="olmp", epochs=settings.epochs, optimizer=_optimizer(live, settings),
-          teacher=job.teacher() if settings.distill else None, distill=settings.distill,
-          checkpoint=job.checkpoint, progress=job.options.progress, seed=job.options.seed)  # fmt: skip
+    job.train(live, "olmp", _optimizer(live, settings), batches)
     coded = {name: on_grid(name, live.seen(name), settings.bits, least=1) for name in everything}
     return job.result(coded, job.kept(live), roles)
 

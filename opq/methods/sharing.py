@@ -13,7 +13,7 @@ from opq.methods.blocks import Product
 from opq.methods.budget import at_budget
 from opq.methods.coded import Coded, in_product, in_table
 from opq.methods.job import Job
-from opq.methods.live import Live, Masked, Shared, train
+from opq.methods.live import Live, Masked, Shared
 from opq.methods.settings import Pruning
 from opq.result import Result
 
@@ -62,12 +62,8 @@ def _shared(
 
 
 def _train(job: Job, live: Live, stage: str) -> None:
-    settings = job.settings
     trainable = [p for p in live.model.parameters() if p.requires_grad]
-    train(live, job.options.data, stage=f"{job.options.method}-{stage}", epochs=settings.epochs,
-          optimizer=torch.optim.Adam(trainable, settings.lr),
-          teacher=job.teacher() if settings.distill else None, distill=settings.distill,
-          checkpoint=job.checkpoint, progress=job.options.progress, seed=job.options.seed)  # fmt: skip
+    job.train(live, f"{job.options.method}-{stage}", torch.optim.Adam(trainable, job.settings.lr))
 
 
 def _live(coded: Coded, device: torch.device) -> Shared:
