@@ -104,48 +104,49 @@ def view(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return padded[0], padded[1], math.prod(padded[2:])
 
 
-def choose(symbols: npt.NDArray[np.integer], magnitudes: npt.NDArray[np.integer], plain: Ints) -> list[Contexts]:
+def choose(symbols: npt.NDArray[np.integer], codes: npt.NDArray[np.integer], plain: Ints) -> list[Contexts]:
     """The candidates worth costing for symbols of a 3-D shape: none when scales differ no more than by chance."""
     if symbols.size < _FEWEST or symbols.shape[0] == symbols.size or symbols.shape[1] == symbols.size:
         return []
-    sums = _sums(magnitudes)
-    fine = of_sums(sums, plain)
+    found = sums(codes)
+    fine = of_sums(found, plain)
     if fine is None:
         return []
     if symbols.size > 1 << 19 or sum(symbols.shape) * 1000 < cost(plain, frequencies(roots(plain))) >> FRACTION:
         return [fine]
-    return [_refined(symbols, start, len(plain)) for start in (fine, _rounded(sums, 2, 3))]
+    return [_refined(symbols, start, len(plain)) for start in (fine, _rounded(found, 2, 3))]
 
 
-def of_sums(sums: list[Ints], plain: Ints) -> Contexts | None:
+def of_sums(found: list[Ints], plain: Ints) -> Contexts | None:
     """The classes of a large tensor, from the sum of |q| over each index of each axis; None where they do not pay."""
-    lengths = [len(s) for s in sums]
-    if math.prod(lengths) in lengths[:2] or not _promising(sums, plain):
+    lengths = [len(s) for s in found]
+    if math.prod(lengths) in lengths[:2] or not _promising(found, plain):
         return None
-    return _rounded(sums, 1, 4)
+    return _rounded(found, 1, 4)
 
 
-def _sums(magnitudes: npt.NDArray[np.integer]) -> list[Ints]:
+def sums(codes: npt.NDArray[np.integer]) -> list[Ints]:
     """The sum of |q| over each index of each axis; float64 holds these integers exactly."""
-    rows, columns, kernel = magnitudes.shape
+    rows, columns, kernel = codes.shape
     by_row = np.zeros(rows, np.int64)
     by_rest = np.zeros((columns, kernel), np.int64)
-    for i in range(0, rows, step := max(1, (1 << 20) // (columns * kernel))):
-        part = magnitudes[i : i + step].astype(np.float32)
+    for i in range(0, rows, step := max(1, (1 << 18) // (columns * kernel))):
+        part = codes[i : i + step].astype(np.float32)
+        np.abs(part, out=part)
         by_row[i : i + step] = part.sum((1, 2), dtype=np.float64)
         by_rest += part.sum(0, dtype=np.float64).astype(np.int64)
     return [by_row, by_rest.sum(1), by_rest.sum(0)]
 
 
-def _promising(sums: list[Ints], plain: Ints) -> bool:
+def _promising(found: list[Ints], plain: Ints) -> bool:
     """Whether the spread of log-scales is worth more than 1/500 of the bits, beyond what chance gives.
 
     To second order an index whose log-scale is x from the mean saves about x^2 / 2 nats for each unit of |q| in it,
     of which chance gives 1/2 nat an index.
     """
-    total = log2(np.maximum(sums[0].sum(keepdims=True), 1))
+    total = log2(np.maximum(found[0].sum(keepdims=True), 1))
     twice = 0
-    for s in (s for s in sums if len(s) > 1):
+    for s in (s for s in found if len(s) > 1):
         x = np.clip(log2(np.maximum(s, 1) * len(s)) - total, -3 << FRACTION, 3 << FRACTION)
         squares = (x * x >> FRACTION) * _LN2_SQUARED >> FRACTION
         twice += int((s * squares >> FRACTION).sum()) - len(s)
@@ -156,11 +157,11 @@ _LN2_SQUARED = 31487
 """(ln 2)^2 in units of 2^-16."""
 
 
-def _rounded(sums: list[Ints], step: int, widest: int) -> Contexts:
+def _rounded(found: list[Ints], step: int, widest: int) -> Contexts:
     """Classes by rounding the log2 of the scales to multiples of `step / 2`, `widest` on either side of the mean."""
-    total = max(int(sums[0].sum()), 1)
+    total = max(int(found[0].sum()), 1)
     axes = []
-    for s in sums:
+    for s in found:
         x = log2(np.maximum(s, 1) * len(s)) - int(log2(np.array([total]))[0])
         unit = step << FRACTION - 1
         k = np.clip((x + unit // 2) // unit, -widest, widest)

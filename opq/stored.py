@@ -96,15 +96,18 @@ class Drafted:
 
     kind: str
     head: bytes
-    codes: entropy.Draft | None
+    draft: entropy.Draft | None = None
+    codes: npt.NDArray[np.integer] | None = None
 
     @property
     def size(self) -> int:
         """Bytes, within a few."""
-        return len(self.head) + (self.codes.size if self.codes else 0)
+        return len(self.head) + (self.draft.size if self.draft else 0)
 
     def bytes(self) -> bytes:
-        return self.head + (entropy.write(self.codes) if self.codes else b"")
+        if self.draft is None or self.codes is None:
+            return self.head
+        return self.head + entropy.write(self.draft, self.codes)
 
 
 def draft(item: Stored, plan: TensorPlan) -> Drafted:
@@ -112,7 +115,7 @@ def draft(item: Stored, plan: TensorPlan) -> Drafted:
     kind = type(item).__name__.lower()
     if isinstance(item, Raw):
         _fits(plan, kind, tuple(item.tensor.shape), item.tensor.dtype)
-        return Drafted(kind, raw_bytes(item.tensor), None)
+        return Drafted(kind, raw_bytes(item.tensor))
     if isinstance(item, Product):
         amount = -(-plan.size // max(item.centroids.shape[1], 1))
         _fits(plan, kind, plan.shape if item.indices.size == amount else item.indices.shape)
@@ -120,7 +123,7 @@ def draft(item: Stored, plan: TensorPlan) -> Drafted:
     else:
         codes = item.indices if isinstance(item, Table) else item.codes
         _fits(plan, kind, codes.shape)
-    return Drafted(kind, _head(item), entropy.draft(codes))
+    return Drafted(kind, _head(item), entropy.draft(codes), codes)
 
 
 def restore(kind: str, data: memoryview, plan: TensorPlan, number: float) -> torch.Tensor:

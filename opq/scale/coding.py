@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 
 from opq import contexts, entropy
-from opq.ans import Ints, Writer, categorical
-from opq.ans import Reader as Stack
+from opq.ans import Ints
+from opq.coding import Coding
 from opq.contexts import Contexts
 from opq.dtypes import torch_dtype
 from opq.entropy import Draft
@@ -26,7 +26,7 @@ from opq.errors import WriteError
 from opq.plan import TensorPlan
 from opq.quantize import LARGEST_CODE, quantize
 from opq.scale.clock import Clock
-from opq.symbols import DIRECT, SYMBOL, any_behind, bits_behind
+from opq.symbols import DIRECT, SYMBOL
 
 CACHED = 1 << 27
 """Weights whose codes are kept in memory between the sweeps."""
@@ -73,7 +73,7 @@ class Quantizer:
             patterns = torch.from_numpy(np.arange(1 << 8 * dtype.itemsize).astype(self._pattern).view(np.uint8))
             values = patterns.view(dtype).to(torch.float32)
             inside = values.abs() <= plan.step * LARGEST_CODE  # NaN is not; no weight of the tensor is outside
-            self._table = _narrow(quantize(torch.where(inside, values, 0.0), plan).numpy())
+            self._table = narrow(quantize(torch.where(inside, values, 0.0), plan).numpy())
 
     def __call__(self, weights: torch.Tensor) -> Narrow:
         """The codes of a flat piece."""
@@ -82,51 +82,56 @@ class Quantizer:
         return self._table.take(weights.view(torch.uint8).numpy().view(self._pattern))
 
 
-def _narrow(codes: npt.NDArray[np.int16]) -> Narrow:
+def narrow(codes: npt.NDArray[np.int16]) -> Narrow:
+    """Codes in a byte each where that holds them."""
     return codes.astype(np.int8) if codes.min() > -128 and codes.max() < 128 else codes
 
 
-def encode(plan: TensorPlan, read: Read, clock: Clock, run: Map = map) -> Coded:
+def joined(pieces: Sequence[Narrow]) -> Narrow:
+    """One array of several; in two bytes each where one of them needs that."""
+    wide = any(piece.dtype == np.int16 for piece in pieces)
+    return np.concatenate(pieces, dtype=np.int16) if wide else np.concatenate(pieces, dtype=np.int8)
+
+
+def encode(plan: TensorPlan, read: Read, clock: Clock, run: Map = map, codes: Narrow | None = None) -> Coded:
     """The payload of one compressed tensor, verified by decoding.
 
     Args:
         plan: the tensor's, on a grid.
         read: its weights.
         run: `map`, or a parallel one.
+        codes: of the whole tensor, flat, where they are not its weights rounded one by one.
 
     Raises:
         WriteError: the bytes do not decode to the codes.
     """
-    parts = entropy._chunks(plan.shape)
-    if plan.size <= entropy.CHUNK or len(parts) == 1:
-        return _whole(plan, read, clock)
-    source = _Chunks(plan, read, clock, parts)
+    parts = entropy.chunks(plan.shape)
+    if len(parts) == 1 or not entropy.is_large(plan.shape):
+        return _whole(plan, read, clock, codes)
+    source = _Chunks(plan, read, clock, parts, codes)
     draft = _draft(source, run)
-    if draft.kind == entropy._CONSTANT:
-        return Coded.of([entropy._joined([draft.header.finish()] + [b""] * (len(parts) - 1))])
-    models = [categorical(table) for table in draft.tables()]
 
-    def stream(k: int) -> bytes:
+    def chunk(k: int) -> bytes:
         codes = source.codes(k)
         with clock("encode"):
-            writer = Writer()
-            if k == 0:
-                writer.extend(draft.header)
-            entropy._put_chunk(writer, codes, draft, parts[k][0], models)
-            data = writer.finish()
+            data = draft.coding.put_chunk(codes, parts[k][0])
         with clock("verify"):
-            _verify(plan, data, codes, draft, parts[k][0], models, first=k == 0)
+            out = np.empty_like(codes)
+            draft.coding.take_chunk(memoryview(data), out, parts[k][0])
+            if not np.array_equal(out, codes):
+                raise _differs(plan)
         return data
 
-    streams = list(run(stream, range(len(parts))))
-    return Coded.of([b"".join(len(s).to_bytes(4, "little") for s in streams[:-1]), *streams])
+    data = entropy.joined(draft, list(run(chunk, range(len(parts)))))
+    with clock("verify"):
+        if not draft.coding.same(entropy.Large.of(data, plan.shape).coding):
+            raise _differs(plan)
+    return Coded.of([data])
 
 
-def _whole(plan: TensorPlan, read: Read, clock: Clock) -> Coded:
-    with clock("read"):
-        weights = read(0, plan.size)
-    with clock("quantize"):
-        codes = Quantizer(plan)(weights).astype(np.int16, copy=False).reshape(plan.shape)
+def _whole(plan: TensorPlan, read: Read, clock: Clock, given: Narrow | None) -> Coded:
+    flat = _Chunks(plan, read, clock, [((0, 0), slice(0, plan.size))], given).codes(0)
+    codes = flat.reshape(plan.shape)
     with clock("encode"):
         data = entropy.encode(codes)
     with clock("verify"):
@@ -142,10 +147,17 @@ def _differs(plan: TensorPlan) -> WriteError:
 class _Chunks:
     """The codes of a tensor, chunk by chunk."""
 
-    def __init__(self, plan: TensorPlan, read: Read, clock: Clock, parts: list[tuple[tuple[int, int], slice]]):
+    def __init__(
+        self,
+        plan: TensorPlan,
+        read: Read,
+        clock: Clock,
+        parts: list[tuple[tuple[int, int], slice]],
+        codes: Narrow | None = None,
+    ):
         self.plan, self.parts = plan, parts
         self._read, self._clock, self._quantizer = read, clock, Quantizer(plan)
-        self._kept: list[Narrow | None] = [None] * len(parts)
+        self._kept: list[Narrow | None] = [None if codes is None else codes[part] for _, part in parts]
         self._keep = plan.size <= CACHED
 
     def narrow(self, k: int) -> Narrow:
@@ -186,7 +198,7 @@ def _counts(codes: Narrow) -> Ints:
     if codes.dtype == np.int16:
         return np.bincount(codes.view(np.uint16), minlength=1 << 16)
     counts, few = np.zeros(1 << 16, np.int64), np.zeros(256, np.int64)
-    for part in entropy._pieces(codes.size):
+    for part in entropy.pieces(codes.size):
         few += np.bincount(codes[part].view(np.uint8), minlength=256)
     counts[:128], counts[-128:] = few[:128], few[128:]
     return counts
@@ -208,14 +220,12 @@ def _draft(source: _Chunks, run: Map) -> Draft:
         by_place += places
     by_code = np.roll(counts, 1 << 15)  # index: code + 2^15
     found = np.flatnonzero(by_code) - 2**15
-    standing = np.broadcast_to(np.int16(0), source.plan.shape)
     if len(found) == 1:
-        return Draft(standing, entropy._CONSTANT, offset=int(found[0]))
+        return Draft(Coding("constant", offset=int(found[0])), source.plan.shape)
     low, high = int(SYMBOL[found[0] + 2**15]), int(SYMBOL[found[-1] + 2**15])
     plain = np.zeros(high - low + 1, np.int64)
     np.add.at(plain, SYMBOL[found + 2**15].astype(np.int64) - low, by_code[found + 2**15])
-    behind = int(plain @ bits_behind(low, high))
-    drafts = [entropy._with_tables(standing, low, None, plain[None], behind)]
+    drafts = [entropy.with_tables(source.plan.shape, low, None, plain[None])]
     table = by_place.reshape(shape[1:])
     chosen = contexts.of_sums([np.concatenate(by_row), table.sum(1), table.sum(0)], plain)
     if chosen is not None:
@@ -226,72 +236,5 @@ def _draft(source: _Chunks, run: Map) -> Draft:
         total = np.zeros((chosen.number, len(plain)), np.int64)
         for some in run(by_class, range(len(source.parts))):
             total += some
-        drafts.append(entropy._with_tables(standing, low, chosen, total, behind))
-    return min(drafts, key=lambda d: d.size)
-
-
-def _verify(
-    plan: TensorPlan,
-    data: bytes,
-    codes: npt.NDArray[np.int16],
-    draft: Draft,
-    rows: tuple[int, int],
-    models: list[object],
-    *,
-    first: bool,
-) -> None:
-    """Raises `WriteError` unless a chunk's stream decodes to its codes, header included."""
-    out, stack = np.empty_like(codes), Stack(data)
-    chosen, low, tables = draft.contexts, draft.low, draft.tables()
-    if first:
-        stack.take(entropy._KINDS)
-        low, chosen, tables = entropy._take_model(stack, draft.kind, contexts.view(plan.shape))
-        models = [categorical(table) for table in tables]
-    entropy._take_chunk(stack, out, chosen, rows, models, low, any_behind(low, len(tables[0])))
-    stack.finish()
-    if not np.array_equal(out, codes):
-        raise _differs(plan)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Decoder:
-    """The codes of a payload, chunk by chunk, in any order."""
-
-    parts: list[tuple[tuple[int, int], slice]]
-    streams: list[memoryview]
-    low: int
-    contexts: Contexts | None
-    tables: list[Ints]
-
-    @classmethod
-    def of(cls, payload: memoryview, shape: tuple[int, ...]) -> Decoder | None:
-        """None where the tensor is of one chunk, or all its codes are equal: then `entropy.decode` does it."""
-        parts = entropy._chunks(shape)
-        if len(parts) < 2:
-            return None
-        streams = entropy._streams(payload, len(parts))
-        stack = Stack(streams[0])
-        if stack.take(entropy._KINDS) != entropy._TABLES:
-            return None
-        return cls(parts, streams, *entropy._take_model(stack, entropy._TABLES, contexts.view(shape)))
-
-    def codes(self, k: int) -> npt.NDArray[np.int16]:
-        """The codes of chunk k, flat."""
-        part = self.parts[k][1]
-        out, stack, low, chosen = (
-            np.empty(part.stop - part.start, np.int16),
-            Stack(self.streams[k]),
-            self.low,
-            self.contexts,
-        )
-        if k == 0:
-            stack.take(entropy._KINDS)
-            entropy._take_model(
-                stack,
-                entropy._TABLES,
-                (len(chosen.axes[0]), len(chosen.axes[1]), len(chosen.axes[2])) if chosen else (1, 1, 1),
-            )
-        models = [categorical(table) for table in self.tables]
-        entropy._take_chunk(stack, out, chosen, self.parts[k][0], models, low, any_behind(low, len(self.tables[0])))
-        stack.finish()
-        return out
+        drafts.append(entropy.with_tables(source.plan.shape, low, chosen, total))
+    return entropy.cheapest(drafts)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from opq import entropy
 from opq.aside import written_aside
 from opq.dtypes import torch_dtype
 from opq.errors import OptionError, WriteError
@@ -17,7 +18,6 @@ from opq.folder import FolderReader
 from opq.plan import TensorPlan
 from opq.quantize import LARGEST_CODE, dequantize
 from opq.reader import Reader
-from opq.scale.coding import Decoder
 from opq.scale.pool import Pool, pool
 from opq.scale.work import check_space, copy_side_files, shard_name
 from opq.stored import Codes
@@ -87,13 +87,12 @@ def pieces(reader: Reader, tensor: TensorPlan, threads: Pool) -> Iterator[bytes]
     """The bytes of a dense tensor, in order; of large ones chunk by chunk, decoded in parallel."""
     holder = reader.plan[tensor.like or tensor.name]
     kind = reader.kind(holder.name)
-    decoder = Decoder.of(reader._payload(holder.name), holder.shape) if kind == "grid" else None
-    if decoder is None:
+    if kind != "grid" or not entropy.is_large(holder.shape):
         flat = reader.tensor(tensor.name).contiguous().reshape(-1)
         yield flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
         return
-    rebuild = Rebuild(holder)
-    yield from threads.ordered(lambda k: rebuild(decoder.codes(k)), range(len(decoder.parts)))
+    large, rebuild = entropy.Large.of(reader._payload(holder.name), holder.shape), Rebuild(holder)
+    yield from threads.ordered(lambda k: rebuild(large.codes(k)), range(len(large.chunks)))
 
 
 class Rebuild:

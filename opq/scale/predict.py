@@ -16,16 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from opq import container, contexts, entropy, stored
+from opq.coding import Codes
 from opq.decide import Problem
 from opq.index import Place, rounded
 from opq.plan import Plan, TensorPlan
+from opq.scale.carry import Inputs
 from opq.scale.chunks import Tensors
 from opq.scale.clock import Clock
 from opq.scale.coding import Quantizer
+from opq.scale.fed import fed_rows
 from opq.scale.pool import Pool
 from opq.scale.shards import kept_items, part_of
 from opq.sources import Source
-from opq.symbols import SYMBOL, bits_behind
+from opq.symbols import SYMBOL
 
 WHOLE = 1 << 21
 """Tensors up to this size are sampled whole, in checkpoints up to `SMALL`."""
@@ -77,49 +80,61 @@ def predicted(tensor: TensorPlan, samples: Mapping[str, Sample]) -> float:
     return tensor.rate * tensor.size / 8 * sample.ratio + sample.header
 
 
-def take(plan: TensorPlan, tensors: Tensors, clock: Clock, *, whole: bool) -> Sample:
-    """The sample of one tensor."""
-    quantizer = Quantizer(plan)
+def take(plan: TensorPlan, tensors: Tensors, clock: Clock, *, whole: bool, inputs: Inputs | None = None) -> Sample:
+    """The sample of one tensor; with error feedback where it is known what its matrix is given."""
     rows, columns, rest = contexts.view(plan.shape)
     width = columns * rest
+    spans = [(0, rows)] if whole else _spans(plan, rows, width)
+    fed = None if inputs is None else fed_rows(plan, spans, inputs, tensors, clock)
     with clock("sample"):
+        quantizer = Quantizer(plan)
+        plain = np.concatenate([quantizer(tensors.read(plan.name, a * width, b * width)) for a, b in spans])
+        codes = (plain if fed is None else fed).astype(np.int16)
         if whole:
-            codes = quantizer(tensors.read(plan.name, 0, plan.size)).astype(np.int16)
             draft = entropy.draft(codes.reshape(plan.shape))
             header = len(draft.header.finish())
             exact = plan.rate * plan.size
             if exact < 64:
                 return Sample(1.0, draft.size - exact / 8)
             return Sample(8 * (draft.size - header) / exact, header)
-        wanted = min(max(plan.size // _SHARE, _LEAST), _MOST, plan.size)
-        each = max(1, min(rows, math.ceil(wanted / width)) // _BLOCKS)
-        starts = sorted({k * (rows - each) // max(_BLOCKS - 1, 1) for k in range(_BLOCKS)})
-        blocks = [quantizer(tensors.read(plan.name, s * width, (s + each) * width)) for s in starts]
-        codes = np.concatenate(blocks).astype(np.int16)
-        return _estimated(codes.reshape(-1, columns, rest), rows)
+        return _estimated(codes.reshape(-1, columns, rest), plan.shape, _entropy(plain))
 
 
-def _estimated(codes: entropy.Codes, rows: int) -> Sample:
-    """As `entropy.draft` would code a large tensor of which these are some rows."""
-    if codes.min() == codes.max():
-        return Sample(1.0, 8.0)
+def _spans(plan: TensorPlan, rows: int, width: int) -> list[tuple[int, int]]:
+    """The rows to look at."""
+    wanted = min(max(plan.size // _SHARE, _LEAST), _MOST, plan.size)
+    each = max(1, min(rows, math.ceil(wanted / width)) // _BLOCKS)
+    starts = sorted({k * (rows - each) // max(_BLOCKS - 1, 1) for k in range(_BLOCKS)})
+    return [(start, start + each) for start in starts]
+
+
+def _entropy(codes: npt.NDArray[np.int8] | npt.NDArray[np.int16]) -> float:
+    """Bits of all codes together."""
     counts = np.unique(codes, return_counts=True)[1]
-    ideal = float(counts @ np.log2(codes.size / counts))
+    return float(counts @ np.log2(codes.size / counts))
+
+
+def _estimated(codes: Codes, shape: tuple[int, ...], ideal: float) -> Sample:
+    """As `entropy.draft` would code a tensor of this shape of which these are some rows; `ideal` is the plan's bits."""
+    if codes.min() == codes.max() or not ideal:
+        return Sample(1.0, 8.0)
     symbols = SYMBOL.take(codes.astype(np.int32) + 2**15)
     low, high = int(symbols.min()), int(symbols.max())
     symbols = (symbols - np.int16(low)).astype(np.int16, copy=False)
     plain = np.bincount(symbols.reshape(-1), minlength=high - low + 1)
-    behind = int(plain @ bits_behind(low, high))
-    drafts = [entropy._with_tables(codes, low, None, plain[None], behind)]
-    chosen = contexts.of_sums(contexts._sums(np.abs(codes)), plain)
+    drafts = [entropy.with_tables(codes.shape, low, None, plain[None])]
+    chosen = contexts.of_sums(contexts.sums(codes), plain)
     if chosen is not None:
-        by_class = entropy._counts(symbols.reshape(-1), chosen, len(plain))
-        drafts.append(entropy._with_tables(codes, low, chosen, by_class, behind))
+        by_class = entropy.counted_by_class(symbols.reshape(-1), chosen, len(plain))
+        drafts.append(entropy.with_tables(codes.shape, low, chosen, by_class))
     best = min(drafts, key=lambda d: d.bits)
-    header = len(best.header.finish())
-    if best.contexts is not None:
-        header += round((rows - codes.shape[0]) * _side_bits(best.contexts.axes[0]) / 8)
-    return Sample(best.bits / ideal, header)
+    share = codes.size / math.prod(shape)
+    whole = entropy.cheapest([entropy.Draft(best.coding, shape, round(best.bits / share))])
+    header = len(whole.header.finish())
+    if best.coding.contexts is not None:
+        rows = contexts.view(shape)[0]
+        header += round((rows - codes.shape[0]) * _side_bits(best.coding.contexts.axes[0]) / 8)
+    return Sample(whole.bits * share / ideal, header)
 
 
 def _side_bits(classes: npt.NDArray[np.uint8]) -> float:
@@ -129,15 +144,38 @@ def _side_bits(classes: npt.NDArray[np.uint8]) -> float:
 
 
 def samples(
-    plan: Plan, tensors: Tensors, pool: Pool, clock: Clock, mine: Sequence[int], *, small: bool
+    chosen: Sequence[TensorPlan],
+    tensors: Tensors,
+    pool: Pool,
+    clock: Clock,
+    *,
+    small: bool,
+    inputs: Mapping[str, Inputs] | None = None,
 ) -> dict[str, Sample]:
-    """The samples of some of the compressed tensors, by their numbers."""
-    chosen = [plan.compressed[k] for k in mine]
+    """The samples of some tensors."""
+    given = inputs or {}
 
     def one(tensor: TensorPlan) -> Sample:
-        return take(tensor, tensors, clock, whole=small and tensor.size <= WHOLE)
+        whole = small and tensor.size <= WHOLE
+        return take(tensor, tensors, clock, whole=whole, inputs=given.get(tensor.name))
 
     return dict(zip((t.name for t in chosen), pool.weighed(one, chosen, lambda t: min(t.size, _MOST)), strict=True))
+
+
+def growth(plain: Mapping[str, Sample], fed: Mapping[str, Sample], roles: Mapping[str, str]) -> dict[str, float]:
+    """By how much feedback raises the bits of each tensor that it takes part in.
+
+    Measured on the tensors of some blocks; of others the mean of those that play the same part in their block.
+
+    Args:
+        roles: the name within its block of each tensor in a block.
+    """
+    found: dict[str, list[float]] = {}
+    own = {name: sample.ratio / plain[name].ratio for name, sample in fed.items()}
+    for name, factor in own.items():
+        found.setdefault(roles[name], []).append(factor)
+    mean = {role: math.fsum(factors) / len(factors) for role, factors in found.items()}
+    return {name: own.get(name, mean[role]) for name, role in roles.items() if role in mean and name in plain}
 
 
 def fixed_bytes(source: Source, plan: Plan, shards: Sequence[Sequence[str]], taken: Mapping[str, Sample]) -> float:
