@@ -97,22 +97,30 @@ def _child(c: Vector, sigma: Vector, bounds: tuple[float, float], rng: np.random
     return np.clip(rng.normal(c, sigma), *bounds)
 
 
-def bhattacharyya(c1: Vector, s1: Vector, c2: Vector, s2: Vector) -> float:
-    """Distance of two Gaussians with diagonal deviations: `dm' S^-1 dm / 8 + ln(det S / sqrt(det S1 det S2)) / 2`."""
+def bhattacharyya(c1: Vector, s1: Vector, c2: Vector, s2: Vector) -> Vector:
+    """Distance of Gaussians with diagonal deviations: `dm' S^-1 dm / 8 + ln(det S / sqrt(det S1 det S2)) / 2`.
+
+    Coordinates are the last axis; the others broadcast.
+    """
     v1, v2 = s1**2, s2**2
     v = (v1 + v2) / 2
-    return float(((c1 - c2) ** 2 / v).sum() / 8 + 0.5 * (np.log(v) - 0.5 * (np.log(v1) + np.log(v2))).sum())
+    apart: Vector = ((c1 - c2) ** 2 / v).sum(-1) / 8 + 0.5 * (np.log(v) - 0.5 * (np.log(v1) + np.log(v2))).sum(-1)
+    return apart
 
 
 def _replaces(c: Vector, s: Vector, f: Vector, children: Vector, values: Vector, least: float, weight: float) -> Any:
     """Which children take their parents' places. Fitness counts from the best value seen."""
-    won = np.zeros(len(c), bool)
-    for i in range(len(c)):
-        others = [j for j in range(len(c)) if j != i]
-        parent = min(bhattacharyya(c[i], s[i], c[j], s[j]) for j in others)
-        child = min(bhattacharyya(children[i], s[i], c[j], s[j]) for j in others)
-        worse, better = values[i] - least, f[i] - least
-        share = worse / (worse + better) if worse + better > 0 else 0.5
-        apart = child / (child + parent) if child + parent > 0 else 0.5
-        won[i] = share < weight * apart
-    return won
+    return _share(values - least, f - least) < weight * _share(_nearest(children, c, s), _nearest(c, c, s))
+
+
+def _nearest(x: Vector, c: Vector, s: Vector) -> Vector:
+    """Of each x, with its individual's deviations: the distance to the nearest other individual."""
+    distances = bhattacharyya(x[:, None], s[:, None], c, s)
+    np.fill_diagonal(distances, np.inf)
+    nearest: Vector = distances.min(1)
+    return nearest
+
+
+def _share(a: Vector, b: Vector) -> Vector:
+    """`a / (a + b)`; a half where both are 0."""
+    return np.divide(a, a + b, out=np.full(len(a), 0.5), where=a + b > 0)

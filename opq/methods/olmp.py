@@ -134,36 +134,33 @@ class Fitness:
         self.search, self.inputs, self.targets = search, inputs, targets
         self.w = {n: search.live.plain(n) for group in search.surgeries.values() for n, _ in group}
         self.size = sum(w.numel() for w in self.w.values())
-        self.before = self._accuracy({n: w * s.mask for n, w, s in self._tensors()})
-
-    def _tensors(self) -> Iterable[tuple[str, torch.Tensor, Surgery]]:
-        return ((n, self.w[n], s) for group in self.search.surgeries.values() for n, s in group)
+        self.before = self._accuracy({n: s.mask for group in search.surgeries.values() for n, s in group})
 
     @torch.no_grad()
-    def _accuracy(self, seen: Mapping[str, torch.Tensor]) -> float:
-        """Of the batch, in inference mode, with these tensors in the forward pass."""
+    def _accuracy(self, masks: Mapping[str, torch.Tensor]) -> float:
+        """Of the batch, in inference mode, with these masks."""
         model = self.search.live.model
         model.eval()
-        masks = {n: s for group in self.search.surgeries.values() for n, s in group}
-        held = {n: s.mask for n, s in masks.items()}
-        for n, s in masks.items():
-            s.mask = seen[n] != 0
+        surgeries = {n: s for group in self.search.surgeries.values() for n, s in group}
+        held = {n: s.mask for n, s in surgeries.items()}
+        for n, s in surgeries.items():
+            s.mask = masks[n]
         found = scores(run(model, self.inputs)).argmax(-1)
-        for n, s in masks.items():
+        for n, s in surgeries.items():
             s.mask = held[n]
         return float((found == self.targets).double().mean())
 
     @torch.no_grad()
     def __call__(self, c: ncs.Vector) -> float:
         by_layer = dict(zip(self.search.surgeries, c, strict=True))
-        seen = {
-            n: self.w[n] * hysteresis(s.mask, self.w[n], s.layer.threshold(by_layer[layer]))
+        masks = {
+            n: hysteresis(s.mask, self.w[n], s.layer.threshold(by_layer[layer]))
             for layer, group in self.search.surgeries.items()
             for n, s in group
         }
-        if self._accuracy(seen) < self.before - self.search.settings.delta:
+        if self._accuracy(masks) < self.before - self.search.settings.delta:
             return INFEASIBLE
-        return sum(int(torch.count_nonzero(w)) for w in seen.values()) / self.size
+        return sum(int(torch.count_nonzero(m)) for m in masks.values()) / self.size
 
 
 def olmp(job: Job) -> Result:
