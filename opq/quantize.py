@@ -13,6 +13,9 @@ from opq.plan import TensorPlan
 LARGEST_CODE = 2**15 - 1
 """Codes fit int16; the solver never chooses a step below max|w| / LARGEST_CODE."""
 
+_CACHED = 1 << 16
+"""Weights that a processor's cache holds through all steps."""
+
 
 def quantize(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
     """The plan's codes of `w`: int16, same shape, on the same device.
@@ -25,7 +28,14 @@ def quantize(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
     """
     if plan.action != "compress" or plan.codebook != "grid":
         raise OptionError(f"tensor {plan.name!r} is not planned on a grid", got=f"{plan.action}, {plan.codebook}")
-    w = w.detach().to(torch.float32)
+    codes = torch.empty(w.shape, dtype=torch.int16, device=w.device)
+    piece = _CACHED if w.device.type == "cpu" else max(w.numel(), 1)
+    for some, out in zip(w.detach().reshape(-1).split(piece), codes.reshape(-1).split(piece), strict=True):
+        _quantize(some.to(torch.float32), plan, out)
+    return codes
+
+
+def _quantize(w: torch.Tensor, plan: TensorPlan, out: torch.Tensor) -> None:
     scaled = w.abs().mul_(1.0 / plan.step)
     levels = (scaled + (1.0 - plan.rounding)).floor_().clamp_(min=1.0)
     levels *= scaled >= plan.threshold / plan.step
@@ -35,7 +45,7 @@ def quantize(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
             got=plan.step,
             wanted=f"at least max|w| / {LARGEST_CODE}",
         )
-    return torch.copysign(levels, w).to(torch.int16)
+    out.copy_(levels.copysign_(w))
 
 
 def dequantize(q: torch.Tensor, plan: TensorPlan, dtype: torch.dtype = torch.float32) -> torch.Tensor:
