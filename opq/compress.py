@@ -19,7 +19,6 @@ from opq.errors import OptionError, PatternError
 from opq.fit import Coder, Fit, PlainCoder
 from opq.options import PUBLISHED, Options
 from opq.plan import Plan
-from opq.probe import Probe
 from opq.result import Result
 from opq.roles import assign
 from opq.sources import Source, open_source
@@ -63,8 +62,7 @@ def compress(source: SourceLike, **options: Any) -> Result:
     opened = open_source(source)
     if checked.method in PUBLISHED:
         return methods.run(opened, checked)
-    problem, probed = _problem(opened, checked)
-    coder: Coder = PlainCoder(opened) if probed is None else DataFreeCoder(opened, probed)
+    problem, coder = _problem(opened, checked)
     return Fit(opened, problem, coder, checked.progress).run()
 
 
@@ -81,8 +79,8 @@ def solve(source: SourceLike, **options: Any) -> Plan:
     return Fit(opened, problem, PlainCoder(opened), checked.progress).decide()
 
 
-def _problem(source: Source, options: Options) -> tuple[Problem, Probe | None]:
-    """The allocation problem and the probe it was weighed by."""
+def _problem(source: Source, options: Options) -> tuple[Problem, Coder]:
+    """The allocation problem and what makes codes of its plans."""
     roles = assign(source.specs, options.overrides)
     bounded = [role.name for role in roles if (role.min_bits, role.max_bits) != (0.0, math.inf)]
     if options.method == "opq" and bounded:
@@ -97,7 +95,10 @@ def _problem(source: Source, options: Options) -> tuple[Problem, Probe | None]:
     given = {**_named(options, stats), **given}
     probed = probe_source(source, options)
     problem = Problem(options=options, roles=roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0) | given)
-    return (problem if probed is None else weighed(source, problem, probed, given)), probed
+    if probed is None:
+        return problem, PlainCoder(source)
+    coder = DataFreeCoder(source, probed)
+    return weighed(coder, problem, given), coder
 
 
 def _named(options: Options, stats: Mapping[str, Any]) -> dict[str, float]:

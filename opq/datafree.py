@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from opq import index
 from opq.decide import Problem
 from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
-from opq.feedback import feedback
-from opq.fit import Fit
+from opq.feedback import sweep
+from opq.fit import Array, Codes, Fit
+from opq.moments import Moment
 from opq.options import ALPHAS, Options, silent
 from opq.plan import Plan, TensorPlan
 from opq.probe import Probe, probe
 from opq.quantize import dequantize, quantize
 from opq.sources import Source
+from opq.threads import torch_threads
 
 PROBED = ("module", "timm", "torchvision", "demo", "hf")
 """Origins whose model is probed unless the user says otherwise."""
@@ -70,39 +71,56 @@ class DataFreeCoder:
     probe: Probe
     feeds_back: bool = True
     renormalises: bool = True
+    made: dict[str, tuple[TensorPlan, Array]] = dataclasses.field(default_factory=dict)
+    """Codes known already, by tensor: those of the plan that `weighed` chose."""
 
-    def codes(self, plan: TensorPlan) -> npt.NDArray[np.int16]:
-        """Codes of one tensor: by feedback where its layer's input moments are known, else by plain rounding."""
-        w = self.source.tensor(plan.name)
-        moment = self.probe.moments.get(plan.name) if self.feeds_back else None
-        return (quantize(w, plan) if moment is None else feedback(w, plan, moment)).numpy()
+    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[Array]:
+        """Codes of tensors: by feedback where a layer's input moments are known, else by plain rounding."""
+        if all(self.made.get(t.name, (None,))[0] == t for t in tensors):
+            return (self.made[t.name][1] for t in tensors)
+        return (found[0] for found in self.alternatives([[t] for t in tensors]))
 
-    def kept(self, plan: Plan, codes: Mapping[str, npt.NDArray[np.int16]]) -> dict[str, torch.Tensor]:
+    def alternatives(self, tensors: Iterable[Sequence[TensorPlan]]) -> Iterator[list[Array]]:
+        """Codes of tensors, each on the grids of several plans; tensors side by side on all cores."""
+
+        def coded(item: tuple[Sequence[TensorPlan], Moment | None]) -> list[Array]:
+            plans, moment = item
+            w = self.source.tensor(plans[0].name)
+            found = [quantize(w, plan) for plan in plans] if moment is None else sweep(w, plans, moment)
+            return [q.numpy() for q in found]
+
+        def moment(name: str) -> Moment | None:
+            return self.probe.moments.get(name) if self.feeds_back else None
+
+        with torch_threads() as threads:
+            yield from threads.ordered(coded, ((plans, moment(plans[0].name)) for plans in tensors))
+
+    def kept(self, plan: Plan, codes: Codes) -> dict[str, torch.Tensor]:
         """Running means and variances for the quantized network."""
         if not (self.renormalises and self.source.batchnorms):
             return {}
         return self.probe.renormalised(self.state(plan, codes))
 
-    def state(self, plan: Plan, codes: Mapping[str, npt.NDArray[np.int16]]) -> dict[str, torch.Tensor]:
+    def state(self, plan: Plan, codes: Codes) -> dict[str, torch.Tensor]:
         """The compressed tensors as they will be read back, under every name they have."""
-        state = {n: dequantize(torch.from_numpy(q), plan[n], self.source.by_name[n].dtype) for n, q in codes.items()}
+        planned = {t.name: t for t in plan}
+        state = {n: dequantize(torch.from_numpy(q), planned[n], self.source.by_name[n].dtype) for n, q in codes.items()}
         return state | {t.name: state[t.like] for t in plan if t.like in state}
 
 
-def weighed(source: Source, problem: Problem, probe: Probe, given: Mapping[str, float]) -> Problem:
+def weighed(coder: DataFreeCoder, problem: Problem, given: Mapping[str, float]) -> Problem:
     """The problem with the probe's sensitivities `a_i^alpha`, and those that the user gave.
 
     Where the user names no `alpha`: the one in `ALPHAS` whose plan moves the outputs least, for a network with
-    BatchNorm; 1 for others (docs/datafree.md has the figures of both rules).
+    BatchNorm; 1 for others (docs/datafree.md has the figures of both rules). The coder remembers that plan's codes.
     """
-    alphas = _alphas(source, problem.options) if len(given) < len(problem.stats) else (1.0,)
+    named = len(given) == len(problem.stats)
+    alphas = (1.0,) if named else _alphas(coder.source, problem.options)
     candidates = [
-        problem.replace(sensitivities=probe.sensitivities(problem.stats, alpha=alpha) | dict(given)) for alpha in alphas
+        problem.replace(sensitivities=coder.probe.sensitivities(problem.stats, alpha=alpha) | dict(given))
+        for alpha in alphas
     ]
-    if len(candidates) == 1:
-        return candidates[0]
-    coder = DataFreeCoder(source, probe)
-    return min(candidates, key=lambda candidate: _predicted_error(coder, candidate))
+    return candidates[0] if len(candidates) == 1 else _best(coder, candidates)
 
 
 def _alphas(source: Source, options: Options) -> tuple[float, ...]:
@@ -111,7 +129,15 @@ def _alphas(source: Source, options: Options) -> tuple[float, ...]:
     return ALPHAS if source.batchnorms and options.budget is not None else (1.0,)
 
 
-def _predicted_error(coder: DataFreeCoder, problem: Problem) -> float:
-    """Relative error of the outputs on synthetic inputs, for the plan that the problem has at its budget."""
-    plan = Fit(coder.source, problem, coder, silent).decide()
-    return coder.probe.output_error(coder.state(plan, {t.name: coder.codes(t) for t in plan.compressed}))
+def _best(coder: DataFreeCoder, candidates: Sequence[Problem]) -> Problem:
+    """The problem whose plan at its budget moves the outputs least on synthetic inputs."""
+    plans = [index.rounded(Fit(coder.source, candidate, coder, silent).decide()) for candidate in candidates]
+    together = list(zip(*(plan.compressed for plan in plans), strict=True))
+    codes: list[Codes] = [{} for _ in plans]
+    for tensors, found in zip(together, coder.alternatives(together), strict=True):
+        for of_plan, q in zip(codes, found, strict=True):
+            of_plan[tensors[0].name] = q
+    errors = [coder.probe.output_error(coder.state(plan, q)) for plan, q in zip(plans, codes, strict=True)]
+    best = errors.index(min(errors))
+    coder.made.update({t.name: (t, codes[best][t.name]) for t in plans[best].compressed})
+    return candidates[best]

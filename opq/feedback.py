@@ -1,59 +1,115 @@
 """Error feedback: quantize a weight matrix so that its outputs, not its weights, move least.
 
-With `S = E[x x']` the output error of a matrix `W` is `tr((W - W^) S (W - W^)')`. Coordinates are quantized one
-after the other on the layer's grid; those not yet quantized take up each error by the closed-form conditional
-minimiser (optimal brain surgeon, Hassibi and Stork 1993). With `U` the upper Cholesky factor of `S^-1`
-(`S^-1 = U' U`) that is one triangular sweep for all rows at once (GPTQ, Frantar et al. 2022).
+With `S = E[x x']` the output error of a matrix `W` is `tr(E S E')`, `E = W - W^`. Coordinates are quantized one after
+the other on the layer's grid; those not yet quantized take up each error by the closed-form conditional minimiser
+(optimal brain surgeon, Hassibi and Stork 1993; GPTQ, Frantar et al. 2022). With `S = N D N'`, `N` unit upper triangular
+and `D` diagonal, the output error is `sum_j D_jj |(E N)_j|^2`, so that minimiser is to round coordinate j from
+`w_j + sum_{k<j} E_k N_kj`. Halving the coordinates again and again makes nearly all of it products of matrices.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from opq.moments import Moment
 from opq.plan import TensorPlan
 from opq.quantize import LARGEST_CODE
 
-BLOCK = 128
-"""Coordinates swept before the rest of the matrix is updated by one product."""
+LEAF = 8
+"""Coordinates fed back one by one, not by a product of matrices."""
+ROWS_AT_ONCE = 4096
+"""Rows of the matrix swept together."""
+
+Array = npt.NDArray[np.float32]
 
 
-@torch.no_grad()
 def feedback(w: torch.Tensor, plan: TensorPlan, moment: Moment) -> torch.Tensor:
-    """The codes of `w` on the plan's grid with error feedback: int16, same shape.
+    """The codes of `w` on the plan's grid with error feedback: int16, same shape, on the CPU.
 
     Args:
         w: the weight, in the shape that `moment.layout` understands.
         moment: the second moment of the layer's inputs.
     """
-    matrix = moment.layout.matrix(w.detach().float())
-    start, codes = 0, []
-    for order, u in moment.factors:
-        stop = start + len(order)
-        codes.append(_swept(matrix[..., start:stop], plan, order.to(matrix.device), u.to(matrix.device)))
-        start = stop
-    return moment.layout.tensor(torch.cat(codes, dim=-1), tuple(w.shape))
+    return sweep(w, [plan], moment)[0]
 
 
-def _swept(w: torch.Tensor, plan: TensorPlan, order: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """One block: `w` (groups, rows, d), the order of its coordinates (d,), and `U` in that order (groups, d, d)."""
-    left = w[..., order].transpose(1, 2).contiguous()  # (groups, d, rows): one coordinate is contiguous
-    codes = torch.empty_like(left, dtype=torch.int16)
-    for start in range(0, left.shape[1], BLOCK):
-        stop = min(start + BLOCK, left.shape[1])
-        errors = torch.empty_like(left[:, start:stop])
-        for j in range(start, stop):
-            codes[:, j] = level = _levels(left[:, j], plan)
-            errors[:, j - start] = error = (left[:, j] - level * plan.step) / u[:, j, j, None]
-            left[:, j + 1 : stop] -= u[:, j, j + 1 : stop, None] * error[:, None]
-        left[:, stop:] -= u[:, start:stop, stop:].transpose(1, 2) @ errors
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    return codes[:, back].transpose(1, 2)
+@torch.no_grad()
+def sweep(w: torch.Tensor, plans: Sequence[TensorPlan], moment: Moment) -> list[torch.Tensor]:
+    """`feedback` on the grids of several plans in one go, which costs little more than on one."""
+    matrix = moment.layout.matrix(w.detach().float().cpu())
+    groups, rows, width = matrix.shape
+    codes = torch.empty((len(plans), groups, rows, width), dtype=torch.int16)
+    start = 0
+    for order, n in moment.factors:
+        at, n = start + order.cpu(), n.cpu()
+        for first in range(0, rows, ROWS_AT_ONCE):
+            part = slice(first, first + ROWS_AT_ONCE)
+            codes[:, :, part, at] = _swept(matrix[:, part, at], plans, n)
+        start += len(order)
+    return [moment.layout.tensor(q, tuple(w.shape)) for q in codes]
 
 
-def _levels(x: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
-    """The plan's codes of `x`, as `quantize` gives them but in floating point and held within int16."""
-    scaled = x.abs() / plan.step
-    levels = (scaled + (1 - plan.rounding)).floor_().clamp_(min=1, max=LARGEST_CODE)
-    return torch.copysign(levels * (scaled >= plan.threshold / plan.step), x)
+def _swept(w: torch.Tensor, plans: Sequence[TensorPlan], n: torch.Tensor) -> torch.Tensor:
+    """Codes (plans, groups, rows, d) of `w` (groups, rows, d), coordinates in the order of `N` (groups, d, d)."""
+    target = w.transpose(1, 2)[:, :, None].contiguous()  # (groups, d, 1, rows): one coordinate is contiguous
+    values = target.repeat(1, 1, len(plans), 1)  # to be rounded; then the codes
+    sweep = _Sweep(_Grid.of(plans), target.numpy(), values.numpy(), torch.empty_like(values), n)
+    sweep.run(0, w.shape[2])
+    return values.to(torch.int16).permute(2, 0, 3, 1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class _Sweep:
+    """The arrays of one sweep: (groups, d, plans, rows) but for `n` (groups, d, d)."""
+
+    grid: _Grid
+    target: Array
+    values: Array
+    errors: torch.Tensor
+    n: torch.Tensor
+
+    def run(self, low: int, high: int) -> None:
+        """Coordinates from low to high, those before having been fed back."""
+        if high - low <= LEAF:
+            self._one_by_one(low, high)
+            return
+        middle = (low + high) // 2
+        self.run(low, middle)
+        after = torch.from_numpy(self.values[:, middle:high]).flatten(2)
+        after.baddbmm_(self.n[:, low:middle, middle:high].transpose(1, 2), self.errors[:, low:middle].flatten(2))
+        self.run(middle, high)
+
+    def _one_by_one(self, low: int, high: int) -> None:
+        errors, n = self.errors.numpy(), self.n.numpy()
+        for j in range(low, high):
+            value = self.values[:, j]
+            value[...] = self.grid.codes(value)
+            errors[:, j] = self.target[:, j] - value * self.grid.step
+            self.values[:, j + 1 : high] += n[:, j, j + 1 : high, None, None] * errors[:, j, None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class _Grid:
+    """The grids of several plans, (plans, 1) each."""
+
+    step: Array
+    shift: Array
+    """1 - rounding."""
+    dead: Array
+    """Half the dead zone in steps."""
+
+    @classmethod
+    def of(cls, plans: Sequence[TensorPlan]) -> _Grid:
+        columns = [[p.step, 1 - p.rounding, p.threshold / p.step] for p in plans]
+        return cls(*np.array(columns, dtype=np.float32).T[:, :, None])
+
+    def codes(self, x: Array) -> Array:
+        """The codes of `x` (groups, plans, rows), as `quantize` gives them but as floats and held within int16."""
+        scaled = np.abs(x) / self.step
+        levels = np.minimum(np.maximum(np.floor(scaled + self.shift), 1), LARGEST_CODE)
+        return np.asarray(np.copysign(levels * (scaled >= self.dead), x))

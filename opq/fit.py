@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +27,8 @@ from opq.quantize import quantize
 from opq.result import Result
 from opq.sources import Source
 
-Codes = dict[str, npt.NDArray[np.int16]]
+Array = npt.NDArray[np.int16]
+Codes = dict[str, Array]
 
 WINDOW = 0.995
 """The file is between this fraction of the budget and the budget."""
@@ -43,8 +44,8 @@ HEADER, PLACE, TABLE = 150, 6, 24
 class Coder(Protocol):
     """How planned tensors become codes, and what else of the model changes with them."""
 
-    def codes(self, plan: TensorPlan) -> npt.NDArray[np.int16]:
-        """The integer codes of one compressed tensor."""
+    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[Array]:
+        """The integer codes of compressed tensors, in their order."""
 
     def kept(self, plan: Plan, codes: Codes) -> Mapping[str, torch.Tensor]:
         """New values of kept tensors, by name: re-normalised statistics, corrected biases."""
@@ -56,8 +57,8 @@ class PlainCoder:
 
     source: Source
 
-    def codes(self, plan: TensorPlan) -> npt.NDArray[np.int16]:
-        return quantize(self.source.tensor(plan.name), plan).numpy()
+    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[Array]:
+        return (quantize(self.source.tensor(tensor.name), tensor).numpy() for tensor in tensors)
 
     def kept(self, plan: Plan, codes: Codes) -> Mapping[str, torch.Tensor]:
         return {}
@@ -133,9 +134,9 @@ class Fit:
     def code(self, plan: Plan) -> Codes:
         """The codes of every compressed tensor."""
         codes: Codes = {}
-        for done, tensor in enumerate(plan.compressed):
-            codes[tensor.name] = self.coder.codes(tensor)
-            self.progress("quantize", done + 1, len(plan.compressed))
+        for tensor, found in zip(plan.compressed, self.coder.codes(plan.compressed), strict=True):
+            codes[tensor.name] = found
+            self.progress("quantize", len(codes), len(plan.compressed))
         return codes
 
     def finish(self, draft: Draft) -> Result:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from opq.errors import ProbeError
 
-Hook = Callable[[str, nn.Module, torch.Tensor], None]
+Hook = Callable[[str, nn.Module, Sequence[torch.Tensor]], None]
 
 
 @contextlib.contextmanager
@@ -71,12 +71,12 @@ def batch_statistics(model: nn.Module) -> Iterator[list[tuple[str, _BatchNorm]]]
 
 @contextlib.contextmanager
 def watching(modules: Mapping[str, nn.Module], see: Hook) -> Iterator[None]:
-    """Call `see(name, module, input)` with the first tensor that each module is given, before it runs."""
+    """Call `see(name, module, inputs)` with the tensors that each module is given, if any, before it runs."""
 
     def hook(name: str) -> Callable[..., None]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)), None)
-            if given is not None:
+            given = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+            if given:
                 see(name, module, given)
 
         return before

@@ -8,7 +8,6 @@ gives the sum over its samples, since the cross terms vanish in expectation.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,11 +19,15 @@ from opq.errors import OpqError, ProbeError
 from opq.inputs import Batch, gathered, synthetic
 from opq.moments import Moments
 from opq.observe import batch_statistics, untouched
-from opq.renorm import Statistics, known, renormalise, statistics
+from opq.outputs import counted, floating
+from opq.renorm import known, renormalise
 from opq.sources.base import InputHint
 
 SAMPLES, REAL_SAMPLES = 64, 512
 """Synthetic inputs made, and real ones taken, where the caller does not say how many."""
+
+ACTIVATIONS = 0.75
+"""Part of the memory allowed that the activations kept for a backward pass may take; the rest is for their gradients."""
 
 Progress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""
@@ -44,23 +47,21 @@ class Probe:
     """The inputs, for re-normalisation."""
     micro_batch: int = 16
 
-    @functools.cached_property
-    def dense_statistics(self) -> Statistics:
-        """Mean and variance at every BatchNorm's input in the dense network."""
-        return statistics(self.model, {}, self.batch, micro_batch=self.micro_batch)
-
     def renormalised(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """New running means and variances for the network with `state` in place of its own tensors."""
-        return renormalise(self.model, state, self.batch, micro_batch=self.micro_batch, dense=self.dense_statistics)
+        dense = self.moments.dense.statistics
+        return renormalise(self.model, state, self.batch, micro_batch=self.micro_batch, dense=dense)
 
-    def output_error(self, state: Mapping[str, torch.Tensor], *, samples: int = 16) -> float:
-        """How far `state` moves the outputs on the first samples, relative to how they vary from sample to sample.
+    def output_error(self, state: Mapping[str, torch.Tensor]) -> float:
+        """How far `state` moves the outputs of a micro-batch, relative to how they vary from sample to sample.
 
         BatchNorm in batch-statistics mode, so this is the error that re-normalisation leaves. It ranks plans.
         """
-        part = next(self.batch.to(self.model).parts(samples))
+        part = next(self.batch.to(self.model).parts(self.micro_batch))
         with torch.no_grad(), untouched(self.model), batch_statistics(self.model):
-            before, after = (_outputs(self.model, s, part) for s in ({}, known(self.model, state)))
+            output = functional_call(self.model, known(self.model, state), part.args, dict(part.kwargs))
+        after = [counted(o, part.mask).double() for o in floating(output)]
+        before = [o.double() for o in self.moments.dense.outputs]
         error = sum(float((b - a).square().sum()) for a, b in zip(before, after, strict=True))
         varied = sum(float((b - b.mean(0)).square().sum()) for b in before)
         return error / varied if varied > 0 else error
@@ -94,8 +95,8 @@ def probe(
         calibration: batches of real inputs to use instead of synthetic ones.
         samples: inputs in all; by default 64 synthetic ones, and up to 512 of `calibration`.
         seed: the same seed gives the same probe.
-        micro_batch: samples in memory at one time.
-        memory: bytes of second moments held at one time.
+        micro_batch: samples in memory at one time, at most.
+        memory: bytes of activations, and of second moments, held at one time.
         progress: called with (samples done, samples in all).
 
     Raises:
@@ -112,20 +113,29 @@ def probe(
             samples=samples or SAMPLES,
             seed=seed,
         )
-    felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, progress=progress)
+    felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, memory=memory, progress=progress)
     return Probe(model, felt, Moments(model, batch, micro_batch=micro_batch, memory=memory), batch, micro_batch)
 
 
 def sensitivity(
-    model: nn.Module, batch: Batch, *, seed: int = 0, micro_batch: int = 16, progress: Progress | None = None
+    model: nn.Module,
+    batch: Batch,
+    *,
+    seed: int = 0,
+    micro_batch: int = 16,
+    memory: int = 2**30,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """`a_i` of every floating-point parameter that the outputs depend on, by name (tied ones under every name).
+
+    Rounded to four digits, so that the order in which threads add does not show. Micro-batches are smaller than
+    `micro_batch` where the activations of a backward pass would take more than `memory` bytes.
 
     Raises:
         ProbeError: the forward or backward pass fails, or no output is a floating-point tensor.
     """
     try:
-        return _sensitivity(model, batch, torch.Generator().manual_seed(seed), micro_batch, progress)
+        return _sensitivity(model, batch, torch.Generator().manual_seed(seed), (micro_batch, memory), progress)
     except OpqError:
         raise
     except Exception as error:  # a stranger's forward may fail in any way; the cause is kept
@@ -135,7 +145,7 @@ def sensitivity(
 
 
 def _sensitivity(
-    model: nn.Module, batch: Batch, generator: torch.Generator, micro_batch: int, progress: Progress | None
+    model: nn.Module, batch: Batch, generator: torch.Generator, most: tuple[int, int], progress: Progress | None
 ) -> dict[str, float]:
     names = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
     parameters = list({id(p): p for p in names.values()}.values())
@@ -144,7 +154,9 @@ def _sensitivity(
     with untouched(model), batch_statistics(model), torch.enable_grad():
         for parameter in parameters:
             parameter.requires_grad_(True)
-        for part in batch.to(model).parts(micro_batch):
+        batch = batch.to(model)
+        fitting = int(ACTIVATIONS * most[1]) // _bytes_per_sample(model, batch)
+        for part in batch.parts(min(most[0], max(2, fitting))):
             gradients = _gradients(part(model), parameters, generator, part.mask)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
@@ -152,7 +164,24 @@ def _sensitivity(
             done += part.samples
             if progress is not None:
                 progress(done, total)
-    return {n: sums[id(p)] for n, p in names.items() if sums[id(p)] > 0}
+    return {n: float(f"{sums[id(p)]:.4g}") for n, p in names.items() if sums[id(p)] > 0}
+
+
+def _bytes_per_sample(model: nn.Module, batch: Batch) -> int:
+    """Of what the backward pass needs of the forward one, measured on two samples."""
+    saved = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    part = next(batch.parts(2))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = part(model)
+    size = sum(n for at, n in saved.items() if at not in own) // part.samples
+    del output
+    return max(size, 1)
 
 
 def _gradients(
@@ -162,33 +191,5 @@ def _gradients(
     outputs = [o for o in floating(output) if o.requires_grad]
     if not outputs:
         raise ProbeError("the forward's outputs do not depend on the weights", got=type(output).__name__)
-    v = [_counted(torch.randn(o.shape, generator=generator).to(o), mask) for o in outputs]
+    v = [counted(torch.randn(o.shape, generator=generator).to(o), mask) for o in outputs]
     return torch.autograd.grad(outputs, parameters, v, allow_unused=True)
-
-
-def _counted(output: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """An output (samples, length, ...) with the tokens outside the mask set to 0; any other as it is."""
-    if mask is None or output.shape[:2] != mask.shape:
-        return output
-    return output * mask.view(*mask.shape, *[1] * (output.dim() - 2)).to(output)
-
-
-def _outputs(model: nn.Module, state: Mapping[str, torch.Tensor], part: Batch) -> list[torch.Tensor]:
-    """The floating-point outputs, float64, of the model run with `state` in place of its own tensors."""
-    output = functional_call(model, dict(state), part.args, dict(part.kwargs))
-    return [_counted(o.double(), part.mask) for o in floating(output)]
-
-
-def floating(output: Any) -> list[torch.Tensor]:
-    """The floating-point tensors in a forward's output: a tensor, tuple, dict, dataclass or a nest of them."""
-    if isinstance(output, torch.Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        members: Iterable[Any] = output.values()
-    elif isinstance(output, (tuple, list)):
-        members = output
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        members = [getattr(output, f.name) for f in dataclasses.fields(output)]
-    else:
-        return []
-    return [tensor for member in members for tensor in floating(member)]

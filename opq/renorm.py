@@ -8,7 +8,7 @@ input in the dense and `m^, v^` in the quantized network, the stored ones become
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -63,22 +63,33 @@ def statistics(
     model: nn.Module, state: Mapping[str, torch.Tensor], batch: Batch, *, micro_batch: int = 16
 ) -> Statistics:
     """Mean and variance (float64) at every BatchNorm's input, the model run with `state` in place of its own."""
-    state = known(model, state)
-    sums: Statistics = {}
-    counts: dict[str, int] = {}
-
-    def see(name: str, module: nn.Module, x: torch.Tensor) -> None:
-        dims = [0, *range(2, x.dim())]
-        m = x.float().mean(dims).double()
-        v = x.float().var(dims, correction=0).double()
-        held = sums.get(name, (torch.zeros_like(m), torch.zeros_like(v)))
-        sums[name] = (held[0] + m, held[1] + v)
-        counts[name] = counts.get(name, 0) + 1
-
-    with untouched(model), batch_statistics(model) as norms, watching(dict(norms), see):
+    state, tally = known(model, state), Tally()
+    with untouched(model), batch_statistics(model) as norms, watching(dict(norms), tally.see):
         for part in batch.to(model).parts(micro_batch):
             functional_call(model, state, part.args, dict(part.kwargs))
-    return {name: (m / counts[name], v / counts[name]) for name, (m, v) in sums.items()}
+    return tally.statistics
+
+
+class Tally:
+    """Means over the calls of each BatchNorm of the mean and variance (float64) at its input."""
+
+    def __init__(self) -> None:
+        self._sums: Statistics = {}
+        self._counts: dict[str, int] = {}
+
+    def see(self, name: str, module: nn.Module, given: Sequence[torch.Tensor]) -> None:
+        """Adds one call."""
+        x = given[0].float()
+        dims = [0, *range(2, x.dim())]
+        m = x.mean(dims, keepdim=True)
+        v = (x - m).square_().mean(dims).double()
+        mean, variance = self._sums.get(name, (torch.zeros_like(v), torch.zeros_like(v)))
+        self._sums[name] = (mean + m.flatten().double(), variance + v)
+        self._counts[name] = self._counts.get(name, 0) + 1
+
+    @property
+    def statistics(self) -> Statistics:
+        return {name: (m / self._counts[name], v / self._counts[name]) for name, (m, v) in self._sums.items()}
 
 
 def known(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

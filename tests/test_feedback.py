@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +15,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from opq import moments as moments_module
-from opq.feedback import BLOCK, feedback
+from opq.datafree import DataFreeCoder
+from opq.feedback import LEAF, feedback, sweep
 from opq.inputs import Batch
-from opq.moments import DAMPING, Layout, Moment, Moments, factor, inputs_of, layers
+from opq.moments import DAMPING, Layout, Moment, Moments, factor, inputs_of, layers, spread
 from opq.plan import TensorPlan
+from opq.probe import Probe
 from opq.quantize import LARGEST_CODE, dequantize, quantize
+from opq.sources import open_source
 
 
 def plan(shape: tuple[int, ...], step: float, theta: float = 0.6, threshold: float | None = None) -> TensorPlan:
@@ -64,24 +71,38 @@ def test_the_triangular_sweep_is_the_optimal_brain_surgeon(rows: int, d: int, se
     assert (fast != by_hand).float().mean() <= 0.05, "a value on the edge of a cell may fall to either side"
 
 
-@pytest.mark.parametrize("d", [BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK - 5])
-def test_blocks_of_coordinates_do_not_show(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
+@pytest.mark.parametrize("d", [LEAF - 1, LEAF, LEAF + 1, 13 * LEAF - 5])
+def test_halving_the_coordinates_and_parting_the_rows_do_not_show(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     w = torch.randn(6, d, generator=torch.Generator().manual_seed(d))
     moment = moment_of(d)
     one = feedback(w, plan((6, d), 0.8), moment)
-    monkeypatch.setattr(sys.modules["opq.feedback"], "BLOCK", 10**6)
+    monkeypatch.setattr(sys.modules["opq.feedback"], "LEAF", 10**6)
+    assert (one != feedback(w, plan((6, d), 0.8), moment)).float().mean() < 0.02
+    monkeypatch.setattr(sys.modules["opq.feedback"], "ROWS_AT_ONCE", 4)
     assert (one != feedback(w, plan((6, d), 0.8), moment)).float().mean() < 0.02
 
 
-def test_the_factor_is_that_of_the_inverse() -> None:
+@pytest.mark.parametrize("layout", [Layout(), Layout(3), Layout(3, transposed=True)], ids=str)
+def test_several_plans_in_one_sweep_have_each_their_own_codes(layout: Layout) -> None:
+    shape = (6, 10, 2) if layout.transposed else (6, 20)
+    width = shape[0] // layout.groups if layout.transposed else 20
+    w, moment = torch.randn(shape), moment_of(width, groups=layout.groups, layout=layout)
+    plans = [plan(shape, 0.2), plan(shape, 0.9, theta=0.7), plan(shape, 0.1, threshold=0.3)]
+    for together, one in zip(sweep(w, plans, moment), plans, strict=True):
+        assert together.shape == shape
+        assert (together != feedback(w, one, moment)).float().mean() < 0.02
+
+
+def test_the_factor_is_unit_triangular_and_makes_the_moment_diagonal() -> None:
     s = moment_of(9, groups=2).blocks[0]
-    u = factor(s, 0.0).double()
-    assert torch.equal(u, u.triu())
-    torch.testing.assert_close(
-        u.transpose(1, 2) @ u @ s.double(), torch.eye(9).double().expand(2, 9, 9), atol=2e-2, rtol=0
-    )
+    n = factor(s, 0.0).double()
+    assert torch.equal(n, n.triu())
+    torch.testing.assert_close(n.diagonal(dim1=1, dim2=2), torch.ones(2, 9).double())
+    inverse = torch.linalg.inv(n)
+    diagonal = inverse @ s.double() @ inverse.transpose(1, 2)
+    scale = s.diagonal(dim1=1, dim2=2).mean()
+    off = diagonal - torch.diag_embed(diagonal.diagonal(dim1=1, dim2=2))
+    torch.testing.assert_close(off / scale, torch.zeros_like(off), atol=1e-4, rtol=0)
 
 
 def test_the_outputs_move_less_than_with_plain_rounding() -> None:
@@ -118,16 +139,27 @@ def test_codes_stay_within_int16_and_keep_dtype_shape_and_device() -> None:
     assert int(q.abs().max()) == LARGEST_CODE
 
 
-def test_the_same_codes_whatever_the_number_of_threads() -> None:
-    w, moment = torch.randn(40, 300, generator=torch.Generator().manual_seed(3)), moment_of(300)
+def test_moments_and_codes_do_not_depend_on_the_number_of_threads() -> None:
+    torch.manual_seed(3)
+    model, x = nn.Sequential(nn.Linear(700, 40)), torch.randn(900, 700)
     threads = torch.get_num_threads()
-    one = feedback(w, plan((40, 300), 0.8), moment)
-    torch.set_num_threads(1)
+    found = []
     try:
-        assert (one != feedback(w, plan((40, 300), 0.8), moment)).float().mean() < 0.02
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            source, moments = open_source(model), Moments(model, Batch((x,)))
+            probe = Probe(model, {}, moments, Batch((x,)))
+            coder = DataFreeCoder(source, probe)
+            found.append((moments["0.weight"].blocks[0], next(coder.codes([dataclasses.replace(PLAN, step=0.02)]))))
+            assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(feedback(w, plan((40, 300), 0.8), moment), feedback(w, plan((40, 300), 0.8), moment))
+    for blocks, codes in found[1:]:
+        assert torch.equal(blocks, found[0][0])
+        assert (codes == found[0][1]).all()
+
+
+PLAN = dataclasses.replace(plan((40, 700), 1.0), name="0.weight")
 
 
 CONVOLUTIONS = [
@@ -147,7 +179,7 @@ def test_the_weight_matrix_times_its_inputs_is_the_layers_output(layer: nn.Modul
     dims = layer.weight.dim() - 2
     x = torch.randn(2, layer.in_channels, *[9] * dims) if dims else torch.randn(2, 7, 5)
     layout = layers(layer)["weight"].layout
-    patches = inputs_of(layer, x, layout, 10**9, 0)
+    patches = inputs_of(layer, [x], layout, 10**9, 0)
     found = layout.matrix(layer.weight) @ patches.transpose(1, 2)
     with torch.no_grad():
         layer.bias.zero_()
@@ -158,10 +190,67 @@ def test_the_weight_matrix_times_its_inputs_is_the_layers_output(layer: nn.Modul
 
 def test_fewer_positions_are_positions_of_the_whole() -> None:
     layer, x = nn.Conv2d(2, 3, 3), torch.randn(4, 2, 20, 20)
-    whole = {tuple(row.tolist()) for row in inputs_of(layer, x, Layout(), 10**9, 0)[0]}
-    few = inputs_of(layer, x, Layout(), 100, 5)[0]
-    assert 60 < len(few) < 200
-    assert all(tuple(row.tolist()) in whole for row in few)
+    whole = {tuple(row.tolist()) for row in inputs_of(layer, [x], Layout(), 10**9, 0)[0]}
+    few, next_ones = ({tuple(row.tolist()) for row in inputs_of(layer, [x], Layout(), 100, n)[0]} for n in (0, 100))
+    assert len(few) == len(next_ones) == 100
+    assert few | next_ones <= whole
+    assert not few & next_ones
+
+
+@pytest.mark.parametrize(("total", "count"), [(1, 1), (2, 1), (7, 3), (196, 50), (784, 783), (12544, 100), (10, 99)])
+def test_spread_positions_are_different_and_leave_no_large_gap(total: int, count: int) -> None:
+    for phase in (0, count, 5 * count):
+        at = spread(total, count, phase).tolist()
+        assert len(set(at)) == min(count, total)
+        assert at == sorted(at)
+        assert at[0] >= 0
+        assert at[-1] < total
+        gaps = [b - a for a, b in zip(at, [*at[1:], at[0] + total], strict=True)]
+        assert max(gaps) <= 4 * total / count + 1
+
+
+TRANSPOSED = [
+    nn.ConvTranspose1d(4, 6, 3, stride=3),
+    nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2),
+    nn.ConvTranspose3d(2, 4, 2, stride=2),
+]
+
+
+@pytest.mark.parametrize("layer", TRANSPOSED, ids=str)
+def test_transposed_convolutions_that_do_not_overlap_are_their_weight_matrix_times_their_inputs(layer: Any) -> None:
+    torch.manual_seed(0)
+    dims = len(layer.kernel_size)
+    x = torch.randn(2, layer.in_channels, *[5] * dims)
+    layout = layers(layer)["weight"].layout
+    assert torch.equal(layout.tensor(layout.matrix(layer.weight), tuple(layer.weight.shape)), layer.weight)
+    found = layout.matrix(layer.weight) @ inputs_of(layer, [x], layout, 10**9, 0).transpose(1, 2)
+    with torch.no_grad():
+        layer.bias.zero_()
+        wanted = layer(x)
+    rows = layer.out_channels // layer.groups
+    axes = zip(range(2, 2 + dims), layer.kernel_size, strict=True)
+    for axis, k in reversed(list(axes)):
+        wanted = wanted.unflatten(axis, (5, k))
+    # (samples, channels, positions and taps in turn) -> (channels, taps, samples, positions)
+    wanted = wanted.permute(1, *range(3, 3 + 2 * dims, 2), 0, *range(2, 2 + 2 * dims, 2))
+    assert found.shape[1] == rows * math.prod(layer.kernel_size)
+    torch.testing.assert_close(found.flatten(), wanted.flatten(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_attention_sees_queries_keys_and_values(same: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(6, 2, batch_first=True)
+    q = torch.randn(4, 5, 6)
+    k, v = (q, q) if same else (torch.randn(4, 7, 6), torch.randn(4, 7, 6))
+    found = Moments(model, Batch((), {"query": q, "key": k, "value": v}))
+    moment = found["in_proj_weight"]
+    flat = [x.reshape(-1, 6)[: 4 * 5] for x in (q, k, v)]
+    torch.testing.assert_close(moment.blocks[0], torch.stack([x.t() @ x / 20 for x in flat]))
+    assert found.get("out_proj.weight") is None
+    q = feedback(model.in_proj_weight, plan((18, 6), 0.3), moment)
+    assert q.shape == (18, 6)
+    assert (q != quantize(model.in_proj_weight, plan((18, 6), 0.3))).any()
 
 
 @pytest.mark.parametrize("layer", [*CONVOLUTIONS, SimpleNamespace], ids=str)

@@ -16,7 +16,8 @@ import opq
 from opq.errors import OptionError, ProbeError
 from opq.inputs import Batch
 from opq.observe import batch_statistics, untouched, watching
-from opq.probe import floating, sensitivity
+from opq.outputs import floating
+from opq.probe import sensitivity
 
 
 @dataclasses.dataclass
@@ -218,7 +219,7 @@ def test_batch_norms_without_statistics_or_of_timm_keep_their_way() -> None:
 def test_watching_sees_keyword_inputs_and_lets_go() -> None:
     seen = []
     layer = nn.Linear(2, 2)
-    with watching({"x": layer}, lambda name, module, x: seen.append((name, tuple(x.shape)))):
+    with watching({"x": layer}, lambda name, module, given: seen.append((name, *(tuple(x.shape) for x in given)))):
         layer(input=torch.ones(3, 2))
     layer(torch.ones(5, 2))
     assert seen == [("x", (3, 2))]
