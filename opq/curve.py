@@ -272,21 +272,19 @@ def _exponential_mean(a: Floats, b: Floats) -> Floats:
 
 def lower_hull(rate: Floats, distortion: Floats) -> Ints:
     """Indices of the vertices of the lower convex hull, decreasing in distortion, ascending in rate."""
-    hull: list[int] = []
     order = np.lexsort((distortion, rate))
     lowest = np.minimum.accumulate(distortion[order])
-    falls = np.concatenate([[True], lowest[1:] < lowest[:-1]])
-    for i in order[falls].tolist():
-        while hull and rate[i] - rate[hull[-1]] <= 1e-9:
+    falls = order[np.concatenate([[True], lowest[1:] < lowest[:-1]])]
+    hull: list[tuple[float, float, int]] = []
+    for point in zip(rate[falls].tolist(), distortion[falls].tolist(), falls.tolist(), strict=True):
+        while hull and point[0] - hull[-1][0] <= 1e-9:
             hull.pop()
-        while len(hull) > 1 and _above(rate, distortion, hull[-2], hull[-1], i):
+        while len(hull) > 1 and _above(hull[-2], hull[-1], point):
             hull.pop()
-        hull.append(i)
-    return np.array(hull, dtype=np.int64)
+        hull.append(point)
+    return np.array([i for _, _, i in hull], dtype=np.int64)
 
 
-def _above(rate: Floats, distortion: Floats, a: int, b: int, c: int) -> bool:
+def _above(a: tuple[float, float, int], b: tuple[float, float, int], c: tuple[float, float, int]) -> bool:
     """Whether the slope at b, below the chord from a to c, changes by less than `_BEND`."""
-    left = (distortion[a] - distortion[b]) * (rate[c] - rate[b])
-    right = (distortion[b] - distortion[c]) * (rate[b] - rate[a])
-    return bool(left <= right * (1 + _BEND))
+    return (a[1] - b[1]) * (c[0] - b[0]) <= (b[1] - c[1]) * (b[0] - a[0]) * (1 + _BEND)

@@ -161,8 +161,10 @@ def draft(codes: npt.NDArray[np.integer]) -> Draft:
 
 def cheapest(drafts: list[Draft]) -> Draft:
     """The smallest draft; its tables give way to pages, which cost a little more, where the tensor is large."""
-    best = min(drafts, key=lambda d: d.size)
-    if not is_large(best.shape) or best.bits < _PAGED * math.prod(best.shape):
+    if not is_large(drafts[0].shape):
+        return min(drafts, key=lambda d: d.size)
+    best = min(drafts, key=lambda d: d.bits)
+    if best.bits < _PAGED * math.prod(best.shape):
         return best
     bins = sum(int(np.count_nonzero(u)) for u in best.coding.roots)
     around = len(chunks(best.shape)) * (12 * best.coding.classes + 3 * bins)
