@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import json
 import os
+import zlib
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +21,7 @@ from opq.stored import Codes
 
 INDEX = "model.opq.safetensors.index.json"
 _LARGEST_INDEX = 1 << 30
+_PIECE = 1 << 24
 
 
 class FolderReader:
@@ -90,6 +93,11 @@ class FolderReader:
         held = {name: tensor for part in self.parts() for name, tensor in part.state_dict().items()}
         return {name: held[name] for name in self._where}
 
+    def verify(self) -> None:
+        """Checks every checksum, reading and holding a piece at a time; raises `CorruptFileError`."""
+        for name, shard in self.shards.items():
+            check_payloads(shard, self.index.parent / name)
+
     def parts(self) -> Iterator[Reader]:
         """Shard by shard, each opened anew, so that its pages go before the next one's come."""
         for name in self.shards:
@@ -118,6 +126,30 @@ def open_reader(path: str | os.PathLike[str], *, max_expansion: float = MAX_EXPA
 def parts_of(reader: Reader | FolderReader) -> Iterator[Reader]:
     """The files behind a reader, one after the other."""
     return reader.parts() if isinstance(reader, FolderReader) else iter([reader])
+
+
+def check_payloads(reader: Reader, path: Path) -> None:
+    """Raises `CorruptFileError` unless the payloads in a file on disk have the checksums that its reader knows.
+
+    The file is read, not mapped: mapped pages count as memory for as long as they stay.
+    """
+    with open(path, "rb", buffering=0) as file:
+        for name, (start, stop) in reader._spans.items():
+            wanted = reader._places[name].checksum
+            if wanted is not None and wanted != _crc(file, start, stop):
+                raise CorruptFileError(f"{path.name}: tensor {name!r}: wrong checksum", remedy="Fetch the file again.")
+
+
+def _crc(file: FileIO, start: int, stop: int) -> int:
+    """CRC-32 of a range of a file; -1 where the file ends in it."""
+    file.seek(start)
+    found = 0
+    while start < stop:
+        data = file.read(min(stop - start, _PIECE))
+        if not data:
+            return -1
+        found, start = zlib.crc32(data, found), start + len(data)
+    return found
 
 
 def index_bytes(where: dict[str, str]) -> bytes:

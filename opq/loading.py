@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from opq.errors import MismatchError
-from opq.folder import open_reader, parts_of
+from opq.folder import FolderReader, open_reader, parts_of
 from opq.reader import MAX_EXPANSION
 from opq.sources import TensorSpec, open_source
 
@@ -28,13 +28,16 @@ def load(
 
     Raises:
         MismatchError: names or shapes differ; the model is left untouched.
-        FileFormatError: the file is foreign, newer, truncated, corrupt or too large (one subclass each).
+        FileFormatError: the file is foreign, newer, truncated, corrupt or too large (one subclass each). All checksums
+            are looked at before the model is touched.
     """
     with open_reader(path, max_expansion=max_expansion) as reader:
         shapes = {t.name: t.shape for t in reader.plan}
         wrong = _differences(shapes, open_source(model).specs, strict)
         if wrong:
             raise MismatchError(f"{os.fspath(path)} does not fit {type(model).__name__}", got="; ".join(wrong))
+        if isinstance(reader, FolderReader):
+            reader.verify()  # before the first shard goes into the model
         for part in parts_of(reader):
             model.load_state_dict(part.state_dict(), strict=False)
     return model

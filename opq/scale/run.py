@@ -12,8 +12,10 @@ only: not on ranks, threads, or interruptions.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from opq.aside import written_aside
 from opq.datafree import probe_source
 from opq.decide import Problem
-from opq.errors import CertificateError, InfeasibleError, OptionError, PatternError
+from opq.errors import CertificateError, InfeasibleError, OptionError, PatternError, ProbeWarning, RankError
 from opq.fit import AIM, WINDOW
 from opq.folder import INDEX, index_bytes
 from opq.index import rounded
@@ -31,6 +33,8 @@ from opq.plan import Plan
 from opq.roles import Role, assign
 from opq.scale import predict
 from opq.scale import work as folders
+from opq.scale.blocks import UNAVAILABLE, Blocks, open_blocks
+from opq.scale.carry import Carried
 from opq.scale.chunks import Tensors
 from opq.scale.clock import Clock
 from opq.scale.measure import Measure, measure, packed, scale_square, scales_of, ties, unpacked
@@ -49,6 +53,8 @@ ROUNDS = 6
 SAMPLINGS, NEAR = 4, 0.005
 """Samples are taken anew, so often at most, while the solution moves by more than this fraction: what classes save is a
 fraction of the rate that depends on the rate."""
+GROWN, FED_BLOCKS = 0.02, 8
+"""What error feedback adds to the bits is measured in so many blocks, and anew when the bits have moved by so much."""
 _UNUSED = (
     "sparsity",
     "calibration",
@@ -80,6 +86,8 @@ class Streamed:
     """Seconds of this process by stage, on the wall, summed over its threads."""
     cpu_seconds: dict[str, float]
     """The same of the processor: what other work on the machine does not change."""
+    basis: str
+    """What sensitivities and codes rest on: a probe of the model, or the weights alone, and why."""
 
     @property
     def bits(self) -> float:
@@ -126,9 +134,10 @@ def compress_folder(
         shard_size: bytes of an output shard, met as far as whole tensors allow.
         workers: threads; by default one a core.
         options: of `opq.compress`: bits, ratio, size, method (`"rd"` or `"opq"`), overrides, constraints,
-            sensitivities, progress; `probe=True` measures sensitivities on the whole model, which must fit in memory
-            for it. Without the probe all `a_i` are 1 (docs/scaling.md); error feedback needs the probe's moments and
-            is not had here.
+            sensitivities, alpha, seed, progress. By default the probe and error feedback are done block by block where
+            the source is a language model in Hugging Face layout that transformers builds (`Streamed.basis` says what
+            was done); others are compressed by their weights alone, and `probe=True` measures sensitivities on the
+            whole model, which must fit in memory for it. docs/scaling.md has the details.
 
     Raises:
         OpqError: as `opq.compress`, and
@@ -141,9 +150,26 @@ def compress_folder(
     folder = Path(output)
     if opened.files and folder.exists() and any(p.parent.samefile(folder) for p in set(opened.files.values())):
         raise OptionError("the output folder is the source's", got=str(folder), wanted="another folder")
-    team, clock = Team.join(), Clock()
-    with pool(workers) as threads, _taken(folder, folders.digest_of(opened, checked, shard_size), team) as work:
-        return _Run(opened, checked, work, team, threads, clock, shard_size).run()
+    team, clock, tensors = Team.join(), Clock(), Tensors(opened)
+    blocks, basis = _blocks(opened, checked, tensors, team)
+    digest = folders.digest_of(opened, checked, shard_size, probed=blocks is not None)
+    with pool(workers) as threads, _taken(folder, digest, team) as work:
+        carried = None
+        if blocks is not None:
+            key = hashlib.sha256(f"{folders.source_key(opened)} {checked.seed}".encode()).hexdigest()[:16]
+            carried = Carried(blocks, key, checked.seed, work, team, threads, clock, checked.progress)
+        return _Run(
+            source=opened,
+            options=checked,
+            work=work,
+            team=team,
+            pool=threads,
+            clock=clock,
+            shard_size=shard_size,
+            tensors=tensors,
+            carried=carried,
+            basis=basis,
+        ).run()
 
 
 def _checked(options: dict[str, Any], shard_size: int) -> Options:
@@ -156,6 +182,26 @@ def _checked(options: dict[str, Any], shard_size: int) -> Options:
     if not (isinstance(shard_size, int) and shard_size >= 1 << 12):
         raise OptionError("shard_size= is out of range", got=shard_size, wanted="at least 4096 bytes")
     return checked
+
+
+def _blocks(source: Source, options: Options, tensors: Tensors, team: Team) -> tuple[Blocks | None, str]:
+    """The model in blocks where it is to be probed and can be, and what the compression rests on."""
+    blocks, basis = None, "the weights alone: no probe was asked for"
+    if options.probe is not False:
+        try:
+            blocks = open_blocks(source, tensors, options.seed)
+            basis = f"sensitivities and error feedback block by block, {len(blocks.ids)} synthetic texts"
+        except UNAVAILABLE as error:
+            if options.probe:
+                basis = "sensitivities by the probe of the whole model, no error feedback"
+            else:
+                basis = f"the weights alone: {error}"
+                if source.folder is not None and source.buildable:
+                    warnings.warn(f"{source.label} is compressed by {basis}", ProbeWarning, stacklevel=3)
+    if len(said := set(team.each(basis.encode))) > 1:
+        got = "; ".join(sorted(words.decode() for words in said))
+        raise RankError("the processes see different models", got=got, remedy="Install the same packages everywhere.")
+    return blocks, basis
 
 
 @contextmanager
@@ -187,15 +233,23 @@ class _Target:
         return folders.shard_name(number, len(self.shards))
 
 
+@dataclasses.dataclass(kw_only=True)
 class _Run:
     """One compression, stage by stage."""
 
-    def __init__(
-        self, source: Source, options: Options, work: Work, team: Team, threads: Pool, clock: Clock, shard_size: int
-    ):
-        self.source, self.options, self.work, self.team = source, options, work, team
-        self.pool, self.clock, self.shard_size = threads, clock, shard_size
-        self.tensors = Tensors(source)
+    source: Source
+    options: Options
+    work: Work
+    team: Team
+    pool: Pool
+    clock: Clock
+    shard_size: int
+    tensors: Tensors
+    carried: Carried | None
+    basis: str
+    growth: dict[str, float] = dataclasses.field(default_factory=dict)
+    growth_at: float = 0.0
+    """Bits at which the growth was measured."""
 
     def run(self) -> Streamed:
         roles = _roles(self.source, self.options)
@@ -222,6 +276,7 @@ class _Run:
             rounds=rounds,
             seconds=dict(self.clock.seconds),
             cpu_seconds=dict(self.clock.cpu),
+            basis=self.basis,
         )
 
     # --- pass one ----------------------------------------------------------------------------
@@ -273,15 +328,27 @@ class _Run:
         for name, scale in scales_of(self.source).items():
             if name in a:
                 a[name] = scale_square(self.source, scale)
-        if self.options.probe:
-            probed = probe_source(self.source, self.options)
-            if probed is not None:
-                a |= probed.sensitivities(measures, alpha=self.options.alpha)  # type: ignore[arg-type]
+        alpha = 1.0 if self.options.alpha is None else self.options.alpha
+        if self.carried is not None:
+            a |= self.felt(measures, alpha)
+        elif self.options.probe and (probed := probe_source(self.source, self.options)) is not None:
+            a |= probed.sensitivities(measures, alpha=alpha)
         given = self.options.sensitivities or {}
         if unknown := sorted(set(given) - set(a)):
             raise PatternError("sensitivities= names no compressed tensor", got=", ".join(unknown[:5]))
         a |= given
         return a | {r.name: r.sensitivity for r in roles if r.name in a and r.sensitivity is not None}
+
+    def felt(self, measures: dict[str, Measure], alpha: float) -> dict[str, float]:
+        """By the probe in blocks; a tied tensor feels for all its names, one that was never felt as the middle one."""
+        assert self.carried is not None
+        found: dict[str, float] = {}
+        for name, square in self.carried.sensitivities().items():
+            holder = self.source.by_name[name].like or name
+            found[holder] = found.get(holder, 0.0) + square
+        known = sorted(found[name] for name in measures if found.get(name, 0.0) > 0)
+        middle = known[len(known) // 2] if known else 1.0
+        return {name: (found.get(name) or middle) ** alpha for name in measures}
 
     # --- the budget --------------------------------------------------------------------------
 
@@ -358,16 +425,39 @@ class _Run:
     def samples(self, plan: Plan) -> dict[str, predict.Sample]:
         """Of every compressed tensor; each rank takes some."""
         sizes = [t.size for t in plan.compressed]
-        mine = self.team.mine([min(size, predict.WHOLE) for size in sizes])
+        small = sum(sizes) <= predict.SMALL
+        mine = [plan.compressed[k] for k in self.team.mine([min(size, predict.WHOLE) for size in sizes])]
 
         def work() -> bytes:
-            small = sum(sizes) <= predict.SMALL
-            return predict.text_of(predict.samples(plan, self.tensors, self.pool, self.clock, mine, small=small))
+            return predict.text_of(predict.samples(mine, self.tensors, self.pool, self.clock, small=small))
 
         taken: dict[str, predict.Sample] = {}
         for part in self.team.each(work):
             taken |= predict.from_text(part)
-        return taken
+        bits = sum(t.rate * t.size for t in plan.compressed)
+        if self.carried is not None and abs(bits - self.growth_at) > GROWN * bits:
+            self.growth, self.growth_at = self.grown(self.carried, plan, taken, small), bits
+        return {n: dataclasses.replace(s, ratio=s.ratio * self.growth.get(n, 1.0)) for n, s in taken.items()}
+
+    def grown(self, carried: Carried, plan: Plan, plain: dict[str, predict.Sample], small: bool) -> dict[str, float]:
+        """What error feedback adds to the bits of each tensor, measured in some of the blocks."""
+        blocks = carried.blocks
+        every = range(0, len(blocks), -(-len(blocks) // FED_BLOCKS))
+        mine = list(every)[self.team.rank :: self.team.size]
+
+        def work() -> bytes:
+            taken: dict[str, predict.Sample] = {}
+            for k in mine:
+                inputs = carried.inputs(k)
+                chosen = [t for t in plan.compressed if t.name in inputs]
+                taken |= predict.samples(chosen, self.tensors, self.pool, self.clock, small=small, inputs=inputs)
+            return predict.text_of(taken)
+
+        fed: dict[str, predict.Sample] = {}
+        for part in self.team.each(work):
+            fed |= predict.from_text(part)
+        roles = {name: role for k in range(len(blocks)) for role, name in blocks.named(k).items()}
+        return predict.growth(plain, fed, roles)
 
     def settled(self, last: dict[str, Any], target: _Target, least: float, problem: Problem) -> bool:
         """Whether a round's size is in the window, or nothing is to be gained."""
@@ -413,7 +503,7 @@ class _Run:
         """Every shard of a plan; those that are there already stay. Returns the bytes of all files."""
         parts = [part_of(plan, names) for names in target.shards]
         mine = self.team.mine([sum(t.size for t in part) for part in parts])
-        shards = Shards(self.source, self.tensors, self.pool, self.clock)
+        shards = Shards(self.source, self.tensors, self.pool, self.clock, self.carried)
 
         def work() -> bytes:
             sizes = {}

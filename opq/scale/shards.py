@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,14 +17,17 @@ from opq import container, stored
 from opq.aside import written_aside
 from opq.container import Reader
 from opq.errors import FileFormatError, WriteError
+from opq.folder import check_payloads
 from opq.index import Place
 from opq.keep import keep
 from opq.plan import Plan, TensorPlan
 from opq.roles import ONE_DIMENSIONAL
 from opq.scale import coding
+from opq.scale.carry import Carried
 from opq.scale.chunks import Tensors
 from opq.scale.clock import Clock
-from opq.scale.coding import Coded
+from opq.scale.coding import Coded, Narrow
+from opq.scale.fed import fed_codes
 from opq.scale.pool import Pool
 from opq.sources import Source, TensorSpec
 
@@ -80,6 +84,8 @@ class Shards:
     tensors: Tensors
     pool: Pool
     clock: Clock
+    carried: Carried | None = None
+    """Where errors are fed back: what the matrices of each block are given."""
 
     def write(self, path: Path, part: Plan, whole: Plan) -> int:
         """One file of the format of `opq.container.pack`: written aside, read back, renamed. Returns its size.
@@ -131,14 +137,34 @@ class Shards:
             yield item.name, made.place.kind, made.place.number, Coded.of([made.payload])
         for name in large:
             yield name, "raw", 0, self._raw(name)
-        ordinary = [t for t in part.compressed if t.size <= ALONE]
-        for tensor, coded in zip(ordinary, self.pool.weighed(self._one, ordinary, lambda t: t.size), strict=True):
-            yield tensor.name, "grid", 0, coded
-        for tensor in (t for t in part.compressed if t.size > ALONE):
-            yield tensor.name, "grid", 0, coding.encode(tensor, self._reads(tensor), self.clock, self.pool.ordered)
+        for group, codes in self._grouped(part):
+            ordinary = [t for t in group if t.size <= ALONE]
+            one = functools.partial(self._one, codes)
+            for tensor, coded in zip(ordinary, self.pool.weighed(one, ordinary, lambda t: t.size), strict=True):
+                yield tensor.name, "grid", 0, coded
+            for tensor in (t for t in group if t.size > ALONE):
+                found = codes.get(tensor.name)
+                coded = coding.encode(tensor, self._reads(tensor), self.clock, self.pool.ordered, found)
+                yield tensor.name, "grid", 0, coded
 
-    def _one(self, tensor: TensorPlan) -> Coded:
-        return coding.encode(tensor, self._reads(tensor), self.clock)
+    def _grouped(self, part: Plan) -> Iterator[tuple[list[TensorPlan], dict[str, Narrow]]]:
+        """The compressed tensors, those of one block together with the codes that feedback gives them."""
+        groups: dict[int | None, list[TensorPlan]] = {}
+        for tensor in part.compressed:
+            groups.setdefault(self._block(tensor.name), []).append(tensor)
+        for block, group in groups.items():
+            if self.carried is None or block is None:
+                yield group, {}
+                continue
+            inputs = self.carried.inputs(block)
+            fed = [t for t in group if t.name in inputs]
+            yield group, fed_codes(fed, inputs, self.tensors, self.pool, self.clock)
+
+    def _block(self, name: str) -> int | None:
+        return None if self.carried is None else self.carried.blocks.block_of(name)
+
+    def _one(self, codes: dict[str, Narrow], tensor: TensorPlan) -> Coded:
+        return coding.encode(tensor, self._reads(tensor), self.clock, codes=codes.get(tensor.name))
 
     def _reads(self, tensor: TensorPlan) -> coding.Read:
         return lambda start, stop: self.tensors.read(tensor.name, start, stop)
@@ -182,26 +208,13 @@ def _copy(spool: BinaryIO, offset: int, length: int, out: BinaryIO) -> None:
 def _check(path: Path, part: Plan) -> None:
     """Raises `WriteError` unless a file on disk has this plan and all its bytes."""
     try:
-        with Reader(path, max_expansion=float("inf")) as reader, open(path, "rb") as file:
+        with Reader(path, max_expansion=float("inf")) as reader:
+            check_payloads(reader, path)
             right = reader.plan == part
-            for name, (start, stop) in reader._spans.items():
-                checksum = reader._places[name].checksum
-                right &= checksum is None or checksum == _crc(file, start, stop)
     except FileFormatError as error:
         raise WriteError(f"{path} does not read back", got=error, remedy="Write it again.") from error
     if not right:
         raise WriteError(f"{path} does not read back as it was written", remedy="Write it again.")
-
-
-def _crc(file: BinaryIO, start: int, stop: int) -> int:
-    file.seek(start)
-    found = 0
-    while start < stop:
-        data = file.read(min(stop - start, _BUFFER))
-        if not data:
-            return -1
-        found, start = zlib.crc32(data, found), start + len(data)
-    return found
 
 
 def finished(path: Path, part: Plan) -> int | None:

@@ -83,8 +83,9 @@ class Work:
 
     def finish(self) -> None:
         """Removes what was temporary, the state last."""
-        for path in self.inner.glob("measure-*"):
-            path.unlink()
+        for kind in ("measure-*", "probe-*"):
+            for path in self.inner.glob(kind):
+                path.unlink()
         (self.inner / "state.json").unlink(missing_ok=True)
 
 
@@ -133,14 +134,20 @@ def _lock(handle: int) -> bool:
     return True
 
 
-def digest_of(source: Source, options: Options, shard_size: int) -> str:
+def digest_of(source: Source, options: Options, shard_size: int, *, probed: bool) -> str:
     """What a run is known by: the files' names, sizes, times and headers, and every option that changes bytes."""
+    hashed = hashlib.sha256(source_key(source).encode())
+    names = ("bits", "ratio", "size", "method", "overrides", "constraints", "sensitivities", "alpha", "seed", "probe")
+    hashed.update(repr([(name, getattr(options, name)) for name in names]).encode())
+    hashed.update(repr((shard_size, roles.SMALLEST, probed)).encode())
+    return hashed.hexdigest()
+
+
+def source_key(source: Source) -> str:
+    """What a source is known by: the files' names, sizes, times and headers."""
     hashed = hashlib.sha256()
     hashed.update(repr(sorted({repr(_identity(source, spec.name)) for spec in source.specs})).encode())
     hashed.update(repr([(s.name, s.shape, str(s.dtype), s.like) for s in source.specs]).encode())
-    names = ("bits", "ratio", "size", "method", "overrides", "constraints", "sensitivities", "alpha", "seed", "probe")
-    hashed.update(repr([(name, getattr(options, name)) for name in names]).encode())
-    hashed.update(repr((shard_size, roles.SMALLEST)).encode())
     return hashed.hexdigest()
 
 
