@@ -91,7 +91,7 @@ def finetune(
     if how.seed is not None:
         torch.manual_seed(how.seed)
     trainable = [p for p in inner.parameters() if p.requires_grad]
-    made = torch.optim.Adam(trainable, how.lr) if optimizer is None else optimizer
+    made = torch.optim.Adam(trainable, how.lr, fused=_fusable(trainable)) if optimizer is None else optimizer
     made = made if isinstance(made, torch.optim.Optimizer) else made(trainable)
     loop = Loop(model, plan if isinstance(plan, Plan) else plan.plan, batches, how,
                 objective=Objective(loss, dense, how.distill, how.temperature), optimizer=made, evaluate=evaluate,
@@ -111,6 +111,11 @@ def _teacher(model: nn.Module, teacher: nn.Module | str | None) -> nn.Module | N
         remedy = "Copy the dense model before opq.attach and pass the copy as teacher=."
         raise AttachError("teacher='dense' needs the model before the plan was attached", remedy=remedy)
     return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def _fusable(parameters: list[torch.Tensor]) -> bool:
+    """Whether Adam has one kernel for them all. The CPU's separate ones take twice as long where gradients are zero."""
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
 
 
 def _check_same_masks(model: nn.Module) -> None:

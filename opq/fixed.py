@@ -28,18 +28,21 @@ Site = tuple[nn.Module, str]
 
 
 class _OnGrid(torch.autograd.Function):
-    """`w -> w^` forward, straight through the mask backward."""
+    """`w -> w^` forward, straight through where `w^` is not zero backward."""
 
     @staticmethod
     def forward(ctx: Any, w: torch.Tensor, m: torch.Tensor, step: float, rounding: float) -> torch.Tensor:
-        ctx.save_for_backward(m)
         levels = _levels(w, step, rounding).mul_(step)
-        return torch.copysign(levels, w, out=levels).mul_(m.view(torch.uint8)).to(w.dtype)
+        on_grid = torch.copysign(levels, w, out=levels).mul_(m.view(torch.uint8)).to(w.dtype)
+        ctx.save_for_backward(on_grid)  # the layer holds it anyway
+        ctx.half = step / 2
+        return on_grid
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        (m,) = ctx.saved_tensors
-        return grads[0] * m.view(torch.uint8), None, None, None  # as uint8: a bool factor is 2.5 x slower
+        (on_grid,) = ctx.saved_tensors
+        kept: torch.Tensor = torch.ops.aten.hardshrink_backward(grads[0], on_grid, ctx.half)  # where |w^| > step / 2
+        return kept, None, None, None
 
 
 def _levels(w: torch.Tensor, step: float, rounding: float) -> torch.Tensor:

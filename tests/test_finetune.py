@@ -81,7 +81,7 @@ def test_the_loop_is_the_plain_loop_written_by_hand() -> None:
     model, by_hand = mlp(), mlp()
     finetune(model, plan, BATCHES, epochs=2, lr=0.03, clip=0.5)
     attach(by_hand, plan)
-    optimizer = torch.optim.Adam(by_hand.parameters(), lr=0.03)
+    optimizer = torch.optim.Adam(by_hand.parameters(), lr=0.03, fused=True)
     for step in range(2 * len(BATCHES)):
         x, y = BATCHES[step % len(BATCHES)]
         optimizer.param_groups[0]["lr"] = 0.03 * (1 + math.cos(math.pi * step / (2 * len(BATCHES)))) / 2
