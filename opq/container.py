@@ -7,7 +7,6 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from opq.index import Place
 from opq.plan import Plan, TensorPlan
 from opq.reader import COMMON, VERSION, Reader
 from opq.stored import Fine, Grid, Log, Product, Raw, Stored, Table
+from opq.threads import torch_threads
 
 OWN_ENTRY = 1 << 16
 """Payloads of so many bytes are safetensors entries of their own, under the tensor's name."""
@@ -57,8 +57,9 @@ class Packed:
         Raises:
             WriteError: something differs.
         """
-        with Reader(path, max_expansion=float("inf")) as reader, ThreadPoolExecutor(2) as pool:
-            for name, right in zip(self.digests, pool.map(lambda n: self._same(reader, n), self.digests), strict=True):
+        with Reader(path, max_expansion=float("inf")) as reader, torch_threads() as threads:
+            same = threads.ordered(lambda name: self._same(reader, name), self.digests)
+            for name, right in zip(self.digests, same, strict=True):
                 if not right:
                     raise WriteError(f"tensor {name!r} does not decode to what was written", remedy="Write it again.")
 
@@ -78,9 +79,9 @@ def pack(plan: Plan, items: Iterable[Stored]) -> Packed:
         MismatchError: items are missing, too many, or not what the plan says of them.
     """
     by_name = _by_name(plan, items)
-    with ThreadPoolExecutor(2) as pool:
-        own = [t for t in plan if t.like is None]
-        made = dict(zip((t.name for t in own), pool.map(lambda t: _made(by_name[t.name], t), own), strict=True))
+    own = [t for t in plan if t.like is None]
+    with torch_threads() as threads:
+        made = dict(zip((t.name for t in own), threads.ordered(lambda t: _made(by_name[t.name], t), own), strict=True))
     large = own_entries(plan, {name: m.place for name, m in made.items()})
     own_entry = set(large)
     places = [_place(made.get(t.name), t.name in own_entry) for t in plan]

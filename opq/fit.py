@@ -26,6 +26,7 @@ from opq.plan import Plan, TensorPlan
 from opq.quantize import quantize
 from opq.result import Result
 from opq.sources import Source
+from opq.threads import torch_threads
 
 Array = npt.NDArray[np.int16]
 Codes = dict[str, Array]
@@ -58,7 +59,9 @@ class PlainCoder:
     source: Source
 
     def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[Array]:
-        return (quantize(self.source.tensor(tensor.name), tensor).numpy() for tensor in tensors)
+        weights = ((tensor, self.source.tensor(tensor.name)) for tensor in tensors)
+        with torch_threads() as threads:
+            yield from threads.ordered(lambda item: quantize(item[1], item[0]).numpy(), weights)
 
     def kept(self, plan: Plan, codes: Codes) -> Mapping[str, torch.Tensor]:
         return {}

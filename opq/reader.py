@@ -7,7 +7,6 @@ import math
 import os
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -29,6 +28,7 @@ from opq.errors import (
 from opq.index import Place
 from opq.plan import Plan, TensorPlan
 from opq.stored import Codes
+from opq.threads import torch_threads
 
 VERSION = 1
 """The format version that this package writes, and the newest that it reads."""
@@ -128,8 +128,8 @@ class Reader:
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All tensors, in the source's order; tied names share one."""
         own = [t.name for t in self.plan if t.like is None]
-        with ThreadPoolExecutor(2) as pool:
-            held = dict(zip(own, pool.map(self.tensor, own), strict=True))
+        with torch_threads() as threads:
+            held = dict(zip(own, threads.ordered(self.tensor, own), strict=True))
         return {t.name: held[t.like or t.name] for t in self.plan}
 
     def close(self) -> None:
