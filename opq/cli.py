@@ -140,12 +140,14 @@ def _compress_folder(
         return
     if as_json:
         figures = {"file": str(output), "file_bytes": result.bytes, "bits": result.bits, "ratio": result.ratio}
-        _json({**figures, "shards": len(result.shards), "method": result.plan.method, "seconds": seconds})
+        more = {"shards": len(result.shards), "method": result.plan.method, "basis": result.basis}
+        _json({**figures, **more, "seconds": seconds})
         return
     out.print(
         f"{output}: {len(result.shards)} shards, {result.bytes:,} bytes, {result.bits:.3f} bits per weight, "
         f"{result.ratio:.2f}x smaller. Verified by decoding. {seconds:.1f} s."
     )
+    out.print(f"By {result.basis}", soft_wrap=True)
 
 
 @app.command()
