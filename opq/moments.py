@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from opq.inputs import Batch
+from opq.memory import give_back
 from opq.observe import batch_statistics, untouched, watching
 from opq.outputs import counted, floating
 from opq.renorm import Statistics, Tally
@@ -166,6 +167,7 @@ class Moments(Mapping[str, Moment]):
                     outputs = outputs or [counted(o.clone(), part.mask) for o in floating(output)]
             self._held, self._group = sums.moments(), group
         self._dense = self._dense or Dense(tally.statistics, outputs)
+        give_back()
 
 
 class _Sums:

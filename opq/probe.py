@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from opq.errors import OpqError, ProbeError
 from opq.inputs import Batch, gathered, synthetic
+from opq.memory import give_back
 from opq.moments import Moments
 from opq.observe import batch_statistics, untouched
 from opq.outputs import counted, floating
@@ -27,7 +28,7 @@ SAMPLES, REAL_SAMPLES = 64, 512
 """Synthetic inputs made, and real ones taken, where the caller does not say how many."""
 
 ACTIVATIONS = 0.75
-"""Part of the memory allowed that the activations kept for a backward pass may take; the rest is for their gradients."""
+"""Part of the memory allowed that activations kept for a backward pass may take; the rest is for their gradients."""
 
 Progress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""
@@ -114,6 +115,7 @@ def probe(
             seed=seed,
         )
     felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, memory=memory, progress=progress)
+    give_back()
     return Probe(model, felt, Moments(model, batch, micro_batch=micro_batch, memory=memory), batch, micro_batch)
 
 

@@ -18,6 +18,15 @@ def test_lenets_have_their_published_size_and_classify_28_pixels(make, parameter
     assert model(torch.zeros(2, *model.input_hint.image_size)).shape == (2, 10)
 
 
+def test_resnet50_is_that_of_torchvision():
+    torchvision = pytest.importorskip("torchvision")
+    theirs, ours = torchvision.models.resnet50(weights=None).eval(), zoo.resnet50()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x), theirs(x), atol=1e-4, rtol=1e-4)
+
+
 def test_resnet20_is_right_about_four_of_five_cifar_images(shared: Path):
     images = zoo.cifar10(count=500, shared=shared)
     assert images.pixels.shape == (500, 3, 32, 32)

@@ -1,10 +1,12 @@
 """Accuracy without data: what sensitivities, error feedback and re-normalisation each add, next to other tools.
 
-    python examples/bench/datafree.py [--model mobilenet-v1-0.75] [--images N] [--no-peers]
+    python examples/bench/datafree.py [--only mobilenet-v1-0.75] [--again] [--images N] [--budget BITS] [--no-peers]
 
-On the same weights in the same run: this package with `a = 1` and no correction, with each part alone and with all;
-uniform quantization per tensor; HQQ; NNCodec 2 at the nearest size. `bits` is 8 x file bytes / parameters. Prints a
-table, writes results/datafree.json (the rows of models not run are kept) and draws docs/pictures/datafree.png.
+On the same weights: this package with `a = 1` and no correction, with each part alone and with all; uniform
+quantization per tensor; HQQ; NNCodec 2 at the nearest size. `bits` is 8 x file bytes / parameters. Every row is written
+to results/datafree.json as soon as it is measured; rows that stand there for as many samples are not measured again,
+unless `--again` removes those of the networks asked for first. Prints a table and draws docs/pictures/datafree.png.
+`--only resnet50-speed` is one call on ResNet-50's shapes: seconds by part, and peak memory.
 """
 
 from __future__ import annotations
@@ -13,7 +15,10 @@ import argparse
 import copy
 import dataclasses
 import functools
+import itertools
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,18 +35,20 @@ from torch import nn
 import opq
 from opq.datafree import DataFreeCoder, probe_source, weighed
 from opq.decide import Problem, gather
-from opq.fit import Fit, PlainCoder
+from opq.fit import Fit
 from opq.options import Options
+from opq.probe import Probe
 from opq.roles import assign
-from opq.sources import open_source
+from opq.sources import Source, open_source
 
 COLUMNS = ("model", "method", "budget", "bits", "ratio", "top1_dense", "top1", "metric", "samples", "seconds")
-KEY = ("model", "method", "budget")
-"""What a later row replaces an earlier one by."""
+SPEED = "resnet50-speed"
+Task = tuple[str, float, Callable[[], Any]]
+"""A method, its budget in bits, and what measures its row."""
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "pictures" / "datafree.png"
-PLAIN, ALL = "rd, a=1, no correction", "rd"
-PARTS = {"rd, sensitivities alone": (True, False, False)}
-PARTS |= {"rd, re-normalisation alone": (False, False, True), "rd, feedback alone": (False, True, False)}
+ALL, RENORM = "rd", "rd, re-normalisation alone"
+PARTS = {"rd, a=1, no correction": (False, False, False), "rd, sensitivities alone": (True, False, False)}
+PARTS |= {RENORM: (False, False, True), "rd, feedback alone": (False, True, False)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,19 +67,34 @@ class Case:
     def parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
-    def row(self, method: str, size: float, state: Mapping[str, torch.Tensor], seconds: float, **more: Any) -> Any:
+    def row(self, method: str, size: float, state: Mapping[str, torch.Tensor], seconds: float, budget: float) -> Any:
         """One row: the network with some tensors replaced, scored."""
         network = copy.deepcopy(self.model)
         network.load_state_dict({**network.state_dict(), **state})
-        found = self.score(network.eval())
         row = {"model": self.name, "method": method, "file_bytes": round(size), "ratio": 4 * self.parameters / size}
-        row |= {"bits": 8 * size / self.parameters, "top1_dense": self.dense, "top1": found, "seconds": seconds}
-        return row | {"metric": self.metric, "samples": self.samples} | more
+        row |= {"bits": 8 * size / self.parameters, "top1_dense": self.dense, "top1": self.scored(network)}
+        row |= {"seconds": seconds, "metric": self.metric, "samples": self.samples, "budget": budget}
+        return row
+
+    def scored(self, network: nn.Module) -> float:
+        """The score, by the faster layout of the weights in memory."""
+        return self.score(network.eval().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     @functools.cached_property
     def dense(self) -> float:
         """The score of the network as it is."""
-        return self.score(self.model)
+        return self.scored(copy.deepcopy(self.model))
+
+    @functools.cached_property
+    def source(self) -> Source:
+        return open_source(self.model)
+
+    @functools.cached_property
+    def probe(self) -> Probe:
+        """Made once for all the rows of parts."""
+        found = probe_source(self.source, Options(bits=4))
+        assert found is not None
+        return found
 
 
 def cases(wanted: list[str], images: int | None, few: tuple[float, ...] = ()) -> dict[str, Callable[[], Case]]:
@@ -112,32 +134,22 @@ def full(case: Case, bits: float, method: str = ALL, **options: Any) -> Any:
         result.save(path)
         seconds = time.perf_counter() - start
         size, state = path.stat().st_size, opq.load_state_dict(path)
-    return case.row(method, size, state, seconds, budget=bits)
+    return case.row(method, size, state, seconds, bits)
 
 
-def parts(case: Case, bits: float) -> Iterator[Any]:
-    """The package with `a = 1` and plain rounding, and with each part alone."""
-    source = open_source(case.model)
+def part(case: Case, bits: float, method: str) -> Any:
+    """The package with `a = 1` and plain rounding, or with one part alone; the probe, made before, is not timed."""
+    sensitive, feeds_back, renormalises = PARTS[method]
     options = Options(size=int(bits * case.parameters / 8))
-    roles = assign(source.specs)
-    stats = gather(source, roles)
+    roles = assign(case.source.specs)
+    stats = gather(case.source, roles)
     equal = Problem(options=options, roles=roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0))
-    probe = probe_source(source, options)
-    assert probe is not None
+    _ = case.probe.moments.dense
     start = time.perf_counter()
-    yield _fitted(case, bits, PLAIN, equal, PlainCoder(source), start)
-    for method, (sensitive, feeds_back, renormalises) in PARTS.items():
-        if renormalises and not source.batchnorms:
-            continue
-        start = time.perf_counter()
-        problem = weighed(source, equal, probe, {}) if sensitive else equal
-        coder = DataFreeCoder(source, probe, feeds_back=feeds_back, renormalises=renormalises)
-        yield _fitted(case, bits, method, problem, coder, start)
-
-
-def _fitted(case: Case, bits: float, method: str, problem: Problem, coder: Any, start: float) -> Any:
-    result = Fit(coder.source, problem, coder, problem.options.progress).run()
-    return case.row(method, result.bytes, result.state_dict(), time.perf_counter() - start, budget=bits)
+    problem = weighed(DataFreeCoder(case.source, case.probe), equal, {}) if sensitive else equal
+    coder = DataFreeCoder(case.source, case.probe, feeds_back=feeds_back, renormalises=renormalises)
+    result = Fit(case.source, problem, coder, options.progress).run()
+    return case.row(method, result.bytes, result.state_dict(), time.perf_counter() - start, bits)
 
 
 def uniform(case: Case, bits: int) -> Any:
@@ -151,7 +163,7 @@ def uniform(case: Case, bits: int) -> Any:
             size += w.numel() * bits / 8 + 4
         else:
             size += w.numel() * w.element_size()
-    return case.row(f"uniform {bits}-bit", size, state, time.perf_counter() - start, budget=bits)
+    return case.row(f"uniform {bits}-bit", size, state, time.perf_counter() - start, bits)
 
 
 def hqq(case: Case, bits: int) -> Any:
@@ -161,46 +173,77 @@ def hqq(case: Case, bits: int) -> Any:
     coded = peers.hqq(matrices, bits=bits)
     kept = sum(w.numel() * w.element_size() for n, w in own.items() if n not in matrices)
     state = {n: torch.from_numpy(np.asarray(a)).reshape(own[n].shape) for n, a in coded.arrays.items()}
-    return case.row(f"hqq {bits}-bit", coded.bytes + kept, state, coded.encode, budget=bits)
+    return case.row(f"hqq {bits}-bit", coded.bytes + kept, state, coded.encode, bits)
 
 
-def nncodec(case: Case, budgets: tuple[float, ...]) -> Iterator[Any]:
-    """NNCodec 2 with dependent quantization at the sizes nearest to the budgets; four steps of qp are about a bit."""
+def nncodec(case: Case, budget: float, tried: dict[int, Any]) -> Any:
+    """NNCodec 2 with dependent quantization at the size nearest to the budget; four steps of qp are about a bit."""
     own = {n: w for n, w in case.model.state_dict().items() if w.is_floating_point()}
     arrays = {n: w.numpy() for n, w in own.items()}
-    tried: dict[int, Any] = {}
-
-    def coded(qp: int) -> Any:
-        if qp not in tried:
-            tried[qp] = peers.nncodec(arrays, qp=qp)
-        return tried[qp]
 
     def bits(qp: int) -> float:
-        return 8 * coded(qp).bytes / case.parameters
+        if qp not in tried:
+            tried[qp] = peers.nncodec(arrays, qp=qp)
+        return 8 * tried[qp].bytes / case.parameters
 
-    for budget in budgets:
-        qp = -26
-        for _ in range(3):
-            qp = min(-8, max(-40, qp + round(4 * (bits(qp) - budget))))
-        qp = min(tried, key=lambda q: abs(bits(q) - budget))
-        state = {n: torch.from_numpy(np.array(a)).reshape(own[n].shape) for n, a in coded(qp).arrays.items()}
-        yield case.row(f"nncodec qp={qp}", coded(qp).bytes, state, coded(qp).encode, budget=budget)
+    qp = -26
+    for _ in range(3):
+        qp = min(-8, max(-40, qp + round(4 * (bits(qp) - budget))))
+    qp = min(tried, key=lambda q: abs(bits(q) - budget))
+    state = {n: torch.from_numpy(np.array(a)).reshape(own[n].shape) for n, a in tried[qp].arrays.items()}
+    return case.row(f"nncodec qp={qp}", tried[qp].bytes, state, tried[qp].encode, budget)
 
 
-def run(case: Case, *, with_peers: bool, ablation: bool) -> Iterator[Any]:
+def tasks(case: Case, *, with_peers: bool, ablation: bool) -> Iterator[Task]:
     """All rows of one network."""
-    yield from (full(case, bits) for bits in case.budgets)
+    for bits in case.budgets:
+        yield ALL, bits, lambda bits=bits: full(case, bits)
     if case.calibration is not None:
+        method = "rd, 150 sentences of calibration"
         for bits in (b for b in case.budgets if b < 4):
-            yield full(case, bits, "rd, 150 sentences of calibration", calibration=case.calibration)
-    if with_peers and case.name == "minilm" and peers.available("hqq"):
-        yield from (hqq(case, bits) for bits in (4, 3))
-    if with_peers and peers.available("nncodec"):
-        yield from nncodec(case, case.budgets)
+            yield method, bits, lambda bits=bits: full(case, bits, method, calibration=case.calibration)
     if ablation:
-        yield from (uniform(case, bits) for bits in (8, 4, 3))
-        for bits in (b for b in case.budgets if b < 4):
-            yield from parts(case, bits)
+        for bits in (8, 4, 3):
+            yield "uniform", bits, lambda bits=bits: uniform(case, bits)
+        for bits, method in itertools.product(case.budgets, PARTS):
+            if method != RENORM or case.source.batchnorms:
+                yield method, bits, lambda bits=bits, method=method: part(case, bits, method)
+    if with_peers and case.name == "minilm" and peers.available("hqq"):
+        for bits in (4, 3):
+            yield "hqq", bits, lambda bits=bits: hqq(case, bits)
+    if with_peers and peers.available("nncodec"):
+        tried: dict[int, Any] = {}
+        for bits in case.budgets:
+            yield "nncodec", bits, lambda bits=bits: nncodec(case, bits, tried)
+
+
+def run(case: Case, rows: list[Any], *, with_peers: bool, ablation: bool) -> list[Any]:
+    """The rows with those of one network that are missing, written after each."""
+    for method, budget, measure in tasks(case, with_peers=with_peers, ablation=ablation):
+        key = (case.name, method, budget)
+        if any(_key(row) == key and row["samples"] == case.samples for row in rows):
+            continue
+        rows = write([row for row in rows if _key(row) != key] + [measure()])
+    return rows
+
+
+def speed() -> Any:
+    """The one call on ResNet-50's shapes, in a process of its own: seconds by part, peak memory above the model's."""
+    program = Path(__file__).with_name("speed.py")
+    ran = subprocess.run([sys.executable, str(program)], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(ran.stdout.strip().splitlines()[-1]) | {"model": SPEED}
+
+
+def write(rows: list[Any]) -> list[Any]:
+    """The rows in the file's order, written."""
+    rows = sorted(rows, key=lambda row: (row["model"], row["method"], -row["bits"]))
+    results.save("datafree", rows)
+    return rows
+
+
+def _key(row: Any) -> tuple[str, str, float]:
+    """What a later row replaces an earlier one by."""
+    return row["model"], _family(row["method"]), row["budget"]
 
 
 def draw(rows: list[Any]) -> None:
@@ -241,7 +284,8 @@ def _family(method: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", default=[], help="only this network; may be repeated")
+    parser.add_argument("--only", action="append", default=[], help=f"only this network, or {SPEED}; may be repeated")
+    parser.add_argument("--again", action="store_true", help="measure what stands in the results anew")
     parser.add_argument("--budget", type=float, action="append", default=[], help="only this budget, in bits")
     parser.add_argument("--images", type=int, help="first N test images only")
     parser.add_argument("--no-peers", action="store_true", help="leave HQQ and NNCodec out")
@@ -249,14 +293,19 @@ def main() -> None:
     options = parser.parse_args()
     path = results.RESULTS / "datafree.json"
     rows = json.loads(path.read_text()) if path.exists() else []
-    for name, make in cases(options.model, options.images, tuple(options.budget)).items():
-        found: list[Any] = []
-        for row in run(make(), with_peers=not options.no_peers, ablation=not options.all_only):
-            found.append(row)
-            rows = [old for old in rows if any(old[k] != row[k] for k in KEY)] + [row]
-            results.save("datafree", sorted(rows, key=lambda r: (r["model"], r["method"], -r["bits"])))
-        results.show(found, COLUMNS, name)
-    draw(rows)
+    wanted = cases(options.only, options.images, tuple(options.budget))
+    if options.again:
+        rows = [row for row in rows if row["model"] not in wanted]
+    if SPEED in options.only or (not options.only and not any(row["model"] == SPEED for row in rows)) or options.again:
+        rows = write([row for row in rows if row["model"] != SPEED] + [speed()])
+    for name, make in wanted.items():
+        rows = run(make(), rows, with_peers=not options.no_peers, ablation=not options.all_only)
+        results.show([row for row in rows if row["model"] == name], COLUMNS, name)
+    results.show([row for row in rows if row["model"] == SPEED], (*SPEED_COLUMNS,), SPEED)
+    draw([row for row in rows if row["model"] != SPEED])
+
+
+SPEED_COLUMNS = ("model", "probe", "moments", "feedback", "renorm", "seconds", "cpu_seconds", "threads", "peak_bytes")
 
 
 if __name__ == "__main__":

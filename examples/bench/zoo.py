@@ -71,6 +71,49 @@ class ResNet20(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut, by a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, width: int, stride: int):
+        super().__init__()
+        outputs = 4 * width
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        short = [nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)]
+        self.downsample = nn.Sequential(*short) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.relu(self.bn1(self.conv1(x)))
+        y = functional.relu(self.bn2(self.conv2(y)))
+        return functional.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+
+
+class ResNet50(nn.Module):
+    """ResNet-50 (He et al. 2016, table 1) as torchvision has it, 25.6 M parameters; input 3 x 224 x 224."""
+
+    input_hint = InputHint(
+        modality="image", image_size=(3, 224, 224), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+        inputs = 64
+        for number, (width, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), start=1):
+            stride = 1 if number == 1 else 2
+            stage = [Bottleneck(inputs if i == 0 else 4 * width, width, stride if i == 0 else 1) for i in range(blocks)]
+            self.add_module(f"layer{number}", nn.Sequential(*stage))
+            inputs = 4 * width
+        self.fc = nn.Linear(inputs, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(functional.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        for number in range(1, 5):
+            x = self.get_submodule(f"layer{number}")(x)
+        return self.fc(x.mean((2, 3)))
+
+
 class MobileNetV1(nn.Module):
     """MobileNet-V1 of width 0.75 (Howard et al. 2017) with Keras's padding, 2.59 M parameters; input 3 x 224 x 224."""
 
@@ -125,6 +168,15 @@ class LeNet5(nn.Sequential):
 def resnet20(shared: Path = SHARED) -> ResNet20:
     """ResNet-20 with the real CIFAR-10 weights."""
     return _loaded(ResNet20(), shared / "weights" / "resnet20_cifar10.safetensors")
+
+
+def resnet50() -> ResNet50:
+    """ResNet-50 with random weights of the usual scale."""
+    model = ResNet50()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return model.eval()
 
 
 def mobilenet(shared: Path = SHARED) -> MobileNetV1:
@@ -189,7 +241,7 @@ def _decoded(jpeg: np.ndarray, offset: np.ndarray, labels: np.ndarray) -> Images
     return Images(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long())
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def top1(model: Any, images: Images, batch: int = 100) -> float:
     """Percent of the images that the model, in inference mode, gives its highest score to the right label."""
     training = model.training
@@ -235,7 +287,7 @@ def _hide_broken_torchvision() -> None:
         sys.modules["torchvision"] = None  # type: ignore[assignment]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def embeddings(model: nn.Module, tokens: Callable[[Sequence[str]], dict[str, Tensor]], texts: Sequence[str]) -> Tensor:
     """Sentence vectors, one row of unit length a text: the mean of the last hidden states over the real tokens."""
     rows = []
