@@ -19,12 +19,15 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 
 WORKER = """
 import os, signal, sys
+sys.path.insert(0, sys.argv[4])
+import conftest
 from opq.errors import OpqError
 from opq.scale import compress_folder
+from opq.scale.carry import Carried
 from opq.scale.shards import Shards
 
 source, out, kind, rank = sys.argv[1:4] + [os.environ["RANK"]]
-real = Shards.write
+real, through = Shards.write, Carried._through
 
 def write(self, path, part, whole):
     if rank == "1" and kind == "dies":
@@ -33,7 +36,14 @@ def write(self, path, part, whole):
         raise OSError("the disk of the second machine is gone")
     return real(self, path, part, whole)
 
+def dies(self, k, *rest):
+    if rank == "1" and k == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return through(self, k, *rest)
+
 Shards.write = write
+if kind == "dies in the probe":
+    Carried._through = dies
 try:
     result = compress_folder(source, out, bits=4, shard_size=26_000)
 except OpqError as error:
@@ -51,7 +61,7 @@ def launch(source: Path, out: Path, kind: str) -> list[tuple[int, str]]:
     root = str(Path(__file__).resolve().parent.parent)
     base = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, "WORLD_SIZE": "2"}
     base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    arguments = [sys.executable, "-c", WORKER, str(source), str(out), kind]
+    arguments = [sys.executable, "-c", WORKER, str(source), str(out), kind, str(Path(root) / "tests")]
     both = [
         subprocess.Popen(
             arguments,
@@ -96,3 +106,40 @@ def test_a_process_that_is_lost(kind: str, source: Path, alone: dict[str, bytes]
     assert other == (-signal.SIGKILL if kind == "dies" else 1)
     compress_folder(source, tmp_path / "out", bits=4, shard_size=26_000)
     assert contents(tmp_path / "out") == alone
+
+
+# --- with the probe ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=300, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "model"
+    transformers.LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="100KB")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def probed_alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("alone") / "out"
+    assert compress_folder(model, folder, bits=4, shard_size=26_000).basis.startswith("sensitivities")
+    return contents(folder)
+
+
+def test_two_processes_probe_to_the_bytes_of_one(model: Path, probed_alone: dict[str, bytes], tmp_path: Path) -> None:
+    ended = launch(model, tmp_path / "out", "well")
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert contents(tmp_path / "out") == probed_alone
+
+
+def test_a_process_that_is_lost_in_the_probe(model: Path, probed_alone: dict[str, bytes], tmp_path: Path) -> None:
+    (code, words), (other, _) = launch(model, tmp_path / "out", "dies in the probe")
+    assert (code, other) == (3, -signal.SIGKILL), words
+    assert "RankError another process is gone" in words
+    compress_folder(model, tmp_path / "out", bits=4, shard_size=26_000)
+    assert contents(tmp_path / "out") == probed_alone
