@@ -336,8 +336,10 @@ def test_data_of_the_wrong_shape(task):
     wrong = [(x.flatten(1), y) for x, y in batches]
     with pytest.raises(DataError, match=r"data= does not fit the model: got inputs \[64, 64\]"):
         call(model, wrong, "clipq")
-    with pytest.raises(DataError, match=r"data= does not fit the model: got 3 targets for 64 outputs"):
-        call(model, [(batches[0][0], batches[0][1][:3])], "clipq")
+    x, y = batches[0]
+    for targets in (y[:3], y + 9, y.float(), torch.zeros(64, 7, dtype=torch.int64), None):
+        with pytest.raises(DataError, match=r"data= does not fit the model: got inputs \[64, 1, 8, 8\], targets "):
+            call(model, [(x, targets)], "clipq")
     with pytest.raises(DataError, match="data= is empty"):
         call(model, [], "clipq")
     with pytest.raises(OptionError, match=r"a batch is not understood"):
@@ -366,7 +368,13 @@ def test_weights_without_a_model_cannot_be_trained(task):
         ("clipq", {"bits": 2}, "method='clipq' takes no budget"),
         ("clipq", {"method_options": {"theta": {"*": (1.0, 3)}}}, r"theta\['\*'\]: got \(1.0, 3\)"),
         ("olmp", {"bits": 2}, "method='olmp' takes no budget"),
+        ("clipq", {"method_options": {"theta": [1]}}, r"method_options\['theta'\]: got \[1\], wanted a mapping"),
+        ("clipq", {"evaluate": lambda m: None}, "evaluate= gave no number: got None, wanted percent right"),
         ("olmp", {"method_options": {"epochs": 2, "prune_epochs": 3}}, r"method_options\['prune_epochs'\]"),
+        ("olmp", {"method_options": {"bounds": "x"}}, r"method_options\['bounds'\]: got 'x', wanted \(low, high\)"),
+        ("olmp", {"method_options": {"bounds": (3.0, 1.0)}}, r"method_options\['bounds'\]: got \(3.0, 1.0\)"),
+        ("olmp", {"method_options": {"gamma": {"conv": 1}}}, r"method_options\['gamma'\]: got \{'conv': 1\}"),
+        ("olmp", {"method_options": {"momentum": -1}}, r"method_options\['momentum'\]: got -1, wanted a number"),
         ("pq", {"method_options": {"centroids": 1}}, r"method_options\['centroids'\]: got 1, wanted an integer from 2"),
         ("kmeans", {"method_options": {"scope": "layer"}}, r"method_options\['scope'\]: got 'layer'"),
         ("what", {"bits": 2}, "unknown method=: got 'what', wanted rd or opq or clipq"),

@@ -136,7 +136,10 @@ def eps(job: Job, live: Live, settings: ClipQ) -> float:
     if job.options.evaluate is not None:
         live.model.eval()
         with torch.no_grad():
-            return 1 - float(job.options.evaluate(live.model)) / 100
+            right: Any = job.options.evaluate(live.model)
+        if not isinstance(right, (int, float, torch.Tensor, np.generic)):
+            raise OptionError("evaluate= gave no number", got=repr(right), wanted="percent right, 0 to 100")
+        return 1 - float(right) / 100
     data: Any = job.options.data
     return error(live.model, data(0) if callable(data) else data, settings.subset)
 

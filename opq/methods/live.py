@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from opq.errors import DataError
 from opq.fixed import tensors
-from opq.objective import inputs_and_targets, run, scores
+from opq.objective import Objective, inputs_and_targets, run, scores
 from opq.training import Batches
 
 
@@ -135,7 +135,7 @@ class Live:
 
 
 def check_data(data: Batches | None, model: nn.Module, method: str) -> None:
-    """Looks at the first batch: there is one, it is understood, and the model runs on it.
+    """Looks at the first batch: there is one, it is understood, the model runs on it and its loss can be taken.
 
     Raises:
         DataError: no data, or data that does not fit the model.
@@ -149,17 +149,16 @@ def check_data(data: Batches | None, model: nn.Module, method: str) -> None:
     training = model.training
     try:
         with torch.no_grad():
-            found = scores(run(model.eval(), inputs))
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise DataError("data= does not fit the model", got=f"inputs {_shape(inputs)}: {error}") from error
+            Objective("cross_entropy")(model.eval(), inputs, targets)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        got = f"inputs {_shape(inputs)}, targets {_shape(targets)}: {error}"
+        raise DataError("data= does not fit the model", got=got) from error
     finally:
         model.train(training)
-    if isinstance(targets, torch.Tensor) and found.shape[0] != targets.shape[0]:
-        raise DataError("data= does not fit the model", got=f"{targets.shape[0]} targets for {found.shape[0]} outputs")
 
 
-def _shape(inputs: Any) -> str:
-    return str(list(inputs.shape)) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 @torch.no_grad()

@@ -32,15 +32,16 @@ class Settings:
         """Whether data is needed."""
         return self.epochs > 0
 
+    def _check(self, name: str, fits: bool, wanted: str) -> None:
+        if not fits:
+            raise OptionError(f"method_options[{name!r}]", got=repr(getattr(self, name)), wanted=wanted)
+
     def _number(self, name: str, low: float, high: float, *, whole: bool = False, open_end: bool = False) -> None:
-        value = getattr(self, name)
-        kinds = (int,) if whole else (int, float)
+        value, kinds = getattr(self, name), (int,) if whole else (int, float)
         fits = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
-        if not fits or (open_end and value == high):
-            what = "an integer" if whole else "a number"
-            end = "" if math.isinf(high) else f" to {'below ' if open_end else ''}{high:g}"
-            wanted = f"{what} from {low:g}{end}"
-            raise OptionError(f"method_options[{name!r}]", got=repr(value), wanted=wanted)
+        end = "" if math.isinf(high) else f" to {'below ' if open_end else ''}{high:g}"
+        wanted = f"{'an integer' if whole else 'a number'} from {low:g}{end}"
+        self._check(name, fits and not (open_end and value == high), wanted)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,7 @@ class Pruning(Settings):
         super().__post_init__()
         if self.sparsity is not None:
             self._number("sparsity", 0, 1, open_end=True)
-        if self.scope not in ("tensor", "network"):
-            raise OptionError("method_options['scope']", got=repr(self.scope), wanted="'tensor' or 'network'")
+        self._check("scope", self.scope in ("tensor", "network"), "'tensor' or 'network'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,7 @@ class ClipQ(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check("theta", self.theta is None or isinstance(self.theta, Mapping), "a mapping of names to (p, b)")
         self._number("weight", 0, math.inf)
         self._number("evaluations", 1, math.inf, whole=True)
         self._number("startup", 1, math.inf, whole=True)
@@ -166,13 +167,26 @@ class Olmp(Settings):
         super().__post_init__()
         self._number("epochs", 1, math.inf, whole=True)
         self._number("prune_epochs", 1, self.epochs, whole=True)
+        self._number("momentum", 0, 1)
+        self._number("weight_decay", 0, math.inf)
         self._number("delta", 0, 1)
+        self._check("bounds", _is_interval(self.bounds), "(low, high) with low < high")
         self._number("population", 2, math.inf, whole=True)
         self._number("evaluations", self.population, math.inf, whole=True)
         self._number("sigma", 0, math.inf)
         self._number("bits", 2, 15, whole=True)
-        if self.optimizer not in ("sgd", "adam"):
-            raise OptionError("method_options['optimizer']", got=repr(self.optimizer), wanted="'sgd' or 'adam'")
+        kinds = isinstance(self.gamma, Mapping) and set(self.gamma) == {"conv", "linear"}
+        self._check("gamma", kinds and all(_is_positive(g) for g in self.gamma.values()), "numbers for conv and linear")
+        self._check("optimizer", self.optimizer in ("sgd", "adam"), "'sgd' or 'adam'")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value >= 0
+
+
+def _is_interval(value: Any) -> bool:
+    pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value)
+    return pair and bool(value[0] < value[1])
 
 
 def read(kind: type[Own], given: Any) -> Own:
