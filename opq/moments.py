@@ -28,7 +28,7 @@ WIDEST = 4096
 """Longest input handled as a whole; wider layers get one moment per block of this many coordinates."""
 DAMPING = 0.05
 """Added to the diagonal of S before it is factored, as a fraction of its mean."""
-ROWS, FEWEST = 4, 8192
+ROWS, FEWEST = 4, 16384
 """Inputs to look at, per coordinate and at least: of a convolution that many of its positions."""
 TILE = 512
 """Side of the squares that a moment is summed in: fixed, so that the sums do not depend on the number of threads."""
