@@ -173,9 +173,8 @@ def samples(curve: Curve, most: float = 12.0) -> dict[str, list[float]]:
 
 
 def of_tensor(tensor: Drawn) -> dict[str, Any]:
-    """One tensor as the page's script reads it."""
+    """One row of the page's tables."""
     plan = tensor.plan
-    compress = plan.action == "compress"
     out: dict[str, Any] = {
         "name": plan.name,
         "shape": "x".join(map(str, plan.shape)) or "scalar",
@@ -185,18 +184,24 @@ def of_tensor(tensor: Drawn) -> dict[str, Any]:
         "size": plan.size,
         "bytes": tensor.bytes,
     }
-    if not compress:
+    if plan.action != "compress":
         return out
-    return out | {
-        "codebook": plan.codebook,
+    numbers = {"step": plan.step, "a": plan.sensitivity, "sparsity": tensor.sparsity, "entropy": tensor.entropy_bytes}
+    return out | {"codebook": plan.codebook} | {name: float(f"{v:.6g}") for name, v in numbers.items()}
+
+
+def of_histogram(tensor: Drawn) -> dict[str, Any]:
+    """One tensor's codes, dead zone and density as the page's script draws them."""
+    plan = tensor.plan
+    return {
+        "name": plan.name,
+        "shape": "x".join(map(str, plan.shape)) or "scalar",
+        "size": plan.size,
         "step": plan.step,
         "threshold": plan.threshold,
-        "a": plan.sensitivity,
         "sparsity": tensor.sparsity,
-        "entropy": tensor.entropy_bytes,
         "tau": tensor.tau,
         "codes": tensor.codes.tolist(),
         "counts": tensor.counts.tolist(),
-        "curve": None if tensor.curve is None else samples(tensor.curve),
         "weights": None if tensor.weights is None else [[float(f"{v:.4g}") for v in part] for part in tensor.weights],
     }

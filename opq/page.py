@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from opq.aside import written_aside
-from opq.figures import Figures, figures, of_tensor
+from opq.crowd import curves, reasons
+from opq.figures import Figures, figures, of_histogram, of_tensor
 from opq.reader import Reader
 from opq.sources import open_source
 from opq.sources.hub import need
+
+ROWS = 10_000
+"""Tensors that the page lists, the largest; its size is bounded whatever the file holds."""
+HISTOGRAMS = 100
+"""Tensors whose codes the page can draw, the largest."""
 
 
 def save_page(
@@ -55,20 +61,29 @@ def page(drawn: Figures) -> str:
 
 
 def data(drawn: Figures) -> dict[str, Any]:
-    """All that the page's script reads, as JSON values."""
-    plan = drawn.plan
+    """All that the page's script reads, as JSON values; of many tensors only the largest, and every one in the sums."""
+    plan, own = drawn.plan, drawn.compressed
+    listed = set(sorted(range(len(drawn.tensors)), key=lambda k: -drawn.tensors[k].bytes)[:ROWS])
+    gridded = [t for t in own if t.plan.codebook == "grid" and t.codes.size > 1]
+    shown = set(sorted(range(len(gridded)), key=lambda k: -gridded[k].plan.size)[:HISTOGRAMS])
     return {
         "label": drawn.label,
         "method": plan.method,
         "budget": None if plan.budget is None else f"{plan.budget.kind}={plan.budget.value:g}",
-        "multiplier": plan.multiplier,
-        "residual": plan.residual,
         "file_bytes": drawn.file_bytes,
         "source_bytes": drawn.source_bytes,
         "elements": drawn.elements,
         "coded_bytes": drawn.coded_bytes,
         "kept_bytes": drawn.kept_bytes,
         "other_bytes": drawn.other_bytes,
+        "entropy_bytes": sum(t.entropy_bytes for t in own),
+        "zeros": sum(t.sparsity * t.plan.size for t in own) / max(sum(t.plan.size for t in own), 1),
+        "compressed": len(own),
+        "kept": len(drawn.tensors) - len(own),
+        "uncurved": sum(t.curve is None for t in own),
         "measured": drawn.measured,
-        "tensors": [of_tensor(t) for t in drawn.tensors],
+        "reasons": reasons(drawn.tensors),
+        "curves": curves(own),
+        "histograms": [of_histogram(t) for k, t in enumerate(gridded) if k in shown],
+        "tensors": [of_tensor(t) for k, t in enumerate(drawn.tensors) if k in listed],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
@@ -16,6 +17,8 @@ COLUMNS = ("tensor", "shape", "type", "action", "step", "dead zone", "sparsity",
 NARROW = ("tensor", "action", "sparsity", "bits/weight", "bytes")
 WIDE = 130
 """Characters that all columns need."""
+SHOWN = 200
+"""Rows that a notebook shows."""
 _RIGHT = {"step", "dead zone", "sparsity", "bits/weight", "bytes"}
 
 
@@ -81,8 +84,11 @@ class Report:
         return drawn
 
 
-def html_table(plan: Plan, sizes: Mapping[str, int]) -> str:
-    """The report as an HTML table for notebooks."""
+def html_table(plan: Plan, sizes: Mapping[str, int], densities: Mapping[str, float] | None = None) -> str:
+    """The report as an HTML table for notebooks, in a box that scrolls; of many tensors the first ones."""
     head = "".join(f"<th>{c}</th>" for c in COLUMNS)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows(plan, sizes))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    drawn = itertools.islice(rows(plan, sizes, densities), SHOWN)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in drawn)
+    more = f"<p>and {len(plan) - SHOWN:,} tensors more: print report()</p>" if len(plan) > SHOWN else ""
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div style="max-height: 30em; overflow: auto">{table}{more}</div>'

@@ -104,7 +104,17 @@ class Result:
 
     def report(self) -> Report:
         """One row a tensor, drawn by rich: what happens to it, why, and what it costs."""
-        return Report(plan=self.plan, sizes=self.packed.sizes, title=str(self))
+        return Report(plan=self.plan, sizes=self.packed.sizes, densities=self._densities, title=self._headline)
+
+    @functools.cached_property
+    def _densities(self) -> dict[str, float]:
+        """The fraction of codes of each compressed tensor that are not zero."""
+        return {name: float(codes.count_nonzero()) / max(codes.numel(), 1) for name, codes in self.codes.items()}
+
+    @property
+    def _headline(self) -> str:
+        size = f"{self.bytes:,} bytes, {self.bits:.3f} bits per weight, {self.ratio:.2f}x smaller"
+        return f"{self.label}: {size}, method {self.plan.method!r}, {len(self.plan.compressed)} tensors compressed"
 
     def to_html(self, path: str | os.PathLike[str], *, source: Any = None) -> int:
         """Writes the report as one self-contained HTML page; returns its size in bytes. See `opq.page.save_page`."""
@@ -133,10 +143,7 @@ class Result:
         return figures(self.reader, label=self.label, source=opened)
 
     def __repr__(self) -> str:
-        return (
-            f"<opq.Result {self.label}: {self.bytes:,} bytes, {self.bits:.3f} bits per weight, "
-            f"{self.ratio:.2f}x smaller, method {self.plan.method!r}, {len(self.plan.compressed)} tensors compressed>"
-        )
+        return f"<opq.Result {self._headline}>"
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(repr(self))}</p>{html_table(self.plan, self.packed.sizes)}"
+        return f"<p>{escape(self._headline)}</p>{html_table(self.plan, self.packed.sizes, self._densities)}"

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import opq
-from opq import figures, laplace, page
+from opq import crowd, figures, laplace, page
 from opq.cli import app
 from opq.errors import FileFormatError, MissingExtraError, OptionError, TruncatedFileError
 from opq.plan import TensorPlan
@@ -71,6 +71,47 @@ def test_samples_carry_the_curve() -> None:
     assert ((-mean <= np.exp(slope[:-1]) * 1.001) & (-mean >= np.exp(slope[1:]) * 0.999)).all()
 
 
+def _many(layers: int, seed: int = 0) -> opq.Result:
+    """A file of three tensors a layer, small ones that differ in scale, and one large tensor."""
+    draw = np.random.default_rng(seed)
+    state = {"head": torch.from_numpy(draw.laplace(size=(64, 64)).astype(np.float32))}
+    for k in range(layers):
+        for part in ("q", "up"):
+            scale = 0.01 * (1 + k % 7)
+            state[f"layers.{k}.{part}"] = torch.from_numpy(draw.laplace(scale=scale, size=(8, 16)).astype(np.float32))
+        state[f"layers.{k}.norm"] = torch.ones(8)
+    return opq.compress(state, bits=6)
+
+
+def test_many_curves_as_few_give_the_same_rates_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = figures.figures(_many(40).reader).compressed
+    each = crowd.curves(drawn)
+    monkeypatch.setattr(crowd, "CURVES", 2)
+    few = crowd.curves(drawn)
+    assert [c["name"] for c in few] == ["layers.*.q (40 tensors)", "all others (41 tensors)"]
+    assert sum(c["size"] for c in few) == sum(c["size"] for c in each)
+    assert sum(c["entropy"] for c in few) == pytest.approx(sum(c["entropy"] for c in each))
+
+    def total(curves: list[dict[str, Any]], level: float, what: str, weight: str) -> float:
+        at = [np.interp(-level, -np.array(c["curve"]["slope"]) - math.log(c["a"]), c["curve"][what]) for c in curves]
+        return sum(a * c["size"] * (c["a"] if weight else 1) for a, c in zip(at, curves, strict=True))
+
+    for level in (-6.0, -9.0, -12.0):
+        assert total(few, level, "rate", "") == pytest.approx(total(each, level, "rate", ""), rel=0.02)
+        assert total(few, level, "distortion", "a") == pytest.approx(total(each, level, "distortion", "a"), rel=0.05)
+
+
+def test_a_page_of_many_tensors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "ROWS", 50)
+    monkeypatch.setattr(page, "HISTOGRAMS", 10)
+    held = page.data(figures.figures(_many(100).reader))
+    assert len(held["tensors"]) == 50
+    assert len(held["histograms"]) == 10
+    assert [c["name"] for c in held["curves"]] == ["head", "layers.*.q (100 tensors)", "layers.*.up (100 tensors)"]
+    assert (held["compressed"], held["kept"]) == (201, 100)
+    assert held["reasons"][0][1:3] == [100, 800]
+
+
 class _Loads(HTMLParser):
     """Everything that a page would fetch."""
 
@@ -97,7 +138,8 @@ def test_page_says_where_its_curves_are_from(file: Path, tmp_path: Path) -> None
     page.save_page(file, tmp_path / "r.html", source="demo:digits")
     held = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "r.html").read_text(), re.DOTALL)[1])
     assert held["measured"] is True
-    assert all(t["weights"] for t in held["tensors"] if t["action"] == "compress")
+    assert len(held["histograms"]) == 5
+    assert all(t["weights"] for t in held["histograms"])
 
 
 def test_names_are_not_markup(tmp_path: Path) -> None:
@@ -185,6 +227,28 @@ def test_in_a_browser(result: opq.Result, file: Path, tmp_path: Path) -> None:
             assert shown.run("return document.documentElement.scrollWidth") <= width
             assert (tmp_path / "shot.png").stat().st_size > 10_000
         assert shown.errors() == []
+
+
+@pytest.mark.skipif(browser.missing() is not None, reason=str(browser.missing()))
+def test_many_tensors_in_a_browser(tmp_path: Path) -> None:
+    result = _many(100)
+    result.to_html(tmp_path / "r.html")
+    names = "return [...document.querySelectorAll('#tensors tbody td.name')].map((c) => c.innerText)"
+    with browser.browser() as shown:
+        shown.open(tmp_path / "r.html")
+        assert shown.errors() == []
+        assert shown.run(SOLVED)[0] == f"{result.bytes / 1e3:.1f} kB"
+        assert float(shown.run(MOVE.format(500) + SOLVED)[1]) < result.bits
+        assert shown.run(names) == [t.name for t in result.plan.compressed][:100]
+        pager = "document.querySelectorAll('.pager')[0].querySelectorAll('button')[1].click(); "
+        assert shown.run(pager + names) == [t.name for t in result.plan.compressed][100:200]
+        find = (
+            "const f = document.querySelector('.pager input'); f.value = '77.UP'; f.dispatchEvent(new Event('input'));"
+        )
+        assert shown.run(find + names) == ["layers.77.up"]
+        clear = "const f = document.querySelector('.pager input'); f.value = ''; f.dispatchEvent(new Event('input'));"
+        order = "document.querySelector('#tensors th button').click(); "
+        assert shown.run(clear + order + names)[0] == "head"
 
 
 def _same_as_the_solver(shown: browser.Page, result: opq.Result) -> None:

@@ -2,7 +2,7 @@
 const D = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 const compressed = D.tensors.filter((t) => t.action === "compress");
-const curved = compressed.filter((t) => t.curve);
+const curved = D.curves; // one a tensor; of many tensors one a group
 const kept = D.tensors.filter((t) => t.action !== "compress");
 
 // --- numbers and elements ------------------------------------------------------------------
@@ -29,14 +29,14 @@ function nice(low, high, count) {
   for (let t = Math.ceil(low / step) * step; t <= high + step * 1e-9; t += step) ticks.push(Math.abs(t) < step * 1e-9 ? 0 : t);
   return ticks;
 }
-const wide = (id) => Math.min(1060, Math.max(360, $(id).clientWidth));
-function chart(box, { x, y, width = 520, height = 300, xlabel = "", ylabel = "", xticks, yticks, xname = short, yname = short, bare = false }) {
+const wide = (id) => Math.min(1060, Math.max(280, $(id).clientWidth));
+function chart(box, { x, y, width = wide(box), height = 300, xlabel = "", ylabel = "", xticks, yticks, xname = short, yname = short, bare = false }) {
   const m = bare ? { l: 4, r: 4, t: 4, b: 4 } : { l: 52, r: 10, t: 10, b: 36 };
   const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
   const px = (v) => m.l + (v - x[0]) / ((x[1] - x[0]) || 1) * (width - m.l - m.r);
   const py = (v) => height - m.b - (v - y[0]) / ((y[1] - y[0]) || 1) * (height - m.t - m.b);
   if (!bare) {
-    for (const t of xticks || nice(x[0], x[1], 6)) svg.append(element("line", { x1: px(t), x2: px(t), y1: m.t, y2: height - m.b, class: "axis" }), element("text", { x: px(t), y: height - m.b + 15, "text-anchor": "middle" }, xname(t)));
+    for (const t of xticks || nice(x[0], x[1], Math.min(6, width / 70))) svg.append(element("line", { x1: px(t), x2: px(t), y1: m.t, y2: height - m.b, class: "axis" }), element("text", { x: px(t), y: height - m.b + 15, "text-anchor": "middle" }, xname(t)));
     for (const t of yticks || nice(y[0], y[1], 5)) svg.append(element("line", { x1: m.l, x2: width - m.r, y1: py(t), y2: py(t), class: "axis" }), element("text", { x: m.l - 6, y: py(t) + 4, "text-anchor": "end" }, yname(t)));
     svg.append(element("text", { x: (m.l + width - m.r) / 2, y: height - 4, "text-anchor": "middle" }, xlabel));
     svg.append(element("text", { transform: `translate(12 ${(m.t + height - m.b) / 2}) rotate(-90)`, "text-anchor": "middle" }, ylabel));
@@ -55,12 +55,11 @@ function named(node, text) {
 
 // --- headline and bytes --------------------------------------------------------------------
 function headline() {
-  const bits = 8 * D.file_bytes / D.elements, zeros = sum(compressed, (t) => t.sparsity * t.size), weights = sum(compressed, (t) => t.size);
-  const over = D.coded_bytes / sum(compressed, (t) => t.entropy) - 1;
-  $("lead").textContent = `Method ${D.method}${D.budget ? ", budget " + D.budget : ""}. ${compressed.length} tensors compressed, ${kept.length} kept or shared.`;
+  const bits = 8 * D.file_bytes / D.elements, over = D.coded_bytes / D.entropy_bytes - 1;
+  $("lead").textContent = `Method ${D.method}${D.budget ? ", budget " + D.budget : ""}. ${whole(D.compressed)} tensors compressed, ${whole(D.kept)} kept or shared.`;
   $("tiles").append(
     tile(size(D.file_bytes), "file, " + whole(D.file_bytes) + " bytes"), tile((D.source_bytes / D.file_bytes).toFixed(2) + "×", "smaller than " + size(D.source_bytes)),
-    tile(bits.toFixed(3), "bits per weight, all counted"), tile(weights ? percent(zeros / weights) : "–", "of compressed weights are zero"),
+    tile(bits.toFixed(3), "bits per weight, all counted"), tile(D.compressed ? percent(D.zeros) : "–", "of compressed weights are zero"),
     tile(Number.isFinite(over) ? (over >= 0 ? "+" : "−") + percent(Math.abs(over), 2) : "–", "codes against their entropy"));
   const parts = [["Codes", D.coded_bytes, "--codes"], ["Kept tensors", D.kept_bytes, "--kept"], ["Header, plan, index", D.other_bytes, "--other"]];
   const legend = element("ul", { class: "legend" });
@@ -104,6 +103,7 @@ const toSlider = (b) => 1000 * Math.log(b / smallest) / Math.log(largest / small
 const lambdaFor = (bytes) => solve((bytes - fixedBytes) / coding * 8);
 
 let axes = {};
+const redrawn = []; // what is drawn again where the page changes its width
 function drawCurves() {
   const top = Math.max(1, ...curved.map((t) => Math.min(t.curve.rate.at(-1), Math.max(8, 8 * t.entropy / t.size + 1))));
   const clip = (t) => t.curve.rate.map((r, i) => i).filter((i) => t.curve.rate[i] <= top);
@@ -141,7 +141,7 @@ function drawCurves() {
 }
 function drawAllocation() {
   const most = axes.top;
-  const c = chart("alloc", { x: [0, curved.length], y: [0, most], width: wide("alloc"), height: 220, xlabel: "tensors, in the model's order", ylabel: "bits per weight", xticks: [] });
+  const c = chart("alloc", { x: [0, curved.length], y: [0, most], height: 220, xlabel: curved.length < D.compressed - D.uncurved ? "tensors and groups of tensors" : "tensors, in the model's order", ylabel: "bits per weight", xticks: [] });
   const w = Math.max(1, (c.px(1) - c.px(0)) * .8);
   curved.forEach((t, k) => {
     t.bar = element("rect", { x: c.px(k + .1), width: w, fill: "var(--codes)" });
@@ -172,15 +172,17 @@ function show(logLambda) {
 }
 function budget() {
   if (!curved.length || !(largest > smallest)) { $("budget-section").remove(); return; }
-  drawCurves(); drawAllocation();
+  const draw = (logLambda) => { drawCurves(); drawAllocation(); show(logLambda); };
   const slider = $("budget");
   slider.value = toSlider(D.file_bytes);
   slider.addEventListener("input", () => show(lambdaFor(toBytes(+slider.value))));
   $("reset").addEventListener("click", () => { slider.value = toSlider(D.file_bytes); show(here); });
-  show(here);
+  draw(here);
+  redrawn.push(() => draw(axes.lambda));
   $("curves-note").textContent = (D.measured ? "The curves were measured on the source's own weights." : "The file holds codes, not weights: these curves are the closed form of a Laplacian fitted to each tensor's codes (opq report FILE --source SOURCE measures the real ones).") +
     " Sizes are scaled so that this file's own point gives this file's own size; another budget is a prediction, good to a few per cent." +
-    (curved.length < compressed.length ? ` ${compressed.length - curved.length} tensors without a uniform grid, or all zero, stay as they are.` : "");
+    (D.uncurved ? ` ${whole(D.uncurved)} tensors without a uniform grid, or all zero, stay as they are.` : "") +
+    (curved.length < D.compressed - D.uncurved ? " Tensors whose names differ in numbers only are drawn as one: under one λ their curves add up." : "");
 }
 
 // --- histograms ------------------------------------------------------------------------------
@@ -210,7 +212,7 @@ function drawHistogram(box, t, bare) {
   }
 }
 function histograms() {
-  const drawn = compressed.filter((t) => t.codebook === "grid" && t.codes.length > 1);
+  const drawn = D.histograms;
   if (!drawn.length) { $("which").closest("section").remove(); return; }
   const largest = [...drawn].sort((a, b) => b.size - a.size);
   const choose = (t) => {
@@ -219,6 +221,7 @@ function histograms() {
     $("histogram-note").textContent = `${t.name}, ${t.shape}: step ${short(t.step)}, dead zone ±${short(t.threshold)} (shaded, ${(t.threshold / t.step).toFixed(2)} steps), ${percent(t.sparsity)} zero. ` +
       `Bars: codes at their codebook values (red ticks), logarithmic. Orange: the Laplacian ${D.measured ? "with the tensor's mean magnitude" : "fitted to the codes"}, τ = ${short(t.tau)}.` + (t.weights ? " Thin line: the source's own weights." : "");
   };
+  if (drawn.length < D.compressed) $("largest").textContent = `Of the ${whole(drawn.length)} largest.`;
   for (const t of drawn) $("which").append(element("option", { value: t.name }, t.name));
   $("which").addEventListener("change", () => choose(drawn.find((t) => t.name === $("which").value)));
   for (const t of largest.slice(0, 8)) {
@@ -228,13 +231,47 @@ function histograms() {
     $("multiples").append(button);
   }
   choose(largest[0]);
+  redrawn.push(() => choose(drawn.find((t) => t.name === $("which").value)));
 }
 
 // --- tables ------------------------------------------------------------------------------------
-function table(id, columns, rows) {
-  const head = element("tr", {}, ...columns.map(([name, kind]) => element("th", kind ? { class: kind } : {}, name)));
-  const body = rows.map((row) => element("tr", {}, ...row.map((cell, k) => element("td", columns[k][1] ? { class: columns[k][1] } : {}, cell))));
-  $(id).append(element("thead", {}, head), element("tbody", {}, ...body));
+const PAGE = 100; // rows shown at a time
+function table(id, columns, items, cells) { // columns: name, class, and the number to order by
+  const head = element("tr"), body = element("tbody"), find = element("input", { type: "search", placeholder: "Find by name", "aria-label": "Find by name" });
+  const said = element("span"), back = element("button", { type: "button" }, "Previous"), on = element("button", { type: "button" }, "Next");
+  let found = items, first = 0, ordered = null;
+  const fill = () => {
+    body.replaceChildren(...found.slice(first, first + PAGE).map((t) => element("tr", {}, ...cells(t).map((cell, k) => element("td", columns[k][1] ? { class: columns[k][1] } : {}, cell)))));
+    said.textContent = found.length ? `${whole(first + 1)} to ${whole(Math.min(first + PAGE, found.length))} of ${whole(found.length)}` : "none";
+    back.disabled = first === 0; on.disabled = first + PAGE >= found.length;
+  };
+  const choose = () => {
+    const words = find.value.toLowerCase();
+    found = items.filter((t) => t.name.toLowerCase().includes(words));
+    if (ordered) found.sort((a, b) => ordered.sign * (ordered.key(b) - ordered.key(a)));
+    first = 0;
+    fill();
+  };
+  for (const [name, kind, key] of columns) {
+    const th = element("th", kind ? { class: kind } : {});
+    if (key && items.length > 1) {
+      const sort = element("button", { type: "button", title: "Order by " + name }, name);
+      sort.addEventListener("click", () => {
+        ordered = { key, sign: ordered && ordered.key === key ? -ordered.sign : 1 };
+        head.querySelectorAll("[aria-sort]").forEach((other) => other.removeAttribute("aria-sort"));
+        th.setAttribute("aria-sort", ordered.sign > 0 ? "descending" : "ascending");
+        choose();
+      });
+      th.append(sort);
+    } else th.append(name);
+    head.append(th);
+  }
+  find.addEventListener("input", choose);
+  back.addEventListener("click", () => { first -= PAGE; fill(); });
+  on.addEventListener("click", () => { first += PAGE; fill(); });
+  if (items.length > PAGE) $(id).parentElement.before(element("div", { class: "pager" }, find, said, back, on));
+  $(id).append(element("thead", {}, head), body);
+  fill();
 }
 function meter(share, dot) {
   const at = (100 * Math.min(Math.max(share, 0), 1)).toFixed(1) + "%";
@@ -243,18 +280,17 @@ function meter(share, dot) {
 function tables() {
   const widest = Math.max(...compressed.map((t) => t.bytes), 1), steps = compressed.filter((t) => t.step > 0).map((t) => Math.log(t.step));
   const [low, high] = steps.length ? [Math.min(...steps), Math.max(...steps)] : [0, 1];
-  table("tensors", [["tensor", "name"], ["shape"], ["bytes", "number"], [""], ["zero", "number"], [""], ["step", "number"], [""], ["bits/weight", "number"], ["over entropy", "number"], ["sensitivity", "number"]],
-    compressed.map((t) => [t.name, t.shape, whole(t.bytes), meter(t.bytes / widest), percent(t.sparsity), meter(t.sparsity), t.step ? short(t.step) : t.codebook,
-      t.step ? meter((Math.log(t.step) - low) / ((high - low) || 1), true) : "", (8 * t.bytes / t.size).toFixed(2), t.entropy ? (t.bytes >= t.entropy ? "+" : "−") + percent(Math.abs(t.bytes / t.entropy - 1), 2) : "–", short(t.a)]));
-  const groups = new Map();
-  for (const t of kept) {
-    const reason = t.action === "share" ? "shares another tensor's storage" : t.reason;
-    const g = groups.get(reason) || { count: 0, size: 0, bytes: 0 };
-    groups.set(reason, { count: g.count + 1, size: g.size + t.size, bytes: g.bytes + t.bytes });
-  }
-  table("kept", [["why", "name"], ["tensors", "number"], ["elements", "number"], ["bytes in the file", "number"]], [...groups].map(([why, g]) => [why, whole(g.count), whole(g.size), whole(g.bytes)]));
-  table("kept-all", [["tensor", "name"], ["shape"], ["type"], ["what"], ["bytes", "number"], ["why"]], kept.map((t) => [t.name, t.shape, t.dtype, t.action, whole(t.bytes), t.reason]));
+  const over = (t) => t.entropy ? t.bytes / t.entropy - 1 : 0, rate = (t) => 8 * t.bytes / t.size;
+  table("tensors", [["tensor", "name"], ["shape"], ["bytes", "number", (t) => t.bytes], [""], ["zero", "number", (t) => t.sparsity], [""], ["step", "number", (t) => t.step], [""],
+    ["bits/weight", "number", rate], ["over entropy", "number", over], ["sensitivity", "number", (t) => t.a]], compressed,
+    (t) => [t.name, t.shape, whole(t.bytes), meter(t.bytes / widest), percent(t.sparsity), meter(t.sparsity), t.step ? short(t.step) : t.codebook,
+      t.step ? meter((Math.log(t.step) - low) / ((high - low) || 1), true) : "", rate(t).toFixed(2), t.entropy ? (over(t) >= 0 ? "+" : "−") + percent(Math.abs(over(t)), 2) : "–", short(t.a)]);
+  table("kept", [["why", "name"], ["tensors", "number"], ["elements", "number"], ["bytes", "number"]], D.reasons.map((r) => ({ name: r[0], r })), ({ r }) => [r[0], ...r.slice(1).map(whole)]);
+  table("kept-all", [["tensor", "name"], ["shape"], ["type"], ["what"], ["bytes", "number", (t) => t.bytes], ["why"]], kept, (t) => [t.name, t.shape, t.dtype, t.action, whole(t.bytes), t.reason]);
+  if (D.tensors.length < D.compressed + D.kept) $("unlisted").textContent = `Listed here and below: the ${whole(D.tensors.length)} tensors with the most bytes of ${whole(D.compressed + D.kept)}; opq inspect lists all. Sums are over all.`;
 }
 
 headline(); budget(); histograms(); tables();
+let width = innerWidth;
+addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; redrawn.forEach((again) => again()); } });
 document.documentElement.dataset.drawn = "yes";
