@@ -14,14 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from opq import index
 from opq import moments as moments_module
-from opq.datafree import DataFreeCoder
+from opq import probe as make_probe
+from opq.datafree import DataFreeCoder, weighed
+from opq.decide import Problem, gather
 from opq.feedback import LEAF, feedback, sweep
+from opq.fit import Fit
 from opq.inputs import Batch
 from opq.moments import DAMPING, Layout, Moment, Moments, factor, inputs_of, layers, spread
+from opq.options import Options, silent
 from opq.plan import TensorPlan
 from opq.probe import Probe
 from opq.quantize import LARGEST_CODE, dequantize, quantize
+from opq.roles import assign
 from opq.sources import open_source
 
 
@@ -277,6 +283,25 @@ def network() -> nn.Sequential:
     torch.manual_seed(0)
     features = [nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6)]
     return nn.Sequential(*features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+
+
+def test_the_chosen_candidates_codes_are_those_of_the_first_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16))
+    source, options = open_source(model.eval()), Options(bits=5)
+    roles = assign(source.specs)
+    stats = gather(source, roles)
+    problem = Problem(options=options, roles=roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0))
+    probe = make_probe(model, input_size=(3, 16, 16), samples=8)
+    coder = DataFreeCoder(source, probe)
+    chosen = weighed(coder, problem, {})
+    plan = index.rounded(Fit(source, chosen, coder, silent).decide())
+    fresh = list(DataFreeCoder(source, probe).codes(plan.compressed))
+    monkeypatch.setattr(sys.modules["opq.datafree"], "sweep", None)
+    for q, again in zip(coder.codes(plan.compressed), fresh, strict=True):
+        assert (q != again).mean() < 0.02
+    with pytest.raises(TypeError):
+        list(coder.codes([dataclasses.replace(t, step=2 * t.step) for t in plan.compressed]))
 
 
 def test_moments_do_not_depend_on_the_memory_allowed() -> None:

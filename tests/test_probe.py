@@ -15,9 +15,11 @@ from torch import nn
 import opq
 from opq.errors import OptionError, ProbeError
 from opq.inputs import Batch
+from opq.moments import Moments
 from opq.observe import batch_statistics, untouched, watching
 from opq.outputs import floating
 from opq.probe import sensitivity
+from opq.renorm import statistics
 
 
 @dataclasses.dataclass
@@ -205,6 +207,27 @@ def test_progress_counts_the_samples() -> None:
     seen: list[tuple[int, int]] = []
     opq.probe(nn.Linear(3, 4), samples=10, micro_batch=4, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(3, 10), (6, 10), (10, 10)]
+
+
+def test_little_memory_makes_small_micro_batches() -> None:
+    model, batch = nn.Sequential(nn.Linear(3, 40), nn.Tanh(), nn.Linear(40, 2)), Batch((torch.randn(10, 3),))
+    seen: list[tuple[int, int]] = []
+    sensitivity(model, batch, memory=1, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(2, 10), (4, 10), (6, 10), (8, 10), (10, 10)]
+
+
+def test_the_pass_of_the_moments_shows_statistics_and_outputs_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 5)).eval()
+    batch = Batch((torch.randn(12, 3, 10, 10),))
+    dense = Moments(model, batch, micro_batch=4).dense
+    mean, variance = statistics(model, {}, batch, micro_batch=4)["1"]
+    torch.testing.assert_close(dense.statistics["1"], (mean, variance))
+    x = model[0](batch.args[0]).detach().double()
+    by_hand = torch.stack([part.var((0, 2, 3), correction=0) for part in x.split(4)]).mean(0)
+    torch.testing.assert_close(variance, by_hand, rtol=1e-5, atol=0)
+    with untouched(model), batch_statistics(model), torch.no_grad():
+        torch.testing.assert_close(dense.outputs, [model(batch.args[0][:4])])
 
 
 def test_batch_norms_without_statistics_or_of_timm_keep_their_way() -> None:
