@@ -149,7 +149,7 @@ EPOCHS = {"lenet-300-100": 6, "lenet-5": 4, "resnet-20": 2}
 """Of so many steps; even, since two stages share them."""
 RATIOS = {"lenet-300-100": (60, 120), "lenet-5": (100, 300), "resnet-20": (10, 16)}
 CODEBOOK_RATIOS = {"lenet-300-100": (30, 60), "lenet-5": (38, 100), "resnet-20": (10, 16)}
-LAMBDAS = {"lenet-300-100": (0.05, 0.3), "lenet-5": (0.05, 0.3), "resnet-20": (0.3,)}
+LAMBDAS = {"lenet-300-100": (0.3, 3), "lenet-5": (0.3, 3), "resnet-20": (1,)}
 DELTAS = {"lenet-300-100": (0.06,), "lenet-5": (0.04,), "resnet-20": (0.02,)}
 OLMP_EPOCHS = {"lenet-300-100": (48, 12), "lenet-5": (40, 16), "resnet-20": (8, 3)}
 """In all, and of these pruning: OLMP cannot do with fewer."""
@@ -238,11 +238,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     models = [m for m in EPOCHS if any(r["model"] == m for r in rows)]
     methods = [m for m in dict.fromkeys(c.method for c in cases()) if any(r["method"] == m for r in rows)]
-    figure, axes = pyplot.subplots(2, len(models), figsize=(5 * len(models), 7.2), squeeze=False, sharex="col",
+    figure, axes = pyplot.subplots(2, len(models), figsize=(5.5 * len(models), 7.5), squeeze=False, sharex="col",
                                    height_ratios=(3, 2))  # fmt: skip
     for (upper, lower), model in zip(axes.T, models, strict=True):
         for number, method in enumerate(methods):
@@ -257,13 +257,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         lower.set(xscale="log", yscale="log", xlabel="kilobytes of the file")
         for axis in (upper, lower):
             axis.grid(alpha=0.3, which="both")
-        ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200) if lower.get_xlim()[0] <= t <= lower.get_xlim()[1]]
-        lower.set_xticks(ticks, [str(t) for t in ticks])
-        lower.xaxis.set_minor_formatter(NullFormatter())
+        for axis in (lower.xaxis, lower.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
     axes[0][0].set_ylabel("test error (%)")
     axes[1][0].set_ylabel("processor seconds")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=len(methods) + 1, fontsize=9)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="lower center", ncols=5, fontsize=9)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
