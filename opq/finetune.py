@@ -76,7 +76,7 @@ def finetune(
         TrainingError: the loss is not finite; the last good checkpoint stays.
         MismatchError: plan and model differ, or the checkpoint is another plan's.
         OffCodebookError: something other than this loop moved a mask or a step.
-        OptionError: an option is unknown or out of range.
+        OptionError: an option is unknown or out of range, or all parameters are frozen.
     """
     unknown = sorted(set(options) - {f.name for f in dataclasses.fields(Training)})
     if unknown:
@@ -91,6 +91,9 @@ def finetune(
     if how.seed is not None:
         torch.manual_seed(how.seed)
     trainable = [p for p in inner.parameters() if p.requires_grad]
+    if not trainable:
+        remedy = "Call requires_grad_() on what shall be trained."
+        raise OptionError("no parameter of the model is to be trained", got="all frozen", remedy=remedy)
     made = torch.optim.Adam(trainable, how.lr, fused=_fusable(trainable)) if optimizer is None else optimizer
     made = made if isinstance(made, torch.optim.Optimizer) else made(trainable)
     loop = Loop(model, plan if isinstance(plan, Plan) else plan.plan, batches, how,

@@ -40,8 +40,11 @@ class _OnGrid(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        (on_grid,) = ctx.saved_tensors
-        kept: torch.Tensor = torch.ops.aten.hardshrink_backward(grads[0], on_grid, ctx.half)  # where |w^| > step / 2
+        (on_grid,), (grad,) = ctx.saved_tensors, grads
+        if grad.is_sparse:
+            return grad * (on_grid != 0), None, None, None
+        # where |w^| > step / 2, in one pass
+        kept: torch.Tensor = torch.ops.aten.hardshrink_backward(grad, on_grid, ctx.half)
         return kept, None, None, None
 
 

@@ -385,6 +385,11 @@ def test_batches_that_are_not_understood() -> None:
         finetune(mlp(), plan_of(mlp()), iter(BATCHES), epochs=2)
 
 
+def test_a_model_with_nothing_to_train() -> None:
+    with pytest.raises(OptionError, match="no parameter of the model is to be trained: got all frozen"):
+        finetune(mlp().requires_grad_(False), plan_of(mlp()), BATCHES)
+
+
 def test_the_dense_teacher_must_be_dense() -> None:
     model = mlp()
     plan = plan_of(model)

@@ -91,6 +91,17 @@ def test_the_gradient_is_straight_through_on_kept_weights_and_zero_on_pruned_one
     assert not got[~mask].any()
 
 
+def test_sparse_gradients_of_an_embedding_are_masked_and_stay_sparse() -> None:
+    torch.manual_seed(0)
+    table = nn.Embedding(6, 8, sparse=True)
+    attach(table, plan_of(table, step=0.5))
+    table(torch.tensor([1, 4, 1])).sum().backward()
+    got, mask = table.parametrizations.weight.original.grad, table.parametrizations.weight[0].mask
+    assert got.is_sparse
+    assert torch.equal(got.to_dense(), mask * torch.tensor([0.0, 2.0, 0.0, 0.0, 1.0, 0.0])[:, None])
+    assert not mask[1].all()
+
+
 def test_adams_moments_of_pruned_weights_stay_zero_and_the_network_does_not_feel_their_decay() -> None:
     model = mlp()
     plan = plan_of(model)
