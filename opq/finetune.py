@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,7 +116,7 @@ def _teacher(model: nn.Module, teacher: nn.Module | str | None) -> nn.Module | N
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
-def _fusable(parameters: list[torch.Tensor]) -> bool:
+def _fusable(parameters: Sequence[torch.Tensor]) -> bool:
     """Whether Adam has one kernel for them all. The CPU's separate ones take twice as long where gradients are zero."""
     return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
 
