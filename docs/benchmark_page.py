@@ -1,36 +1,49 @@
-"""Writes `benchmarks.md` from the rows that the scripts under examples/bench/ left as JSON."""
+"""Writes `benchmarks.md` and its pictures from the rows that the scripts under examples/bench/ left as JSON."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+Row = Mapping[str, Any]
 
 HEAD = """# Benchmarks
 
 Everything here was measured by a script under `examples/bench/` on one machine (two CPU cores, no accelerator); each
 table is the JSON that its script wrote, ratios are of one run. The accuracy of the dense network stands beside that of
 the compressed one, because the data are not the usual test sets: CIFAR-10 as JPEG, and 1000 photographs with ImageNet
-labels that are not in ImageNet.
+labels that are not in ImageNet. Bits are 8 x file bytes / parameters, everything in the file counted; `top1` is in per
+cent, and for sentence embeddings the rank correlation of similarities with those of the dense network, times 100.
 """
 TITLES = {
     "codec": "Size, error and speed beside other tools",
     "datafree": "Accuracy without data",
     "finetune": "Fine-tuned with fixed masks and codebooks",
     "scale": "Large checkpoints",
+    "speed": "Time and memory of one call",
 }
 LAST = ("seconds", "encode_rate", "decode_rate", "decode_seconds")
+COLOURS = ("#2b6cb0", "#c9822b", "#3f8f5b", "#7a5aa6", "#17202b", "#1f9aa8", "#8a5a2b", "#d77fb0", "#9aa63a", "#8893a1")
+OWN, OWN_COLOUR = "rd", "#c2255c"
 
 
 def write(page: Path, results: Path) -> None:
-    """The page, written only where it changes, so that Sphinx rebuilds it only then."""
+    """The page, written only where it changes, so that Sphinx rebuilds it only then; its pictures beside it."""
     parts = [HEAD]
     for path in sorted(results.glob("*.json")):
         rows = json.loads(path.read_text())
-        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
-            title = TITLES.get(path.stem, path.stem.replace("_", " ").capitalize())
-            parts += [f"## {title}\n", f"`python examples/bench/{path.stem}.py`\n", table(rows), ""]
+        if not (isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)):
+            continue
+        title = TITLES.get(path.stem, path.stem.replace("_", " ").capitalize())
+        parts += [f"## {title}\n", f"`python examples/bench/{path.stem}.py`\n"]
+        if path.with_suffix(".png").exists():
+            parts.append(f"![{title}](../examples/bench/results/{path.stem}.png)\n")
+        elif draw(rows, page.parent / "pictures" / f"bench_{path.stem}.png"):
+            parts.append(f"![Score against bits per weight, one panel a network](pictures/bench_{path.stem}.png)\n")
+        parts += [text for group in alike(rows) for text in (*table(group), "")]
     if len(parts) == 1:
         parts.append("No results yet: run a script under `examples/bench/`.\n")
     text = "\n".join(parts)
@@ -38,13 +51,39 @@ def write(page: Path, results: Path) -> None:
         page.write_text(text)
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of the numbers and short words in rows; a column that no row fills is left out."""
+# --- tables ----------------------------------------------------------------------------------
+
+
+def alike(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows in groups that fill the same columns, or fewer of them."""
+    groups: list[tuple[set[str], list[Row]]] = []
+    for row in rows:
+        filled = {k for k, v in row.items() if isinstance(v, (int, float, str))}
+        for columns, group in groups:
+            if filled <= columns or filled >= columns:
+                group.append(row)
+                columns |= filled
+                break
+        else:
+            groups.append((filled, [row]))
+    return [group for _, group in groups]
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """A Markdown table of the numbers and short words in rows; what is the same in all of them stands before it."""
     columns = list(dict.fromkeys(k for row in rows for k, v in row.items() if isinstance(v, (int, float, str))))
     columns = [c for c in columns if c not in LAST] + [c for c in LAST if c in columns]
-    lines = ["| " + " | ".join(c.replace("_", " ") for c in columns) + " |", "|" + "---|" * len(columns)]
+    same = {c: rows[0].get(c) for c in columns if len(rows) > 2 and len({row.get(c) for row in rows}) == 1}
+    columns = [c for c in columns if c not in same]
+    said = [f"In all rows: {', '.join(f'{named(c)} {cell(v)}' for c, v in same.items())}.\n"] if same else []
+    lines = ["| " + " | ".join(named(c) for c in columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(cell(row.get(c)) for c in columns) + " |" for row in rows]
-    return "\n".join(lines)
+    return [*said, "\n".join(lines)]
+
+
+def named(column: str) -> str:
+    """A column's heading."""
+    return column.replace("_", " ").replace("top1", "top-1")
 
 
 def cell(value: Any) -> str:
@@ -54,3 +93,52 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "/")
+
+
+# --- pictures --------------------------------------------------------------------------------
+
+
+def draw(rows: Sequence[Row], path: Path, *, methods: Sequence[str] | None = None, most: float = 5.0) -> bool:
+    """One panel a network, score against bits of the file, one line a method; False where there is nothing to draw.
+
+    Args:
+        methods: those to draw; all by default.
+        most: bits per weight beyond which points are left out.
+    """
+    from matplotlib.figure import Figure
+
+    points: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for row in rows:
+        method = re.sub(r" (qp=-?\d+|\d+-bit)$", "", str(row.get("method", "")))
+        scored = row.get("file_bytes") and row.get("top1") is not None and 0 < row.get("bits", 0) <= most
+        if scored and (methods is None or method in methods):
+            points.setdefault(str(row["model"]), {}).setdefault(method, []).append((row["bits"], row["top1"]))
+    points = {model: lines for model, lines in points.items() if len(lines) > 1}
+    if not points:
+        return False
+    figure = Figure(figsize=(4.2 * max(len(points), 2), 3.4), layout="constrained")
+    names = list(dict.fromkeys(name for lines in points.values() for name in lines if name != OWN))
+    for ax, (model, lines) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
+        for name, held in lines.items():
+            colour = OWN_COLOUR if name == OWN else COLOURS[names.index(name) % len(COLOURS)]
+            width, label = (2.4, "rd (opq's default)") if name == OWN else (1.2, name)
+            ax.plot(*zip(*sorted(held), strict=True), "o-", ms=4, color=colour, lw=width, label=label)
+        dense = max((row["top1_dense"] for row in rows if row["model"] == model and "top1_dense" in row), default=None)
+        if dense is not None:
+            ax.axhline(dense, color="#8893a1", lw=0.8, ls="--", label="dense, 32 bits")
+        ax.set(title=model, xlabel="bits per weight, of the whole file")
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("top-1, %, or rank correlation x 100")
+    handles = {label: h for ax in figure.axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    return True
+
+
+if __name__ == "__main__":
+    HERE = Path(__file__).resolve().parent
+    RESULTS = HERE.parent / "examples" / "bench" / "results"
+    write(HERE / "benchmarks.md", RESULTS)
+    rows = json.loads((RESULTS / "datafree.json").read_text())
+    draw(rows, HERE / "pictures" / "readme.png", methods=("rd", "nncodec", "hqq", "uniform"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ import zoo
 from safetensors.torch import load_file, save_file
 from test_sources import assert_holds
 
+import opq
+import opq.hub
+from opq import demo, evaluation, export
 from opq.errors import MissingExtraError, MissingShardError, SourceError
 from opq.sources import Source, open_source
 from opq.sources.hub import need
@@ -254,3 +258,24 @@ def test_a_broken_package_is_not_called_missing(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(SourceError, match="opq_broken_package does not import") as caught:
         need("opq_broken_package", "hf")
     assert not isinstance(caught.value, MissingExtraError)
+
+
+EXTRAS = [
+    ("matplotlib", "report", lambda path: opq.compress("demo:digits", bits=3, probe=False).plot()),
+    ("jinja2", "report", lambda path: opq.compress("demo:digits", bits=3, probe=False).to_html(path / "r.html")),
+    ("PIL", "images", lambda path: evaluation.open_images(path)),
+    ("huggingface_hub", "hf", lambda path: opq.hub.from_pretrained("org/name")),
+    ("onnxscript", "onnx", lambda path: export.save_onnx(path / "x", path / "y", demo.load())),
+]
+
+
+@pytest.mark.parametrize(("package", "extra", "use"), EXTRAS, ids=[package for package, *_ in EXTRAS])
+def test_a_feature_without_its_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, extra: str, use: Any
+):
+    """As where the package is not installed, its modules included."""
+    for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=rf'{package}.* is not installed.*pip install "opq\[{extra}\]"'):
+        use(tmp_path)

@@ -34,7 +34,7 @@ def need(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != package:
+        if error.name is None or error.name.partition(".")[0] != package.partition(".")[0]:
             raise SourceError(f"{package} does not import", got=error, remedy=f"Reinstall {package}.") from error
         remedy = f'Install the extra: pip install "opq[{extra}]".'
         raise MissingExtraError(f"{package} is not installed", wanted=f"the extra {extra!r}", remedy=remedy) from error
