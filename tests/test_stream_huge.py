@@ -31,10 +31,9 @@ source, out, size, name, workers = sys.argv[1], sys.argv[2], int(sys.argv[3]), "
 start = time.perf_counter()
 result = compress_folder(source, out, size=size, workers=workers)
 packed = time.perf_counter() - start
-total, crossing, held = 0, b"", 0
+total, held = 0, 0
 with FolderReader(out) as reader, pool(workers) as threads:
-    (part,) = reader.parts()
-    for data in pieces(part, part.plan[name], threads):
+    for data in (data for part in reader.parts() for data in pieces(part, part.plan[name], threads)):
         codes = np.frombuffer(data, np.uint8 if result.plan[name].dtype.startswith("F8") else np.uint16)
         held += int(np.count_nonzero(codes & (0x7F if codes.itemsize == 1 else 0x7FFF)))
         total += len(codes)

@@ -29,7 +29,7 @@ from opq.errors import ProbeError
 from opq.moments import Layout, Moment, _widths, layers
 from opq.scale.blocks import PART, Blocks
 from opq.scale.clock import Clock
-from opq.scale.pool import Pool
+from opq.scale.pool import Pool, give_back
 from opq.scale.team import Team
 from opq.scale.work import Work, check_space
 
@@ -102,12 +102,12 @@ class Carried:
     def inputs(self, k: int) -> dict[str, Inputs]:
         """Of the matrices of block k, by the source's names; `sensitivities` was called before."""
         names, found = self.blocks.named(k), {}
-        with self.clock("probe"), self.blocks.filled(k) as block:
+        with self._filled(k) as block:
             known = {name: layer.layout for name, layer in layers(block).items() if name in _linear(block)}
             with _Seen(_linear(block)) as seen:
 
                 def one(part: int) -> dict[str, torch.Tensor]:
-                    with torch.no_grad():
+                    with self.clock("probe"), torch.no_grad():
                         _, given = seen.during(lambda: self.blocks.run(k, self._input(k, part)))
                     return {name: x.detach().flatten(0, -2) for name, (x, _) in given.items()}
 
@@ -131,13 +131,13 @@ class Carried:
             self._put("input", 0, part, self._alone(lambda p: self.blocks.front(p), part))
         for k in range(last):
             if left := self._left("input", k + 1, mine):
-                with self.clock("probe"), self.blocks.filled(k):
+                with self._filled(k):
                     self._each(left, functools.partial(self._onwards, k))
             self.progress("probe", k + 1, 2 * last)
         return b""
 
     def _onwards(self, k: int, part: int) -> None:
-        with torch.no_grad():
+        with self.clock("probe"), torch.no_grad():
             out = self.blocks.run(k, self._input(k, part))
         if not bool(torch.isfinite(out).all()):
             raise ProbeError(
@@ -146,7 +146,9 @@ class Carried:
         self._put("input", k + 1, part, out)
 
     def _back(self, k: int, seen: _Seen, part: int) -> None:
-        self._put("felt", k, part, *self._through(k, seen, part))
+        with self.clock("probe"):
+            found = self._through(k, seen, part)
+        self._put("felt", k, part, *found)
 
     def _reverse(self, mine: list[int]) -> bytes:
         last = len(self.blocks)
@@ -154,7 +156,7 @@ class Carried:
             self._put("felt", last, part, *self._alone(self._from_outputs, part))
         for k in reversed(range(last)):
             if left := self._left("felt", k, mine):
-                with self.clock("probe"), self.blocks.filled(k) as block, _Seen(_linear(block)) as seen:
+                with self._filled(k) as block, _Seen(_linear(block)) as seen:
                     self._each(left, functools.partial(self._back, k, seen))
             self.progress("probe", 2 * last - k, 2 * last)
         for part in self._left("felt", -1, mine):
@@ -222,8 +224,20 @@ class Carried:
 
     def _alone(self, work: Callable[[int], T], part: int) -> T:
         """In one thread of the pool, so that sums are those of one thread."""
-        with self.clock("probe"):
-            return self.pool.submit(work, part).result()
+
+        def timed(part: int) -> T:
+            with self.clock("probe"):
+                return work(part)
+
+        return self.pool.submit(timed, part).result()
+
+    @contextlib.contextmanager
+    def _filled(self, k: int) -> Iterator[nn.Module]:
+        with contextlib.ExitStack() as stack:
+            with self.clock("read"):
+                block = stack.enter_context(self.blocks.filled(k))
+            yield block
+        give_back()
 
     def _each(self, parts: list[int], work: Callable[[int], None]) -> None:
         for _ in self.pool.ordered(work, parts):

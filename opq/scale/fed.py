@@ -14,7 +14,7 @@ from opq.scale.carry import Inputs
 from opq.scale.chunks import Tensors
 from opq.scale.clock import Clock
 from opq.scale.coding import Narrow, joined, narrow
-from opq.scale.pool import Pool
+from opq.scale.pool import Pool, give_back
 
 SLAB = 1 << 22
 """Weights swept at once."""
@@ -39,6 +39,7 @@ def fed_codes(
     pieces: dict[str, list[Narrow]] = {plan.name: [] for plan in plans}
     for job, codes in zip(jobs, pool.ordered(one, jobs), strict=True):
         pieces[job[0].name].append(codes)
+    give_back()
     return {name: joined(some) for name, some in pieces.items()}
 
 
