@@ -157,6 +157,11 @@ class Task:
     validate: bool = False
     """Whether `test` are held-out training images, to be looked at after each epoch."""
 
+    @property
+    def suffix(self) -> str:
+        """Of files in the cache."""
+        return "-validate" if self.validate else ""
+
     def error(self, model: nn.Module) -> float:
         """Percent of the test images that the model gets wrong."""
         return 100 - zoo.top1(model, self.test, 1000)
@@ -188,7 +193,7 @@ def task(recipe: Recipe, validate: bool = False) -> Task:
 
 def trained_densely(own: Task, recipe: Recipe) -> nn.Module:
     """The dense network: Adam with a cosine schedule, and the recipe's L1 penalty."""
-    path = CACHE / f"{recipe.dense_name}{'-validate' if own.validate else ''}.pt"
+    path = CACHE / f"{recipe.dense_name}{own.suffix}.pt"
     if not path.exists():
         finetune(own.dense, keep_all(own.dense), own.train, epochs=recipe.dense_epochs, lr=recipe.dense_lr,
                  loss=penalised(own.dense, recipe.dense_pull))  # fmt: skip
@@ -237,12 +242,13 @@ def point(own: Task, recipe: Recipe, ratio: float, teacher: nn.Module, error_den
     plan = planned(model, recipe, ratio)
     opq.attach(model, plan)
     error_oneshot = own.error(model)
-    checkpoint = CACHE / f"{own.name}-{ratio:g}.ckpt"
+    stem = f"{own.name}-{ratio:g}{own.suffix}"
+    checkpoint = CACHE / f"{stem}.ckpt"
     trained = finetune(model, plan, own.train, teacher=teacher, epochs=recipe.epochs, distill=recipe.distill,
                        temperature=recipe.temperature, loss=penalised(model, recipe.pull / (1 - recipe.distill)),
                        evaluate=own.error if own.validate else None, checkpoint=checkpoint,
                        optimizer=lambda p: adamw(p, recipe))  # fmt: skip
-    path = CACHE / f"{own.name}-{ratio:g}.opq.safetensors"
+    path = CACHE / f"{stem}.opq.safetensors"
     trained.save(path)
     loaded = opq.load(path, copy.deepcopy(own.dense))
     error = own.error(loaded)
@@ -270,7 +276,7 @@ def curve(own: Task, recipe: Recipe) -> Iterator[dict[str, Any]]:
     if recipe.model == "resnet-20":
         reference = copy.deepcopy(own.dense)
         finetune(reference, keep_all(reference), own.train, epochs=recipe.epochs,
-                 checkpoint=CACHE / "resnet-20-dense.ckpt", optimizer=lambda p: adamw(p, recipe))  # fmt: skip
+                 checkpoint=CACHE / f"resnet-20-dense{own.suffix}.ckpt", optimizer=lambda p: adamw(p, recipe))  # fmt: skip
     dense = own.error(reference)
     for ratio in recipe.ratios:
         yield point(own, recipe, ratio, reference, dense)
