@@ -275,8 +275,9 @@ def curve(own: Task, recipe: Recipe) -> Iterator[dict[str, Any]]:
     reference = own.dense
     if recipe.model == "resnet-20":
         reference = copy.deepcopy(own.dense)
-        finetune(reference, keep_all(reference), own.train, epochs=recipe.epochs,
-                 checkpoint=CACHE / f"resnet-20-dense{own.suffix}.ckpt", optimizer=lambda p: adamw(p, recipe))  # fmt: skip
+        checkpoint = CACHE / f"{own.name}-dense{own.suffix}.ckpt"
+        finetune(reference, keep_all(reference), own.train, epochs=recipe.epochs, checkpoint=checkpoint,
+                 optimizer=lambda p: adamw(p, recipe))  # fmt: skip
     dense = own.error(reference)
     for ratio in recipe.ratios:
         yield point(own, recipe, ratio, reference, dense)
