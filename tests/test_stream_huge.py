@@ -79,7 +79,7 @@ def test_a_huge_tensor(shape: tuple[int, ...], dtype: torch.dtype, tmp_path: Pat
     found = json.loads(ran.stdout.splitlines()[-1])
     print({key: value for key, value in found.items() if key != "last"})
     assert found["weights"] == math.prod(shape)
-    assert 3_980_000 <= found["bytes"] <= 4_000_000
+    assert found["bytes"] <= 4_000_000
     assert 0.5 * 2 * ISLAND < found["nonzero"] <= 2 * ISLAND
     assert found["peak_MB"] < 1500
     tail = np.frombuffer(bytes.fromhex(found["last"]), np.uint8).copy()
