@@ -123,4 +123,6 @@ def _nearest(x: Vector, c: Vector, s: Vector) -> Vector:
 
 def _share(a: Vector, b: Vector) -> Vector:
     """`a / (a + b)`; a half where both are 0."""
-    return np.divide(a, a + b, out=np.full(len(a), 0.5), where=a + b > 0)
+    share = np.full(len(a), 0.5)
+    np.divide(a, a + b, out=share, where=a + b > 0)
+    return share
