@@ -92,7 +92,7 @@ BLACK = -0.1307 / 0.3081
 """A black pixel of MNIST, normalised."""
 
 RECIPES = (
-    Recipe(model="lenet-300-100", ratios=(100, 150, 200, 300), epochs=15, lr=1e-3, pull=1e-4, batch=256, headroom=1.05,
+    Recipe(model="lenet-300-100", ratios=(100, 150, 200, 300), epochs=10, lr=1e-3, pull=1e-4, batch=256, headroom=1.01,
            biases=True, dense_epochs=20, dense_lr=2e-3, dense_pull=1e-4, shift=1, beyond=BLACK),
     Recipe(model="lenet-5", ratios=(298, 400), epochs=20, lr=1e-3, pull=3e-4, batch=256, headroom=1.12, biases=True,
            dense_epochs=15, dense_lr=2e-3, dense_pull=1e-4, shift=1, beyond=BLACK),
