@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = ["quickstart.md", *sorted(f"howto/{p.name}" for p in (DOCS / "howto").glob("*.md"))]
 
+ELSEWHERE = re.compile(r"hf:|timm:|torchvision:|FILE|photographs/|ORG/NAME|model\.opq")
+"""Commands that fetch weights or name a file of the reader's own."""
+
 
 def blocks(page: str) -> list[str]:
     """The Python blocks of a page."""
@@ -43,6 +46,33 @@ def test_commands_on_the_pages_are_there() -> None:
         name, *rest = line.split()
         options = {o for parameter in known[name].params for o in (*parameter.opts, *parameter.secondary_opts)}
         assert {w for w in rest if w.startswith("-")} <= options, line
+
+
+def test_commands_on_the_pages_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command that needs no network, in the order of the pages, in one folder."""
+    from typer.testing import CliRunner
+
+    from opq.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    shown = [line for p in PAGES for line in re.findall(r"^\$ opq (.+)$", (DOCS / p).read_text(), re.MULTILINE)]
+    here = [line for line in dict.fromkeys(shown) if not ELSEWHERE.search(line)]
+    assert len(here) >= 7
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the ONNX exporter
+        for line in here:
+            ran = CliRunner().invoke(app, line.split())
+            assert ran.exit_code == 0, f"{line}: {ran.exception or ran.output}"
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"digits.opq.safetensors", "report.html", "digits.safetensors", "digits.onnx"} <= written
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_that_do_not_run_say_so(page: str) -> None:
+    """A block of Python is executed above, or is marked `norun` and the sentence before it says what it needs."""
+    kinds = re.findall(r"^```(.*(?:\n:.*)*)", (DOCS / page).read_text(), re.MULTILINE)
+    python = [kind for kind in kinds if "python" in kind]
+    assert all(kind == "python" or ":class: norun" in kind for kind in python)
 
 
 def test_every_error_is_on_its_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
