@@ -156,12 +156,15 @@ STEPS = {"lenet-300-100": 468, "lenet-5": 234, "resnet-20": 50}
 """Training steps, of 128 images each, that count as one epoch: all of the images, a half, an eighth."""
 EPOCHS = {"lenet-300-100": 6, "lenet-5": 4, "resnet-20": 2}
 """Of so many steps; even, since two stages share them."""
-RATIOS = {"lenet-300-100": (60, 120), "lenet-5": (100, 300), "resnet-20": (10, 16)}
+RATIOS = {"lenet-300-100": (60, 120, 240), "lenet-5": (100, 300), "resnet-20": (10, 16)}
 CODEBOOK_RATIOS = {"lenet-300-100": (30, 60), "lenet-5": (38, 100), "resnet-20": (10, 16)}
 LAMBDAS = {"lenet-300-100": (0.3, 3), "lenet-5": (0.3, 3), "resnet-20": (1,)}
-DELTAS = {"lenet-300-100": (0.06,), "lenet-5": (0.04,), "resnet-20": (0.02,)}
-OLMP_EPOCHS = {"lenet-300-100": (48, 12), "lenet-5": (40, 16), "resnet-20": (8, 3)}
-"""In all, and of these pruning: OLMP cannot do with fewer."""
+OLMP = {
+    "lenet-300-100": ((0.06, 0.01, 40, 12), (0.06, 0.02, 48, 12), (0.07, 0.02, 32, 12)),
+    "lenet-5": ((0.05, 0.02, 40, 16),),
+    "resnet-20": ((0.02, 0.02, 8, 3),),
+}
+"""delta, learning rate, epochs, of these pruning: OLMP cannot do with fewer."""
 
 
 def cases() -> list[Case]:
@@ -173,8 +176,9 @@ def cases() -> list[Case]:
         found += [_own(model, "kmeans", f"{r}x", epochs, ratio=r) for r in CODEBOOK_RATIOS[model]]
         found += [_own(model, "pq", f"{r}x", epochs, ratio=r) for r in CODEBOOK_RATIOS[model]]
         found += [_own(model, "clipq", f"lambda {w:g}", epochs, method_options={"weight": w}) for w in LAMBDAS[model]]
-        most, _ = OLMP_EPOCHS[model]
-        found += [_own(model, "olmp", f"delta {d:g}", most, method_options=_olmp(model, d)) for d in DELTAS[model]]
+        for delta, lr, most, pruning in OLMP[model]:
+            how = {"delta": delta, "lr": lr, "prune_epochs": pruning, "evaluations": 400}
+            found.append(_own(model, "olmp", f"delta {delta:g}, lr {lr:g}", most, method_options=how))
     return found
 
 
@@ -187,11 +191,6 @@ def _grid(model: str, method: str, ratio: int, epochs: int) -> Case:
 
 def _own(model: str, method: str, setting: str, epochs: int, **options: Any) -> Case:
     return Case(model=model, method=method, setting=setting, epochs=epochs, make=by_itself, options=options)
-
-
-def _olmp(model: str, delta: float) -> dict[str, Any]:
-    """Batches are twice the paper's, and so is the learning rate."""
-    return {"delta": delta, "prune_epochs": OLMP_EPOCHS[model][1], "evaluations": 400, "lr": 0.02}
 
 
 def row(own: Task, case: Case, recipe: Recipe, error_dense: float) -> dict[str, Any]:
