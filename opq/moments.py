@@ -22,7 +22,7 @@ from opq.memory import give_back
 from opq.observe import batch_statistics, untouched, watching
 from opq.outputs import counted, floating
 from opq.renorm import Statistics, Tally
-from opq.threads import Threads, torch_threads
+from opq.threads import Pool, torch_threads
 
 WIDEST = 4096
 """Longest input handled as a whole; wider layers get one moment per block of this many coordinates."""
@@ -173,7 +173,7 @@ class Moments(Mapping[str, Moment]):
 class _Sums:
     """Sums of `x x'` of some layers, by weight name, over one pass."""
 
-    def __init__(self, wanted: Mapping[str, _Layer], threads: Threads):
+    def __init__(self, wanted: Mapping[str, _Layer], threads: Pool):
         self._wanted, self._threads = wanted, threads
         self.modules = {layer.module_name: layer.module for layer in wanted.values()}
         self._names = {layer.module_name: name for name, layer in wanted.items()}
@@ -271,7 +271,7 @@ def _tiles(width: int) -> list[tuple[slice, slice]]:
     return list(combinations_with_replacement(sides, 2))
 
 
-def _add_products(x: torch.Tensor, total: torch.Tensor, threads: Threads) -> None:
+def _add_products(x: torch.Tensor, total: torch.Tensor, threads: Pool) -> None:
     """Adds `x'x` of (groups, rows, d) to `total` (groups, d, d), on and above the diagonal of tiles."""
 
     def add(tile: tuple[slice, slice]) -> None:

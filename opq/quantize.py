@@ -30,7 +30,8 @@ def quantize(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
         raise OptionError(f"tensor {plan.name!r} is not planned on a grid", got=f"{plan.action}, {plan.codebook}")
     codes = torch.empty(w.shape, dtype=torch.int16, device=w.device)
     piece = _CACHED if w.device.type == "cpu" else max(w.numel(), 1)
-    for some, out in zip(w.detach().reshape(-1).split(piece), codes.reshape(-1).split(piece), strict=True):
+    flat = torch.split(w.detach().reshape(-1), piece), torch.split(codes.reshape(-1), piece)
+    for some, out in zip(*flat, strict=True):
         _quantize(some.to(torch.float32), plan, out)
     return codes
 

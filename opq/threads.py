@@ -1,14 +1,12 @@
-"""Work on arrays shared out to as many threads as torch has, each with one torch thread of its own.
-
-What one piece of work computes then does not depend on how many threads there are.
-"""
+"""Threads for work on arrays: numpy, torch and the entropy coder release the interpreter's lock as they compute."""
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import torch
@@ -16,20 +14,33 @@ import torch
 S = TypeVar("S")
 T = TypeVar("T")
 
+IN_FLIGHT = 1 << 27
+"""Weights that may be in work at once, and `PER_WORKER` more a thread: at most four bytes each."""
+PER_WORKER = 1 << 24
 
-class Threads:
-    """A bounded number of threads."""
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Pool:
+    """A bounded number of threads, each with one torch thread: what one computes does not depend on how many there are."""
 
     def __init__(self, executor: ThreadPoolExecutor, size: int):
-        self._executor, self._size = executor, size
+        self._executor, self.size = executor, size
+
+    def submit(self, work: Callable[[S], T], item: S) -> Future[T]:
+        """One piece of work."""
+        return self._executor.submit(work, item)
 
     def ordered(self, work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-        """`map` with a few items ahead, never more: the results in the order of the items."""
+        """`map` in threads with a few items ahead, never more: the results in the order of the items."""
         waiting: deque[Future[T]] = deque()
         try:
             for item in items:
                 waiting.append(self._executor.submit(work, item))
-                if len(waiting) > self._size:
+                if len(waiting) > self.size:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -37,14 +48,34 @@ class Threads:
             for future in waiting:
                 future.cancel()
 
+    def weighed(self, work: Callable[[S], T], items: Iterable[S], weight: Callable[[S], int]) -> Iterator[T]:
+        """`ordered`, with as many items ahead as weigh `IN_FLIGHT` and `PER_WORKER` a thread together."""
+        limit = IN_FLIGHT + PER_WORKER * self.size
+        waiting: deque[tuple[Future[T], int]] = deque()
+        try:
+            for item in items:
+                while waiting and sum(w for _, w in waiting) + weight(item) > limit:
+                    yield waiting.popleft()[0].result()
+                waiting.append((self._executor.submit(work, item), weight(item)))
+            while waiting:
+                yield waiting.popleft()[0].result()
+        finally:
+            for future, _ in waiting:
+                future.cancel()
+
 
 @contextmanager
-def torch_threads() -> Iterator[Threads]:
-    """As many threads as `torch.get_num_threads()`, for the block; that number is as before behind it."""
-    size = torch.get_num_threads()
+def pool(workers: int | None = None) -> Iterator[Pool]:
+    """Threads for the block; torch's own number of threads is as before behind it."""
+    size, before = workers or cores(), torch.get_num_threads()
     with ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(1,)) as executor:
         try:
-            yield Threads(executor, size)
+            yield Pool(executor, size)
         finally:
             executor.shutdown(cancel_futures=True)
-            torch.set_num_threads(size)
+            torch.set_num_threads(before)
+
+
+def torch_threads() -> AbstractContextManager[Pool]:
+    """As many threads as torch computes with."""
+    return pool(torch.get_num_threads())

@@ -46,11 +46,11 @@ from opq.scale import coding, compress_folder, run, save_dense_folder
 from opq.scale.clock import Clock
 from opq.scale.dense import Rebuild
 from opq.scale.measure import Counter, of_patterns
-from opq.scale.pool import pool
 from opq.scale.shards import part_of, partition
 from opq.scale.work import locked
 from opq.sources import TensorSpec
 from opq.stats import TensorStats
+from opq.threads import pool
 
 SHARD = 26_000
 """Bytes: four output shards at 4 bits."""

@@ -26,7 +26,7 @@ import numpy as np, torch
 from opq.folder import FolderReader
 from opq.scale import compress_folder
 from opq.scale.dense import pieces
-from opq.scale.pool import pool
+from opq.threads import pool
 source, out, size, name, workers = sys.argv[1], sys.argv[2], int(sys.argv[3]), "w", int(sys.argv[4])
 start = time.perf_counter()
 result = compress_folder(source, out, size=size, workers=workers)

@@ -32,9 +32,9 @@ from opq.scale.blocks import PART, Blocks, open_blocks
 from opq.scale.carry import PROBED, Carried
 from opq.scale.chunks import Tensors
 from opq.scale.clock import Clock
-from opq.scale.pool import pool
 from opq.scale.team import Team
 from opq.scale.work import Work
+from opq.threads import pool
 
 transformers = pytest.importorskip("transformers")
 

@@ -26,12 +26,13 @@ import torch
 from torch import nn
 
 from opq.errors import ProbeError
+from opq.memory import give_back
 from opq.moments import Layout, Moment, _widths, layers
 from opq.scale.blocks import PART, Blocks
 from opq.scale.clock import Clock
-from opq.scale.pool import Pool, give_back
 from opq.scale.team import Team
 from opq.scale.work import Work, check_space
+from opq.threads import Pool
 
 PROBED = 2
 """Parts that the reverse sweep takes: a mean over so many weights needs few texts."""

@@ -18,9 +18,9 @@ from opq.folder import FolderReader
 from opq.plan import TensorPlan
 from opq.quantize import LARGEST_CODE, dequantize
 from opq.reader import Reader
-from opq.scale.pool import Pool, pool
 from opq.scale.work import check_space, copy_side_files, shard_name
 from opq.stored import Codes
+from opq.threads import Pool, pool
 
 DENSE_INDEX = "model.safetensors.index.json"
 

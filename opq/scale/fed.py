@@ -9,12 +9,13 @@ import numpy as np
 import torch
 
 from opq.feedback import feedback
+from opq.memory import give_back
 from opq.plan import TensorPlan
 from opq.scale.carry import Inputs
 from opq.scale.chunks import Tensors
 from opq.scale.clock import Clock
 from opq.scale.coding import Narrow, joined, narrow
-from opq.scale.pool import Pool, give_back
+from opq.threads import Pool
 
 SLAB = 1 << 22
 """Weights swept at once."""

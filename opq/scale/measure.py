@@ -22,9 +22,9 @@ from opq.curve import THETAS, Curve
 from opq.errors import CorruptSourceError, NonFiniteError
 from opq.scale.chunks import Tensors
 from opq.scale.clock import Clock
-from opq.scale.pool import Pool
 from opq.sources import Source, TensorSpec
 from opq.stats import HALF, SHIFT, TensorStats
+from opq.threads import Pool
 
 PIECE = 1 << 22
 """Weights read at once."""

@@ -25,10 +25,10 @@ from opq.scale.chunks import Tensors
 from opq.scale.clock import Clock
 from opq.scale.coding import Quantizer
 from opq.scale.fed import fed_rows
-from opq.scale.pool import Pool
 from opq.scale.shards import kept_items, part_of
 from opq.sources import Source
 from opq.symbols import SYMBOL
+from opq.threads import Pool
 
 WHOLE = 1 << 21
 """Tensors up to this size are sampled whole, in checkpoints up to `SMALL`."""

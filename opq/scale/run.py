@@ -38,11 +38,11 @@ from opq.scale.carry import Carried
 from opq.scale.chunks import Tensors
 from opq.scale.clock import Clock
 from opq.scale.measure import Measure, measure, packed, scale_square, scales_of, ties, unpacked
-from opq.scale.pool import Pool, pool
 from opq.scale.shards import Shards, finished, part_of, partition
 from opq.scale.team import Team
 from opq.scale.work import Work
 from opq.sources import Source, TensorSpec, open_source
+from opq.threads import Pool, pool
 
 if TYPE_CHECKING:
     from opq.report import Report

@@ -28,8 +28,8 @@ from opq.scale.chunks import Tensors
 from opq.scale.clock import Clock
 from opq.scale.coding import Coded, Narrow
 from opq.scale.fed import fed_codes
-from opq.scale.pool import Pool
 from opq.sources import Source, TensorSpec
+from opq.threads import Pool
 
 ALONE = coding.CACHED
 """Larger tensors are coded one at a time, their chunks in parallel."""
