@@ -25,7 +25,7 @@ def cores() -> int:
 
 
 class Pool:
-    """A bounded number of threads, each with one torch thread: what one computes does not depend on how many there are."""
+    """Threads with one torch thread each: what a piece of work computes does not depend on how many there are."""
 
     def __init__(self, executor: ThreadPoolExecutor, size: int):
         self._executor, self.size = executor, size
