@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from opq import index, reader
+from opq import entropy, index, reader
 from opq.container import Fine, Grid, Log, Packed, Product, Raw, Reader, Stored, Table, pack
 from opq.dtypes import DTYPES, dtype_name
 from opq.errors import (
@@ -137,6 +137,25 @@ def classes() -> tuple[Plan, list[Stored]]:
     ]
 
 
+def large() -> tuple[Plan, list[Stored]]:
+    """Tensors that are large under `narrowed`: with pages by class, with tables, and all equal."""
+    scale = np.exp2(np.arange(48) % 3)[:, None] * np.exp2(np.arange(40) % 2)
+    codes = np.rint(np.random.default_rng(7).laplace(size=(48, 40)) * scale).astype(np.int16)
+    sparse = np.zeros((40, 40), np.int16)
+    sparse[::9, ::7] = 1
+    return Plan(method="rd", tensors=(planned("p", (48, 40)), planned("s", (40, 40)), planned("z", (40, 40)))), [
+        Grid("p", codes),
+        Grid("s", sparse),
+        Grid("z", np.full((40, 40), 3, np.int16)),
+    ]
+
+
+def narrowed() -> None:
+    """Limits of memory and of large tensors as small as the cases are."""
+    reader.SMALL = SMALLEST_LIMIT
+    entropy.LARGE, entropy.CHUNK = 1 << 10, 1 << 9
+
+
 class Parts(NamedTuple):
     """A file taken apart: what the index says, and the payload of each tensor."""
 
@@ -194,6 +213,10 @@ def with_header(header: Any, body: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + body
 
 
+ENTRIES = 2
+"""Which of the seeds has entries of its own for some tensors."""
+
+
 def seeds() -> list[bytes]:
     """The valid files that all others are made from."""
     files = [b"".join(pack(*made).parts) for made in (every_kind(), classes())]
@@ -202,7 +225,7 @@ def seeds() -> list[bytes]:
         dataclasses.replace(place, checksum=0) if tensor.name in ("grid", "half", "fine") else place
         for tensor, place in zip(parts.plan, parts.places, strict=True)
     )
-    return [*files, put_together(parts._replace(places=places))]
+    return [*files, put_together(parts._replace(places=places)), b"".join(pack(*large()).parts)]
 
 
 # --- unsigned damage ---------------------------------------------------------------------------
@@ -422,7 +445,7 @@ def cases(seed: int) -> Iterator[tuple[int, Case]]:
             yield from ((number, case) for case in way)
     endless: list[tuple[int, Iterator[Case]]] = []
     for number, data in enumerate(seeds()):
-        parts = taken_apart(data) if number < 2 else None
+        parts = taken_apart(data) if number != ENTRIES else None
         endless += [(number, splices(data, rng)), (number, bodies(data, rng))]
         endless += [] if parts is None else [(number, payloads(parts, rng)), (number, fields(parts))]
     while True:
@@ -471,7 +494,7 @@ def everything(data: bytes) -> tuple[Plan, dict[str, torch.Tensor]]:
 
 def run(amount: int, seed: int, folder: Path, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
     """So many cases; the figures."""
-    reader.SMALL = SMALLEST_LIMIT
+    narrowed()
     originals = [everything(data) for data in seeds()]
     plain = [(plan, {name: raw_bytes(t) for name, t in state.items()}) for plan, state in originals]
     signal.signal(signal.SIGPROF, _hang)

@@ -106,9 +106,10 @@ def test_each_way_to_be_wrong_has_its_error(how: str, folder: Path) -> None:
 
 
 def test_no_index_and_one_too_large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch, pytest.raises(CorruptFileError, match="too large for an index"):
-        patch.setattr("opq.folder._LARGEST_INDEX", 10)
+    monkeypatch.setattr("opq.folder._LARGEST_INDEX", 10)
+    with pytest.raises(CorruptFileError, match="too large for an index"):
         FolderReader(folder)
+    monkeypatch.undo()
     (folder / INDEX).unlink()
     with pytest.raises(MissingFileError, match=r"holds no model\.opq\..*Finish the compression"):
         FolderReader(folder)

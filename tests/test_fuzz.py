@@ -65,7 +65,8 @@ def test_the_judge_sees_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_checksum_that_is_not_looked_at_is_found_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The fuzzer finds a reader that does not check."""
-    monkeypatch.setattr(fuzz.reader, "SMALL", fuzz.reader.SMALL)
+    for module, name in ((fuzz.reader, "SMALL"), (fuzz.entropy, "LARGE"), (fuzz.entropy, "CHUNK")):
+        monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setattr(fuzz, "cuts", lambda data: iter(()))
     monkeypatch.setattr(fuzz, "headers", lambda data: iter(()))
 
