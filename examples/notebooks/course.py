@@ -11,7 +11,7 @@ import matplotlib as mpl
 import torch
 from torch import nn
 
-torch.set_num_threads(2)
+torch.set_num_threads(min(2, torch.get_num_threads()))
 mpl.rcParams |= {"figure.dpi": 72, "figure.figsize": (7, 3.4), "axes.spines.top": False, "axes.spines.right": False}
 
 CODES, KEPT, CHOSEN, GREY = "#2b6cb0", "#c9822b", "#c2255c", "#8893a1"
