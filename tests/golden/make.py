@@ -1,0 +1,172 @@
+"""Writes the golden files of the present format version anew; a released version's are never written again.
+
+    python tests/golden/make.py --regenerate
+
+`vN/` then holds one small file for each method and for each kind of tensor, `vN/expected.json` what each decodes to,
+and `plain.py` the bytes of the smallest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import fuzz  # noqa: E402
+
+import opq  # noqa: E402
+from opq.container import Grid, Stored, pack  # noqa: E402
+from opq.folder import open_reader  # noqa: E402
+from opq.plan import Plan  # noqa: E402
+from opq.reader import VERSION  # noqa: E402
+from opq.stored import raw_bytes  # noqa: E402
+
+RELEASED = 0
+"""The newest format version that a release of the package has written."""
+
+METHODS: dict[str, dict[str, Any]] = {
+    "rd": {"bits": 4},
+    "opq": {"bits": 4, "sparsity": 0.5, "method": "opq"},
+    "clipq": {"method": "clipq", "method_options": {"epochs": 1, "theta": {"*": (0.3, 3)}}},
+    "kmeans": {"method": "kmeans", "method_options": {"sparsity": 0.5, "bits": 3}},
+    "lamp": {"method": "lamp", "method_options": {"sparsity": 0.5, "bits": 3}},
+    "magnitude": {"method": "magnitude", "method_options": {"sparsity": 0.5, "bits": 3}},
+    "olmp": {"method": "olmp", "method_options": {"epochs": 2, "prune_epochs": 1, "population": 3}},
+    "pq": {"method": "pq", "method_options": {"sparsity": 0.5, "centroids": 16}},
+}
+"""A file each, of the network below: `rd` with sensitivities, error feedback and re-normalised BatchNorm."""
+
+
+def network() -> nn.Sequential:
+    """A small convolutional network with the same weights on every machine."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Flatten(), nn.Linear(12 * 16, 10),
+    )  # fmt: skip
+    rng = np.random.default_rng(1)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if not tensor.is_floating_point():
+                tensor.fill_(7)
+            else:
+                values = torch.from_numpy(rng.laplace(size=tuple(tensor.shape)) * 0.2).float()
+                tensor.copy_(values.abs() + 0.5 if name.endswith(("running_var", "1.weight", "4.weight")) else values)
+    return model.eval()
+
+
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    rng = np.random.default_rng(2)
+    return [
+        (torch.from_numpy(rng.normal(size=(16, 1, 8, 8))).float(), torch.from_numpy(rng.integers(0, 10, 16)))
+        for _ in range(4)
+    ]
+
+
+def odd_state() -> dict[str, torch.Tensor]:
+    """Element types, shapes and ties of all sorts beside a matrix."""
+    rng = np.random.default_rng(4)
+    state = {"w": torch.from_numpy(rng.laplace(size=(24, 40))).float()}
+    state |= {"tied": state["w"], "alias.of.tied": state["w"]}
+    values = torch.from_numpy(rng.normal(size=6))
+    for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2):
+        state[f"kept.{str(dtype)[6:]}"] = values.to(dtype)
+    for dtype in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64):
+        state[f"kept.{str(dtype)[6:]}"] = torch.arange(5).to(dtype)
+    state |= {"flags": torch.tensor([[True], [False]]), "complex": torch.tensor([1 + 2j])}
+    state |= {"scalar": torch.tensor(3), "scalar.float": torch.tensor(0.1), "empty": torch.empty(0, 5)}
+    state |= {"half": torch.from_numpy(rng.laplace(size=(16, 16))).half(), "é \n": torch.ones(2)}
+    state["brain"] = torch.from_numpy(rng.laplace(size=(16, 16))).bfloat16()
+    return state
+
+
+def files() -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of each golden file."""
+    for name, options in METHODS.items():
+        trained = {"data": batches(), "evaluate": lambda model: 50.0} if name in ("clipq", "olmp") else {}
+        torch.manual_seed(0)
+        probed = {"input_size": (1, 8, 8)} if name == "rd" else {}
+        yield name, packed(opq.compress(network(), **options, **trained, **probed))
+    yield "types", packed(opq.compress(odd_state(), bits=9))
+    yield "plain", packed(opq.compress(network().state_dict(), bits=3))
+    yield "pages", b"".join(pack(*pages()).parts)
+    yield "kinds", b"".join(pack(*fuzz.every_kind()).parts)
+    yield "classes", b"".join(pack(*fuzz.classes()).parts)
+    yield "entries", fuzz.seeds()[2]
+
+
+def pages() -> tuple[Plan, list[Stored]]:
+    """A tensor just large enough to be coded in chunks, by pages and classes."""
+    codes = np.zeros((1024, 512), np.int16)
+    rng = np.random.default_rng(8)
+    codes[rng.random(codes.shape) < 0.15] = 1
+    codes[::2] *= rng.integers(-2, 3, codes[::2].shape).astype(np.int16)
+    return Plan(method="rd", tensors=(fuzz.planned("w", (1024, 512)),)), [Grid("w", codes)]
+
+
+def two_matrices() -> dict[str, torch.Tensor]:
+    """The source of a folder of two shards."""
+    rng = np.random.default_rng(6)
+    a, b = (torch.from_numpy(rng.laplace(size=(80, 96))).float() for _ in range(2))
+    return {"a": a, "a.tied": a, "b": b, "b.bias": torch.ones(9)}
+
+
+def packed(result: opq.Result) -> bytes:
+    return b"".join(result.packed.parts)
+
+
+def expected(path: Path) -> dict[str, str]:
+    """What a file, or a folder, decodes to: type, shape and SHA-256 of each tensor."""
+    with open_reader(path) as reader:
+        state = reader.state_dict()
+        plan = hashlib.sha256(reader.plan.to_json().encode()).hexdigest()[:32]
+        found = {t.name: f"{t.dtype} {list(t.shape)} {digest(raw_bytes(state[t.name]))}" for t in reader.plan}
+        return {"(plan)": plan, **found}
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--regenerate", action="store_true", required=True)
+    options.parse_args()
+    if VERSION <= RELEASED:
+        raise SystemExit(f"format version {VERSION} is released: its golden files stay as they are")
+    folder = HERE / f"v{VERSION}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, data in files():
+        (folder / f"{name}.opq.safetensors").write_bytes(data)
+        print(f"{name}: {len(data):,} bytes")
+    opq.compress_folder(two_matrices(), folder / "shards", bits=3, shard_size=4096, workers=1)
+    found = {path.name: expected(path) for path in sorted(folder.iterdir())}
+    (folder / "expected.json").write_text(json.dumps(found, indent=1) + "\n")
+    small = {name: (folder / f"{name}.opq.safetensors").read_bytes().hex() for name in ("kinds", "classes")}
+    (HERE / "plain.py").write_text(plain(small))
+
+
+def plain(small: dict[str, str]) -> str:
+    """The source of `plain.py`."""
+    text = f'"""The smallest golden files of format version {VERSION}, in hexadecimal; `make.py` writes this."""\n'
+    for name, digits in small.items():
+        lines = [f'    "{digits[k : k + 112]}"' for k in range(0, len(digits), 112)]
+        text += f"\n{name.upper()} = (\n" + "\n".join(lines) + "\n)\n"
+    return text
+
+
+if __name__ == "__main__":
+    main()
