@@ -386,7 +386,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_xticks(sorted({round(p[0]) for p in points} | {round(mark[0])}))
         axis.xaxis.set_major_formatter(ScalarFormatter())
         axis.minorticks_off()
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.15 * axis.get_ylim()[1])
         axis.legend(fontsize=8)
     figure.tight_layout()
     path.parent.mkdir(exist_ok=True)
