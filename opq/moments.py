@@ -28,6 +28,8 @@ WIDEST = 4096
 """Longest input handled as a whole; wider layers get one moment per block of this many coordinates."""
 DAMPING = 0.05
 """Added to the diagonal of S before it is factored, as a fraction of its mean."""
+DAMPING_REAL = 0.15
+"""The same for real inputs: there are few, and they agree in directions in which others will not."""
 ROWS, FEWEST = 4, 16384
 """Inputs to look at, per coordinate and at least: of a convolution that many of its positions."""
 TILE = 512
@@ -58,13 +60,15 @@ class Moment:
 
     layout: Layout
     blocks: tuple[torch.Tensor, ...]
+    damping: float = DAMPING
+    """Added to the diagonal, as a fraction of its mean."""
 
     @functools.cached_property
     def factors(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
         """For each block the order of its coordinates, those of most power first, and `N` in that order."""
         orders = [b.diagonal(dim1=-2, dim2=-1).mean(0).argsort(descending=True, stable=True) for b in self.blocks]
         both = zip(orders, self.blocks, strict=True)
-        return tuple((order, factor(block[:, order][:, :, order], DAMPING)) for order, block in both)
+        return tuple((order, factor(block[:, order][:, :, order], self.damping)) for order, block in both)
 
     @property
     def width(self) -> int:
@@ -115,8 +119,16 @@ class Moments(Mapping[str, Moment]):
     in the order of iteration. The model must not change in between.
     """
 
-    def __init__(self, model: nn.Module, batch: Batch, *, micro_batch: int = 16, memory: int = 2**30):
-        self._model, self._batch, self._micro_batch = model, batch, micro_batch
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        *,
+        micro_batch: int = 16,
+        memory: int = 2**30,
+        damping: float = DAMPING,
+    ):
+        self._model, self._batch, self._micro_batch, self._damping = model, batch, micro_batch, damping
         self._layers = layers(model)
         self._group_of = _grouped(self._layers, memory)
         self._held: dict[str, Moment] = {}
@@ -165,7 +177,7 @@ class Moments(Mapping[str, Moment]):
                     sums.expect(part, self._batch.samples)
                     output = part(self._model)
                     outputs = outputs or [counted(o.clone(), part.mask) for o in floating(output)]
-            self._held, self._group = sums.moments(), group
+            self._held, self._group = sums.moments(self._damping), group
         self._dense = self._dense or Dense(tally.statistics, outputs)
         give_back()
 
@@ -198,7 +210,7 @@ class _Sums:
             _add_products(piece, total, self._threads)
         self._counts[name] += int(x.shape[1])
 
-    def moments(self) -> dict[str, Moment]:
+    def moments(self, damping: float) -> dict[str, Moment]:
         """The means, of the layers that were run."""
         for name, blocks in self._sums.items():
             for total in blocks:
@@ -206,7 +218,7 @@ class _Sums:
                 for i, j in _tiles(total.shape[-1]):
                     if i != j:
                         total[:, j, i] = total[:, i, j].transpose(1, 2)
-        return {n: Moment(self._wanted[n].layout, tuple(blocks)) for n, blocks in self._sums.items()}
+        return {n: Moment(self._wanted[n].layout, tuple(blocks), damping) for n, blocks in self._sums.items()}
 
     def _real(self, x: torch.Tensor) -> torch.Tensor:
         """Float32, and of texts (samples, length, d) only the tokens that count."""

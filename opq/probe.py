@@ -18,7 +18,7 @@ from torch.func import functional_call
 from opq.errors import OpqError, ProbeError
 from opq.inputs import Batch, gathered, synthetic
 from opq.memory import give_back
-from opq.moments import Moments
+from opq.moments import DAMPING, DAMPING_REAL, Moments
 from opq.observe import batch_statistics, untouched
 from opq.outputs import counted, floating
 from opq.renorm import known, renormalise
@@ -116,7 +116,9 @@ def probe(
         )
     felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, memory=memory, progress=progress)
     give_back()
-    return Probe(model, felt, Moments(model, batch, micro_batch=micro_batch, memory=memory), batch, micro_batch)
+    damping = DAMPING if calibration is None else DAMPING_REAL
+    moments = Moments(model, batch, micro_batch=micro_batch, memory=memory, damping=damping)
+    return Probe(model, felt, moments, batch, micro_batch)
 
 
 def sensitivity(
