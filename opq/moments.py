@@ -30,7 +30,7 @@ DAMPING = 0.05
 """Added to the diagonal of S before it is factored, as a fraction of its mean."""
 DAMPING_REAL = 0.15
 """The same for real inputs: there are few, and they agree in directions in which others will not."""
-ROWS, FEWEST = 4, 8192
+ROWS, FEWEST = 4, 16384
 """Inputs to look at, per coordinate and at least: of a convolution that many of its positions."""
 TILE = 512
 """Side of the squares that a moment is summed in: fixed, so that the sums do not depend on the number of threads."""
