@@ -37,7 +37,8 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except OSError as error:
         raise WriteError(f"cannot write {path}", got=error.strerror or error) from error
     finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # none is there, or the file system is read-only
+            aside.unlink()
 
 
 def _sync(folder: Path) -> None:
