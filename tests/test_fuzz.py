@@ -55,7 +55,7 @@ def test_the_judge_sees_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz, "SMALLEST_LIMIT", 1)
     monkeypatch.setattr(fuzz, "EXPANSION", 1e9)
     zeros = fuzz.Plan(method="x", tensors=(fuzz.planned("w", (999, 999)),))
-    bomb = fuzz.put_together(fuzz.Parts(zeros, (fuzz.Place("grid", 0),), (b"",)))
+    bomb = fuzz.put_together(fuzz.Parts(zeros, (fuzz.Place("grid", 4),), (bytes(4),)))
     assert fuzz.judge(fuzz.Case("bomb", bomb, True, fuzz.SIGNED), original) == "read"
     monkeypatch.setattr(fuzz.reader, "SMALL", 1 << 30)
     monkeypatch.setattr(fuzz, "EXPANSION", 1.0)
