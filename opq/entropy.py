@@ -144,9 +144,11 @@ class Large:
 
 def draft(codes: npt.NDArray[np.integer]) -> Draft:
     """The cheapest way found to code the codes."""
+    low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
+    if low < -LARGEST_CODE or high > LARGEST_CODE:
+        raise OptionError("codes beyond 16 bits", got=(low, high), wanted=f"-{LARGEST_CODE} to {LARGEST_CODE}")
     codes = _as_codes(codes)
     flat = codes.reshape(-1)
-    low, high = (int(flat.min()), int(flat.max())) if flat.size else (0, 0)
     if low == high:
         return Draft(Coding("constant", offset=low), codes.shape)
     low, symbols, counts = _counted(flat, low, high)
@@ -183,7 +185,7 @@ def with_tables(shape: tuple[int, ...], low: int, chosen: Contexts | None, count
 
 
 def write(plan: Draft, codes: npt.NDArray[np.integer]) -> bytes:
-    """The bytes of codes by their draft."""
+    """The bytes of codes by their draft, which has checked them."""
     flat = _as_codes(codes).reshape(-1)
     if is_large(plan.shape):
         return joined(plan, [plan.coding.put_chunk(flat[part], rows) for rows, part in chunks(plan.shape)])
@@ -245,9 +247,6 @@ def _counted(flat: Codes, low: int, high: int) -> tuple[int, npt.NDArray[np.int1
 
 
 def _as_codes(codes: npt.NDArray[np.integer]) -> Codes:
-    limits = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
-    if limits[0] < -LARGEST_CODE or limits[1] > LARGEST_CODE:
-        raise OptionError("codes beyond 16 bits", got=limits, wanted=f"-{LARGEST_CODE} to {LARGEST_CODE}")
     return np.ascontiguousarray(codes, np.int16).reshape(codes.shape)
 
 

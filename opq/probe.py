@@ -69,10 +69,15 @@ class Probe:
 
     def sensitivities(self, names: Iterable[str], *, alpha: float = 0.5) -> dict[str, float]:
         """`a_i^alpha` for the solver; a tensor that the outputs never felt gets the middle of the others."""
-        names = list(names)
-        felt = sorted(self.sensitivity[n] for n in names if self.sensitivity.get(n, 0.0) > 0)
-        middle = felt[len(felt) // 2] if felt else 1.0
-        return {n: (self.sensitivity.get(n) or middle) ** alpha for n in names}
+        return weights(self.sensitivity, names, alpha)
+
+
+def weights(felt: Mapping[str, float], names: Iterable[str], alpha: float) -> dict[str, float]:
+    """`a_i^alpha` of some tensors; one that was never felt gets the middle of the others."""
+    names = list(names)
+    known = sorted(felt[n] for n in names if felt.get(n, 0.0) > 0)
+    middle = known[len(known) // 2] if known else 1.0
+    return {n: (felt.get(n) or middle) ** alpha for n in names}
 
 
 def probe(

@@ -30,6 +30,7 @@ from opq.folder import INDEX, index_bytes
 from opq.index import rounded
 from opq.options import DATA_FREE, Options
 from opq.plan import Plan
+from opq.probe import weights
 from opq.roles import Role, assign
 from opq.scale import predict
 from opq.scale import work as folders
@@ -346,9 +347,7 @@ class _Run:
         for name, square in self.carried.sensitivities().items():
             holder = self.source.by_name[name].like or name
             found[holder] = found.get(holder, 0.0) + square
-        known = sorted(found[name] for name in measures if found.get(name, 0.0) > 0)
-        middle = known[len(known) // 2] if known else 1.0
-        return {name: (found.get(name) or middle) ** alpha for name in measures}
+        return weights(found, measures, alpha)
 
     # --- the budget --------------------------------------------------------------------------
 
