@@ -1,10 +1,12 @@
-"""On a full disk and in a sealed folder: what was there before stays, whole."""
+"""Killed, on a full disk and in a sealed folder: what was there before stays, whole, and work goes on where it was."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,19 @@ import opq
 from opq import checkpoint
 from opq.errors import WriteError
 from opq.export.dense import save_dense
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+def test_killed_at_any_moment() -> None:
+    program = [sys.executable, str(Path(__file__).with_name("kills.py")), "--kills", "24"]
+    done = subprocess.run(program, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert {name: (figures["kills"], figures["wrong"]) for name, figures in found.items()} == {
+        "save": (12, 0),
+        "folder": (6, 0),
+        "finetune": (6, 0),
+    }
 
 
 @pytest.fixture
