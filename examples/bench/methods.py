@@ -160,7 +160,7 @@ RATIOS = {"lenet-300-100": (60, 120, 240), "lenet-5": (100, 300), "resnet-20": (
 CODEBOOK_RATIOS = {"lenet-300-100": (30, 60), "lenet-5": (38, 100), "resnet-20": (10, 16)}
 LAMBDAS = {"lenet-300-100": (0.3, 3), "lenet-5": (0.3, 3), "resnet-20": (1,)}
 OLMP = {
-    "lenet-300-100": ((0.06, 0.01, 40, 12), (0.06, 0.02, 48, 12), (0.07, 0.02, 32, 12)),
+    "lenet-300-100": ((0.06, 0.01, 40, 12), (0.06, 0.01, 56, 12), (0.06, 0.02, 48, 12), (0.07, 0.02, 32, 12)),
     "lenet-5": ((0.05, 0.02, 40, 16),),
     "resnet-20": ((0.02, 0.02, 8, 3),),
 }
@@ -178,7 +178,7 @@ def cases() -> list[Case]:
         found += [_own(model, "clipq", f"lambda {w:g}", epochs, method_options={"weight": w}) for w in LAMBDAS[model]]
         for delta, lr, most, pruning in OLMP[model]:
             how = {"delta": delta, "lr": lr, "prune_epochs": pruning, "evaluations": 400}
-            found.append(_own(model, "olmp", f"delta {delta:g}, lr {lr:g}", most, method_options=how))
+            found.append(_own(model, "olmp", f"delta {delta:g}, lr {lr:g}, {most} epochs", most, method_options=how))
     return found
 
 
