@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from opq.errors import ProbeError
+from opq.turns import same_random_state
 
 Hook = Callable[[str, nn.Module, Sequence[torch.Tensor]], None]
 
@@ -27,15 +26,17 @@ Hook = Callable[[str, nn.Module, Sequence[torch.Tensor]], None]
 def untouched(model: nn.Module) -> Iterator[nn.Module]:
     """The model in inference mode; afterwards modes, buffers, gradients' flags and RNG are as before.
 
+    One thread at a time, so that two may look into the same model.
+
     Raises:
         ProbeError: the model holds lazy modules whose weights do not exist yet.
     """
     _refuse_lazy(model)
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    with _same_random_state(_cuda_devices(model)):
+    with same_random_state(_cuda_devices(model)):
+        modes = [(module, module.training) for module in model.modules()]
+        flags = [(p, p.requires_grad) for p in model.parameters()]
+        buffers = [(b, b.detach().clone()) for b in model.buffers()]
+        fast = torch.backends.mha.get_fastpath_enabled()
         try:
             torch.backends.mha.set_fastpath_enabled(False)  # the fused path calls no submodule: nothing to see
             model.eval()
@@ -53,20 +54,20 @@ def untouched(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[list[tuple[str, _BatchNorm]]]:
-    """Every BatchNorm in batch-statistics mode, its running statistics held still; inside `untouched`.
+    """Every BatchNorm in batch-statistics mode, its running statistics left alone; inside `untouched`.
 
     Behind each one the activations then have exactly the mean `bias` and the deviation `|weight|` that
     real data gave them, whatever goes in (DESIGN 2.5). Yields the BatchNorm modules by name.
     """
     norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
-    saved = [(norm, norm.momentum, norm.training) for _, norm in norms]
+    saved = [(norm, norm.track_running_stats, norm.training) for _, norm in norms]
     try:
         for norm, _, _ in saved:
-            norm.momentum, norm.training = 0.0, True
+            norm.track_running_stats, norm.training = False, True
         yield norms
     finally:
-        for norm, momentum, mode in saved:
-            norm.momentum, norm.training = momentum, mode
+        for norm, tracks, mode in saved:
+            norm.track_running_stats, norm.training = tracks, mode
 
 
 @contextlib.contextmanager
@@ -109,14 +110,3 @@ def _refuse_lazy(model: nn.Module) -> None:
 
 def _cuda_devices(model: nn.Module) -> list[torch.device]:
     return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
-
-
-@contextlib.contextmanager
-def _same_random_state(devices: list[torch.device]) -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

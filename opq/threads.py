@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -66,14 +67,27 @@ class Pool:
 
 @contextmanager
 def pool(workers: int | None = None) -> Iterator[Pool]:
-    """Threads for the block; torch's own number of threads is as before behind it."""
-    size, before = workers or cores(), torch.get_num_threads()
-    with ThreadPoolExecutor(size, initializer=torch.set_num_threads, initargs=(1,)) as executor:
+    """Threads for the block; the number of threads that torch computes with in others stays."""
+    size, others = workers or cores(), getattr(_own, "others", None) or torch.get_num_threads()
+    with ThreadPoolExecutor(size, initializer=_single, initargs=(others,)) as executor:
         try:
             yield Pool(executor, size)
         finally:
             executor.shutdown(cancel_futures=True)
-            torch.set_num_threads(before)
+
+
+_own = threading.local()
+"""In a thread of a pool: how many torch threads those outside of pools have."""
+
+
+def _single(others: int) -> None:
+    """One torch thread for the calling thread. torch takes the number set last for threads to come: it is set anew."""
+    _own.others = others
+    torch.get_num_threads()  # a thread that never asked would take the number set last when it first computes
+    torch.set_num_threads(1)
+    last = threading.Thread(target=torch.set_num_threads, args=(others,))
+    last.start()
+    last.join()
 
 
 def torch_threads() -> AbstractContextManager[Pool]:

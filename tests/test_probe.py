@@ -65,7 +65,7 @@ def remembered(model: nn.Module) -> dict[str, Any]:
         "ids": [id(p) for p in model.parameters()],
         "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
         "hooks": [(len(m._forward_pre_hooks), len(m._forward_hooks)) for m in model.modules()],
-        "momentum": [m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)],
+        "batchnorm": [(m.momentum, m.track_running_stats) for m in model.modules() if isinstance(m, nn.BatchNorm2d)],
         "attributes": [sorted(m.__dict__) for m in model.modules()],
         "random": (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()),
         "fast": torch.backends.mha.get_fastpath_enabled(),
@@ -255,7 +255,7 @@ def test_batch_statistics_hold_the_running_ones_still() -> None:
         out = model(5 + 2 * torch.randn(256, 3)).detach()
         assert out.mean().abs() < 1e-5
         assert float(out.std(correction=0)) == pytest.approx(1, abs=1e-3)
-    assert same(before, model.state_dict())
+        assert same(before, model.state_dict())
     assert model[0].momentum is None
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +29,7 @@ from opq.inputs import Batch, as_batch, synthetic
 from opq.loading import load
 from opq.sources.base import InputHint, brief
 from opq.sources.hub import need
+from opq.turns import same_random_state, silenced
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int16]
@@ -91,7 +91,7 @@ def save_onnx(
     need("onnx", "onnx")
     need("onnxscript", "onnx")
     network = load(file, copy.deepcopy(model)).eval().cpu()
-    with torch.random.fork_rng([]):
+    with same_random_state():
         made = synthetic(network, hint=hint, samples=2) if example_inputs is None else as_batch(network, example_inputs)
     program = _traced(network, made)
     graph = program.model.graph
@@ -122,8 +122,7 @@ def _traced(network: nn.Module, batch: Batch) -> Any:
     shapes: Any = (
         tuple(map(open_dims, batch.args)) if batch.args else {k: open_dims(v) for k, v in batch.kwargs.items()}
     )
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with silenced(Warning), torch.no_grad():
         try:
             return torch.onnx.export(
                 network, batch.args, kwargs=dict(batch.kwargs), dynamo=True, verbose=False, opset_version=OPSET,

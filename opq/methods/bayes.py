@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from opq.aside import written_aside
 from opq.errors import CorruptFileError, MismatchError, MissingExtraError
+from opq.turns import silenced
 
 RESUME = "Go on with the weights and options that it began with, or delete it to search anew."
 
@@ -93,8 +93,7 @@ def _ask(tried: Sequence[Trial], *, most_bits: int, startup: int, seed: int) -> 
         "octaves": optuna.distributions.FloatDistribution(0.0, 6.64),
         "b": optuna.distributions.IntDistribution(1, most_bits),
     }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with silenced(optuna.exceptions.ExperimentalWarning):
         sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup, deterministic_objective=True)
     study = optuna.create_study(sampler=sampler)
     for p, b, value in tried:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from opq.sources import Source, TensorSpec
 from opq.sources.base import brief
 from opq.sources.hub import _class_of, need
 from opq.sources.names import _model_name
+from opq.turns import same_random_state
 
 TEXTS, PART = 128, 16
 """Synthetic texts in all, and in one part: parts are what threads and processes share out."""
@@ -233,7 +235,7 @@ def _without_values(source: Source) -> nn.Module:
     if getattr(config, "quantization_config", None) is not None:
         raise ProbeError("the checkpoint is quantized", got="a quantization_config")
     try:
-        with _no_parameters(), torch.random.fork_rng([]):
+        with same_random_state(), _no_parameters():
             model: nn.Module = kind.from_config(config) if kind.__name__ == "AutoModel" else kind(config)
             model.tie_weights()  # type: ignore[operator]
     except (NotImplementedError, ImportError, ValueError, TypeError, AttributeError, RuntimeError) as error:
@@ -243,12 +245,15 @@ def _without_values(source: Source) -> nn.Module:
 
 @contextlib.contextmanager
 def _no_parameters() -> Iterator[None]:
-    """Parameters that modules register inside have no values; their memory is never touched."""
-    real = nn.Module.register_parameter
+    """Parameters that this thread's modules register inside have no values; their memory is never touched.
+
+    Inside `same_random_state`, so that no two threads change the class at once.
+    """
+    real, own = nn.Module.register_parameter, threading.get_ident()
 
     def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         real(module, name, parameter)
-        if parameter is not None and parameter.device.type != "meta":
+        if parameter is not None and parameter.device.type != "meta" and threading.get_ident() == own:
             module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
 
     nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]

@@ -6,7 +6,6 @@ import dataclasses
 import pickle
 import re
 import struct
-import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from opq.dtypes import torch_dtype
 from opq.errors import CorruptSourceError, SourceError, UnsafeCheckpointError
 from opq.sources.base import Source, TensorSpec, brief, guess_kinds, not_empty
 from opq.sources.memory import tensors_of, unnest
+from opq.turns import silenced
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
@@ -162,8 +162,7 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
         SourceError: it holds tensors, but not as a mapping.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about pickle protocols and TorchScript; errors say more
+        with silenced(UserWarning):  # about pickle protocols and TorchScript; errors say more
             # the format before torch 1.6 is no zip archive and cannot be mapped
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:

@@ -20,6 +20,7 @@ from opq.sources.folders import from_folder
 from opq.sources.hints import hint_of_config, hint_of_weights
 from opq.sources.memory import from_module
 from opq.sources.names import fit_names
+from opq.turns import same_random_state
 
 _SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*")
 
@@ -125,7 +126,7 @@ def _skeleton(folder: Path) -> nn.Module | str:
         return "the folder has no config.json"
     try:
         kind, config = _class_of(folder)
-        with torch.device("meta"), torch.random.fork_rng([]):
+        with torch.device("meta"), same_random_state():
             model: nn.Module = kind.from_config(config) if kind.__name__ == "AutoModel" else kind(config)
     except (SourceError, NotImplementedError, ImportError, ValueError, TypeError, AttributeError, RuntimeError) as e:
         return brief(e)
@@ -137,7 +138,7 @@ def _skeleton(folder: Path) -> nn.Module | str:
 def empty_model(folder: Path) -> nn.Module:
     """The model that the folder's config describes, with random weights; raises `SourceError` where there is none."""
     kind, config = _class_of(folder)
-    with torch.random.fork_rng([]):
+    with same_random_state():
         model: nn.Module = kind.from_config(config) if kind.__name__ == "AutoModel" else kind(config)
     return model
 
@@ -153,8 +154,7 @@ def _load(folder: Path, dtype: Any) -> tuple[nn.Module, list[str]]:
     kind, _ = _class_of(folder)
     spelled = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     try:
-        with _no_progress(transformers.utils.logging), torch.random.fork_rng([]):
-            torch.manual_seed(0)
+        with same_random_state(seed=0), _no_progress(transformers.utils.logging):
             model, info = kind.from_pretrained(folder, output_loading_info=True, **{spelled: dtype})
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise SourceError(
@@ -224,8 +224,7 @@ def from_torchvision(name: str, *, pretrained: bool = True) -> Source:
 @contextlib.contextmanager
 def _fetching(label: str) -> Iterator[None]:
     """Random numbers fixed and restored; failures to fetch become `SourceError`."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
+    with same_random_state(seed=0):
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:

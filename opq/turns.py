@@ -1,0 +1,55 @@
+"""What belongs to the whole process (random states, warning filters, flags of torch), changed by one thread at a time.
+
+Each context manager here puts back what it found; two that overlapped in time would put back each other's changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+_turn = threading.RLock()
+
+
+def _renew() -> None:
+    global _turn
+    _turn = threading.RLock()  # in a forked child the thread that held it does not exist
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
+@contextlib.contextmanager
+def same_random_state(devices: Sequence[torch.device] = (), *, seed: int | None = None) -> Iterator[None]:
+    """The generators of torch, numpy and Python are as before behind the block; the calling thread has its turn.
+
+    Args:
+        devices: those of CUDA whose generators count too.
+        seed: of torch's generator of the CPU in the block, where given.
+    """
+    with _turn, torch.random.fork_rng(devices=list(devices)):
+        python, numpy = random.getstate(), np.random.get_state()
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def silenced(*kinds: type[Warning]) -> Iterator[None]:
+    """Warnings of these kinds are not shown in the block; the calling thread has its turn."""
+    with _turn, warnings.catch_warnings():
+        for kind in kinds:
+            warnings.simplefilter("ignore", kind)
+        yield
