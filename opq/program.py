@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from opq.constraints import Row
 from opq.errors import CertificateError, InfeasibleError
@@ -119,25 +120,24 @@ class _Program:
         self.scale = np.maximum(np.abs(self.used).max(axis=1), 1e-300)
         low, high = np.array([r.low for r in self.rows]), np.array([r.high for r in self.rows])
         total = (self.used / self.scale[:, None]) @ self.x
-        self.above, self.below = np.flatnonzero(np.isfinite(low)), np.flatnonzero(np.isfinite(high))
         self.one = self._groups() @ self.x == 1
-        self.constraints: list[Any] = [
-            self.one,
-            total[self.above] >= (low / self.scale)[self.above],
-            total[self.below] <= (high / self.scale)[self.below],
-        ]
+        self.sides: list[tuple[float, npt.NDArray[np.int64], Any]] = []  # sign, rows, and the constraint on them
+        for sign, limit in ((-1.0, low), (1.0, high)):
+            stated = np.flatnonzero(np.isfinite(limit))
+            if stated.size:
+                self.sides.append((sign, stated, sign * total[stated] <= (sign * limit / self.scale)[stated]))
 
     def solve(self) -> list[Floats]:
         """The mixtures, one array per choice; sets `value`, `multiplier` and `gap`."""
         import cvxpy as cp
 
-        problem = cp.Problem(cp.Minimize(self.cost @ self.x), self.constraints)
+        problem = cp.Problem(cp.Minimize(self.cost @ self.x), [self.one, *(side for _, _, side in self.sides)])
         problem.solve(solver=cp.SCIPY, scipy_options=dict(_HIGHS))
         if problem.status not in ("optimal", "optimal_inaccurate"):
             raise self._infeasible()
         prices = np.zeros(len(self.rows))
-        prices[self.above] -= self.constraints[1].dual_value
-        prices[self.below] += self.constraints[2].dual_value
+        for sign, stated, side in self.sides:
+            prices[stated] += sign * side.dual_value
         self.value = float(problem.value) * self.unit
         self.multiplier = float(prices[0]) * self.unit / float(self.scale[0])
         self.gap = self._gap(prices, float(problem.value))
