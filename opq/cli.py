@@ -370,10 +370,11 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
 @contextmanager
 def _bar(quiet: bool) -> Iterator[Any]:
     """A progress bar as the library's progress callback; silent for scripts and where nobody looks."""
+    if quiet or not err.is_terminal:
+        yield lambda stage, done, total: None
+        return
     columns = (TextColumn("{task.description:>12}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(
-        *columns, TimeElapsedColumn(), console=err, transient=True, disable=quiet or not err.is_terminal
-    ) as drawn:
+    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True) as drawn:
         tasks: dict[str, TaskID] = {}
 
         def progress(stage: str, done: int, total: int) -> None:

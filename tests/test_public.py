@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
+import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import opq
+
+PACKAGE = Path(opq.__file__).parent
 
 
 def test_all_is_sorted_and_there() -> None:
@@ -26,3 +32,22 @@ def test_everything_public_is_documented() -> None:
 
 def test_typed() -> None:
     assert (Path(opq.__file__).parent / "py.typed").exists()
+
+
+def test_importing_any_module_needs_what_the_core_requires_and_nothing_else() -> None:
+    required = {re.split(r"[<>=]", r)[0] for r in requires("opq") or () if "extra" not in r}
+    allowed = set(sys.stdlib_module_names) | required | {"opq"}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            assert {name.split(".")[0] for name in names} <= allowed, path.name
+
+
+def test_every_requirement_of_the_core_has_an_oldest_version_and_is_used() -> None:
+    text = "".join(path.read_text() for path in PACKAGE.rglob("*.py"))
+    for requirement in requires("opq") or ():
+        if "extra" not in requirement:
+            name = re.split(r"[<>=]", requirement)[0]
+            assert ">=" in requirement, requirement
+            assert re.search(rf"^\s*(import|from) {name}\b", text, re.MULTILINE), name
