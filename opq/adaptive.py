@@ -40,7 +40,7 @@ class AdaptiveNumber:
     def put(self, writer: Writer, value: int) -> None:
         length = value.bit_length()
         self._lengths.put(writer, length)
-        writer.number(value & (1 << max(length - 1, 0)) - 1, max(length - 1, 0))
+        writer.number(value, max(length - 1, 0))
 
     def take(self, reader: Reader) -> int:
         length = self._lengths.take(reader)

@@ -61,7 +61,7 @@ class Writer:
         self._steps.append((values, _EACH_ITS_OWN, np.left_shift(np.int32(1), lengths)))
 
     def number(self, value: int, length: int) -> None:
-        """A number below `2^length`, `length` <= 40."""
+        """The `length` lowest bits of a number that is not negative, `length` <= 40."""
         for shift in range(0, length, 16):
             part = min(16, length - shift)
             self.put(value >> shift & (1 << part) - 1, uniform(1 << part))
@@ -70,7 +70,7 @@ class Writer:
         """A number from 0 to 2^40 - 1: its length, then the bits below the leading one."""
         length = value.bit_length()
         self.put(length, _LENGTHS)
-        self.number(value & (1 << max(length - 1, 0)) - 1, max(length - 1, 0))
+        self.number(value, max(length - 1, 0))
 
     def sint(self, value: int) -> None:
         """A number of either sign."""

@@ -99,7 +99,7 @@ def put(writer: Writer, u: Ints, first: int) -> None:
         code = zigzag(value - predicted) if value < 2 * predicted else value
         length = code.bit_length()
         writer.put(length, _lengths()[min(predicted.bit_length(), _CONTEXTS - 1)])
-        writer.number(code & (1 << max(length - 1, 0)) - 1, max(length - 1, 0))
+        writer.number(code, max(length - 1, 0))
         known[symbol] = value
 
 
