@@ -103,6 +103,7 @@ class Fit:
         overhead = self.overhead(self.problem.sketch())
         bits = max(8 * (AIM * target - overhead), least)
         best: Draft | None = None
+        below, above = 0.0, math.inf
         for _ in range(ROUNDS):
             draft = self.draft(self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead)))
             size = draft.size
@@ -115,8 +116,11 @@ class Fit:
                 raise self.infeasible(target, size)
             if size <= target and (best is None or size > best.size):
                 best = draft
+            below, above = (bits, above) if size <= target else (below, bits)
             before, overhead = bits, size - bits / 8
             bits = max(8 * (AIM * target - overhead), least)
+            if below < above < math.inf and not below < bits < above:
+                bits = max((below + above) / 2, least)  # the overhead depends so much on the bits that they swing
             if bits == before:
                 break
         result = self.finish(best) if best else self.smallest()

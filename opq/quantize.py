@@ -5,13 +5,19 @@ Letters: `w` weights, `q` codes, `step` = Delta.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 
+from opq import floats
 from opq.errors import OptionError
 from opq.plan import TensorPlan
 
 LARGEST_CODE = 2**15 - 1
 """Codes fit int16; the solver never chooses a step below max|w| / LARGEST_CODE."""
+
+_FAR = torch.finfo(torch.float32).max / 2**15
+"""Codes times a smaller step are within float32."""
 
 _CACHED = 1 << 16
 """Weights that a processor's cache holds through all steps."""
@@ -29,8 +35,7 @@ def quantize(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
     if plan.action != "compress" or plan.codebook != "grid":
         raise OptionError(f"tensor {plan.name!r} is not planned on a grid", got=f"{plan.action}, {plan.codebook}")
     codes = torch.empty(w.shape, dtype=torch.int16, device=w.device)
-    piece = _CACHED if w.device.type == "cpu" else max(w.numel(), 1)
-    flat = torch.split(w.detach().reshape(-1), piece), torch.split(codes.reshape(-1), piece)
+    flat = torch.split(w.detach().reshape(-1), _piece(w)), torch.split(codes.reshape(-1), _piece(w))
     for some, out in zip(*flat, strict=True):
         _quantize(some.to(torch.float32), plan, out)
     return codes
@@ -50,13 +55,40 @@ def _quantize(w: torch.Tensor, plan: TensorPlan, out: torch.Tensor) -> None:
 
 
 def dequantize(q: torch.Tensor, plan: TensorPlan, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The weights that the codes stand for: `step * q`, rounded once to `dtype`."""
-    return rounded(q.to(torch.float64) * plan.step, dtype)
+    """The weights that the codes stand for: `step * q`, rounded once to `dtype`; none is infinite."""
+    return scaled(q, plan.step, dtype)
+
+
+def scaled(q: torch.Tensor, step: float, dtype: torch.dtype) -> torch.Tensor:
+    """`step * q`, piece by piece, so that it takes little memory beside the weights."""
+    if dtype == torch.float32 and floats.fits(step, 32) and step < _FAR:  # one rounding, as from float64
+        return densely(q, q.shape, dtype, lambda some: some.to(dtype) * step)
+    return densely(q, q.shape, dtype, lambda some: rounded(some.to(torch.float64) * step, dtype))
+
+
+def densely(
+    q: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, weights: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """The tensor of the weights that codes stand for, piece by piece.
+
+    Args:
+        q: codes, in any shape.
+        weights: the weights of some codes, equally many for each; what the last one has too much is dropped.
+    """
+    dense = torch.empty(tuple(shape), dtype=dtype, device=q.device)
+    out, codes, done = dense.view(-1), q.reshape(-1), 0
+    for some in torch.split(codes, _piece(q)) if out.numel() else ():
+        found = weights(some).reshape(-1)[: out.numel() - done]
+        out[done : done + found.numel()] = found
+        done += found.numel()
+    return dense
 
 
 def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Values in an element type; beyond the largest number of a float8, which may be NaN there, that number."""
-    if dtype.itemsize == 1:
-        largest = torch.finfo(dtype).max
-        values = values.clamp(-largest, largest)
-    return values.to(dtype)
+    """Values in float64 as another element type; beyond its largest number, that number."""
+    largest = torch.finfo(dtype).max
+    return values.clamp(-largest, largest).to(dtype)
+
+
+def _piece(tensor: torch.Tensor) -> int:
+    return _CACHED if tensor.device.type == "cpu" else max(tensor.numel(), 1)

@@ -158,7 +158,11 @@ def paper(
     and quantizing, both in closed form (`laplace.quantizer`). One scalar inside another.
 
     Returns:
-        the allocation (theta = beta / Delta, multiplier = lambda, residual of the budget), and the sparsity rho.
+        the allocation (theta = beta / Delta, multiplier = lambda, residual of the budget), and the sparsity rho. Where
+        positions alone take more than B at every sparsity tried, its bits are more than B.
+
+    Raises:
+        CertificateError: the solution does not meet its budget (a bug).
     """
     n, log_a = _checked(sizes, sensitivities, len(taus))
     if not bits_total > 0:
@@ -186,7 +190,10 @@ def paper(
     points = tuple(Point(*map(float, f)) for f in figures)
     bits = float(n @ [p.rate for p in points])
     multiplier = float(step[0] * root_a[0]) ** 2 * math.log(2) / 6
-    return Allocation(points, multiplier, abs(bits - bits_total) / bits_total, bits), -math.expm1(best)
+    residual = abs(bits - bits_total) / bits_total
+    if float(n @ _quantized(np.full_like(tau, np.inf), beta, tau)[0]) < bits_total:
+        _tolerated(residual)
+    return Allocation(points, multiplier, residual, bits), -math.expm1(best)
 
 
 def _quantized(step: Floats, beta: Floats, tau: Floats) -> tuple[Floats, Floats, Floats]:
@@ -249,12 +256,16 @@ def _certified(
     residual = stationarity(curves, log_a, bounds, rates, x)
     if math.isfinite(target):
         residual = max(residual, abs(bits - target) / max(target, 1.0))
+    _tolerated(residual)
+    points = tuple(c.at_rate(r) for c, r in zip(curves, rates, strict=True))
+    return Allocation(points, math.exp(x), residual, bits)
+
+
+def _tolerated(residual: float) -> None:
     if not residual <= TOLERANCE:
         raise CertificateError(
             "the allocation is not optimal", got=f"residual {residual:.3g}", wanted=f"<= {TOLERANCE}"
         )
-    points = tuple(c.at_rate(r) for c, r in zip(curves, rates, strict=True))
-    return Allocation(points, math.exp(x), residual, bits)
 
 
 def stationarity(

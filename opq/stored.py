@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from opq import entropy, floats
+from opq import entropy
 from opq.dtypes import torch_dtype
 from opq.errors import CorruptFileError, MismatchError
 from opq.plan import TensorPlan
-from opq.quantize import rounded
+from opq.quantize import densely, rounded, scaled
 
 Codes = npt.NDArray[np.int16]
 Floats = npt.NDArray[np.float32]
@@ -140,14 +140,14 @@ def restore(kind: str, data: memoryview, plan: TensorPlan, number: float) -> tor
     values, position = _values(kind, data)
     codes = entropy.decode(data[position:], indices_shape(kind, plan, values))
     if kind in ("grid", "fine"):
-        return _scaled(codes, plan.step if kind == "grid" else number, dtype)
+        return scaled(torch.from_numpy(codes), plan.step if kind == "grid" else number, dtype)
     if kind == "log":
         with np.errstate(over="ignore"):
-            return torch.from_numpy(np.exp2(codes / number)).to(dtype)
+            return densely(torch.from_numpy(codes), plan.shape, dtype, lambda q: _powers(q, number, dtype))
     if codes.size and (codes.min() < 0 or codes.max() >= len(values)):
         raise CorruptFileError("an index beyond the codebook", got=int(codes.max()), wanted=f"below {len(values)}")
-    dense = values.astype(np.float32)[codes].reshape(-1)[: plan.size].reshape(plan.shape)
-    return torch.from_numpy(dense).to(dtype)
+    book = rounded(torch.from_numpy(values.astype(np.float64)), dtype)
+    return densely(torch.from_numpy(codes), plan.shape, dtype, lambda q: book[q.long()])
 
 
 def codes_of(kind: str, data: memoryview, plan: TensorPlan) -> Codes:
@@ -160,11 +160,8 @@ def indices_shape(kind: str, plan: TensorPlan, values: npt.NDArray[np.floating])
     return (-(-plan.size // values.shape[1]),) if kind == "product" else plan.shape
 
 
-def _scaled(codes: Codes, step: float, dtype: torch.dtype) -> torch.Tensor:
-    """As `opq.quantize.dequantize`; in float32 at once where its one rounding is the same."""
-    if dtype == torch.float32 and floats.fits(step, 32):
-        return torch.from_numpy(codes).to(dtype).mul_(step)
-    return rounded(torch.from_numpy(codes).to(torch.float64).mul_(step), dtype)
+def _powers(codes: torch.Tensor, per_octave: float, dtype: torch.dtype) -> torch.Tensor:
+    return rounded(torch.from_numpy(np.exp2(codes.numpy() / per_octave)), dtype)
 
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
