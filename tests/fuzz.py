@@ -29,10 +29,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from plans import kept, planned
 
 from opq import entropy, index, reader
 from opq.container import Fine, Grid, Log, Packed, Product, Raw, Reader, Stored, Table, pack
-from opq.dtypes import DTYPES, dtype_name
+from opq.dtypes import DTYPES
 from opq.errors import (
     CorruptFileError,
     FileFormatError,
@@ -68,22 +69,6 @@ class Case(NamedTuple):
 
 
 # --- valid files -------------------------------------------------------------------------------
-
-
-def planned(name: str, shape: tuple[int, ...], dtype: str = "F32", **fields: Any) -> TensorPlan:
-    fields = {
-        "action": "compress",
-        "reason": "2-D weight",
-        "step": 0.03125,
-        "threshold": 0.01875,
-        "rounding": 0.6,
-    } | fields
-    return TensorPlan(name=name, shape=shape, dtype=dtype, **fields)
-
-
-def kept(name: str, tensor: torch.Tensor) -> TensorPlan:
-    shape = tuple(tensor.shape)
-    return TensorPlan(name=name, shape=shape, dtype=dtype_name(tensor.dtype), action="keep", reason="one-dimensional")
 
 
 def laplace(*shape: int, scale: float, seed: int) -> np.ndarray[Any, np.dtype[np.int16]]:

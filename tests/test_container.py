@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from plans import kept, planned
 from safetensors import safe_open
 
 from opq import container, index, text
 from opq.ans import Reader as Stack
 from opq.ans import Writer
 from opq.container import Fine, Grid, Log, Packed, Product, Raw, Reader, Stored, Table, pack, size_of, write_file
-from opq.dtypes import DTYPES, dtype_name
+from opq.dtypes import DTYPES
 from opq.errors import (
     ClosedReaderError,
     CorruptFileError,
@@ -38,23 +39,6 @@ from opq.errors import (
 )
 from opq.index import Place, rounded
 from opq.plan import Budget, Plan, TensorPlan
-
-
-def planned(name: str, shape: tuple[int, ...], dtype: str = "F32", **fields: Any) -> TensorPlan:
-    fields = {
-        "action": "compress",
-        "reason": "2-D weight",
-        "step": 0.03125,
-        "threshold": 0.01875,
-        "rounding": 0.6,
-    } | fields
-    return TensorPlan(name=name, shape=shape, dtype=dtype, **fields)
-
-
-def kept(name: str, tensor: torch.Tensor) -> TensorPlan:
-    return TensorPlan(
-        name=name, shape=tuple(tensor.shape), dtype=dtype_name(tensor.dtype), action="keep", reason="one-dimensional"
-    )
 
 
 def every_kind() -> tuple[Plan, list[Stored]]:

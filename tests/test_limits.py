@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from plans import kept, planned
 from safetensors.torch import load
-from test_container import bytes_of, in_memory, kept, planned, small
+from test_container import bytes_of, in_memory, small
 
 from opq import container, entropy, reader, stored, text
 from opq.ans import Reader as Stack
