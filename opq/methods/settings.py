@@ -27,11 +27,6 @@ class Settings:
         self._number("lr", 0, math.inf)
         self._number("distill", 0, 1)
 
-    @property
-    def trains(self) -> bool:
-        """Whether data is needed."""
-        return self.epochs > 0
-
     def _check(self, name: str, fits: bool, wanted: str) -> None:
         if not fits:
             raise OptionError(f"method_options[{name!r}]", got=repr(getattr(self, name)), wanted=wanted)
@@ -131,10 +126,6 @@ class ClipQ(Settings):
         self._number("startup", 1, math.inf, whole=True)
         self._number("most_bits", 1, 8, whole=True)
         self._number("subset", 1, math.inf, whole=True)
-
-    @property
-    def trains(self) -> bool:
-        return True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -67,10 +67,6 @@ class Team:
         """What `work` gives on rank 0, on every rank; nobody else does it."""
         return self.each(work if self.rank == 0 else bytes)[0]
 
-    def meet(self) -> None:
-        """Waits for all ranks."""
-        self.each(bytes)
-
     def mine(self, weights: list[int]) -> list[int]:
         """The numbers of the items that are this rank's: the heaviest first, each to the rank with the least so far."""
         loads = [0] * self.size
