@@ -12,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from stream_helpers import SHARD, checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -39,6 +40,22 @@ def _import_torchvision() -> None:
 
 if importlib.util.find_spec("torchvision") is not None:
     _import_torchvision()
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small sharded checkpoint of the tests of the streamed path."""
+    return checkpoint(tmp_path_factory.mktemp("source") / "model")
+
+
+@pytest.fixture(scope="session")
+def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that an uninterrupted run makes of it."""
+    from opq.scale import compress_folder
+
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    compress_folder(source, folder, bits=4, shard_size=SHARD)
+    return folder
 
 
 @pytest.fixture(scope="session")

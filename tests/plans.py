@@ -1,4 +1,4 @@
-"""Plans of single tensors for the tests of the file."""
+"""Plans of single tensors for the tests."""
 
 from __future__ import annotations
 

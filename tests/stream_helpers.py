@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
 State = dict[str, torch.Tensor]
+SHARD = 26_000
+"""Bytes: four output shards of the checkpoint at 4 bits."""
+SMALL = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+"""Of the configurations of transformers' decoders."""
 
 
 def weights(*shape: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -55,3 +64,31 @@ def checkpoint(folder: Path, shards: list[State] | None = None) -> Path:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, hidden ones too."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def small_llama(layers: int = 2, *, tied: bool = False) -> Any:
+    """A Llama of random weights, always the same."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(**SMALL, num_hidden_layers=layers, tie_word_embeddings=tied)
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def interrupted(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch, *, stop: int, after: bool = False) -> bool:
+    """Works until the `stop`-th file gets its name, and is interrupted before or after that; whether it got so far."""
+    real, calls = os.replace, [0]
+
+    def replace(*names: Any) -> None:
+        calls[0] += 1
+        if calls[0] < stop or (calls[0] == stop and after):
+            real(*names)
+        if calls[0] >= stop:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("opq.aside.os.replace", replace)
+        try:
+            work()
+        except KeyboardInterrupt:
+            return True
+    return False

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import planned
 from torch import nn
 
 from opq import index
@@ -32,16 +33,8 @@ from opq.sources import open_source
 
 
 def plan(shape: tuple[int, ...], step: float, theta: float = 0.6, threshold: float | None = None) -> TensorPlan:
-    return TensorPlan(
-        name="w",
-        shape=shape,
-        dtype="F32",
-        action="compress",
-        reason="",
-        step=step,
-        threshold=theta * step if threshold is None else threshold,
-        rounding=theta if threshold is None else 0.5,
-    )
+    threshold, rounding = (theta * step, theta) if threshold is None else (threshold, 0.5)
+    return planned("w", shape, step=step, threshold=threshold, rounding=rounding)
 
 
 def moment_of(d: int, *, groups: int = 1, seed: int = 0, layout: Layout | None = None) -> Moment:

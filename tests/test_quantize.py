@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plans import planned
 
 from opq.errors import OptionError
 from opq.plan import TensorPlan
@@ -15,16 +16,7 @@ from opq.quantize import LARGEST_CODE, dequantize, quantize
 
 
 def grid(step: float, threshold: float, rounding: float, shape: tuple[int, ...] = (1,)) -> TensorPlan:
-    return TensorPlan(
-        name="w",
-        shape=shape,
-        dtype="F32",
-        action="compress",
-        reason="",
-        step=step,
-        threshold=threshold,
-        rounding=rounding,
-    )
+    return planned("w", shape, step=step, threshold=threshold, rounding=rounding)
 
 
 def by_definition(w: float, plan: TensorPlan) -> int:

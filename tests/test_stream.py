@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from plans import planned
 from safetensors.torch import load_file, save_file
-from stream_helpers import checkpoint, contents, decoder, weights
+from stream_helpers import SHARD, checkpoint, contents, decoder, interrupted, small_llama, weights
 from typer.testing import CliRunner
 
 import opq
-from opq import aside, container, entropy
+from opq import container, entropy
 from opq.cli import app
 from opq.coding import Coding
+from opq.dtypes import dtype_name
 from opq.errors import (
     BusyFolderError,
     CorruptFileError,
@@ -52,22 +54,7 @@ from opq.sources import TensorSpec
 from opq.stats import TensorStats
 from opq.threads import pool
 
-SHARD = 26_000
-"""Bytes: four output shards at 4 bits."""
 FLOATS = [torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn, torch.float8_e5m2]
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("source") / "model")
-
-
-@pytest.fixture(scope="module")
-def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that an uninterrupted run writes."""
-    folder = tmp_path_factory.mktemp("whole") / "out"
-    compress_folder(source, folder, bits=4, shard_size=SHARD)
-    return folder
 
 
 # --- pieces ----------------------------------------------------------------------------------
@@ -96,26 +83,15 @@ def test_no_weights_have_no_statistics() -> None:
     assert of_patterns(np.zeros(1 << 16, np.int64), TensorSpec("w", (0,), torch.bfloat16)).size == 0
 
 
-def planned(w: torch.Tensor, step: float) -> TensorPlan:
-    dtype = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}.get(w.dtype)
-    dtype = dtype or {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}[w.dtype]
-    return TensorPlan(
-        name="w",
-        shape=tuple(w.shape),
-        dtype=dtype,
-        action="compress",
-        reason="",
-        step=step,
-        threshold=0.6 * step,
-        rounding=0.6,
-    )
+def on_grid(w: torch.Tensor, step: float) -> TensorPlan:
+    return planned("w", tuple(w.shape), dtype_name(w.dtype), step=step, threshold=0.6 * step)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("step", [0.3, 0.002])
 def test_quantizing_by_table_is_quantizing(dtype: torch.dtype, step: float) -> None:
     w = (20 * weights(50, 70, seed=0, dtype=torch.float32)).to(dtype)
-    plan = planned(w, step)
+    plan = on_grid(w, step)
     q = quantize(w, plan)
     assert np.array_equal(coding.Quantizer(plan)(w.reshape(-1)), q.numpy().reshape(-1))
     assert Rebuild(plan)(q.numpy().reshape(-1)) == dequantize(q, plan, dtype).view(torch.uint8).numpy().tobytes()
@@ -136,7 +112,7 @@ CASES: dict[str, Callable[[], tuple[torch.Tensor, float]]] = {
 def test_coding_in_pieces_is_coding_the_whole(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entropy, "CHUNK", 1 << 19)
     w, step = CASES[case]()
-    plan = planned(w, step)
+    plan = on_grid(w, step)
     codes = quantize(w, plan).numpy()
     wanted = entropy.encode(codes)
     flat = w.reshape(-1)
@@ -163,7 +139,7 @@ def test_a_coder_that_lies_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None
     real = Coding.put_chunk
     monkeypatch.setattr(Coding, "put_chunk", lambda self, codes, rows: real(self, np.roll(codes, 1), rows))
     with pytest.raises(WriteError, match="tensor 'w' does not decode"):
-        coding.encode(planned(w, 0.02), lambda a, b: w.reshape(-1)[a:b], Clock())
+        coding.encode(on_grid(w, 0.02), lambda a, b: w.reshape(-1)[a:b], Clock())
 
 
 def test_tied_tensors_stand_where_their_holder_does() -> None:
@@ -291,14 +267,23 @@ def test_where_no_size_is_in_the_window_the_best_below_it_is_taken(
     assert result.bytes == sum(p.stat().st_size for p in (tmp_path / "out").iterdir())
 
 
+@pytest.mark.parametrize("first", [7600.0, 8400.0])
+def test_rounds_that_would_swing_end_in_the_window(first: float) -> None:
+    """Where bytes move more than twice as fast as bits, each correction by itself would lead further away."""
+    target = run._Target(size=1000, shards=[], index=b"")
+    history: list[dict[str, Any]] = [{"bits": first, "predicted": 998.0}]
+    while True:
+        size = history[-1]["bytes"] = round(1000 + 2.2 * (history[-1]["bits"] - 8000) / 8)
+        if run.WINDOW * target.size <= size <= target.size:
+            break
+        history.append(run._Run.corrected(None, history, target, least=0.0))  # type: ignore[arg-type]
+        assert "final" not in history[-1]
+    assert len(history) > 3
+
+
 def test_from_pretrained_accepts_what_comes_back(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
-        vocab_size=400, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config).eval()
+    model = small_llama(tied=True)
     model.save_pretrained(tmp_path / "model", max_shard_size="100KB")
     assert len(list((tmp_path / "model").glob("*.safetensors"))) > 1
     compress_folder(tmp_path / "model", tmp_path / "out", bits=6, shard_size=SHARD)
@@ -313,7 +298,7 @@ def test_from_pretrained_accepts_what_comes_back(tmp_path: Path) -> None:
             torch.nn.functional.mse_loss(loaded(tokens).logits, model(tokens).logits)
             < 0.01 * model(tokens).logits.var()
         )
-    filled = opq.load(tmp_path / "out", transformers.LlamaForCausalLM(config))
+    filled = opq.load(tmp_path / "out", transformers.LlamaForCausalLM(model.config))
     assert torch.equal(filled.model.norm.weight, state["model.norm.weight"])
 
 
@@ -344,25 +329,10 @@ def test_side_files_come_along_and_weights_do_not(whole: Path) -> None:
 # --- interruptions ---------------------------------------------------------------------------
 
 
-def renames(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, stop: int, after: bool) -> bool:
-    """Runs until the `stop`-th rename and is interrupted before or after it; whether it was."""
-    real, calls = os.replace, [0]
-
-    def replace(*names: Any) -> None:
-        calls[0] += 1
-        if calls[0] == stop:
-            if after:
-                real(*names)
-            raise KeyboardInterrupt
-        real(*names)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(aside.os, "replace", replace)
-        try:
-            compress_folder(source, folder, bits=4, shard_size=SHARD)
-        except KeyboardInterrupt:
-            return True
-    return False
+def stopped(source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *, stop: int, after: bool = True) -> bool:
+    return interrupted(
+        lambda: compress_folder(source, folder, bits=4, shard_size=SHARD), monkeypatch, stop=stop, after=after
+    )
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -370,7 +340,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(
     after: bool, source: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = 1
-    while renames(source, folder := tmp_path / str(stop), monkeypatch, stop=stop, after=after):
+    while stopped(source, folder := tmp_path / str(stop), monkeypatch, stop=stop, after=after):
         with pytest.raises((MissingFileError, CorruptFileError)) if not (folder / INDEX).exists() else open(os.devnull):
             FolderReader(folder)
         compress_folder(source, folder, bits=4, shard_size=SHARD)
@@ -382,7 +352,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_bytes(
 def test_interrupted_again_and_again(
     source: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    while renames(source, tmp_path / "out", monkeypatch, stop=4, after=True):
+    while stopped(source, tmp_path / "out", monkeypatch, stop=4):
         pass
     assert contents(tmp_path / "out") == contents(whole)
 
@@ -416,7 +386,7 @@ def test_statistics_are_not_taken_twice(source: Path, tmp_path: Path, monkeypatc
 
 def test_a_changed_source_is_measured_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint(tmp_path / "model")
-    assert renames(folder, tmp_path / "out", monkeypatch, stop=4, after=True)
+    assert stopped(folder, tmp_path / "out", monkeypatch, stop=4)
     shards = decoder()
     shards[0]["embed.weight"] = shards[0]["embed.weight"] * 3
     shutil.rmtree(folder)
@@ -439,7 +409,7 @@ def test_a_second_round_corrects_a_wrong_prediction(
         return {**found, "bits": 1.05 * found["bits"]}
 
     monkeypatch.setattr(run._Run, "first_round", wrong)
-    assert renames(source, tmp_path / "out", monkeypatch, stop=11, after=True)
+    assert stopped(source, tmp_path / "out", monkeypatch, stop=11)
     result = compress_folder(source, tmp_path / "out", bits=4, shard_size=SHARD)
     assert result.rounds == 2
     assert 3.98 <= result.bits <= 4
@@ -456,7 +426,7 @@ def test_two_runs_into_one_folder(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_holds_a_compression(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert renames(source, tmp_path / "half", monkeypatch, stop=7, after=True)
+    assert stopped(source, tmp_path / "half", monkeypatch, stop=7)
     before = contents(tmp_path / "half")
     with pytest.raises(OccupiedFolderError, match=r"an unfinished compression .* with other options"):
         compress_folder(source, tmp_path / "half", bits=5, shard_size=SHARD)

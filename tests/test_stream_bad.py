@@ -10,29 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from stream_helpers import checkpoint, contents, weights
+from stream_helpers import SHARD, checkpoint, contents, weights
 from torch import nn
 
 import opq
 from opq.errors import CorruptFileError, WriteError
 from opq.folder import INDEX, FolderReader
 from opq.scale import compress_folder, save_dense_folder
-
-SHARD = 26_000
-"""Bytes: four output shards at 4 bits."""
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("source") / "model")
-
-
-@pytest.fixture(scope="module")
-def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "out"
-    compress_folder(source, folder, bits=4, shard_size=SHARD)
-    return folder
-
 
 # --- damage found late ---------------------------------------------------------------------------
 

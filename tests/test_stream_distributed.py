@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from stream_helpers import checkpoint, contents
+from stream_helpers import SHARD, contents, small_llama
 
 from opq.scale import compress_folder
 
@@ -25,6 +25,7 @@ from opq.errors import OpqError
 from opq.scale import compress_folder
 from opq.scale.carry import Carried
 from opq.scale.shards import Shards
+from stream_helpers import SHARD
 
 source, out, kind, rank = sys.argv[1:4] + [os.environ["RANK"]]
 real, through = Shards.write, Carried._through
@@ -45,7 +46,7 @@ Shards.write = write
 if kind == "dies in the probe":
     Carried._through = dies
 try:
-    result = compress_folder(source, out, bits=4, shard_size=26_000)
+    result = compress_folder(source, out, bits=4, shard_size=SHARD)
 except OpqError as error:
     print(type(error).__name__, error)
     sys.exit(3)
@@ -77,15 +78,8 @@ def launch(source: Path, out: Path, kind: str) -> list[tuple[int, str]]:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoint(tmp_path_factory.mktemp("source") / "model")
-
-
-@pytest.fixture(scope="module")
-def alone(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tmp_path_factory.mktemp("alone") / "out"
-    compress_folder(source, folder, bits=4, shard_size=26_000)
-    return contents(folder)
+def alone(whole: Path) -> dict[str, bytes]:
+    return contents(whole)
 
 
 def test_two_processes_write_what_one_writes(source: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
@@ -104,7 +98,7 @@ def test_a_process_that_is_lost(kind: str, source: Path, alone: dict[str, bytes]
         "another process is gone" if kind == "dies" else "process 1 failed: got the disk of the second machine is gone"
     ) in words
     assert other == (-signal.SIGKILL if kind == "dies" else 1)
-    compress_folder(source, tmp_path / "out", bits=4, shard_size=26_000)
+    compress_folder(source, tmp_path / "out", bits=4, shard_size=SHARD)
     assert contents(tmp_path / "out") == alone
 
 
@@ -113,21 +107,15 @@ def test_a_process_that_is_lost(kind: str, source: Path, alone: dict[str, bytes]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.LlamaConfig(
-        vocab_size=300, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=False,
-    )  # fmt: skip
-    torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model") / "model"
-    transformers.LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="100KB")
+    small_llama(layers=3).save_pretrained(folder, max_shard_size="100KB")
     return folder
 
 
 @pytest.fixture(scope="module")
 def probed_alone(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("alone") / "out"
-    assert compress_folder(model, folder, bits=4, shard_size=26_000).basis.startswith("sensitivities")
+    assert compress_folder(model, folder, bits=4, shard_size=SHARD).basis.startswith("sensitivities")
     return contents(folder)
 
 
@@ -141,5 +129,5 @@ def test_a_process_that_is_lost_in_the_probe(model: Path, probed_alone: dict[str
     (code, words), (other, _) = launch(model, tmp_path / "out", "dies in the probe")
     assert (code, other) == (3, -signal.SIGKILL), words
     assert "RankError another process is gone" in words
-    compress_folder(model, tmp_path / "out", bits=4, shard_size=26_000)
+    compress_folder(model, tmp_path / "out", bits=4, shard_size=SHARD)
     assert contents(tmp_path / "out") == probed_alone

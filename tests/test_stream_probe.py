@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stream_helpers import checkpoint, contents
+from stream_helpers import SMALL, checkpoint, contents, interrupted, small_llama
 from torch import nn
 from typer.testing import CliRunner
 
 import opq
-from opq import aside
 from opq.cli import app
 from opq.errors import ProbeError, ProbeWarning, WriteError
 from opq.feedback import feedback
@@ -38,11 +37,11 @@ from opq.threads import pool
 
 transformers = pytest.importorskip("transformers")
 
-SMALL = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
 KINDS: dict[str, Callable[[], Any]] = {
-    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, tie_word_embeddings=False)),
-    "qwen2": lambda: transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SMALL, tie_word_embeddings=True)),
+    "llama": small_llama,
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(**SMALL, num_hidden_layers=2, tie_word_embeddings=True)
+    ),
     "gpt2": lambda: transformers.GPT2LMHeadModel(
         transformers.GPT2Config(vocab_size=300, n_embd=48, n_layer=2, n_head=4, n_positions=64,
                                 bos_token_id=1, eos_token_id=1)
@@ -249,31 +248,15 @@ def test_slabs_give_what_the_whole_gives(
 # --- interruptions ---------------------------------------------------------------------------
 
 
-def interrupted(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *, stop: int) -> bool:
-    """Runs until the `stop`-th file gets its name; whether it got so far."""
-    real, calls = os.replace, [0]
-
-    def replace(*names: Any) -> None:
-        calls[0] += 1
-        if calls[0] >= stop:
-            raise KeyboardInterrupt
-        real(*names)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(aside.os, "replace", replace)
-        try:
-            compress_folder(source, out, bits=3, shard_size=SHARD)
-        except KeyboardInterrupt:
-            return True
-    return False
-
-
 @pytest.mark.parametrize("stop", [6, 20, 32, 38, 43])
 def test_interrupted_it_goes_on_to_the_same_bytes(
     stop: int, llama: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert interrupted(llama, tmp_path / "out", monkeypatch, stop=stop)
-    compress_folder(llama, tmp_path / "out", bits=3, shard_size=SHARD)
+    def work() -> None:
+        compress_folder(llama, tmp_path / "out", bits=3, shard_size=SHARD)
+
+    assert interrupted(work, monkeypatch, stop=stop)
+    work()
     assert contents(tmp_path / "out") == contents(whole)
 
 
