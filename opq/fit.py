@@ -119,8 +119,8 @@ class Fit:
             below, above = (bits, above) if size <= target else (below, bits)
             before, overhead = bits, size - bits / 8
             bits = max(8 * (AIM * target - overhead), least)
-            if below < above < math.inf and not below < bits < above:
-                bits = max((below + above) / 2, least)  # the overhead depends so much on the bits that they swing
+            if below < above < math.inf:
+                bits = max(bracketed(bits, below, above), least)
             if bits == before:
                 break
         result = self.finish(best) if best else self.smallest()
@@ -202,6 +202,14 @@ class Fit:
             got=f"a budget of {target:.0f} bytes",
             wanted=f"at least {smallest} bytes, that is {least}",
         )
+
+
+def bracketed(bits: float, below: float, above: float) -> float:
+    """The bits of the next round: halfway where they leave those of the files next below and above the budget.
+
+    What is no codes may depend so much on the bits that sizes would swing from round to round.
+    """
+    return bits if below < bits < above else (below + above) / 2
 
 
 def assemble(source: Source, plan: Plan, codes: Codes, changed: Mapping[str, torch.Tensor]) -> Result:

@@ -25,7 +25,7 @@ from opq.aside import written_aside
 from opq.datafree import probe_source
 from opq.decide import Problem
 from opq.errors import CertificateError, InfeasibleError, OptionError, PatternError, ProbeWarning, RankError
-from opq.fit import AIM, WINDOW
+from opq.fit import AIM, WINDOW, bracketed
 from opq.folder import INDEX, index_bytes
 from opq.index import rounded
 from opq.options import DATA_FREE, Options
@@ -485,7 +485,7 @@ class _Run:
         bits = max(last["bits"] + 8 * (aim - last["bytes"]), least, 1.0)
         if below and above:
             low, high = max(h["bits"] for h in below), min(h["bits"] for h in above)
-            bits = bits if low < bits < high else (low + high) / 2
+            bits = bracketed(bits, low, high)
         return {"bits": bits, "predicted": aim}
 
     def infeasible(self, target: _Target, smallest: float) -> InfeasibleError:
