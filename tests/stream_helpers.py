@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,3 +95,21 @@ def interrupted(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch, *, 
         except KeyboardInterrupt:
             return True
     return False
+
+
+def killed(source: Path, out: Path, *, at: str, bits: float, shard_size: int) -> None:
+    """Compresses in a process that is killed before a file with `at` in its name gets that."""
+    here = Path(__file__).parent
+    program = (
+        "import os, signal, conftest, opq.aside as a\n"
+        "from opq.scale import compress_folder\n"
+        "real = a.os.replace\n"
+        "def replace(x, y):\n"
+        f"    if {at!r} in str(y): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    real(x, y)\n"
+        "a.os.replace = replace\n"
+        f"compress_folder({str(source)!r}, {str(out)!r}, bits={bits}, shard_size={shard_size})\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
+    ended = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
+    assert ended.returncode == -signal.SIGKILL

@@ -6,9 +6,6 @@ import json
 import os
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ import pytest
 import torch
 from plans import planned
 from safetensors.torch import load_file, save_file
-from stream_helpers import SHARD, checkpoint, contents, decoder, interrupted, small_llama, weights
+from stream_helpers import SHARD, checkpoint, contents, decoder, interrupted, killed, small_llama, weights
 from typer.testing import CliRunner
 
 import opq
@@ -358,19 +355,7 @@ def test_interrupted_again_and_again(
 
 
 def test_killed_it_goes_on_to_the_same_bytes(source: Path, whole: Path, tmp_path: Path) -> None:
-    program = (
-        "import os, signal, sys, opq.aside as a\n"
-        "from opq.scale import compress_folder\n"
-        "real = a.os.replace\n"
-        "def replace(x, y):\n"
-        "    if 'model-00002' in str(y): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    real(x, y)\n"
-        "a.os.replace = replace\n"
-        f"compress_folder({str(source)!r}, {str(tmp_path / 'out')!r}, bits=4, shard_size={SHARD})\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    ended = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
-    assert ended.returncode == -signal.SIGKILL
+    killed(source, tmp_path / "out", at="model-00002", bits=4, shard_size=SHARD)
     assert list((tmp_path / "out").glob(".*.part"))
     compress_folder(source, tmp_path / "out", bits=4, shard_size=SHARD)
     assert contents(tmp_path / "out") == contents(whole)

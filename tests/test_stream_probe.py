@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stream_helpers import SMALL, checkpoint, contents, interrupted, small_llama
+from stream_helpers import SMALL, checkpoint, contents, interrupted, killed, small_llama
 from torch import nn
 from typer.testing import CliRunner
 
@@ -280,21 +277,7 @@ def test_what_the_probe_has_done_is_not_done_again(
 
 
 def test_killed_in_the_probe(llama: Path, whole: Path, tmp_path: Path) -> None:
-    program = (
-        "import os, signal, sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import conftest, opq.aside as a\n"
-        "from opq.scale import compress_folder\n"
-        "real = a.os.replace\n"
-        "def replace(x, y):\n"
-        "    if 'felt-00001' in str(y): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    real(x, y)\n"
-        "a.os.replace = replace\n"
-        f"compress_folder({str(llama)!r}, {str(tmp_path / 'out')!r}, bits=3, shard_size={SHARD})\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    ended = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
-    assert ended.returncode == -signal.SIGKILL
+    killed(llama, tmp_path / "out", at="felt-00001", bits=3, shard_size=SHARD)
     compress_folder(llama, tmp_path / "out", bits=3, shard_size=SHARD)
     assert contents(tmp_path / "out") == contents(whole)
 
