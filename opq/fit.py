@@ -36,6 +36,8 @@ WINDOW = 0.995
 AIM = 0.998
 """Where in the window the solver aims."""
 ROUNDS = 12
+EDGE = 0.1
+"""Part of the bits between two rounds that the next one keeps from both."""
 MARGIN = 24
 """Bytes by which the text of two plans for the same tensors may differ."""
 HEADER, PLACE, TABLE = 150, 6, 24
@@ -103,7 +105,8 @@ class Fit:
         overhead = self.overhead(self.problem.sketch())
         bits = max(8 * (AIM * target - overhead), least)
         best: Draft | None = None
-        below, above = 0.0, math.inf
+        below: tuple[float, float] | None = None
+        above: tuple[float, float] | None = None
         for _ in range(ROUNDS):
             draft = self.draft(self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead)))
             size = draft.size
@@ -116,11 +119,10 @@ class Fit:
                 raise self.infeasible(target, size)
             if size <= target and (best is None or size > best.size):
                 best = draft
-            below, above = (bits, above) if size <= target else (below, bits)
+            below, above = ((bits, size), above) if size <= target else (below, (bits, size))
             before, overhead = bits, size - bits / 8
-            bits = max(8 * (AIM * target - overhead), least)
-            if below < above < math.inf:
-                bits = max(bracketed(bits, below, above), least)
+            bits = between(below, above, AIM * target) if below and above else 8 * (AIM * target - overhead)
+            bits = max(bits, least)
             if bits == before:
                 break
         result = self.finish(best) if best else self.smallest()
@@ -204,12 +206,19 @@ class Fit:
         )
 
 
-def bracketed(bits: float, below: float, above: float) -> float:
-    """The bits of the next round: halfway where they leave those of the files next below and above the budget.
+def between(below: tuple[float, float], above: tuple[float, float], aim: float) -> float:
+    """The bits of the next round after two on either side of the budget: by the line through both, well inside.
 
-    What is no codes may depend so much on the bits that sizes would swing from round to round.
+    By the last one's overhead alone sizes may swing from round to round, where it depends much on the bits.
+
+    Args:
+        below: bits and bytes of a file within the budget.
+        above: those of one beyond it.
+        aim: bytes wanted.
     """
-    return bits if below < bits < above else (below + above) / 2
+    (low, least), (high, most) = below, above
+    share = (aim - least) / (most - least)
+    return low + min(max(share, EDGE), 1 - EDGE) * (high - low)
 
 
 def assemble(source: Source, plan: Plan, codes: Codes, changed: Mapping[str, torch.Tensor]) -> Result:

@@ -25,7 +25,7 @@ from opq.aside import written_aside
 from opq.datafree import probe_source
 from opq.decide import Problem
 from opq.errors import CertificateError, InfeasibleError, OptionError, PatternError, ProbeWarning, RankError
-from opq.fit import AIM, WINDOW, bracketed
+from opq.fit import AIM, WINDOW, between
 from opq.folder import INDEX, index_bytes
 from opq.index import rounded
 from opq.options import DATA_FREE, Options
@@ -484,8 +484,8 @@ class _Run:
         last, aim = history[-1], AIM * target.size
         bits = max(last["bits"] + 8 * (aim - last["bytes"]), least, 1.0)
         if below and above:
-            low, high = max(h["bits"] for h in below), min(h["bits"] for h in above)
-            bits = bracketed(bits, low, high)
+            low, high = max(below, key=lambda h: h["bits"]), min(above, key=lambda h: h["bits"])
+            bits = between((low["bits"], low["bytes"]), (high["bits"], high["bytes"]), aim)
         return {"bits": bits, "predicted": aim}
 
     def infeasible(self, target: _Target, smallest: float) -> InfeasibleError:
