@@ -161,7 +161,7 @@ CODEBOOK_RATIOS = {"lenet-300-100": (30, 60), "lenet-5": (38, 100), "resnet-20":
 LAMBDAS = {"lenet-300-100": (0.3, 3), "lenet-5": (0.3, 3), "resnet-20": (1,)}
 OLMP = {
     "lenet-300-100": ((0.06, 0.01, 40, 12), (0.06, 0.01, 56, 12), (0.06, 0.02, 48, 12), (0.07, 0.02, 32, 12)),
-    "lenet-5": ((0.05, 0.02, 40, 16),),
+    "lenet-5": ((0.05, 0.01, 40, 16),),
     "resnet-20": ((0.02, 0.02, 8, 3),),
 }
 """delta, learning rate, epochs, of these pruning: OLMP cannot do with fewer."""
