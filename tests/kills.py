@@ -43,8 +43,7 @@ def killed(work: Work, after: float | None = None) -> bool:
     Raises:
         RuntimeError: the work failed by itself or stalled, or this process has threads.
     """
-    if (threads := len(os.listdir("/proc/self/task"))) > 1:
-        raise RuntimeError(f"{threads} threads in a process that forks; set OMP_NUM_THREADS=1")
+    _alone()
     child = os.fork()
     if not child:
         try:
@@ -65,6 +64,15 @@ def killed(work: Work, after: float | None = None) -> bool:
     if after is None and os.WIFSIGNALED(status):
         raise RuntimeError("the work stalled")
     return os.WIFSIGNALED(status)
+
+
+def _alone() -> None:
+    """Waits until the system has done with threads that have ended; raises `RuntimeError` where others are left."""
+    deadline = time.monotonic() + 10
+    while (threads := len(os.listdir("/proc/self/task"))) > 1:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{threads} threads in a process that forks; set OMP_NUM_THREADS=1")
+        time.sleep(0.001)
 
 
 def seconds(work: Work) -> float:
