@@ -481,11 +481,12 @@ class _Run:
                 raise CertificateError("no round met the budget", got=got, wanted=f"at most {target.size:.0f}")
             best = max(below, key=lambda h: (h["bytes"], -h["bits"]))
             return {"bits": best["bits"], "predicted": best["predicted"], "final": True}
-        last, aim = history[-1], AIM * target.size
-        bits = max(last["bits"] + 8 * (aim - last["bytes"]), least, 1.0)
+        aim = AIM * target.size
         if below and above:
             low, high = max(below, key=lambda h: h["bits"]), min(above, key=lambda h: h["bits"])
             bits = between((low["bits"], low["bytes"]), (high["bits"], high["bytes"]), aim)
+        else:
+            bits = max(history[-1]["bits"] + 8 * (aim - history[-1]["bytes"]), least, 1.0)
         return {"bits": bits, "predicted": aim}
 
     def infeasible(self, target: _Target, smallest: float) -> InfeasibleError:
