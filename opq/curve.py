@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from opq.quantize import LARGEST_CODE
 from opq.stats import Floats, TensorStats
+from opq.symbols import DIRECT, EDGES, LAST, bits_behind
 
 Ints = npt.NDArray[np.int64]
 
@@ -165,16 +166,17 @@ def measure(
     """Rate, distortion and density of a tensor at pairs of step and theta (1-D arrays of one length).
 
     Codes are `sign(w) max(1, floor(|w|/step + 1 - rounding))` where `|w| >= theta step`, else 0; `rounding` is theta
-    unless given. Every boundary between codes is looked up in the cumulative histogram up to where bins are wider
-    than the step (256 steps and more); beyond, the codes within a bin are equally likely and the error is uniform.
+    unless given. The error of each code is that of the cumulative histogram between the code's boundaries, up to where
+    bins are wider than the step (256 steps and more); beyond, it is uniform.
 
     Returns:
-        rate in bits per weight (entropy of the codes), distortion (mean squared error), density; each shaped
-        like `step`. Zeros for a tensor of zeros.
+        rate in bits per weight (entropy of the symbols that stand for the codes, and the bits behind large ones),
+        distortion (mean squared error), density; each shaped like `step`. Zeros for a tensor of zeros.
     """
     if stats.max_abs == 0:
         return np.zeros_like(step), np.zeros_like(step), np.zeros_like(step)
-    n, rounding = stats.size, theta if rounding is None else rounding
+    rounding = theta if rounding is None else rounding
+    n = stats.size
     wide = np.exp2(np.ceil(np.log2(np.maximum(step * _FINE, theta * step))))
     top = np.minimum(wide, np.nextafter(stats.max_abs, math.inf))
     levels = np.maximum(np.ceil(top / step - rounding), 0).astype(np.int64) + 1
@@ -190,10 +192,21 @@ def measure(
     bits = _self_information(plus, n) + _self_information(minus, n)
     bits[first] = _self_information(dead, n)
     rate, distortion = np.add.reduceat(bits, first), np.add.reduceat(error, first)
-    beyond_bits, spread, beyond = _beyond(stats, wide)
-    rate += beyond_bits - spread * np.log2(step)
-    distortion += beyond * step * step * (rounding**3 + (1 - rounding) ** 3) / 3
-    return np.clip(rate / n, 0, math.log2(n)), np.maximum(distortion, 0) / n, 1 - dead / n
+    large = levels > DIRECT
+    rate[large] = _bits(stats, step[large], theta[large], rounding[large])
+    distortion += _beyond(stats, wide) * step * step * (rounding**3 + (1 - rounding) ** 3) / 3
+    return np.maximum(rate, 0) / n, np.maximum(distortion, 0) / n, 1 - dead / n
+
+
+def _bits(stats: TensorStats, step: Floats, theta: Floats, rounding: Floats) -> Floats:
+    """Bits of all codes where some are large: of the symbols, which stand for ranges, and of the bits behind these."""
+    last = np.array(EDGES[1:], np.float64) - 1
+    edges = np.maximum(last + rounding[:, None], theta[:, None]) * step[:, None]
+    edges[:, 0], edges[:, -1] = theta * step, np.inf
+    plus, minus = (np.maximum(np.diff(c, axis=1, prepend=0.0), 0.0) for c in _cumulative(stats, edges)[:2])
+    bits = _self_information(plus, stats.size) + _self_information(minus, stats.size)
+    bits[:, 0] = _self_information(plus[:, 0] + minus[:, 0], stats.size)
+    return np.asarray((bits + (plus + minus) * bits_behind(0, LAST)).sum(axis=1))
 
 
 def _grid(largest: float, thetas: Sequence[float]) -> tuple[Floats, Floats]:
@@ -229,21 +242,11 @@ def _cumulative(stats: TensorStats, edges: Floats) -> tuple[Floats, Floats, Floa
     )
 
 
-def _beyond(stats: TensorStats, wide: Floats) -> tuple[Floats, Floats, Floats]:
-    """Of the bins from `wide` on: bits at step 1, the count of weights whose bits grow with finer steps, and of all."""
-    lower, upper, positive, negative = stats.magnitudes
-    spread = upper > lower
-    width = np.exp2(np.floor(np.log2(np.maximum(lower, _SMALLEST)))) / _FINE  # before min_abs and max_abs cut it
-    bits = [_self_information(c, stats.size) + c * spread * np.log2(width) for c in (positive, negative)]
-    j = np.searchsorted(lower, wide, side="left")
-    both = positive + negative
-    return _tail(bits[0] + bits[1], j), _tail(both * spread, j), _tail(both, j)
-
-
-def _tail(values: Floats, j: Ints) -> Floats:
-    """Sums of the values from index j on."""
-    total = _cumsum(values)
-    return np.asarray(total[-1] - total[j])
+def _beyond(stats: TensorStats, wide: Floats) -> Floats:
+    """The count of weights in the bins from `wide` on."""
+    lower, _, positive, negative = stats.magnitudes
+    counts = _cumsum(positive + negative)
+    return np.asarray(counts[-1] - counts[np.searchsorted(lower, wide, side="left")])
 
 
 def _cumsum(values: Floats) -> Floats:

@@ -123,7 +123,7 @@ def test_any_finite_weights_are_compressed(name: str, values: list[float], metho
     try:
         result = opq.compress(state, bits=bits, method=method)
     except InfeasibleError as error:  # of a few values a fraction of a percent apart: what it names can be had
-        bits = float(re.findall(r"bits=([\d.]+)", str(error))[0])
+        bits = float(re.findall(r"bits=(\d+\.\d+)", str(error))[0])
         result = opq.compress(state, bits=bits, method=method)
     assert result.bits <= bits
     assert all(bool(torch.isfinite(t.double()).all()) for t in read(result).values())
