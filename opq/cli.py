@@ -108,7 +108,8 @@ def compress(
     out.print(
         f"{path}: {result.bytes:,} bytes, {result.bits:.3f} bits per weight, {result.ratio:.2f}x smaller; "
         f"the paper's count, positions free: {result.nominal.ratio:.2f}x. Verified by decoding. "
-        f"{figures['seconds']:.1f} s."
+        f"{figures['seconds']:.1f} s.",
+        soft_wrap=True,
     )
     if all(tensor.sensitivity == 1 for tensor in result.plan.compressed):
         out.print(
@@ -145,7 +146,8 @@ def _compress_folder(
         return
     out.print(
         f"{output}: {len(result.shards)} shards, {result.bytes:,} bytes, {result.bits:.3f} bits per weight, "
-        f"{result.ratio:.2f}x smaller. Verified by decoding. {seconds:.1f} s."
+        f"{result.ratio:.2f}x smaller. Verified by decoding. {seconds:.1f} s.",
+        soft_wrap=True,
     )
     out.print(f"By {result.basis}", soft_wrap=True)
 
@@ -177,7 +179,7 @@ def verify(file: File, as_json: AsJson = False) -> None:
     if as_json:
         _json({"file": str(file), "tensors": len(names), "whole": True})
     else:
-        out.print(f"{file}: whole, {len(names)} tensors decoded")
+        out.print(f"{file}: whole, {len(names)} tensors decoded", soft_wrap=True)
 
 
 @app.command()
@@ -198,7 +200,7 @@ def decompress(
     if as_json:
         _json({"file": str(path), "bytes": size})
     else:
-        out.print(f"{path}: {size:,} bytes, dense")
+        out.print(f"{path}: {size:,} bytes, dense", soft_wrap=True)
 
 
 @app.command()
@@ -217,7 +219,7 @@ def report(
     if as_json:
         _json({"file": str(path), "bytes": size})
     else:
-        out.print(f"{path}: {size:,} bytes; open it in a browser")
+        out.print(f"{path}: {size:,} bytes; open it in a browser", soft_wrap=True)
 
 
 @app.command()
@@ -254,7 +256,7 @@ def export(
     if as_json:
         _json({"file": str(output), "to": to, **figures})
         return
-    out.print(f"{output}: {figures['bytes']:,} bytes, {to}")
+    out.print(f"{output}: {figures['bytes']:,} bytes, {to}", soft_wrap=True)
     if figures.get("dense"):
         out.print(f"as floats: {', '.join(figures['dense'])}")
 

@@ -15,14 +15,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import io
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
+from safetensors.torch import load, save
 from torch import nn
 
 from opq.errors import ProbeError
@@ -251,18 +250,16 @@ class Carried:
         return f"probe-{self.key}-{kind}-{stage + 1:05}-{part:02}"
 
     def _put(self, kind: str, stage: int, part: int, values: torch.Tensor, felt: Felt | None = None) -> None:
-        with io.BytesIO() as out:
-            text = np.frombuffer(json.dumps(felt or {}).encode(), np.uint8)
-            np.savez(out, values=values.detach().numpy(), felt=text)
-            self.work.put(self._name(kind, stage, part), out.getvalue())
+        text = torch.frombuffer(bytearray(json.dumps(felt or {}).encode()), dtype=torch.uint8)
+        self.work.put(self._name(kind, stage, part), save({"values": values.detach().contiguous(), "felt": text}))
 
     def _get(self, kind: str, stage: int, part: int) -> tuple[torch.Tensor, Felt]:
         name = self._name(kind, stage, part)
         data = self.work.get(name)
         if data is None:
             raise ProbeError("a file of the probe is gone", got=f"no {name}", remedy="Run the command again.")
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return torch.from_numpy(arrays["values"]), dict(json.loads(arrays["felt"].tobytes()))
+        held = load(data)
+        return held["values"], dict(json.loads(held["felt"].numpy().tobytes()))
 
     def _input(self, k: int, part: int) -> torch.Tensor:
         return self._get("input", k, part)[0]

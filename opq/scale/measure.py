@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.numpy import load, save
 
 from opq.curve import THETAS, Curve
 from opq.errors import CorruptSourceError, NonFiniteError
@@ -144,15 +144,12 @@ def packed(measures: Mapping[str, Measure]) -> bytes:
         arrays[name] = np.concatenate([getattr(m.curve, name) for m in listed] or [np.zeros(0)])
     text = json.dumps([list(measures), [m.digest for m in listed]]).encode()
     arrays["names"] = np.frombuffer(text, np.uint8)
-    with io.BytesIO() as out:
-        np.savez(out, **arrays)
-        return out.getvalue()
+    return bytes(save(arrays))
 
 
 def unpacked(data: bytes) -> dict[str, Measure]:
     """The inverse of `packed`."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        held = {name: arrays[name] for name in arrays.files}
+    held = load(data)
     names, digests = json.loads(held["names"].tobytes())
     ends = np.cumsum(held["points"])
     found = {}
