@@ -6,7 +6,6 @@ import importlib
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import opq
-from opq.errors import CertificateError, InfeasibleError, NonFiniteError, RankError
+from opq.errors import CertificateError, NonFiniteError, RankError
 from opq.quantize import dequantize
 from opq.result import Result
 from opq.scale.team import Team
@@ -107,7 +106,7 @@ def test_a_budget_is_met_where_one_tensor_dominates(bits: float) -> None:
     assert 0.99 * bits <= result.bits <= bits
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(
     st.sampled_from(FLOATS),
     st.lists(st.floats(-(2.0**126), 2.0**126, width=32), min_size=1, max_size=8),
@@ -120,11 +119,7 @@ def test_any_finite_weights_are_compressed(name: str, values: list[float], metho
     w = torch.tensor(values, dtype=torch.float64).clamp(-largest, largest).repeat(1000)[: 48 * 60]
     w = torch.cat([w, torch.zeros(48 * 60 - len(w), dtype=torch.float64)]).reshape(48, 60).to(dtype)
     state = {"w": w, "other": laplace(60, 60).float()}
-    try:
-        result = opq.compress(state, bits=bits, method=method)
-    except InfeasibleError as error:  # of a few values a fraction of a percent apart: what it names can be had
-        bits = float(re.findall(r"bits=(\d+\.\d+)", str(error))[0])
-        result = opq.compress(state, bits=bits, method=method)
+    result = opq.compress(state, bits=bits, method=method)
     assert result.bits <= bits
     assert all(bool(torch.isfinite(t.double()).all()) for t in read(result).values())
 
