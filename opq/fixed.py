@@ -3,11 +3,12 @@
 Letters: `w` the plain weight that the optimizer sees, `m` its mask (True: kept), `step` = Delta.
 The forward pass sees
 
-    w^ = m sign(w) step max(1, floor(|w|/step + 1 - rounding)),
+    w^ = m sign(w) step floor(|w|/step + 1 - rounding),
 
-the plan's quantizer with its dead zone replaced by the mask. The backward pass is straight through on kept
-weights and zero on pruned ones: a pruned weight's gradient and moments stay zero, and whatever weight decay
-does to its plain value has no effect.
+the plan's quantizer under the mask: a kept weight may fall to zero and come back, so that it can change its sign and
+the entropy coder gains, and a pruned one is zero for good. The backward pass is straight through on kept weights and
+zero on pruned ones: a pruned weight's gradient and moments stay zero, and whatever weight decay does to its plain
+value has no effect.
 """
 
 from __future__ import annotations
@@ -28,30 +29,27 @@ Site = tuple[nn.Module, str]
 
 
 class _OnGrid(torch.autograd.Function):
-    """`w -> w^` forward, straight through where `w^` is not zero backward."""
+    """`w -> w^` forward, straight through where the mask keeps backward."""
 
     @staticmethod
-    def forward(ctx: Any, w: torch.Tensor, m: torch.Tensor, step: float, rounding: float) -> torch.Tensor:
-        levels = _levels(w, step, rounding).mul_(step)
-        on_grid = torch.copysign(levels, w, out=levels).mul_(m.view(torch.uint8)).to(w.dtype)
-        ctx.save_for_backward(on_grid)  # the layer holds it anyway
-        ctx.half = step / 2
-        return on_grid
+    def forward(ctx: Any, w: torch.Tensor, m: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
+        levels = _levels(w, plan).mul_(plan.step)
+        ctx.save_for_backward(m)
+        return torch.copysign(levels, w, out=levels).mul_(m.view(torch.uint8)).to(w.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        (on_grid,), (grad,) = ctx.saved_tensors, grads
-        if grad.is_sparse:
-            return grad * (on_grid != 0), None, None, None
-        # where |w^| > step / 2, in one pass
-        kept: torch.Tensor = torch.ops.aten.hardshrink_backward(grad, on_grid, ctx.half)
-        return kept, None, None, None
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (m,), (grad,) = ctx.saved_tensors, grads
+        return grad * (m if grad.is_sparse else m.view(torch.uint8)), None, None
 
 
-def _levels(w: torch.Tensor, step: float, rounding: float) -> torch.Tensor:
-    """`max(1, floor(|w|/step + 1 - rounding))` in float32, the arithmetic of `quantize`."""
-    scaled = w.detach().to(torch.float32).abs().mul_(1.0 / step)
-    return scaled.add_(1.0 - rounding).floor_().clamp_(1.0, float(LARGEST_CODE))
+def _levels(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
+    """`floor(|w|/step + 1 - rounding)` in float32, the arithmetic of `quantize`; 1 at least from the threshold on."""
+    scaled = w.detach().to(torch.float32).abs().mul_(1.0 / plan.step)
+    dead = plan.threshold / plan.step
+    least = (scaled >= dead).float() if dead < plan.rounding * (1 - 1e-5) else None
+    levels = scaled.add_(1.0 - plan.rounding).floor_().clamp_max_(float(LARGEST_CODE))
+    return levels if least is None else torch.maximum(levels, least, out=levels)
 
 
 class FixedGrid(nn.Module):
@@ -71,7 +69,7 @@ class FixedGrid(nn.Module):
 
     def forward(self, w: torch.Tensor) -> torch.Tensor:
         apply: Any = _OnGrid.apply
-        out: torch.Tensor = apply(w, self.mask, self.plan.step, self.plan.rounding)
+        out: torch.Tensor = apply(w, self.mask, self.plan)
         return out
 
     def right_inverse(self, w: torch.Tensor) -> torch.Tensor:

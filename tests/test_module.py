@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import itertools
 import pickle
 
 import pytest
@@ -67,13 +68,43 @@ def test_the_forward_pass_sees_the_plans_quantizer(seed: int, step: float, theta
     assert torch.equal(layer.weight != 0, wanted != 0)
 
 
-def test_a_kept_weight_never_falls_to_zero_and_a_pruned_one_never_wakes() -> None:
+def test_a_kept_weight_falls_to_zero_and_comes_back_and_a_pruned_one_never_wakes() -> None:
     layer = nn.Linear(4, 1, bias=False)
     layer.weight.data[:] = torch.tensor([[0.3, 0.3, -0.3, 0.01]])
     plan = plan_of(layer, step=0.2)
     attach(layer, plan)
-    layer.parametrizations.weight.original.data[:] = torch.tensor([[0.001, -0.001, -0.9, 5.0]])
-    assert torch.allclose(layer.weight, torch.tensor([[0.2, -0.2, -0.8, 0.0]]))
+    plain = layer.parametrizations.weight.original
+    plain.data[:] = torch.tensor([[0.001, -0.15, -0.9, 5.0]])
+    assert torch.allclose(layer.weight, torch.tensor([[0.0, -0.2, -0.8, 0.0]]))
+    layer(torch.ones(1, 4)).sum().backward()
+    assert torch.equal(plain.grad, torch.tensor([[1.0, 1.0, 1.0, 0.0]]))
+    plain.data[0, 0] = 0.41
+    assert torch.allclose(layer.weight, torch.tensor([[0.4, -0.2, -0.8, 0.0]]))
+
+
+def test_a_threshold_below_half_a_step_holds_while_weights_move() -> None:
+    """The paper's quantizer: pruned by a threshold of its own, rounded to the nearest multiple, never to zero."""
+    layer = nn.Linear(4, 1, bias=False)
+    layer.weight.data[:] = torch.tensor([[0.07, -0.08, 0.3, 0.01]])
+    plan = plan_of(layer, step=0.2)
+    plan = plan.replace(tensors=tuple(dataclasses.replace(t, threshold=0.05, rounding=0.5) for t in plan))
+    attach(layer, plan)
+    assert torch.allclose(layer.weight, torch.tensor([[0.2, -0.2, 0.4, 0.0]]))
+    layer.parametrizations.weight.original.data[:] = torch.tensor([[0.04, 0.06, 0.31, 5.0]])
+    assert torch.allclose(layer.weight, torch.tensor([[0.0, 0.2, 0.4, 0.0]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_no_value_changes_where_weights_stand_on_the_edge_of_the_dead_zone(dtype: torch.dtype) -> None:
+    for step, theta in itertools.product((0.1, 0.3, 0.7, 1.1e-3), (0.54, 0.58, 0.62, 0.66, 0.7, 0.74)):
+        layer = nn.Linear(3, 64, bias=False)
+        edge = torch.tensor(theta * step, dtype=torch.float64).float()
+        around = torch.stack([edge, torch.nextafter(edge, edge + 1), torch.nextafter(edge, edge - 1)])
+        layer.weight.data = (around.repeat(64, 1) * torch.tensor([1.0, -1.0]).repeat(32)[:, None]).to(dtype)
+        plan = plan_of(layer, step=step, theta=theta)
+        wanted = dequantize(quantize(layer.weight, plan["weight"]), plan["weight"], dtype)
+        attach(layer, plan)
+        assert torch.equal(layer.weight != 0, wanted != 0)
 
 
 def test_the_gradient_is_straight_through_on_kept_weights_and_zero_on_pruned_ones() -> None:
@@ -119,7 +150,7 @@ def test_adams_moments_of_pruned_weights_stay_zero_and_the_network_does_not_feel
         assert not moments["exp_avg_sq"][pruned].any()
         assert not layer.weight[pruned].any()
     after = proved_codes(model, plan)
-    assert all(torch.equal(after[n] != 0, before[n] != 0) for n in before)
+    assert not any(bool(after[n][before[n] == 0].any()) for n in before)
     assert any(not torch.equal(after[n], before[n]) for n in before)
 
 
@@ -256,11 +287,14 @@ def model_like() -> nn.Module:
 
 def test_collect_compares_the_mask_with_the_results() -> None:
     model = mlp()
+    model[0].weight.data[0, 0] = 0
     result = compress(model, bits=40, probe=False)
     detach(attach(model, result), bake=True)
-    kept = (model[0].weight != 0).nonzero()[0]
-    model[0].weight.data[tuple(kept)] = 0
-    with pytest.raises(OffCodebookError, match=r"'0.weight': 1 weights contradict the mask of the compression result"):
+    pruned = (model[0].weight == 0).nonzero()[0]
+    model[0].weight.data[tuple(pruned)] = result.plan["0.weight"].step
+    with pytest.raises(
+        OffCodebookError, match=r"'0.weight': 1 pruned weights are not zero by the mask of the compression result"
+    ):
         proved_codes(model, result)
 
 

@@ -96,7 +96,7 @@ RECIPES = (
            biases=True, dense_epochs=20, dense_lr=2e-3, dense_pull=1e-4, shift=1, beyond=BLACK),
     Recipe(model="lenet-5", ratios=(298, 400), epochs=20, lr=1e-3, pull=3e-4, batch=256, headroom=1.12, biases=True,
            dense_epochs=15, dense_lr=2e-3, dense_pull=1e-4, shift=1, beyond=BLACK),
-    Recipe(model="resnet-20", ratios=(20,), epochs=10, lr=2e-3, decay=1e-2, headroom=1.05, feedback=True, alpha=0.5,
+    Recipe(model="resnet-20", ratios=(20,), epochs=10, lr=3e-3, decay=0.1, headroom=1.05, feedback=True, alpha=0.5,
            dense_lr=2e-3, shift=4, mirror=True),
 )  # fmt: skip
 
@@ -266,8 +266,10 @@ def point(own: Task, recipe: Recipe, ratio: float, teacher: nn.Module, error_den
 
 
 def adamw(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimizer of the recipe."""
-    return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.decay, fused=True)
+    """The optimizer of the recipe; what has one dimension (biases, BatchNorm) does not decay."""
+    groups = [{"params": [p for p in parameters if p.dim() > 1], "weight_decay": recipe.decay},
+              {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0}]  # fmt: skip
+    return torch.optim.AdamW(groups, recipe.lr, fused=True)
 
 
 def curve(own: Task, recipe: Recipe) -> Iterator[dict[str, Any]]:
@@ -277,7 +279,7 @@ def curve(own: Task, recipe: Recipe) -> Iterator[dict[str, Any]]:
         reference = copy.deepcopy(own.dense)
         checkpoint = CACHE / f"{own.name}-dense{own.suffix}.ckpt"
         finetune(reference, keep_all(reference), own.train, epochs=recipe.epochs, checkpoint=checkpoint,
-                 optimizer=lambda p: adamw(p, dataclasses.replace(recipe, lr=recipe.dense_lr)))  # fmt: skip
+                 optimizer=lambda p: torch.optim.AdamW(p, recipe.dense_lr, fused=True))  # fmt: skip
     dense = own.error(reference)
     for ratio in recipe.ratios:
         yield point(own, recipe, ratio, reference, dense)
