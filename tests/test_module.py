@@ -7,6 +7,7 @@ import dataclasses
 import io
 import itertools
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -411,7 +412,8 @@ def test_a_stacked_parametrization_is_not_torn_off() -> None:
 
 
 def test_a_script_module_is_refused() -> None:
-    with pytest.warns(DeprecationWarning, match="torch.jit"):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # by newer ones of torch
         script = torch.jit.trace(mlp(), torch.zeros(1, 12))
     with pytest.raises(AttachError, match="ScriptModule"):
         attach(script, plan_of(mlp()))

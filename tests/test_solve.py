@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -34,15 +35,17 @@ def slow_allocate(problem: Instance, bits: float) -> float:
         each = zip(problem.curves, n, problem.sensitivities, rates, strict=True)
         return np.array([-a * k * math.exp(c.log_slope(float(r))) for c, k, a, r in each]) / scale
 
-    found = minimize(
-        lambda rates: problem.error(rates) / scale,
-        np.clip(np.full(n.size, bits / n.sum()), low, high),
-        jac=gradient,
-        bounds=list(zip(low, high, strict=True)),
-        constraints={"type": "eq", "fun": lambda r: (n @ r - bits) / n.sum(), "jac": lambda r: n / n.sum()},
-        method="SLSQP",
-        options={"maxiter": 500, "ftol": 1e-13},
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Values in x were outside bounds", RuntimeWarning)  # by older ones of scipy
+        found = minimize(
+            lambda rates: problem.error(rates) / scale,
+            np.clip(np.full(n.size, bits / n.sum()), low, high),
+            jac=gradient,
+            bounds=list(zip(low, high, strict=True)),
+            constraints={"type": "eq", "fun": lambda r: (n @ r - bits) / n.sum(), "jac": lambda r: n / n.sum()},
+            method="SLSQP",
+            options={"maxiter": 500, "ftol": 1e-13},
+        )
     assert abs(n @ found.x - bits) < 1e-6 * bits
     return float(found.fun * scale)
 
