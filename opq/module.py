@@ -77,8 +77,9 @@ def _check_grids(plan: Plan) -> None:
 
 
 def _mask(plan: TensorPlan, site: Site, result: Result | None) -> torch.Tensor:
-    w = plain(*site)
-    return quantize(w, plan) != 0 if result is None else _nonzero(result, plan.name).to(w.device)
+    w = plain(*site).detach()
+    kept = quantize(w, plan) != 0 if result is None else _nonzero(result, plan.name)
+    return torch.empty_like(w, dtype=torch.bool).copy_(kept)  # in the order of the weight's own elements in memory
 
 
 def _nonzero(result: Result, name: str) -> torch.Tensor:
