@@ -273,7 +273,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         for axis in (upper, lower):
             axis.grid(alpha=0.3, which="both")
         for axis in (lower.xaxis, lower.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter(NullFormatter())
     axes[0][0].set_ylabel("test error (%)")
