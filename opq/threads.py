@@ -68,7 +68,7 @@ class Pool:
 @contextmanager
 def pool(workers: int | None = None) -> Iterator[Pool]:
     """Threads for the block; the number of threads that torch computes with in others stays."""
-    size, others = workers or cores(), getattr(_own, "others", None) or torch.get_num_threads()
+    size, others = workers or cores(), getattr(_own, "others", None) or _number()
     with ThreadPoolExecutor(size, initializer=_single, initargs=(others,)) as executor:
         try:
             yield Pool(executor, size)
@@ -80,16 +80,37 @@ _own = threading.local()
 """In a thread of a pool: how many torch threads those outside of pools have."""
 
 
+_setting = threading.Lock()
+"""Held while the number set last is not that of threads to come."""
+
+
+def _free() -> None:
+    """In the child of a fork no thread is left that could release the lock."""
+    global _setting
+    _setting = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_free)
+
+
+def _number() -> int:
+    """How many torch threads the calling thread has; one that asks for the first time takes the number set last."""
+    with _setting:
+        return torch.get_num_threads()
+
+
 def _single(others: int) -> None:
     """One torch thread for the calling thread. torch takes the number set last for threads to come: it is set anew."""
     _own.others = others
-    torch.get_num_threads()  # a thread that never asked would take the number set last when it first computes
-    torch.set_num_threads(1)
-    last = threading.Thread(target=torch.set_num_threads, args=(others,))
-    last.start()
-    last.join()
+    with _setting:
+        torch.get_num_threads()  # a thread that never asked would take the number set last when it first computes
+        torch.set_num_threads(1)
+        last = threading.Thread(target=torch.set_num_threads, args=(others,))
+        last.start()
+        last.join()
 
 
 def torch_threads() -> AbstractContextManager[Pool]:
     """As many threads as torch computes with."""
-    return pool(torch.get_num_threads())
+    return pool(_number())
