@@ -105,17 +105,15 @@ def compress(
         _json(figures)
         return
     out.print(result.report())
-    out.print(
+    say(
         f"{path}: {result.bytes:,} bytes, {result.bits:.3f} bits per weight, {result.ratio:.2f}x smaller; "
         f"the paper's count, positions free: {result.nominal.ratio:.2f}x. Verified by decoding. "
-        f"{figures['seconds']:.1f} s.",
-        soft_wrap=True,
+        f"{figures['seconds']:.1f} s."
     )
     if all(tensor.sensitivity == 1 for tensor in result.plan.compressed):
-        out.print(
+        say(
             "Weights alone: no model was run. With the model itself, or an hf:, timm: or torchvision: name, much less "
-            "accuracy is lost at low rates (docs/datafree.md).",
-            soft_wrap=True,
+            "accuracy is lost at low rates (docs/datafree.md)."
         )
 
 
@@ -144,12 +142,11 @@ def _compress_folder(
         more = {"shards": len(result.shards), "method": result.plan.method, "basis": result.basis}
         _json({**figures, **more, "seconds": seconds})
         return
-    out.print(
+    say(
         f"{output}: {len(result.shards)} shards, {result.bytes:,} bytes, {result.bits:.3f} bits per weight, "
-        f"{result.ratio:.2f}x smaller. Verified by decoding. {seconds:.1f} s.",
-        soft_wrap=True,
+        f"{result.ratio:.2f}x smaller. Verified by decoding. {seconds:.1f} s."
     )
-    out.print(f"By {result.basis}", soft_wrap=True)
+    say(f"By {result.basis}")
 
 
 @app.command()
@@ -162,7 +159,7 @@ def inspect(file: File, as_json: AsJson = False) -> None:
         _json(dataclasses.asdict(found))
         return
     out.print(found.report())
-    out.print(found.summary(), soft_wrap=True)
+    say(found.summary())
 
 
 @app.command()
@@ -179,7 +176,7 @@ def verify(file: File, as_json: AsJson = False) -> None:
     if as_json:
         _json({"file": str(file), "tensors": len(names), "whole": True})
     else:
-        out.print(f"{file}: whole, {len(names)} tensors decoded", soft_wrap=True)
+        say(f"{file}: whole, {len(names)} tensors decoded")
 
 
 @app.command()
@@ -200,7 +197,7 @@ def decompress(
     if as_json:
         _json({"file": str(path), "bytes": size})
     else:
-        out.print(f"{path}: {size:,} bytes, dense", soft_wrap=True)
+        say(f"{path}: {size:,} bytes, dense")
 
 
 @app.command()
@@ -219,7 +216,7 @@ def report(
     if as_json:
         _json({"file": str(path), "bytes": size})
     else:
-        out.print(f"{path}: {size:,} bytes; open it in a browser", soft_wrap=True)
+        say(f"{path}: {size:,} bytes; open it in a browser")
 
 
 @app.command()
@@ -256,7 +253,7 @@ def export(
     if as_json:
         _json({"file": str(output), "to": to, **figures})
         return
-    out.print(f"{output}: {figures['bytes']:,} bytes, {to}", soft_wrap=True)
+    say(f"{output}: {figures['bytes']:,} bytes, {to}")
     if figures.get("dense"):
         out.print(f"as floats: {', '.join(figures['dense'])}")
 
@@ -350,6 +347,11 @@ def _warn(message: Warning | str, category: type[Warning], filename: str, lineno
 
 def _line(message: object) -> str:
     return printable(str(message).replace("\n", " "))
+
+
+def say(text: str) -> None:
+    """Prints a line of any length as one: the paths in it stay whole."""
+    out.print(text, soft_wrap=True)
 
 
 def _json(figures: dict[str, Any]) -> None:

@@ -175,8 +175,7 @@ def measure(
     """
     if stats.max_abs == 0:
         return np.zeros_like(step), np.zeros_like(step), np.zeros_like(step)
-    rounding = theta if rounding is None else rounding
-    n = stats.size
+    n, rounding = stats.size, theta if rounding is None else rounding
     wide = np.exp2(np.ceil(np.log2(np.maximum(step * _FINE, theta * step))))
     top = np.minimum(wide, np.nextafter(stats.max_abs, math.inf))
     levels = np.maximum(np.ceil(top / step - rounding), 0).astype(np.int64) + 1

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 def attach(model: nn.Module, plan: Plan | Result) -> nn.Module:
     """Put the fixed compression module on a live model, in place; returns the model.
 
-    With a `Plan`, its quantizer of the present weights decides the masks, and no value changes. With a
-    compression result, its values (codes after error feedback, re-normalised statistics) are copied into the
-    model first, and the masks are its non-zero codes. Parameters keep their identity, so an optimizer made
-    before goes on working. Attach before `fully_shard`; before or after `DistributedDataParallel`.
+    With a `Plan`, its quantizer of the present weights decides the masks, and no value changes but that of a
+    weight on the very edge of the dead zone, which moves to its level. With a compression result, its values
+    (codes after error feedback, re-normalised statistics) are copied into the model first, and the masks are its
+    non-zero codes. Parameters keep their identity, so an optimizer made before goes on working. Attach before
+    `fully_shard`; before or after `DistributedDataParallel`.
 
     Raises:
         AttachError: attached already, sharded already, or a module that torch cannot parametrize.
@@ -232,7 +233,7 @@ def _codes(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
 
 
 def _check_mask(name: str, codes: torch.Tensor, mask: torch.Tensor | None, which: str) -> None:
-    wrong = 0 if mask is None else int(((codes != 0) > mask.cpu().reshape(codes.shape)).sum())
+    wrong = 0 if mask is None else int(((codes != 0) & ~mask.cpu().reshape(codes.shape)).sum())
     if wrong:
         raise OffCodebookError(f"tensor {name!r}: {wrong} pruned weights are not zero by the mask {which}")
 

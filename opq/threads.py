@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import torch
 
+from opq.turns import Turn
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -80,30 +82,20 @@ _own = threading.local()
 """In a thread of a pool: how many torch threads those outside of pools have."""
 
 
-_setting = threading.Lock()
-"""Held while the number set last is not that of threads to come."""
-
-
-def _free() -> None:
-    """In the child of a fork no thread is left that could release the lock."""
-    global _setting
-    _setting = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_free)
+_setting = Turn()
+"""Taken while the number set last is not that of threads to come."""
 
 
 def _number() -> int:
     """How many torch threads the calling thread has; one that asks for the first time takes the number set last."""
-    with _setting:
+    with _setting():
         return torch.get_num_threads()
 
 
 def _single(others: int) -> None:
     """One torch thread for the calling thread. torch takes the number set last for threads to come: it is set anew."""
     _own.others = others
-    with _setting:
+    with _setting():
         torch.get_num_threads()  # a thread that never asked would take the number set last when it first computes
         torch.set_num_threads(1)
         last = threading.Thread(target=torch.set_num_threads, args=(others,))

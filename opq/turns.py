@@ -15,16 +15,25 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-_turn = threading.RLock()
+
+class Turn:
+    """One thread at a time in the blocks that calling it gives; free in the child of a fork, which has no other."""
+
+    def __init__(self) -> None:
+        self._renew()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            yield
 
 
-def _renew() -> None:
-    global _turn
-    _turn = threading.RLock()  # in a forked child the thread that held it does not exist
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew)
+_turn = Turn()
 
 
 @contextlib.contextmanager
@@ -35,7 +44,7 @@ def same_random_state(devices: Sequence[torch.device] = (), *, seed: int | None 
         devices: those of CUDA whose generators count too.
         seed: of torch's generator of the CPU in the block, where given.
     """
-    with _turn, torch.random.fork_rng(devices=list(devices)):
+    with _turn(), torch.random.fork_rng(devices=list(devices)):
         python, numpy = random.getstate(), np.random.get_state()
         if seed is not None:
             torch.default_generator.manual_seed(seed)
@@ -49,7 +58,7 @@ def same_random_state(devices: Sequence[torch.device] = (), *, seed: int | None 
 @contextlib.contextmanager
 def silenced(*kinds: type[Warning]) -> Iterator[None]:
     """Warnings of these kinds are not shown in the block; the calling thread has its turn."""
-    with _turn, warnings.catch_warnings():
+    with _turn(), warnings.catch_warnings():
         for kind in kinds:
             warnings.simplefilter("ignore", kind)
         yield
