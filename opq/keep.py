@@ -89,7 +89,7 @@ def _batchnorm(norm: BatchNormNames, value: Callable[[str], torch.Tensor], bits:
 
 def _log(name: str, var: torch.Tensor) -> Log | Raw:
     values = var.detach().double()
-    if not values.numel() or not bool((torch.isfinite(values) & (values > 1e-30)).all()):
+    if not values.numel() or not bool((torch.isfinite(values) & (values >= 0)).all()):
         return Raw(name, var)
-    codes = (values.log2() * UNKNOWN_EPS_PER_OCTAVE).round().to(torch.int16)
+    codes = (values.clamp_min(vectors.LEAST_VAR).log2() * UNKNOWN_EPS_PER_OCTAVE).round().to(torch.int16)
     return Log(name, codes.numpy(), UNKNOWN_EPS_PER_OCTAVE)

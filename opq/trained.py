@@ -25,5 +25,7 @@ def collect(model: nn.Module, plan: Plan | Result) -> Result:
     """
     codes = {name: q.numpy() for name, q in proved_codes(model, plan).items()}
     label = type(model).__name__ if isinstance(plan, Plan) else plan.label
-    source = dataclasses.replace(open_source(dense_state_dict(model)), label=label)
+    source = dataclasses.replace(
+        open_source(dense_state_dict(model)), label=label, origin="module", make=lambda: model
+    )  # with the model at hand, which knows the eps of its BatchNorms
     return assemble(source, plan if isinstance(plan, Plan) else plan.plan, codes, {})

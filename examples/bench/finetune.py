@@ -96,7 +96,7 @@ RECIPES = (
            biases=True, dense_epochs=20, dense_lr=2e-3, dense_pull=1e-4, shift=1, beyond=BLACK),
     Recipe(model="lenet-5", ratios=(298, 400), epochs=20, lr=1e-3, pull=3e-4, batch=256, headroom=1.12, biases=True,
            dense_epochs=15, dense_lr=2e-3, dense_pull=1e-4, shift=1, beyond=BLACK),
-    Recipe(model="resnet-20", ratios=(20,), epochs=10, lr=3e-3, decay=0.1, headroom=0.95, feedback=True, alpha=0.5,
+    Recipe(model="resnet-20", ratios=(20,), epochs=10, lr=3e-3, decay=0.1, headroom=0.93, feedback=True, alpha=0.5,
            dense_lr=2e-3, shift=4, mirror=True),
 )  # fmt: skip
 
