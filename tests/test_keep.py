@@ -82,3 +82,28 @@ def test_finer_than_the_weights(rate: float, bits: int | None) -> None:
 
 def test_a_plan_that_compresses_nothing_is_exact() -> None:
     assert fine_bits(Plan(method="rd", tensors=())) is None
+
+
+def test_a_trained_file_stores_its_norms_as_a_compressed_one_does(result: opq.Result) -> None:
+    torch.manual_seed(0)
+    net = Net().eval()
+    opq.attach(net, result)
+    trained = opq.collect(net, result)
+    assert trained.bytes <= result.bytes + 8
+    for name in ("norm.running_mean", "norm.running_var", "norm.weight"):
+        assert trained.reader.sizes[name] <= result.reader.sizes[name] + 2, name
+    read, x = Net().eval(), torch.randn(8, 64, 5, 5)
+    read.load_state_dict(trained.state_dict())
+    y, y_hat = net.norm(x), read.norm(x)
+    assert float((y - y_hat).detach().square().mean() / y.detach().square().mean()) < 1e-4
+
+
+def test_dead_channels_of_bare_weights_are_coded_too() -> None:
+    net = Net()
+    net.norm.running_var[3], net.norm.running_var[7] = 0.0, 1e-44  # type: ignore[index]
+    bare = opq.compress(net.state_dict(), bits=9, probe=False)
+    assert bare.reader.kind("norm.running_var") == "log"
+    var = bare.state_dict()["norm.running_var"]
+    assert 0 < float(var[3]) == float(var[7]) < 1e-11
+    others = net.norm.running_var > 1e-3  # type: ignore[operator]
+    assert torch.allclose(var[others], net.norm.running_var[others], rtol=6e-3)  # type: ignore[index]

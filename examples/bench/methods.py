@@ -23,6 +23,7 @@ from typing import Any
 import results
 import torch
 from finetune import CACHE, Recipe, Shuffled, Task, planned, task
+from finetune import RECIPES as PENALISED
 from torch import nn
 
 import opq
@@ -48,7 +49,8 @@ RECIPES = (
     Recipe(model="resnet-20", ratios=(), epochs=0, lr=2e-3, decay=1e-2, headroom=1.05, feedback=True, alpha=0.5,
            shift=4, mirror=True),
 )  # fmt: skip
-"""Dense networks trained without a penalty, the same for all methods."""
+"""Dense networks trained without a penalty, the same for all methods. `PENALISED` are those of finetune.py, with one
+and on shifted images: rows that start from them say so, and are to be held against the rows there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,13 @@ class Case:
     make: Callable[[Task, Recipe, Case], tuple[opq.Result, float]]
     """The result, and the processor seconds that it took."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    penalised: bool = False
+    """Whether it starts from the dense network of finetune.py."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the dense network was trained, and what `rd` is asked for."""
+        return next(r for r in (PENALISED if self.penalised else RECIPES) if r.model == self.model)
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -88,8 +97,8 @@ def shared_task(recipe: Recipe, few: bool) -> Task:
     own = task(recipe)
     own = own.quick() if few else own
     own.dense.to(memory_format=torch.channels_last)
-    steps, whole = STEPS[recipe.model], own.train
-    return dataclasses.replace(own, train=lambda epoch: Part(**vars(whole(epoch)), steps=steps))
+    steps, whole, by = STEPS[recipe.model], own.train, dataclasses.replace(recipe, batch=128)
+    return dataclasses.replace(own, train=lambda epoch: Part(**vars(whole(epoch)) | {"recipe": by}, steps=steps))
 
 
 # --- how each method is run ------------------------------------------------------------------
@@ -160,18 +169,16 @@ RATIOS = {"lenet-300-100": (60, 120, 240), "lenet-5": (100, 300), "resnet-20": (
 CODEBOOK_RATIOS = {"lenet-300-100": (30, 60), "lenet-5": (38, 100), "resnet-20": (10, 16)}
 LAMBDAS = {"lenet-300-100": (0.3, 3), "lenet-5": (0.3, 3), "resnet-20": (1,)}
 OLMP = {
-    "lenet-300-100": (
-        (0.056, 0.01, 64, 12),
-        (0.06, 0.01, 40, 12),
-        (0.06, 0.01, 56, 12),
-        (0.06, 0.0125, 64, 12),
-        (0.06, 0.02, 48, 12),
-        (0.07, 0.02, 32, 12),
-    ),
+    "lenet-300-100": ((0.056, 0.01, 64, 12), (0.06, 0.01, 56, 12), (0.06, 0.0125, 64, 12), (0.06, 0.02, 48, 12),
+                      (0.07, 0.02, 32, 12)),
     "lenet-5": ((0.05, 0.01, 40, 16),),
-    "resnet-20": ((0.02, 0.02, 8, 3),),
-}
+    "resnet-20": ((0.05, 0.02, 8, 3),),
+}  # fmt: skip
 """delta, learning rate, epochs, of these pruning: OLMP cannot do with fewer."""
+OLMP_PENALISED = {"lenet-300-100": ((0.02, 0.01, 48, 12),), "lenet-5": ((0.02, 0.01, 40, 12),), "resnet-20": ()}
+"""The same, from the dense networks of finetune.py."""
+DEEP = {"bounds": (-1.3, 20.0), "sigma": 2.0}
+"""Options of OLMP for a deep network, which does not bear `c = 0` in all layers at once: half of every layer pruned."""
 
 
 def cases() -> list[Case]:
@@ -183,10 +190,16 @@ def cases() -> list[Case]:
         found += [_own(model, "kmeans", f"{r}x", epochs, ratio=r) for r in CODEBOOK_RATIOS[model]]
         found += [_own(model, "pq", f"{r}x", epochs, ratio=r) for r in CODEBOOK_RATIOS[model]]
         found += [_own(model, "clipq", f"lambda {w:g}", epochs, method_options={"weight": w}) for w in LAMBDAS[model]]
-        for delta, lr, most, pruning in OLMP[model]:
-            how = {"delta": delta, "lr": lr, "prune_epochs": pruning, "evaluations": 400}
-            found.append(_own(model, "olmp", f"delta {delta:g}, lr {lr:g}, {most} epochs", most, method_options=how))
+        found += [_olmp(model, *how) for how in OLMP[model]]
+        found += [_olmp(model, *how, penalised=True) for how in OLMP_PENALISED[model]]
     return found
+
+
+def _olmp(model: str, delta: float, lr: float, epochs: int, pruning: int, penalised: bool = False) -> Case:
+    how: dict[str, Any] = {"delta": delta, "lr": lr, "prune_epochs": pruning, "evaluations": 400}
+    how |= DEEP if model == "resnet-20" else {}
+    setting = f"delta {delta:g}, lr {lr:g}, {epochs} epochs{', L1' if penalised else ''}"
+    return dataclasses.replace(_own(model, "olmp", setting, epochs, method_options=how), penalised=penalised)
 
 
 def _grid(model: str, method: str, ratio: int, epochs: int) -> Case:
@@ -314,16 +327,15 @@ def main() -> None:
 def run(wanted: list[Case], rows: list[dict[str, Any]], seconds: float, few: bool = False) -> list[dict[str, Any]]:
     """The rows so far with the wanted ones, each written as soon as it is there."""
     start, tasks = time.perf_counter(), {}
-    recipes = {recipe.model: recipe for recipe in RECIPES}
     order = [case.key for case in cases()]
     for case in wanted:
         if time.perf_counter() - start > seconds:
             break
-        if case.model not in tasks:
-            own = shared_task(recipes[case.model], few)
-            tasks[case.model] = own, own.error(own.dense)
-        own, error_dense = tasks[case.model]
-        made = row(own, case, recipes[case.model], error_dense)
+        if case.recipe not in tasks:
+            own = shared_task(case.recipe, few)
+            tasks[case.recipe] = own, own.error(own.dense)
+        own, error_dense = tasks[case.recipe]
+        made = row(own, case, case.recipe, error_dense)
         rows = [r for r in rows if key(r) != case.key] + [made]
         rows.sort(key=lambda r: order.index(key(r)) if key(r) in order else len(order))
         if not few:
