@@ -53,12 +53,14 @@ def keep(source: Source, plan: Plan, changed: Mapping[str, torch.Tensor], *, who
 def fine_bits(plan: Plan) -> int | None:
     """Steps of a kept vector in its root mean square, as a power of two; None where only exact is good enough.
 
-    Three bits finer than the compressed tensors, 18 dB and more below their error, and never coarser than 47 dB.
+    Five bits finer than the compressed tensors where a grid goes that far, three at least, never coarser than 47 dB:
+    the error of a vector is the same at every position and in every sample, and does not average out as theirs do.
     """
     weights = sum(t.size for t in plan.compressed)
     rate = sum(t.size * t.rate for t in plan.compressed) / weights if weights else math.inf
-    bits = max(vectors.BITS, math.ceil(rate) + 3) if math.isfinite(rate) else FINEST + 1
-    return bits if bits <= FINEST else None
+    if rate > FINEST - 3:
+        return None
+    return min(max(vectors.BITS, math.ceil(rate) + 5), FINEST)
 
 
 def _floating(norm: BatchNormNames) -> list[str]:

@@ -73,7 +73,7 @@ def test_what_the_user_keeps_is_exact() -> None:
             assert torch.equal(state[name], tensor), name
 
 
-@pytest.mark.parametrize(("rate", "bits"), [(0.5, 6), (3.0, 6), (4.2, 8), (9.5, 13), (11.0, None)])
+@pytest.mark.parametrize(("rate", "bits"), [(0.5, 6), (3.0, 8), (4.2, 10), (9.5, 13), (11.0, None)])
 def test_finer_than_the_weights(rate: float, bits: int | None) -> None:
     tensor = TensorPlan(name="w", shape=(8,), dtype="F32", action="compress", reason="", step=1.0, rate=rate)
     assert fine_bits(Plan(method="rd", tensors=(tensor,))) == bits

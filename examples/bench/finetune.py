@@ -72,6 +72,8 @@ class Recipe:
     """Exponent of the probe's sensitivities (from noise, no data); None: all are 1, and there is no probe."""
     distill: float = 0.9
     temperature: float = 4.0
+    reestimate: int = 0
+    """Training batches from which BatchNorm's statistics are estimated anew at the end."""
     shift: int = 0
     """Images are moved by up to so many pixels either way, in training the dense network and in fine-tuning."""
     mirror: bool = False
@@ -96,8 +98,8 @@ RECIPES = (
            biases=True, dense_epochs=20, dense_lr=2e-3, dense_pull=1e-4, shift=1, beyond=BLACK),
     Recipe(model="lenet-5", ratios=(298, 400), epochs=20, lr=1e-3, pull=3e-4, batch=256, headroom=1.12, biases=True,
            dense_epochs=15, dense_lr=2e-3, dense_pull=1e-4, shift=1, beyond=BLACK),
-    Recipe(model="resnet-20", ratios=(20,), epochs=10, lr=3e-3, decay=0.1, headroom=0.93, feedback=True, alpha=0.5,
-           dense_lr=2e-3, shift=4, mirror=True),
+    Recipe(model="resnet-20", ratios=(20,), epochs=10, lr=3e-3, decay=0.1, headroom=0.885, feedback=True, alpha=0.5,
+           reestimate=100, dense_lr=2e-3, shift=4, mirror=True),
 )  # fmt: skip
 
 
@@ -246,6 +248,7 @@ def point(own: Task, recipe: Recipe, ratio: float, teacher: nn.Module, error_den
     checkpoint = CACHE / f"{stem}.ckpt"
     trained = finetune(model, plan, own.train, teacher=teacher, epochs=recipe.epochs, distill=recipe.distill,
                        temperature=recipe.temperature, loss=penalised(model, recipe.pull / (1 - recipe.distill)),
+                       reestimate_bn=recipe.reestimate,
                        evaluate=own.error if own.validate else None, checkpoint=checkpoint,
                        optimizer=lambda p: adamw(p, recipe))  # fmt: skip
     path = CACHE / f"{stem}.opq.safetensors"
