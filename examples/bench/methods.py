@@ -175,7 +175,11 @@ OLMP = {
     "resnet-20": ((0.05, 0.02, 8, 3),),
 }  # fmt: skip
 """delta, learning rate, epochs, of these pruning: OLMP cannot do with fewer."""
-OLMP_PENALISED = {"lenet-300-100": ((0.02, 0.01, 48, 12),), "lenet-5": ((0.02, 0.01, 40, 12),), "resnet-20": ()}
+OLMP_PENALISED = {
+    "lenet-300-100": ((0.02, 0.01, 48, 12), (0.05, 0.01, 48, 12), (0.1, 0.01, 64, 16)),
+    "lenet-5": ((0.02, 0.01, 40, 12),),
+    "resnet-20": (),
+}
 """The same, from the dense networks of finetune.py."""
 DEEP = {"bounds": (-1.3, 20.0), "sigma": 2.0}
 """Options of OLMP for a deep network, which does not bear `c = 0` in all layers at once: half of every layer pruned."""
