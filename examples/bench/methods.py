@@ -265,13 +265,17 @@ def quick(case: Case) -> Case:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Error against bytes above, processor seconds against bytes below: one column a network, one curve a method."""
+    """Error against bytes above, processor seconds against bytes below: one column a network, one curve a method.
+
+    Rows that start from another dense network than the rest are left to the table.
+    """
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
     from matplotlib.ticker import LogLocator, NullFormatter
 
+    rows = [r for r in rows if not r["setting"].endswith(", L1")]
     models = [m for m in EPOCHS if any(r["model"] == m for r in rows)]
     methods = [m for m in dict.fromkeys(c.method for c in cases()) if any(r["method"] == m for r in rows)]
     figure, axes = pyplot.subplots(2, len(models), figsize=(5.5 * len(models), 7.5), squeeze=False, sharex="col",
