@@ -33,9 +33,8 @@ class _OnGrid(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, w: torch.Tensor, m: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
-        levels = _levels(w, plan).mul_(plan.step)
         ctx.save_for_backward(m)
-        return torch.copysign(levels, w, out=levels).mul_(m.view(torch.uint8)).to(w.dtype)
+        return _levels(w, plan).mul_(plan.step).mul_(m.view(torch.uint8)).to(w.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
@@ -44,12 +43,18 @@ class _OnGrid(torch.autograd.Function):
 
 
 def _levels(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
-    """`floor(|w|/step + 1 - rounding)` in float32, the arithmetic of `quantize`; 1 at least from the threshold on."""
-    scaled = w.detach().to(torch.float32).abs().mul_(1.0 / plan.step)
+    """`sign(w) floor(|w|/step + 1 - rounding)` in float32, bit-equal to `quantize`; 1 at least from the threshold on.
+
+    With its sign from the start, a weight passes fewer times through memory, which is what a small network's step
+    costs. `div_` by one, since `trunc_` alone is not vectorized on processors.
+    """
+    scaled = w.detach().to(torch.float32) * (1.0 / plan.step)
+    signs = scaled.sign()
     dead = plan.threshold / plan.step
-    least = (scaled >= dead).float() if dead < plan.rounding * (1 - 1e-5) else None
-    levels = scaled.add_(1.0 - plan.rounding).floor_().clamp_max_(float(LARGEST_CODE))
-    return levels if least is None else torch.maximum(levels, least, out=levels)
+    least = signs * (scaled.abs() >= dead) if dead < plan.rounding * (1 - 1e-5) else None
+    levels = scaled.add_(signs, alpha=1.0 - plan.rounding).div_(1.0, rounding_mode="trunc")
+    levels.clamp_(-float(LARGEST_CODE), float(LARGEST_CODE))
+    return levels if least is None else torch.where(levels == 0, least, levels)
 
 
 class FixedGrid(nn.Module):
