@@ -54,6 +54,12 @@ class Batch:
         """How many samples the batch holds: the first dimension of its first tensor."""
         return next((int(t.shape[0]) for t in _tensors((self.args, dict(self.kwargs))) if t.dim()), 1)
 
+    @property
+    def images(self) -> torch.Tensor | None:
+        """The batch's one tensor, where that is images (samples, channels, height, width)."""
+        found = list(_tensors((self.args, dict(self.kwargs))))
+        return found[0] if len(found) == 1 and found[0].dim() == 4 and found[0].is_floating_point() else None
+
     def parts(self, size: int) -> Iterator[Batch]:
         """Micro-batches of about `size` samples, in order; none of one sample, which BatchNorm could not take."""
         total = self.samples

@@ -30,6 +30,8 @@ DAMPING = 0.05
 """Added to the diagonal of S before it is factored, as a fraction of its mean."""
 DAMPING_REAL = 0.15
 """The same for real inputs: there are few, and they agree in directions in which others will not."""
+PRIOR = 0.5
+"""Trace of `W'W` in the moment of a head, as a fraction of that of S: it meets one input a sample, behind pooling."""
 ROWS, FEWEST = 4, 16384
 """Inputs to look at, per coordinate and at least: of a convolution that many of its positions."""
 TILE = 512
@@ -94,7 +96,13 @@ class _Layer:
     module_name: str
     module: nn.Module
     layout: Layout
+    weight_name: str
     width: int
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """As a stack of matrices (groups, rows, d)."""
+        return self.layout.matrix(getattr(self.module, self.weight_name))
 
     @property
     def bytes(self) -> int:
@@ -192,11 +200,11 @@ class _Sums:
         self._sums: dict[str, list[torch.Tensor]] = {}
         self._counts = dict.fromkeys(wanted, 0)
         self._mask: torch.Tensor | None = None
-        self._share = 1.0
+        self._share, self._samples = 1.0, 0
 
     def expect(self, part: Batch, samples: int) -> None:
         """The micro-batch that comes next, of so many samples in all."""
-        self._mask, self._share = part.mask, part.samples / samples
+        self._mask, self._share, self._samples = part.mask, part.samples / samples, samples
 
     def see(self, module_name: str, module: nn.Module, given: Sequence[torch.Tensor]) -> None:
         """Adds the inputs of one call of one module."""
@@ -218,7 +226,23 @@ class _Sums:
                 for i, j in _tiles(total.shape[-1]):
                     if i != j:
                         total[:, j, i] = total[:, i, j].transpose(1, 2)
-        return {n: Moment(self._wanted[n].layout, tuple(blocks), damping) for n, blocks in self._sums.items()}
+        return {name: self._moment(name, blocks, damping) for name, blocks in self._sums.items()}
+
+    def _moment(self, name: str, blocks: Sequence[torch.Tensor], damping: float) -> Moment:
+        """One layer's; that of a head, from too few inputs, completed by what its weights say of those it learnt from.
+
+        What a layer learnt from varies in the directions that its weights tell apart, and `W'W` is their moment.
+        """
+        layer, inputs = self._wanted[name], self._counts[name]
+        if inputs > self._samples or inputs >= layer.width:
+            return Moment(layer.layout, tuple(blocks), damping)
+        pieces = torch.split(layer.weight.detach().float(), _widths(layer.width), dim=-1)
+        for piece, total in zip(pieces, blocks, strict=True):
+            own = piece.transpose(1, 2) @ piece
+            traces = (m.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] for m in (total, own))
+            size, of_own = traces
+            total += PRIOR * size / of_own.clamp(min=torch.finfo(own.dtype).tiny) * own
+        return Moment(layer.layout, tuple(blocks), max(damping, DAMPING_REAL))
 
     def _real(self, x: torch.Tensor) -> torch.Tensor:
         """Float32, and of texts (samples, length, d) only the tokens that count."""
@@ -238,7 +262,8 @@ def layers(model: nn.Module) -> dict[str, _Layer]:
             layout = _layout(module, weight_name)
             if layout is not None:
                 width = int(layout.matrix(weight).shape[-1])
-                found[f"{name}.{weight_name}" if name else weight_name] = _Layer(name, module, layout, width)
+                layer = _Layer(name, module, layout, weight_name, width)
+                found[f"{name}.{weight_name}" if name else weight_name] = layer
     return found
 
 

@@ -7,14 +7,16 @@ gives the sum over its samples, since the cross terms vanish in expectation.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
+from opq import evidence
 from opq.errors import OpqError, ProbeError
 from opq.inputs import Batch, gathered, synthetic
 from opq.memory import give_back
@@ -119,11 +121,31 @@ def probe(
             samples=samples or SAMPLES,
             seed=seed,
         )
+        batch, progress = _with_evidence(model, batch, (micro_batch, memory), progress)
     felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, memory=memory, progress=progress)
     give_back()
     damping = DAMPING if calibration is None else DAMPING_REAL
     moments = Moments(model, batch, micro_batch=micro_batch, memory=memory, damping=damping)
     return Probe(model, felt, moments, batch, micro_batch)
+
+
+def _with_evidence(
+    model: nn.Module, batch: Batch, most: tuple[int, int], progress: Progress | None
+) -> tuple[Batch, Progress | None]:
+    """Images that the network takes for something; and the progress of what is left, each pass counted."""
+    if not evidence.applies(model, batch):
+        return batch, progress
+    before, passes = evidence.STEPS * batch.samples, (evidence.STEPS + 1) * batch.samples
+
+    def see(done: int) -> None:
+        if progress is not None:
+            progress(done, passes)
+
+    with _failing(model):
+        with untouched(model), batch_statistics(model), torch.enable_grad():
+            size = _at_once(model, batch.to(model), most)
+        batch = evidence.decided(model, batch, micro_batch=size, see=lambda done: see(evidence.STEPS * done))
+    return batch, lambda done, total: see(before + done)
 
 
 def sensitivity(
@@ -143,8 +165,15 @@ def sensitivity(
     Raises:
         ProbeError: the forward or backward pass fails, or no output is a floating-point tensor.
     """
-    try:
+    with _failing(model):
         return _sensitivity(model, batch, torch.Generator().manual_seed(seed), (micro_batch, memory), progress)
+
+
+@contextlib.contextmanager
+def _failing(model: nn.Module) -> Iterator[None]:
+    """Says that the probe failed, and in which model."""
+    try:
+        yield
     except OpqError:
         raise
     except Exception as error:  # a stranger's forward may fail in any way; the cause is kept
@@ -164,8 +193,7 @@ def _sensitivity(
         for parameter in parameters:
             parameter.requires_grad_(True)
         batch = batch.to(model)
-        fitting = int(ACTIVATIONS * most[1]) // _bytes_per_sample(model, batch)
-        for part in batch.parts(min(most[0], max(2, fitting))):
+        for part in batch.parts(_at_once(model, batch, most)):
             gradients = _gradients(part(model), parameters, generator, part.mask)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
@@ -174,6 +202,11 @@ def _sensitivity(
             if progress is not None:
                 progress(done, total)
     return {n: float(f"{sums[id(p)]:.4g}") for n, p in names.items() if sums[id(p)] > 0}
+
+
+def _at_once(model: nn.Module, batch: Batch, most: tuple[int, int]) -> int:
+    """Samples of a micro-batch whose backward pass keeps within so many samples and bytes."""
+    return min(most[0], max(2, int(ACTIVATIONS * most[1]) // _bytes_per_sample(model, batch)))
 
 
 def _bytes_per_sample(model: nn.Module, batch: Batch) -> int:

@@ -23,7 +23,7 @@ from opq.decide import Problem, gather
 from opq.feedback import LEAF, feedback, sweep
 from opq.fit import Fit
 from opq.inputs import Batch
-from opq.moments import DAMPING, Layout, Moment, Moments, factor, inputs_of, layers, spread
+from opq.moments import DAMPING, DAMPING_REAL, PRIOR, Layout, Moment, Moments, factor, inputs_of, layers, spread
 from opq.options import Options, silent
 from opq.plan import TensorPlan
 from opq.probe import Probe
@@ -250,6 +250,22 @@ def test_attention_sees_queries_keys_and_values(same: bool) -> None:
     q = feedback(model.in_proj_weight, plan((18, 6), 0.3), moment)
     assert q.shape == (18, 6)
     assert (q != quantize(model.in_proj_weight, plan((18, 6), 0.3))).any()
+
+
+def test_a_head_that_met_few_inputs_is_told_the_rest_by_its_weights() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 12, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5))
+    features, w = model[:3], model[3].weight.detach()
+    for samples in (8, 12):
+        x = torch.randn(samples, 3, 6, 6)
+        found = Moments(model, Batch((x,)))
+        with torch.no_grad():
+            s = features(x).t() @ features(x) / samples
+        own = w.t() @ w
+        wanted = s + PRIOR * s.trace() / own.trace() * own if samples < 12 else s
+        torch.testing.assert_close(found["3.weight"].blocks[0][0], wanted)
+        assert found["3.weight"].damping == (DAMPING_REAL if samples < 12 else DAMPING)
+        assert found["0.weight"].damping == DAMPING  # 27 coordinates, but 16 inputs a sample
 
 
 @pytest.mark.parametrize("layer", [*CONVOLUTIONS, SimpleNamespace], ids=str)

@@ -31,6 +31,7 @@ from torch.nn import functional
 
 import opq
 from opq.finetune import finetune
+from opq.fixed import FixedGrid
 from opq.objective import Objective
 
 CACHE = Path(__file__).parent / "cache"
@@ -39,7 +40,7 @@ VALIDATION = 10_000
 """Training images that `--validate` holds out."""
 COLUMNS = ("model", "method", "ratio", "nominal_ratio", "bits", "file_bytes", "error_dense", "error_oneshot", "error",
            "epochs", "seconds")  # fmt: skip
-STEP_COLUMNS = ("model", "method", "metric", "batch", "step_ms_dense", "step_ms", "top1", "cpu_ratio",
+STEP_COLUMNS = ("model", "method", "metric", "batch", "step_ms_dense", "step_ms", "top1", "least", "cpu_ratio",
                 "memory_mb_dense", "memory_mb")  # fmt: skip
 
 
@@ -294,33 +295,55 @@ STEPS = (("lenet-300-100", 128), ("lenet-300-100", 1024), ("lenet-5", 128), ("re
 
 
 def step_row(name: str, batch: int) -> dict[str, Any]:
-    """Median time of a training step, dense and attached in turns, and the peak memory of a process of each."""
-    dense, attached = (step_function(name, batch, on_grid) for on_grid in (False, True))
-    times: tuple[list[float], list[float]] = ([], [])
-    cpu: tuple[list[float], list[float]] = ([], [])
+    """Median time of a training step, each way in turns, and the peak memory of a process of each."""
+    steps = {way: step_function(name, batch, way) for way in ("dense", "attached", "least")}
+    times: dict[str, list[float]] = {way: [] for way in steps}
+    cpu: dict[str, list[float]] = {way: [] for way in steps}
     for _ in range(7 if name == "resnet-20" else 200):
-        for step, seen, used in zip((dense, attached), times, cpu, strict=True):
+        for way, step in steps.items():
             start, start_cpu = time.perf_counter(), time.process_time()
             step()
-            seen.append(time.perf_counter() - start)
-            used.append(time.process_time() - start_cpu)
-    one, other = (1e3 * statistics.median(seen) for seen in times)
-    memory = [peak_memory(name, batch, on_grid) for on_grid in (False, True)]
+            times[way].append(time.perf_counter() - start)
+            cpu[way].append(time.process_time() - start_cpu)
+    ms = {way: 1e3 * statistics.median(seen) for way, seen in times.items()}
+    memory = {way: peak_memory(name, batch, way) for way in ("dense", "attached")}
     return {
-        "model": name, "method": "rd", "metric": "step time over dense step time", "batch": batch, "step_ms_dense": one,
-        "step_ms": other, "top1_dense": 1.0, "top1": other / one, "memory_mb_dense": memory[0], "memory_mb": memory[1],
-        "cpu_ratio": statistics.median(cpu[1]) / statistics.median(cpu[0]),
-        "file_bytes": None, "ratio": None, "bits": None, "seconds": sum(map(sum, times)), "device": "cpu",
+        "model": name, "method": "rd", "metric": "step time over dense step time", "batch": batch,
+        "step_ms_dense": ms["dense"], "step_ms": ms["attached"], "least": ms["least"] / ms["dense"],
+        "top1_dense": 1.0, "top1": ms["attached"] / ms["dense"],
+        "memory_mb_dense": memory["dense"], "memory_mb": memory["attached"],
+        "cpu_ratio": statistics.median(cpu["attached"]) / statistics.median(cpu["dense"]),
+        "file_bytes": None, "ratio": None, "bits": None, "seconds": sum(map(sum, times.values())), "device": "cpu",
     }  # fmt: skip
 
 
-def step_function(name: str, batch: int, on_grid: bool) -> Callable[[], None]:
-    """One training step of the network on random inputs: forward, backward, Adam."""
+class Least(torch.autograd.Function):
+    """What a fixed mask cannot do without: another tensor than the plain weight, and no gradient where pruned."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, m: Tensor) -> Tensor:
+        ctx.save_for_backward(m)
+        return w.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (m,), (grad,) = ctx.saved_tensors, grads
+        return grad * m.view(torch.uint8), None
+
+
+def step_function(name: str, batch: int, way: str) -> Callable[[], None]:
+    """One training step of the network on random inputs: forward, backward, Adam.
+
+    Args:
+        way: "dense", "attached", or "least": attached, but with no arithmetic between plain and seen weights.
+    """
     torch.manual_seed(0)
     model = {"lenet-300-100": zoo.LeNet300, "lenet-5": zoo.LeNet5, "resnet-20": zoo.ResNet20}[name]().train()
     x, y = torch.randn(batch, *model.input_hint.image_size), torch.randint(10, (batch,))
-    if on_grid:
+    if way != "dense":
         opq.attach(model, opq.solve(model, bits=1, probe=False))
+    for grid in (m for m in model.modules() if isinstance(m, FixedGrid)) if way == "least" else ():
+        grid.forward = lambda w, m=grid.mask: Least.apply(w, m)  # type: ignore[method-assign]
     optimizer, objective = torch.optim.Adam(model.parameters(), 1e-6, fused=True), Objective("cross_entropy")
 
     def step() -> None:
@@ -332,15 +355,15 @@ def step_function(name: str, batch: int, on_grid: bool) -> Callable[[], None]:
     return step
 
 
-def peak_memory(name: str, batch: int, on_grid: bool) -> float:
+def peak_memory(name: str, batch: int, way: str) -> float:
     """Peak resident memory in MB of a process that trains a few steps."""
-    command = [sys.executable, __file__, "--memory", name, str(batch), str(int(on_grid))]
+    command = [sys.executable, __file__, "--memory", name, str(batch), way]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def report_memory(name: str, batch: str, on_grid: str) -> None:
+def report_memory(name: str, batch: str, way: str) -> None:
     """What the process of `peak_memory` does."""
-    step = step_function(name, int(batch), on_grid == "1")
+    step = step_function(name, int(batch), way)
     for _ in range(5):
         step()
     status = Path("/proc/self/status").read_text()  # ru_maxrss would be the parent's, whose pages fork shares
