@@ -239,9 +239,8 @@ class _Sums:
         pieces = torch.split(layer.weight.detach().float(), _widths(layer.width), dim=-1)
         for piece, total in zip(pieces, blocks, strict=True):
             own = piece.transpose(1, 2) @ piece
-            traces = (m.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] for m in (total, own))
-            size, of_own = traces
-            total += PRIOR * size / of_own.clamp(min=torch.finfo(own.dtype).tiny) * own
+            trace, of_own = (m.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] for m in (total, own))
+            total += PRIOR * trace / of_own.clamp(min=torch.finfo(own.dtype).tiny) * own
         return Moment(layer.layout, tuple(blocks), max(damping, DAMPING_REAL))
 
     def _real(self, x: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,9 @@ gives the sum over its samples, since the cross terms vanish in expectation.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from torch.func import functional_call
 
 from opq import evidence
-from opq.errors import OpqError, ProbeError
+from opq.errors import OpqError, ProbeError, ProbeWarning
 from opq.inputs import Batch, gathered, synthetic
 from opq.memory import give_back
 from opq.moments import DAMPING, DAMPING_REAL, Moments
@@ -141,10 +141,20 @@ def _with_evidence(
         if progress is not None:
             progress(done, passes)
 
-    with _failing(model):
+    try:
         with untouched(model), batch_statistics(model), torch.enable_grad():
             size = _at_once(model, batch.to(model), most)
         batch = evidence.decided(model, batch, micro_batch=size, see=lambda done: see(evidence.STEPS * done))
+    except OpqError:
+        raise
+    except Exception as error:  # a stranger's network may refuse to be differentiated: noise will do
+        fact = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
+        warnings.warn(
+            f"the images of the probe stay plain noise: {type(model).__name__} has no gradient for them, {fact}",
+            ProbeWarning,
+            stacklevel=3,
+        )
+        return batch, progress
     return batch, lambda done, total: see(before + done)
 
 
@@ -165,15 +175,8 @@ def sensitivity(
     Raises:
         ProbeError: the forward or backward pass fails, or no output is a floating-point tensor.
     """
-    with _failing(model):
-        return _sensitivity(model, batch, torch.Generator().manual_seed(seed), (micro_batch, memory), progress)
-
-
-@contextlib.contextmanager
-def _failing(model: nn.Module) -> Iterator[None]:
-    """Says that the probe failed, and in which model."""
     try:
-        yield
+        return _sensitivity(model, batch, torch.Generator().manual_seed(seed), (micro_batch, memory), progress)
     except OpqError:
         raise
     except Exception as error:  # a stranger's forward may fail in any way; the cause is kept

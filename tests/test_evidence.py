@@ -10,8 +10,8 @@ from torch import nn
 
 import opq
 from opq import evidence
-from opq.errors import ProbeError
-from opq.inputs import Batch
+from opq.errors import ProbeWarning
+from opq.inputs import Batch, synthetic
 from opq.observe import batch_statistics, untouched
 from opq.probe import sensitivity
 
@@ -97,15 +97,18 @@ def test_the_probe_uses_them_and_the_model_comes_back_as_it_was() -> None:
     assert torch.equal(opq.probe(model, calibration=[real]).batch.args[0], real)
 
 
-def test_a_network_that_cannot_be_differentiated_is_named() -> None:
-    class Broken(torch.autograd.Function):
+def test_images_stay_noise_where_the_network_cannot_be_differentiated_by_them() -> None:
+    class Opaque(torch.autograd.Function):
         @staticmethod
         def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
             return x.clone()
 
     class Odd(Classes):
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-            return super().forward(Broken.apply(x))  # type: ignore[no-untyped-call]
+            return super().forward(Opaque.apply(x))  # type: ignore[no-untyped-call]
 
-    with pytest.raises(ProbeError, match="Odd fails on the probe's inputs"):
-        opq.probe(Odd(), input_size=(3, 12, 12), samples=4)
+    model = Odd()
+    with pytest.warns(ProbeWarning, match="stay plain noise: Odd has no gradient for them, NotImplementedError"):
+        found = opq.probe(model, input_size=(3, 12, 12), samples=4)
+    assert torch.equal(found.batch.args[0], synthetic(model, input_size=(3, 12, 12), samples=4).args[0])
+    assert "conv.weight" in found.sensitivity
