@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from opq.inputs import Batch
 from opq.observe import batch_statistics, untouched
 from opq.outputs import floating
+from opq.reestimate import batchnorms
 
 STEPS = 3
 """At most; each is a forward and a backward pass."""
@@ -32,7 +32,7 @@ def applies(model: nn.Module, batch: Batch) -> bool:
     Its batch-statistics mode gives made-up images the scale of photographs inside the network; without that, the
     classes they are taken for say little.
     """
-    return batch.images is not None and any(isinstance(module, _BatchNorm) for module in model.modules())
+    return batch.images is not None and next(batchnorms(model), None) is not None
 
 
 def decided(

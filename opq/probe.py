@@ -7,9 +7,10 @@ gives the sum over its samples, since the cross terms vanish in expectation.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -142,7 +143,7 @@ def _with_evidence(
             progress(done, passes)
 
     try:
-        with untouched(model), batch_statistics(model), torch.enable_grad():
+        with _differentiable(model):
             size = _at_once(model, batch.to(model), most)
         batch = evidence.decided(model, batch, micro_batch=size, see=lambda done: see(evidence.STEPS * done))
     except OpqError:
@@ -192,9 +193,7 @@ def _sensitivity(
     parameters = list({id(p): p for p in names.values()}.values())
     sums = {id(p): 0.0 for p in parameters}
     total, done = batch.samples, 0
-    with untouched(model), batch_statistics(model), torch.enable_grad():
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+    with _differentiable(model):
         batch = batch.to(model)
         for part in batch.parts(_at_once(model, batch, most)):
             gradients = _gradients(part(model), parameters, generator, part.mask)
@@ -205,6 +204,16 @@ def _sensitivity(
             if progress is not None:
                 progress(done, total)
     return {n: float(f"{sums[id(p)]:.4g}") for n, p in names.items() if sums[id(p)] > 0}
+
+
+@contextlib.contextmanager
+def _differentiable(model: nn.Module) -> Iterator[None]:
+    """The model in batch-statistics mode with a gradient for every parameter, those frozen by the user too."""
+    with untouched(model), batch_statistics(model), torch.enable_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(True)
+        yield
 
 
 def _at_once(model: nn.Module, batch: Batch, most: tuple[int, int]) -> int:

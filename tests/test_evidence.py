@@ -97,6 +97,13 @@ def test_the_probe_uses_them_and_the_model_comes_back_as_it_was() -> None:
     assert torch.equal(opq.probe(model, calibration=[real]).batch.args[0], real)
 
 
+def test_memory_is_bounded_for_a_network_that_its_user_froze_too() -> None:
+    seen: list[int] = []
+    model = Classes().requires_grad_(False)
+    opq.probe(model, input_size=(3, 12, 12), samples=8, memory=100_000, progress=lambda done, total: seen.append(done))
+    assert seen == [6, 12, 18, 24, 26, 28, 30, 32]
+
+
 def test_images_stay_noise_where_the_network_cannot_be_differentiated_by_them() -> None:
     class Opaque(torch.autograd.Function):
         @staticmethod
