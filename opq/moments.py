@@ -185,7 +185,7 @@ class Moments(Mapping[str, Moment]):
                     sums.expect(part, self._batch.samples)
                     output = part(self._model)
                     outputs = outputs or [counted(o.clone(), part.mask) for o in floating(output)]
-            self._held, self._group = sums.moments(self._damping), group
+                self._held, self._group = sums.moments(self._damping), group
         self._dense = self._dense or Dense(tally.statistics, outputs)
         give_back()
 

@@ -189,11 +189,11 @@ def sensitivity(
 def _sensitivity(
     model: nn.Module, batch: Batch, generator: torch.Generator, most: tuple[int, int], progress: Progress | None
 ) -> dict[str, float]:
-    names = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
-    parameters = list({id(p): p for p in names.values()}.values())
-    sums = {id(p): 0.0 for p in parameters}
     total, done = batch.samples, 0
     with _differentiable(model):
+        names = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
+        parameters = list({id(p): p for p in names.values()}.values())
+        sums = {id(p): 0.0 for p in parameters}
         batch = batch.to(model)
         for part in batch.parts(_at_once(model, batch, most)):
             gradients = _gradients(part(model), parameters, generator, part.mask)

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from opq.inputs import Batch
 from opq.observe import batch_statistics, untouched, watching
+from opq.turns import turn
 
 Statistics = dict[str, tuple[torch.Tensor, torch.Tensor]]
 TINY = 1e-12
@@ -42,10 +43,12 @@ def renormalise(
     """
     dense = statistics(model, {}, batch, micro_batch=micro_batch) if dense is None else dense
     moved = statistics(model, state, batch, micro_batch=micro_batch)
-    modules = dict(model.named_modules())
+    with turn():
+        modules = dict(model.named_modules())
+        stored = {name: (modules[name].running_mean, modules[name].running_var) for name in dense}
     new: dict[str, torch.Tensor] = {}
     for name, (m, v) in dense.items():
-        mean, variance = modules[name].running_mean, modules[name].running_var
+        mean, variance = stored[name]
         if mean is None or variance is None:
             continue
         m_hat, v_hat = moved[name]

@@ -1,6 +1,7 @@
-"""What belongs to the whole process (random states, warning filters, flags of torch), changed by one thread at a time.
+"""What threads share (random states, warning filters, flags of torch, a model looked into), changed by one at a time.
 
 Each context manager here puts back what it found; two that overlapped in time would put back each other's changes.
+Who only reads what another may have changed for a while, such as the parameters of a model, takes a `turn` too.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Turn:
             yield
 
 
-_turn = Turn()
+turn = Turn()
 
 
 @contextlib.contextmanager
@@ -44,7 +45,7 @@ def same_random_state(devices: Sequence[torch.device] = (), *, seed: int | None 
         devices: those of CUDA whose generators count too.
         seed: of torch's generator of the CPU in the block, where given.
     """
-    with _turn(), torch.random.fork_rng(devices=list(devices)):
+    with turn(), torch.random.fork_rng(devices=list(devices)):
         python, numpy = random.getstate(), np.random.get_state()
         if seed is not None:
             torch.default_generator.manual_seed(seed)
@@ -58,7 +59,7 @@ def same_random_state(devices: Sequence[torch.device] = (), *, seed: int | None 
 @contextlib.contextmanager
 def silenced(*kinds: type[Warning]) -> Iterator[None]:
     """Warnings of these kinds are not shown in the block; the calling thread has its turn."""
-    with _turn(), warnings.catch_warnings():
+    with turn(), warnings.catch_warnings():
         for kind in kinds:
             warnings.simplefilter("ignore", kind)
         yield

@@ -23,8 +23,12 @@ from training_helpers import mlp, plan_of
 
 import opq
 from opq import turns
+from opq.inputs import Batch
 from opq.observe import untouched
+from opq.probe import sensitivity
+from opq.renorm import statistics
 from opq.scale import blocks
+from opq.sources.memory import from_module
 from opq.threads import pool
 
 THREADS = 4
@@ -83,6 +87,35 @@ def test_threads_compress_one_model(tmp_path: Path) -> None:
     assert found == [alone] * THREADS
     assert all(module.training for module in model.modules())
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("reads", ["source", "sensitivity"])
+def test_a_model_is_read_behind_who_runs_it_with_other_weights(reads: str) -> None:
+    model, inside, leave = network(0), threading.Event(), threading.Event()
+    batch = Batch((torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)),))
+    other = {name: torch.randn_like(t) for name, t in model.state_dict().items() if t.is_floating_point()}
+
+    def read() -> list[torch.Tensor]:
+        if reads == "source":
+            source = from_module(model)
+            return [source.read(spec.name) for spec in source.specs]
+        return [torch.tensor(v) for v in sensitivity(model, batch).values()]
+
+    def hold(*_: Any) -> None:
+        if threading.current_thread() is holder:
+            inside.set()
+            leave.wait(0.5)
+
+    alone = [t.clone() for t in read()]
+    holder = threading.Thread(target=statistics, args=(model, other, batch))
+    handle = model[5].register_forward_pre_hook(hold)
+    holder.start()
+    inside.wait()
+    found = read()
+    leave.set()
+    holder.join()
+    handle.remove()
+    assert all(torch.equal(a, b) for a, b in zip(alone, found, strict=True))
 
 
 def test_threads_read_through_one_reader(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from opq.dtypes import DTYPES
 from opq.errors import SourceError
 from opq.sources.base import Origin, Source, TensorSpec, guess_kinds, not_empty
 from opq.sources.hints import hint_of_module
+from opq.turns import turn
 
 NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "params", "weights")
 """Keys under which checkpoints are known to hide their state dict, tried in this order."""
@@ -27,8 +28,9 @@ def from_module(model: nn.Module, *, label: str | None = None, origin: Origin = 
         SourceError: a tensor has no values (meta device, lazy module) or no dense layout.
     """
     label = label or type(model).__name__
-    held = tensors_of(model.state_dict(keep_vars=True), label=label)
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    with turn():  # another thread may be looking what other weights do in this model
+        held = tensors_of(model.state_dict(keep_vars=True), label=label)
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     specs = tuple(
         dataclasses.replace(spec, kind="parameter" if spec.name in parameters else "buffer") for spec in held.specs
     )
