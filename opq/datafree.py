@@ -14,7 +14,7 @@ import torch
 
 from opq import index
 from opq.decide import Problem
-from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
+from opq.errors import InfeasibleError, MissingExtraError, ProbeError, ProbeWarning, SourceError
 from opq.feedback import sweep
 from opq.fit import Array, Codes, Fit
 from opq.moments import Moment
@@ -131,7 +131,10 @@ def _alphas(source: Source, options: Options) -> tuple[float, ...]:
 
 def _best(coder: DataFreeCoder, candidates: Sequence[Problem]) -> Problem:
     """The problem whose plan at its budget moves the outputs least on synthetic inputs."""
-    plans = [index.rounded(Fit(coder.source, candidate, coder, silent).decide()) for candidate in candidates]
+    try:
+        plans = [index.rounded(Fit(coder.source, candidate, coder, silent).decide()) for candidate in candidates]
+    except InfeasibleError:  # by prediction; at the smallest file all are alike, and `Fit.run` measures it
+        return candidates[0]
     together = list(zip(*(plan.compressed for plan in plans), strict=True))
     codes: list[Codes] = [{} for _ in plans]
     for tensors, found in zip(together, coder.alternatives(together), strict=True):

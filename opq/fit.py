@@ -116,7 +116,7 @@ class Fit:
                     return result
                 size = result.bytes
             if bits <= least and size > target:
-                raise self.infeasible(target, size)
+                break
             if size <= target and (best is None or size > best.size):
                 best = draft
             below, above = ((bits, size), above) if size <= target else (below, (bits, size))
@@ -125,9 +125,11 @@ class Fit:
             bits = max(bits, least)
             if bits == before:
                 break
-        result = self.finish(best) if best else self.smallest()
+        if best and (result := self.finish(best)).bytes <= target:  # what changes with the codes takes bytes too
+            return result
+        result = self.smallest()
         if result.bytes > target:
-            raise self.infeasible(target, self.smallest().bytes)
+            raise self.infeasible(target, result.bytes)
         return result
 
     def smallest(self) -> Result:

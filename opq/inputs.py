@@ -42,6 +42,11 @@ class Batch:
         return model(*self.args, **self.kwargs)
 
     @property
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All that the forward is given."""
+        return _tensors((self.args, dict(self.kwargs)))
+
+    @property
     def mask(self) -> torch.Tensor | None:
         """Which tokens count, (samples, length) bool, where the batch says so; padding tells nothing."""
         masks = [
@@ -52,12 +57,12 @@ class Batch:
     @property
     def samples(self) -> int:
         """How many samples the batch holds: the first dimension of its first tensor."""
-        return next((int(t.shape[0]) for t in _tensors((self.args, dict(self.kwargs))) if t.dim()), 1)
+        return next((int(t.shape[0]) for t in self.tensors if t.dim()), 1)
 
     @property
     def images(self) -> torch.Tensor | None:
         """The batch's one tensor, where that is images (samples, channels, height, width)."""
-        found = list(_tensors((self.args, dict(self.kwargs))))
+        found = list(self.tensors)
         return found[0] if len(found) == 1 and found[0].dim() == 4 and found[0].is_floating_point() else None
 
     def parts(self, size: int) -> Iterator[Batch]:
@@ -103,7 +108,9 @@ def synthetic(
         raise OptionError("samples=", got=samples, wanted="at least 2")
     make = _Maker(torch.Generator().manual_seed(seed), samples)
     if example_inputs is not None:
-        candidates = iter([as_batch(model, example_inputs).map(make.like)])
+        given = as_batch(model, example_inputs)
+        alone = sum(1 for _ in given.tensors) == 1
+        candidates = iter([given.map(lambda t: make.like(t, alone=alone))])
     elif input_size is not None:
         candidates = iter([Batch((make.signal(tuple(input_size)),))])
     else:
@@ -181,11 +188,17 @@ class _Maker:
         """Token ids, (TEXTS samples, length) int64, uniform over the vocabulary."""
         return torch.randint(vocabulary, (TEXTS * self.samples, length), generator=self.generator)
 
-    def like(self, example: torch.Tensor) -> torch.Tensor:
-        """Noise in the kind, scale and shape of an example: floats keep its mean and deviation, integers its values."""
+    def like(self, example: torch.Tensor, *, alone: bool) -> torch.Tensor:
+        """Noise in the kind, scale and shape of an example: floats keep its mean and deviation, integers its values.
+
+        Args:
+            alone: whether the forward takes nothing else; then floats that are all the same, such as
+                `torch.zeros(1, 3, 224, 224)`, are no mask but show a shape only.
+        """
         shape = tuple(example.shape[1:]) if example.dim() else ()
         if example.is_floating_point():
             mean, deviation = float(example.float().mean()), float(example.float().std(correction=0))
+            mean, deviation = (0.0, 1.0) if alone and deviation == 0 else (mean, deviation)
             return (mean + deviation * self.signal(shape)).to(example.dtype)
         seen = example.flatten()
         picks = torch.randint(seen.numel(), (self.samples, *shape), generator=self.generator)

@@ -254,6 +254,19 @@ def test_a_budget_that_cannot_be_met_says_the_smallest_that_can(weights) -> None
         assert result.bytes < 2000
 
 
+def test_every_budget_from_the_smallest_file_on_is_met() -> None:
+    """A file of a few hundred bytes, whose statistics take more or fewer of them as the codes change."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 40)
+    )
+    with pytest.raises(InfeasibleError, match="size=") as caught:
+        opq.compress(model.eval(), size=400, input_size=(3, 8, 8))
+    least = int(str(caught.value).rpartition("size=")[2].rpartition(". ")[0])
+    for size in range(least, least + 60, 4):
+        assert opq.compress(model, size=size, input_size=(3, 8, 8)).bytes <= size
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_not_finite(weights, bad: float) -> None:  # type: ignore[no-untyped-def]
     broken = dict(weights, b=weights["b"].clone())

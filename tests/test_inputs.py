@@ -40,6 +40,13 @@ class TakesDict(nn.Module):
         return self.embed(features["input_ids"])
 
 
+class Scaled(nn.Module):
+    """Takes a factor beside what it looks at."""
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return x * scale
+
+
 def convolutional(side: int) -> nn.Sequential:
     """A network that takes one size of image only."""
     half = side // 2
@@ -80,6 +87,13 @@ def test_forwards_of_keywords_and_of_dicts() -> None:
     assert batch.kwargs["input_ids"].shape == (8 * TEXTS, 18)
     (features,) = synthetic(TakesDict(), samples=8).args
     assert features["input_ids"].max() < 11
+
+
+def test_a_constant_example_shows_a_shape_unless_others_are_beside_it() -> None:
+    (x,) = synthetic(nn.Conv2d(1, 1, 3), example_inputs=torch.zeros(1, 1, 10, 10), samples=16).args
+    assert (float(x.mean()), float(x.std())) == pytest.approx((0, 1), abs=0.2)
+    (x, scale) = synthetic(Scaled(), example_inputs=(torch.randn(1, 1, 10, 10), torch.ones(1, 1, 1, 1))).args
+    assert torch.equal(scale, torch.ones(64, 1, 1, 1))
 
 
 def test_input_size_and_example_inputs_are_followed() -> None:
