@@ -48,7 +48,7 @@ NOTHING = Nominal(0, 0, 0.0)
 
 def nominal(plan: Plan, codes: Mapping[str, torch.Tensor]) -> Nominal:
     """The paper's accounting of the codes on a grid."""
-    grids = (t.name for t in plan.compressed if t.codebook == "grid" and t.size)
+    grids = (t.name for t in plan.compressed if t.stepped and t.size)
     return sum((of_codes(codes[name]) for name in grids), NOTHING)
 
 

@@ -23,7 +23,7 @@ def model_card(reader: Reader, *, source: str, repository: str = "ORG/NAME") -> 
     elements = sum(t.size for t in own if torch_dtype(t.dtype).is_floating_point)
     before = sum(t.size * torch_dtype(t.dtype).itemsize for t in own)
     counts = NOTHING
-    for tensor in (t for t in reader.plan.compressed if t.codebook == "grid"):
+    for tensor in (t for t in reader.plan.compressed if t.stepped):
         counts += of_codes(torch.from_numpy(reader.codes(tensor.name)))
     name = source.removeprefix("hf:") if source.startswith("hf:") else Path(source).name
     front = f"---\nbase_model: {name}\ntags: [opq, compressed]\n---\n\n" if source.startswith("hf:") else ""

@@ -59,6 +59,7 @@ def compress(
     ] = None,
     probe: Annotated[bool | None, typer.Option("--probe/--no-probe", help="Measure sensitivities on noise.")] = None,
     input_size: Annotated[str | None, typer.Option(help="Shape of one input, such as 3,224,224.")] = None,
+    trellis: Annotated[bool, typer.Option("--trellis", help="Trellis-coded: less error, more work.")] = False,
     seed: Annotated[int, typer.Option(help="Of the synthetic inputs.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     shard_size: Annotated[int, typer.Option(help="Bytes of an output shard, with a folder as output.")] = 500_000_000,
@@ -75,6 +76,7 @@ def compress(
         "overrides": _overrides(keep or [], override or []),
         "probe": probe,
         "input_size": _shape(input_size),
+        "trellis": trellis,
         "seed": seed,
     }
     if dry_run:

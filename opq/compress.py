@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -19,8 +19,9 @@ from opq.errors import OptionError, PatternError
 from opq.fit import Coder, Fit, PlainCoder
 from opq.options import PUBLISHED, Options
 from opq.plan import Plan
+from opq.probe import Probe
 from opq.result import Result
-from opq.roles import assign
+from opq.roles import Role, assign
 from opq.sources import Source, open_source
 
 SourceLike = nn.Module | Mapping[str, Any] | str | os.PathLike[str] | Source
@@ -48,6 +49,8 @@ def compress(source: SourceLike, **options: Any) -> Result:
         input_size: shape of one input without the batch dimension, where the model does not say.
         example_inputs: an example of what the forward takes, where the model does not say.
         alpha: exponent of the probe's sensitivities, 0 to 1; by default chosen by the predicted error of the outputs.
+        trellis: trellis-coded quantization where a tensor gets 2 bits a weight or more: the smallest error at a size,
+            more work, and a result that is not to be fine-tuned. With `method="rd"`.
         seed: of the synthetic inputs; the same seed gives the same bytes.
         progress: called with (stage, done, total).
         data: with the other methods: batches of (inputs, targets), or a function of the epoch that gives them.
@@ -94,11 +97,25 @@ def _problem(source: Source, options: Options) -> tuple[Problem, Coder]:
     given = {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
     given = {**_named(options, stats), **given}
     probed = probe_source(source, options)
-    problem = Problem(options=options, roles=roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0) | given)
+    trellised = _trellised(roles, probed) if options.trellis else frozenset()
+    problem = Problem(
+        options=options,
+        roles=roles,
+        stats=stats,
+        sensitivities=dict.fromkeys(stats, 1.0) | given,
+        trellised=trellised,
+    )
     if probed is None:
         return problem, PlainCoder(source)
     coder = DataFreeCoder(source, probed)
     return weighed(coder, problem, given), coder
+
+
+def _trellised(roles: Iterable[Role], probed: Probe | None) -> frozenset[str]:
+    """Matrices, but for those that feedback takes as (inputs, outputs): paths follow the outputs of one input."""
+    names = {role.name for role in roles if role.action == "compress" and len(role.spec.shape) >= 2}
+    layouts = {name: probed.moments.layout(name) for name in names} if probed is not None else {}
+    return frozenset(name for name in names if not ((layout := layouts.get(name)) and layout.transposed))
 
 
 def _named(options: Options, stats: Mapping[str, Any]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from opq.errors import MismatchError, WriteError
 from opq.index import Place
 from opq.plan import Plan, TensorPlan
 from opq.reader import COMMON, VERSION, Reader
-from opq.stored import Fine, Grid, Log, Product, Raw, Stored, Table
+from opq.stored import Fine, Grid, Log, Product, Raw, Stored, Table, Trellis
 from opq.threads import torch_threads
 
 OWN_ENTRY = 1 << 16
@@ -165,7 +165,7 @@ def _made(item: Stored, tensor: TensorPlan) -> _Made:
     return _Made(payload, Place(draft.kind, len(payload), number=number), digest)
 
 
-def _codes_of(item: Grid | Table | Product | Fine | Log) -> memoryview:
+def _codes_of(item: Grid | Trellis | Table | Product | Fine | Log) -> memoryview:
     codes = item.indices if isinstance(item, (Table, Product)) else item.codes
     return np.ascontiguousarray(codes, np.int16).data
 
@@ -214,6 +214,7 @@ __all__ = [
     "Reader",
     "Stored",
     "Table",
+    "Trellis",
     "pack",
     "size_of",
     "write_file",

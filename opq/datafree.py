@@ -131,8 +131,9 @@ def _alphas(source: Source, options: Options) -> tuple[float, ...]:
 
 def _best(coder: DataFreeCoder, candidates: Sequence[Problem]) -> Problem:
     """The problem whose plan at its budget moves the outputs least on synthetic inputs."""
+    plain = [dataclasses.replace(candidate, trellised=frozenset()) for candidate in candidates]  # as good to choose by
     try:
-        plans = [index.rounded(Fit(coder.source, candidate, coder, silent).decide()) for candidate in candidates]
+        plans = [index.rounded(Fit(coder.source, candidate, coder, silent).decide()) for candidate in plain]
     except InfeasibleError:  # by prediction; at the smallest file all are alike, and `Fit.run` measures it
         return candidates[0]
     together = list(zip(*(plan.compressed for plan in plans), strict=True))

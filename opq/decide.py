@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opq import trellis
 from opq.curve import Curve, Point
 from opq.dtypes import dtype_name
 from opq.options import Options, Progress, silent
@@ -33,6 +34,8 @@ class Problem:
     """`a_i` of every compressed tensor."""
     curves: Mapping[str, Curve] = dataclasses.field(default_factory=dict)
     """Made from the statistics where not given."""
+    trellised: frozenset[str] = frozenset()
+    """Tensors whose codes may follow the paths of a trellis; they do from `trellis.LEAST` bits a weight on."""
 
     def __post_init__(self) -> None:
         if not self.curves:
@@ -112,6 +115,8 @@ class Problem:
                 "density": point.density,
                 "distortion": point.distortion,
             }
+            if role.name in self.trellised and trellis.serves(point.rate, self.stats[role.name].max_abs / step):
+                fields |= {"codebook": "trellis", "step": step / 2, "threshold": step / 4, "rounding": 0.5}
         return TensorPlan(**fields)
 
 

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from opq import trellis
+from opq.errors import OptionError
 from opq.moments import Moment
 from opq.plan import TensorPlan
 from opq.quantize import LARGEST_CODE
@@ -40,25 +42,37 @@ def feedback(w: torch.Tensor, plan: TensorPlan, moment: Moment) -> torch.Tensor:
 
 @torch.no_grad()
 def sweep(w: torch.Tensor, plans: Sequence[TensorPlan], moment: Moment) -> list[torch.Tensor]:
-    """`feedback` on the grids of several plans in one go, which costs little more than on one."""
+    """`feedback` on the grids of several plans in one go, which costs little more than on one.
+
+    Raises:
+        OptionError: a plan with a trellis for a weight whose first axis counts inputs.
+    """
+    if len(plans) > 1 and any(plan.codebook == "trellis" for plan in plans):
+        return [sweep(w, [plan], moment)[0] for plan in plans]
     matrix = moment.layout.matrix(w.detach().float().cpu())
+    if plans[0].codebook == "trellis" and moment.layout.transposed:
+        raise OptionError(f"tensor {plans[0].name!r}: paths down its inputs", got="a trellis", wanted="a grid")
     groups, rows, width = matrix.shape
+    grid: _Grid | _Paths = _Grid.of(plans)
+    at_once = ROWS_AT_ONCE  # a multiple of a path's rows
+    if plans[0].codebook == "trellis":
+        grid, at_once = _Paths.of(matrix, plans[0]), rows if groups > 1 else ROWS_AT_ONCE
     codes = torch.empty((len(plans), groups, rows, width), dtype=torch.int16)
     start = 0
     for order, n in moment.factors:
         at, n = start + order.cpu(), n.cpu()
-        for first in range(0, rows, ROWS_AT_ONCE):
-            part = slice(first, first + ROWS_AT_ONCE)
-            codes[:, :, part, at] = _swept(matrix[:, part, at], plans, n)
+        for first in range(0, rows, at_once):
+            part = slice(first, first + at_once)
+            codes[:, :, part, at] = _swept(matrix[:, part, at], grid, len(plans), n)
         start += len(order)
     return [moment.layout.tensor(q, tuple(w.shape)) for q in codes]
 
 
-def _swept(w: torch.Tensor, plans: Sequence[TensorPlan], n: torch.Tensor) -> torch.Tensor:
+def _swept(w: torch.Tensor, grid: _Grid | _Paths, plans: int, n: torch.Tensor) -> torch.Tensor:
     """Codes (plans, groups, rows, d) of `w` (groups, rows, d), coordinates in the order of `N` (groups, d, d)."""
     target = w.transpose(1, 2)[:, :, None].contiguous()  # (groups, d, 1, rows): one coordinate is contiguous
-    values = target.repeat(1, 1, len(plans), 1)  # to be rounded; then the codes
-    sweep = _Sweep(_Grid.of(plans), target.numpy(), values.numpy(), torch.empty_like(values), n)
+    values = target.repeat(1, 1, plans, 1)  # to be rounded; then the codes
+    sweep = _Sweep(grid, target.numpy(), values.numpy(), torch.empty_like(values), n)
     sweep.run(0, w.shape[2])
     return values.to(torch.int16).permute(2, 0, 3, 1)
 
@@ -67,7 +81,7 @@ def _swept(w: torch.Tensor, plans: Sequence[TensorPlan], n: torch.Tensor) -> tor
 class _Sweep:
     """The arrays of one sweep: (groups, d, plans, rows) but for `n` (groups, d, d)."""
 
-    grid: _Grid
+    grid: _Grid | _Paths
     target: Array
     values: Array
     errors: torch.Tensor
@@ -113,3 +127,20 @@ class _Grid:
         scaled = np.abs(x) / self.step
         levels = np.minimum(np.maximum(np.floor(scaled + self.shift), 1), LARGEST_CODE)
         return np.asarray(np.copysign(levels * (scaled >= self.dead), x))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class _Paths:
+    """The trellis of one plan: a coordinate's codes are one path down all rows, or some."""
+
+    step: np.float32
+    bits: Array
+
+    @classmethod
+    def of(cls, matrix: torch.Tensor, plan: TensorPlan) -> _Paths:
+        step = np.float32(plan.step)
+        return cls(step, trellis.costs(matrix.numpy() / step))
+
+    def codes(self, x: Array) -> Array:
+        """The codes of `x` (groups, 1, rows), as floats; rows and groups follow each other as in the weight."""
+        return trellis.nearest(x.reshape(-1, 1) / self.step, self.bits).reshape(x.shape).astype(np.float32)

@@ -118,7 +118,7 @@ def _drawn(reader: Reader, tensor: TensorPlan, size: int, source: Source | None)
         return Drawn(tensor, size, none, none, 0.0, None)
     values_there, counts = np.unique(reader.codes(tensor.name), return_counts=True)
     codes = values_there.astype(np.int64)
-    if tensor.codebook != "grid":
+    if not tensor.stepped:
         return Drawn(tensor, size, codes, counts, 0.0, None)
     tau = fitted(codes, counts, tensor)
     if source is not None and tensor.name in source.by_name:

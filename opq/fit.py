@@ -35,6 +35,8 @@ WINDOW = 0.995
 """The file is between this fraction of the budget and the budget."""
 AIM = 0.998
 """Where in the window the solver aims."""
+FINISHES = 4
+"""Drafts that are finished at most: what else changes with the codes may make a file larger than its draft was."""
 ROUNDS = 12
 EDGE = 0.1
 """Part of the bits between two rounds that the next one keeps from both."""
@@ -101,7 +103,23 @@ class Fit:
         """
         if self.problem.options.sparsity is not None:
             return self.finish(self.draft(self.decide()))
-        target, least = self.target, self.problem.least_bits
+        target, later = self.target, 0
+        for _ in range(FINISHES):
+            draft = self.closest(target - later)
+            if draft is None:
+                break
+            result = self.finish(draft)
+            if result.bytes <= target:
+                return result
+            later = max(result.bytes - draft.size, later + 1)
+        result = self.smallest()
+        if result.bytes > target:
+            raise self.infeasible(target, result.bytes)
+        return result
+
+    def closest(self, target: float) -> Draft | None:
+        """The draft whose file is within the window below `target`, or the largest below it; None where none is."""
+        least = self.problem.least_bits
         overhead = self.overhead(self.problem.sketch())
         bits = max(8 * (AIM * target - overhead), least)
         best: Draft | None = None
@@ -111,10 +129,7 @@ class Fit:
             draft = self.draft(self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead)))
             size = draft.size
             if WINDOW * target <= size <= target or (draft.plan.multiplier == 0 and size <= target):
-                result = self.finish(draft)
-                if result.bytes <= target:
-                    return result
-                size = result.bytes
+                return draft
             if bits <= least and size > target:
                 break
             if size <= target and (best is None or size > best.size):
@@ -125,12 +140,7 @@ class Fit:
             bits = max(bits, least)
             if bits == before:
                 break
-        if best and (result := self.finish(best)).bytes <= target:  # what changes with the codes takes bytes too
-            return result
-        result = self.smallest()
-        if result.bytes > target:
-            raise self.infeasible(target, result.bytes)
-        return result
+        return best
 
     def smallest(self) -> Result:
         """The smallest file that can be had."""
@@ -225,10 +235,13 @@ def between(below: tuple[float, float], above: tuple[float, float], aim: float) 
 
 def assemble(source: Source, plan: Plan, codes: Codes, changed: Mapping[str, torch.Tensor]) -> Result:
     """The result of storing these codes under this plan; `changed` holds new values of kept tensors."""
-    grids = [container.Grid(name, q) for name, q in codes.items()]
+    stepped = [
+        (container.Trellis if t.codebook == "trellis" else container.Grid)(t.name, codes[t.name])
+        for t in plan.compressed
+    ]
     return Result(
         plan=plan,
-        packed=container.pack(plan, [*grids, *keep(source, plan, changed)]),
+        packed=container.pack(plan, [*stepped, *keep(source, plan, changed)]),
         label=source.label,
         elements=source.elements,
         source_bytes=source.bytes,

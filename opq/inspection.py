@@ -95,7 +95,7 @@ def examine(path: str | os.PathLike[str]) -> Inspection:
             if tensor.action == "compress":
                 codes = reader.codes(tensor.name)
                 entropy, sparsity = _entropy(codes), float(np.mean(codes == 0)) if codes.size else 0.0
-                counts += of_codes(torch.from_numpy(codes)) if tensor.codebook == "grid" and codes.size else NOTHING
+                counts += of_codes(torch.from_numpy(codes)) if tensor.stepped and codes.size else NOTHING
             figures.append(
                 TensorFigures(
                     name=tensor.name,

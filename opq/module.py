@@ -73,7 +73,7 @@ def _check_attachable(model: nn.Module) -> None:
 def _check_grids(plan: Plan) -> None:
     for tensor in plan.compressed:
         if tensor.codebook != "grid":
-            remedy = "Compress with method='rd' or 'opq', whose codebooks are multiples of a step."
+            remedy = "Compress with method='rd' or 'opq' and without trellis=: their codebooks are multiples of a step."
             raise OptionError(f"tensor {tensor.name!r} has no grid to train on", got=tensor.codebook, remedy=remedy)
 
 

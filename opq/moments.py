@@ -157,6 +157,10 @@ class Moments(Mapping[str, Moment]):
         self._collect(self._group_of[name])
         return self._held[name]
 
+    def layout(self, name: str) -> Layout | None:
+        """How a weight is a stack of matrices; None for a weight of no supported layer."""
+        return self._layers[name].layout if name in self._layers else None
+
     @property
     def dense(self) -> Dense:
         """Statistics and outputs of the dense network, from the pass that gave the first moments."""

@@ -46,6 +46,7 @@ class Options:
     input_size: Sequence[int] | None = None
     example_inputs: Any = None
     alpha: float | None = None
+    trellis: bool = False
     seed: int = 0
     progress: Progress = silent
     data: Any = None
@@ -90,13 +91,15 @@ class Options:
         published, data_free = self.method in PUBLISHED, self.method in DATA_FREE
         idle: tuple[str, ...] = ("data", "evaluate", "checkpoint", "method_options") if data_free else ()
         idle += ("constraints", "sensitivities", "calibration", "probe", "sparsity") if published else ()
+        idle += () if self.method == "rd" else ("trellis",)
         fields = {field.name: field.default for field in dataclasses.fields(self)}
         given = [name for name in idle if getattr(self, name) is not fields[name] and getattr(self, name) is not False]
         if given:
             other = ", ".join(PUBLISHED if data_free else DATA_FREE)
+            wanted = {"sparsity": "sparsity in method_options=", "trellis": "method='rd'"}
             raise OptionError(
                 f"method={self.method!r} does not take {given[0]}=",
-                wanted=f"method= one of {other}" if given[0] != "sparsity" else "sparsity in method_options=",
+                wanted=wanted.get(given[0], f"method= one of {other}"),
             )
 
     def _check_sparsity(self) -> None:

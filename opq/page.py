@@ -64,7 +64,7 @@ def data(drawn: Figures) -> dict[str, Any]:
     """All that the page's script reads, as JSON values; of many tensors only the largest, and every one in the sums."""
     plan, own = drawn.plan, drawn.compressed
     listed = set(sorted(range(len(drawn.tensors)), key=lambda k: -drawn.tensors[k].bytes)[:ROWS])
-    gridded = [t for t in own if t.plan.codebook == "grid" and t.codes.size > 1]
+    gridded = [t for t in own if t.plan.stepped and t.codes.size > 1]
     shown = set(sorted(range(len(gridded)), key=lambda k: -gridded[k].plan.size)[:HISTOGRAMS])
     return {
         "label": drawn.label,

@@ -72,7 +72,7 @@ class TensorPlan:
     A compressed weight `w` becomes the integer `sign(w) max(1, floor(|w|/step + 1 - rounding))` where
     `|w| >= threshold`, else 0; it is read back as `step` times that integer. `rd` has
     `threshold = rounding * step` (a uniform threshold quantizer with dead zone); the paper's `opq` has
-    `rounding = 1/2` and a threshold of its own.
+    `rounding = 1/2` and a threshold of its own. On a `trellis` the integers are those of `opq.trellis.nearest`.
     """
 
     name: str
@@ -85,7 +85,8 @@ class TensorPlan:
     like: str | None = None
     """For `share`: the tensor that holds the values."""
     codebook: str = "grid"
-    """`grid` (multiples of the step), `table` (a list of values) or `product` (a list of vectors)."""
+    """`grid` (multiples of the step), `trellis` (those that its paths allow), `table` (a list of values) or `product`
+    (a list of vectors)."""
     step: float = 0.0
     threshold: float = 0.0
     rounding: float = 0.5
@@ -102,10 +103,15 @@ class TensorPlan:
             raise OptionError(
                 f"tensor {self.name!r}: unknown action", got=self.action, wanted="compress, keep or share"
             )
-        if self.action == "compress" and self.codebook == "grid" and not (self.step > 0 and math.isfinite(self.step)):
+        if self.stepped and not (self.step > 0 and math.isfinite(self.step)):
             raise OptionError(f"tensor {self.name!r}: bad step", got=self.step, wanted="a positive number")
         if (self.action == "share") != (self.like is not None):
             raise OptionError(f"tensor {self.name!r}: `like` goes with action 'share'", got=self.like)
+
+    @property
+    def stepped(self) -> bool:
+        """Whether the tensor is compressed to multiples of `step`."""
+        return self.action == "compress" and self.codebook in ("grid", "trellis")
 
     @property
     def size(self) -> int:

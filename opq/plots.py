@@ -94,7 +94,7 @@ def _histogram(drawn: Figures, ax: Axes, tensor: str | None) -> None:
 
 
 def _gridded(drawn: Figures, name: str | None) -> Drawn:
-    own = [t for t in drawn.compressed if t.plan.codebook == "grid" and t.counts.size]
+    own = [t for t in drawn.compressed if t.plan.stepped and t.counts.size]
     found = [t for t in own if name is None or t.plan.name == name]
     if not found:
         raise OptionError(

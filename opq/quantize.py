@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
-from opq import floats
+from opq import floats, trellis
 from opq.errors import OptionError
 from opq.plan import TensorPlan
 
@@ -27,11 +28,13 @@ def quantize(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
     """The plan's codes of `w`: int16, same shape, on the same device.
 
     `q = sign(w) max(1, floor(|w|/step + 1 - rounding))` where `|w| >= threshold`, else 0
-    (Sullivan 1996, uniform threshold quantizer with dead zone).
+    (Sullivan 1996, uniform threshold quantizer with dead zone); on a trellis the best path (`opq.trellis`).
 
     Raises:
         OptionError: a weight lies beyond code 32767, or the plan has no grid.
     """
+    if plan.action == "compress" and plan.codebook == "trellis":
+        return _on_paths(w, plan)
     if plan.action != "compress" or plan.codebook != "grid":
         raise OptionError(f"tensor {plan.name!r} is not planned on a grid", got=f"{plan.action}, {plan.codebook}")
     codes = torch.empty(w.shape, dtype=torch.int16, device=w.device)
@@ -39,6 +42,13 @@ def quantize(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
     for some, out in zip(*flat, strict=True):
         _quantize(some.to(torch.float32), plan, out)
     return codes
+
+
+def _on_paths(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
+    """Codes along the trellis' paths down the first axis."""
+    scaled = w.detach().to("cpu", torch.float32).reshape(len(w), -1).numpy() / np.float32(plan.step)
+    codes = trellis.nearest(scaled, trellis.costs(scaled))
+    return torch.from_numpy(codes).reshape(w.shape).to(w.device)
 
 
 def _quantize(w: torch.Tensor, plan: TensorPlan, out: torch.Tensor) -> None:

@@ -52,9 +52,10 @@ def printable(text: str) -> str:
 
 
 def _grid(tensor: TensorPlan, density: float) -> tuple[str, str, str]:
-    if tensor.codebook != "grid":
+    if not tensor.stepped:
         return (tensor.codebook, "", f"{1 - density:.1%}")
-    return (f"{tensor.step:.4g}", f"{tensor.dead_zone:.3f}", f"{1 - density:.1%}")
+    zone = "trellis" if tensor.codebook == "trellis" else f"{tensor.dead_zone:.3f}"
+    return (f"{tensor.step:.4g}", zone, f"{1 - density:.1%}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from opq import entropy
+from opq import entropy, trellis
 from opq.dtypes import torch_dtype
 from opq.errors import CorruptFileError, MismatchError
 from opq.plan import TensorPlan
@@ -23,6 +23,14 @@ Floats = npt.NDArray[np.float32]
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Grid:
     """A compressed tensor: integer multiples of its plan's step."""
+
+    name: str
+    codes: Codes
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Trellis:
+    """A compressed tensor: integer multiples of its plan's step that follow the paths of `opq.trellis`."""
 
     name: str
     codes: Codes
@@ -75,10 +83,10 @@ class Raw:
     tensor: torch.Tensor
 
 
-Stored = Grid | Table | Product | Fine | Log | Raw
+Stored = Grid | Trellis | Table | Product | Fine | Log | Raw
 """A shared tensor stands in the plan only."""
 
-KINDS = ("grid", "table", "product", "fine", "log", "raw", "share", "scalar")
+KINDS = ("grid", "table", "product", "fine", "log", "raw", "share", "scalar", "trellis")
 """Their numbers in the file. `share` and `scalar` (an integer in the index) have no bytes of their own."""
 
 MOST_AXES = 32
@@ -87,7 +95,7 @@ MOST_AXES = 32
 CODED_TYPES = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ")
 """Element types that codes may stand for."""
 
-COMPRESSED = ("grid", "table", "product")
+COMPRESSED = ("grid", "table", "product", "trellis")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,6 +131,7 @@ def draft(item: Stored, plan: TensorPlan) -> Drafted:
     else:
         codes = item.indices if isinstance(item, Table) else item.codes
         _fits(plan, kind, codes.shape)
+        codes = trellis.paths(item.codes) if isinstance(item, Trellis) else codes
     return Drafted(kind, _head(item), entropy.draft(codes), codes)
 
 
@@ -137,13 +146,13 @@ def restore(kind: str, data: memoryview, plan: TensorPlan, number: float) -> tor
         return torch.tensor([int(number)], dtype=dtype).reshape(plan.shape)
     if kind == "raw":
         return raw_tensor(data, plan.shape, dtype)
-    values, position = _values(kind, data)
-    codes = entropy.decode(data[position:], indices_shape(kind, plan, values))
-    if kind in ("grid", "fine"):
-        return scaled(torch.from_numpy(codes), plan.step if kind == "grid" else number, dtype)
+    codes = codes_of(kind, data, plan)
+    if kind in ("grid", "trellis", "fine"):
+        return scaled(torch.from_numpy(codes), number if kind == "fine" else plan.step, dtype)
     if kind == "log":
         with np.errstate(over="ignore"):
             return densely(torch.from_numpy(codes), plan.shape, dtype, lambda q: _powers(q, number, dtype))
+    values, _ = _values(kind, data)
     if codes.size and (codes.min() < 0 or codes.max() >= len(values)):
         raise CorruptFileError("an index beyond the codebook", got=int(codes.max()), wanted=f"below {len(values)}")
     book = rounded(torch.from_numpy(values.astype(np.float64)), dtype)
@@ -153,7 +162,8 @@ def restore(kind: str, data: memoryview, plan: TensorPlan, number: float) -> tor
 def codes_of(kind: str, data: memoryview, plan: TensorPlan) -> Codes:
     """The integer codes of a payload: of `product` one-dimensional, else in the tensor's shape."""
     values, position = _values(kind, data)
-    return entropy.decode(data[position:], indices_shape(kind, plan, values))
+    codes = entropy.decode(data[position:], indices_shape(kind, plan, values))
+    return trellis.numbers(codes) if kind == "trellis" else codes
 
 
 def indices_shape(kind: str, plan: TensorPlan, values: npt.NDArray[np.floating]) -> tuple[int, ...]:

@@ -78,7 +78,7 @@ def _obstacle(reader: Reader, tensor: TensorPlan) -> ExportError | None:
     remedy = "Export to onnx or to a dense folder, or leave such tensors dense with strict=False."
     if tensor.action != "compress":
         return ExportError(fact, got=f"{tensor.action}: {tensor.reason}", wanted="a compressed weight", remedy=remedy)
-    if tensor.codebook != "grid":
+    if not tensor.stepped:
         return ExportError(fact, got=f"a codebook of kind {tensor.codebook!r}", wanted="a uniform grid", remedy=remedy)
     largest = int(np.abs(reader.codes(tensor.name)).max(initial=0))
     if largest > LARGEST_CODE:

@@ -98,7 +98,7 @@ def save_onnx(
     integers: dict[str, str] = {}
     with Reader(file) as reader:
         names = [t.name for t in reader.plan.compressed]
-        for name in (t.name for t in reader.plan.compressed if t.codebook == "grid"):
+        for name in (t.name for t in reader.plan.compressed if t.stepped):
             grid = _Grid(name, reader.codes(name), reader.plan[name].step)
             kind = _replaced(graph, grid, reader.plan[name].size)
             integers |= {} if kind is None else {name: kind}

@@ -65,6 +65,7 @@ _UNUSED = (
     "evaluate",
     "checkpoint",
     "method_options",
+    "trellis",
 )
 
 
@@ -177,7 +178,7 @@ def _checked(options: dict[str, Any], shard_size: int) -> Options:
     checked = Options.of(options)
     if checked.method not in DATA_FREE:
         raise OptionError(f"method={checked.method!r} does not stream", wanted=" or ".join(DATA_FREE))
-    given = [name for name in _UNUSED if getattr(checked, name) is not None]
+    given = [name for name in _UNUSED if getattr(checked, name) is not None and getattr(checked, name) is not False]
     if given:
         raise OptionError(f"{given[0]}= does not go with a folder as output", remedy="Write one file, or leave it out.")
     if not (isinstance(shard_size, int) and shard_size >= 1 << 12):
