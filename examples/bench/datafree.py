@@ -2,8 +2,8 @@
 
     python examples/bench/datafree.py [--only mobilenet-v1-0.75] [--again] [--images N] [--budget BITS] [--no-peers]
 
-On the same weights: this package with `a = 1` and no correction, with each part alone and with all; uniform
-quantization per tensor; HQQ; NNCodec 2 at the nearest size. `bits` is 8 x file bytes / parameters. Every row is written
+On the same weights: this package with `a = 1` and no correction, with each part alone, with all, and with all on a
+trellis; uniform quantization per tensor; HQQ; NNCodec 2 at the nearest size. `bits` is 8 x file bytes / parameters. Every row is written
 to results/datafree.json as soon as it is measured; rows that stand there for as many samples are not measured again,
 unless `--again` removes those of the networks asked for first. Prints a table and draws docs/pictures/datafree.png.
 `--only resnet50-speed` is one call on ResNet-50's shapes: seconds by part, and peak memory.
@@ -47,9 +47,9 @@ SPEED = "resnet50-speed"
 Task = tuple[str, float, Callable[[], Any]]
 """A method, its budget in bits, and what measures its row."""
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "pictures" / "datafree.png"
-ALL, RENORM = "rd", "rd, re-normalisation alone"
+ALL, TRELLIS, RENORM, PATHS = "rd", "rd, trellis", "rd, re-normalisation alone", "rd, trellis alone"
 PARTS = {"rd, a=1, no correction": (False, False, False), "rd, sensitivities alone": (True, False, False)}
-PARTS |= {RENORM: (False, False, True), "rd, feedback alone": (False, True, False)}
+PARTS |= {RENORM: (False, False, True), "rd, feedback alone": (False, True, False), PATHS: (False, False, False)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,7 +153,8 @@ def part(case: Case, bits: float, method: str) -> Any:
     options = Options(size=int(bits * case.parameters / 8))
     roles = assign(case.source.specs)
     stats = gather(case.source, roles)
-    equal = Problem(options=options, roles=roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0))
+    paths = frozenset(stats if method == PATHS else ())
+    equal = Problem(options=options, roles=roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0), trellised=paths)
     _ = case.probe.moments.dense
     start = time.perf_counter()
     problem = weighed(DataFreeCoder(case.source, case.probe), equal, {}) if sensitive else equal
@@ -208,6 +209,7 @@ def tasks(case: Case, *, with_peers: bool, ablation: bool) -> Iterator[Task]:
     """All rows of one network."""
     for bits in case.budgets:
         yield ALL, bits, lambda bits=bits: full(case, bits)
+        yield TRELLIS, bits, lambda bits=bits: full(case, bits, TRELLIS, trellis=True)
     if case.calibration is not None:
         method = "rd, 150 sentences of calibration"
         for bits in (b for b in case.budgets if b < 4):
@@ -264,12 +266,13 @@ def draw(rows: list[Any]) -> None:
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(row["model"] for row in rows))
-    methods = sorted({_family(row["method"]) for row in rows}, key=lambda m: (m != ALL, m))
+    methods = sorted({_family(row["method"]) for row in rows}, key=lambda m: (m not in (ALL, TRELLIS), m))
     figure, panels = pyplot.subplots(1, len(names), figsize=(5 * len(names), 4.6), squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
         for number, method in enumerate(methods):
             points = sorted((r for r in rows if r["model"] == name and _family(r["method"]) == method), key=_bits)
-            style = {"linewidth": 2.8, "color": "black"} if method == ALL else {"color": f"C{number - 1}"}
+            style = {"linewidth": 2.8, "color": "black"} if number < 2 else {"color": f"C{number - 2}"}
+            style |= {"linestyle": "--"} if method == TRELLIS else {}
             gaps = [r["top1"] - r["top1_dense"] for r in points]
             panel.plot([r["bits"] for r in points], gaps, marker="o", label=method, **style)
         panel.axhline(0, linestyle=":", color="grey")
