@@ -3,9 +3,10 @@
     python examples/bench/datafree.py [--only mobilenet-v1-0.75] [--again] [--images N] [--budget BITS] [--no-peers]
 
 On the same weights: this package with `a = 1` and no correction, with each part alone, with all, and with all on a
-trellis; uniform quantization per tensor; HQQ; NNCodec 2 at the nearest size. `bits` is 8 x file bytes / parameters. Every row is written
-to results/datafree.json as soon as it is measured; rows that stand there for as many samples are not measured again,
-unless `--again` removes those of the networks asked for first. Prints a table and draws docs/pictures/datafree.png.
+trellis; uniform quantization per tensor; HQQ; NNCodec 2 at the nearest size. `bits` is 8 x file bytes / parameters.
+Every row is written to results/datafree.json as soon as it is measured; rows that stand there for as many samples are
+not measured again, unless `--again` removes those of the networks asked for first. Prints a table and draws
+docs/pictures/datafree.png.
 `--only resnet50-speed` is one call on ResNet-50's shapes: seconds by part, and peak memory.
 """
 
