@@ -115,8 +115,9 @@ class Problem:
                 "density": point.density,
                 "distortion": point.distortion,
             }
-            if role.name in self.trellised and trellis.serves(point.rate, self.stats[role.name].max_abs / step):
-                fields |= {"codebook": "trellis", "step": step / 2, "threshold": step / 4, "rounding": 0.5}
+            fine = trellis.step(point.rate, point.distortion, self.stats[role.name].max_abs)
+            if role.name in self.trellised and fine is not None:
+                fields |= {"codebook": "trellis", "step": fine, "threshold": fine / 2, "rounding": 0.5}
         return TensorPlan(**fields)
 
 
