@@ -46,7 +46,7 @@ def quantize(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
 
 def _on_paths(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
     """Codes along the trellis' paths down the first axis."""
-    scaled = w.detach().to("cpu", torch.float32).reshape(len(w), -1).numpy() / np.float32(plan.step)
+    scaled = w.detach().to("cpu", torch.float32).reshape(w.shape[0], -1).numpy() / np.float32(plan.step)
     codes = trellis.nearest(scaled, trellis.costs(scaled))
     return torch.from_numpy(codes).reshape(w.shape).to(w.device)
 

@@ -23,7 +23,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from opq.errors import MismatchError
+from opq.errors import CorruptFileError, MismatchError
 
 Codes = npt.NDArray[np.int16]
 Floats = npt.NDArray[np.floating]
@@ -41,6 +41,9 @@ LEAST = 1.5
 ERROR = 0.27
 """Mean squared error in squares of the (fine) step, as long as codes are not nearly all 0: 0.26 at 4 bits, 0.3 at 2."""
 
+_FARTHEST = 2**14 - 1
+"""Magnitude of the largest `k`."""
+
 _AT_ONCE = 1 << 12
 """Paths searched together: what they need beside the weights stays small."""
 
@@ -56,7 +59,7 @@ def step(rate: float, distortion: float, largest: float) -> float | None:
         largest: the largest magnitude, which must have a code.
     """
     fine = math.sqrt(distortion / ERROR)
-    return fine if rate >= LEAST and largest < fine * (np.iinfo(np.int16).max - 2) else None
+    return fine if rate >= LEAST and largest < fine * (2 * _FARTHEST - 1) else None
 
 
 def paths(n: Codes) -> Codes:
@@ -72,13 +75,21 @@ def paths(n: Codes) -> Codes:
 
 
 def numbers(k: Codes) -> Codes:
-    """The inverse of `paths`: `n`, int16."""
+    """The inverse of `paths`: `n`, int16.
+
+    Raises:
+        CorruptFileError: a `k` whose `n` 16 bits do not hold.
+    """
+    if k.size and not -_FARTHEST <= int(k.min()) <= int(k.max()) <= _FARTHEST:
+        raise CorruptFileError("a path beyond 16 bits", got=(int(k.min()), int(k.max())), wanted=f"+-{_FARTHEST}")
     return 2 * k + _shifts(k)
 
 
 def _shifts(k: Codes) -> Codes:
     """`b_(t-1)` of every code: whether its grid is shifted."""
-    odd = (k & 1).reshape(len(k), -1)
+    if not k.size:
+        return np.zeros_like(k)
+    odd = (k & 1).reshape(k.shape[0] if k.ndim else 1, -1)
     rows, columns = odd.shape
     runs = -(-rows // RUN)
     padded = np.zeros((runs * RUN, columns), np.int16)

@@ -32,7 +32,7 @@ import torch
 from plans import kept, planned
 
 from opq import entropy, index, reader
-from opq.container import Fine, Grid, Log, Packed, Product, Raw, Reader, Stored, Table, pack
+from opq.container import Fine, Grid, Log, Packed, Product, Raw, Reader, Stored, Table, Trellis, pack
 from opq.dtypes import DTYPES
 from opq.errors import (
     CorruptFileError,
@@ -46,6 +46,7 @@ from opq.index import Place
 from opq.inspection import examine
 from opq.plan import Budget, Plan, TensorPlan
 from opq.stored import KINDS, raw_bytes
+from opq.trellis import numbers
 
 SMALLEST_LIMIT, EXPANSION = 1 << 16, 100.0
 """Bytes that any case may decode to, and bytes for each byte of it: far below a user's, so that a leak shows."""
@@ -91,6 +92,7 @@ def every_kind() -> tuple[Plan, list[Stored]]:
         Fine("fine", np.array([3, -80, 1000, 7], np.int16), 0.001953125),
         Log("log", np.array([-3, 0, 5, 2], np.int16), 2),
         *(Raw(name, tensor) for name, tensor in tensors.items()),
+        Trellis("trellis", numbers(laplace(6, 10, scale=1.5, seed=4))),
     ]
     listed = {"step": 0.0, "threshold": 0.0, "rounding": 0.5}
     plan = Plan(
@@ -103,6 +105,7 @@ def every_kind() -> tuple[Plan, list[Stored]]:
             kept("fine", torch.zeros(4)),
             kept("log", torch.zeros(4, dtype=torch.float64)),
             *(kept(name, tensor) for name, tensor in tensors.items()),
+            planned("trellis", (6, 10), codebook="trellis", rounding=0.5, threshold=0.015625),
         ),
         budget=Budget("bits", 3.0),
         multiplier=0.5,

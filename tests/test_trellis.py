@@ -16,7 +16,7 @@ from torch import nn
 import opq
 from opq import container, quantize, trellis
 from opq.datafree import DataFreeCoder
-from opq.errors import MismatchError, OptionError
+from opq.errors import CorruptFileError, MismatchError, OptionError
 from opq.feedback import feedback
 from opq.inspection import examine
 from opq.moments import Layout, Moment
@@ -49,6 +49,15 @@ def test_an_even_code_where_the_grid_is_shifted_is_refused() -> None:
     n[2] += 1
     with pytest.raises(MismatchError, match="follow no path"):
         trellis.paths(n)
+
+
+def test_what_16_bits_do_not_hold_is_corrupt() -> None:
+    k = np.array([[16383], [-16383]], np.int16)
+    assert np.array_equal(trellis.paths(trellis.numbers(k)), k)
+    with pytest.raises(CorruptFileError, match="a path beyond 16 bits"):
+        trellis.numbers(k * 2)
+    for shape in ((0, 3), (3, 0), ()):
+        assert trellis.numbers(np.zeros(shape, np.int16)).shape == shape
 
 
 @settings(max_examples=20, deadline=None)
@@ -185,7 +194,7 @@ def test_compress_on_a_trellis(network: Network, tmp_path: Path) -> None:
 
 def test_few_bits_stay_on_the_grid() -> None:
     torch.manual_seed(0)
-    result = opq.compress({"w": torch.randn(300, 300), "b": torch.randn(300)}, bits=1.6, trellis=True)
+    result = opq.compress({"w": torch.randn(300, 300), "b": torch.randn(300)}, bits=1.2, trellis=True)
     assert result.plan["w"].codebook == "grid"
     assert opq.compress({"w": torch.randn(300, 300)}, bits=3, trellis=True).plan["w"].codebook == "trellis"
 
