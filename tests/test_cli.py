@@ -66,6 +66,16 @@ def test_compress_inspect_verify_decompress(run: Run, checkpoint: Path, tmp_path
     assert all(torch.equal(written[n], t) for n, t in state.items())
 
 
+def test_a_trellis_by_its_flag(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "grid.opq.safetensors", tmp_path / "trellis.opq.safetensors"]
+    for file, flags in zip(files, ([], ["--trellis"]), strict=True):
+        assert run("compress", checkpoint, "--bits", 4, "-o", file, *flags)[0] == 0
+        assert run("verify", file)[0] == 0
+    dense = load_file(checkpoint)
+    errors = [sum(float((opq.load_state_dict(f)[n] - w).square().sum()) for n, w in dense.items()) for f in files]
+    assert errors[1] < 0.9 * errors[0]
+
+
 def test_json_for_scripts(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     file = tmp_path / "net.opq.safetensors"
     code, out, err = run("compress", checkpoint, "--ratio", 8, "-o", file, "--json")

@@ -434,6 +434,7 @@ def test_the_source_s_own_folder(source: Path) -> None:
     [
         ({"bits": 3, "method": "lamp"}, "method='lamp' does not stream"),
         ({"bits": 3, "sparsity": 0.5, "method": "opq"}, "sparsity= does not go with a folder"),
+        ({"bits": 3, "trellis": True}, "trellis= does not go with a folder"),
         ({"bits": 3, "shard_size": 100}, "shard_size= is out of range"),
         ({"bits": 3, "ratio": 3}, "the budget is not one option"),
         ({"bits": 3, "sensitivities": {"nobody": 1.0}}, "sensitivities= names no compressed tensor: got nobody"),
