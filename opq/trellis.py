@@ -128,16 +128,17 @@ def nearest(x: Floats, bits: Floats) -> Codes:
         bits: what each `k` costs, by `costs`; the first one is of `-len(bits) / 2`. No other `k` is taken.
     """
     rows, columns = x.shape
-    runs = -(-rows // RUN)
-    length = min(rows, RUN)
-    padded = np.zeros((runs * length, columns), np.float32)
-    padded[:rows] = x  # what is behind the last row goes its own way, later than all that counts
-    together = padded.reshape(runs, length, columns).transpose(1, 0, 2).reshape(length, runs * columns)
-    found = np.empty(together.shape, np.int16)
-    for start in range(0, together.shape[1], _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        found[:, part] = _viterbi(np.ascontiguousarray(together[:, part]), bits)
-    return found.reshape(length, runs, columns).transpose(1, 0, 2).reshape(-1, columns)[:rows]
+    runs, length = -(-rows // RUN), min(rows, RUN)
+    n, at_once = np.empty((rows, columns), np.int16), max(1, _AT_ONCE // max(runs, 1))
+    for start in range(0, columns if rows else 0, at_once):
+        part = slice(start, start + at_once)
+        width = x[:, part].shape[1]
+        padded = np.zeros((runs * length, width), np.float32)
+        padded[:rows] = x[:, part]  # paths end in rows of zeros
+        down = padded.reshape(runs, length, width).transpose(1, 0, 2).reshape(length, runs * width)
+        found = _viterbi(down, bits).reshape(length, runs, width).transpose(1, 0, 2)
+        n[:, part] = found.reshape(-1, width)[:rows]
+    return n
 
 
 def _viterbi(x: Floats, bits: Floats) -> Codes:
