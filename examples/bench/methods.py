@@ -180,7 +180,7 @@ OLMP = {
 """delta, learning rate, epochs, of these pruning: OLMP cannot do with fewer."""
 OLMP_PENALISED = {
     "lenet-300-100": ((0.02, 0.01, 48, 12), (0.05, 0.01, 48, 12), (0.1, 0.01, 64, 16)),
-    "lenet-5": ((0.02, 0.01, 40, 12), (0.03, 0.01, 80, 12)),
+    "lenet-5": ((0.02, 0.01, 40, 12), (0.02, 0.01, 60, 40), (0.03, 0.01, 80, 12)),
     "resnet-20": (),
 }
 """The same, from the dense networks of finetune.py."""
