@@ -49,8 +49,8 @@ def compress(source: SourceLike, **options: Any) -> Result:
         input_size: shape of one input without the batch dimension, where the model does not say.
         example_inputs: an example of what the forward takes, where the model does not say.
         alpha: exponent of the probe's sensitivities, 0 to 1; by default chosen by the predicted error of the outputs.
-        trellis: trellis-coded quantization where a tensor gets 2 bits a weight or more: the smallest error at a size,
-            more work, and a result that is not to be fine-tuned. With `method="rd"`.
+        trellis: trellis-coded quantization where a tensor gets 1.5 bits a weight or more: the smallest error at a
+            size, more work, and a result that is not to be fine-tuned. With `method="rd"`, without `constraints=`.
         seed: of the synthetic inputs; the same seed gives the same bytes.
         progress: called with (stage, done, total).
         data: with the other methods: batches of (inputs, targets), or a function of the epoch that gives them.

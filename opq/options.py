@@ -77,6 +77,11 @@ class Options:
             if not isinstance(constraint, Constraint):
                 wanted = "what the functions of opq.constraints make"
                 raise OptionError("constraints= holds something else", got=repr(constraint), wanted=wanted)
+        if not isinstance(self.trellis, bool):
+            raise OptionError("trellis=", got=repr(self.trellis), wanted="True or False")
+        if self.trellis and self.constraints:
+            fact = "trellis= does not go with constraints=, which speak of steps and zeros on plain grids"
+            raise OptionError(fact, remedy="Leave one of them out.")
         _ = self.budget
         if self.alpha is not None and not (isinstance(self.alpha, (int, float)) and 0 <= self.alpha <= 1):
             raise OptionError("alpha= is out of range", got=repr(self.alpha), wanted="a number from 0 to 1")

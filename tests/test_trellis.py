@@ -214,5 +214,9 @@ def test_what_does_not_go_with_it(network: Network) -> None:
         opq.attach(network, result)
     with pytest.raises(OptionError, match=r"method='opq' does not take trellis=: wanted method='rd'"):
         opq.compress(network, bits=4, method="opq", trellis=True)
+    with pytest.raises(OptionError, match=r"trellis= does not go with constraints="):
+        opq.compress(network, bits=4, trellis=True, constraints=[opq.constraints.bits("head.*", min=4)])
+    with pytest.raises(OptionError, match=r"trellis=: got 8, wanted True or False"):
+        opq.compress(network, bits=4, trellis=8)
     with pytest.raises(OptionError, match=r"method='kmeans' does not take trellis="):
         opq.compress(network, bits=4, method="kmeans", trellis=True)
