@@ -115,9 +115,10 @@ class Problem:
                 "density": point.density,
                 "distortion": point.distortion,
             }
-            fine = trellis.step(point.rate, point.distortion, self.stats[role.name].max_abs)
-            if role.name in self.trellised and fine is not None:
-                fields |= {"codebook": "trellis", "step": fine, "threshold": fine / 2, "rounding": 0.5}
+            if role.name in self.trellised:
+                fine = trellis.step(point.rate, point.distortion, self.stats[role.name].max_abs)
+                if fine is not None:
+                    fields |= {"codebook": "trellis", "step": fine, "threshold": fine / 2, "rounding": 0.5}
         return TensorPlan(**fields)
 
 

@@ -47,16 +47,15 @@ def sweep(w: torch.Tensor, plans: Sequence[TensorPlan], moment: Moment) -> list[
     Raises:
         OptionError: a plan with a trellis for a weight whose first axis counts inputs.
     """
-    if len(plans) > 1 and any(plan.codebook == "trellis" for plan in plans):
+    on_paths = any(plan.codebook == "trellis" for plan in plans)
+    if on_paths and len(plans) > 1:
         return [sweep(w, [plan], moment)[0] for plan in plans]
-    matrix = moment.layout.matrix(w.detach().float().cpu())
-    if plans[0].codebook == "trellis" and moment.layout.transposed:
+    if on_paths and moment.layout.transposed:
         raise OptionError(f"tensor {plans[0].name!r}: paths down its inputs", got="a trellis", wanted="a grid")
+    matrix = moment.layout.matrix(w.detach().float().cpu())
     groups, rows, width = matrix.shape
-    grid: _Grid | _Paths = _Grid.of(plans)
-    at_once = ROWS_AT_ONCE  # a multiple of a path's rows
-    if plans[0].codebook == "trellis":
-        grid, at_once = _Paths.of(matrix, plans[0]), rows if groups > 1 else ROWS_AT_ONCE
+    grid = _Paths.of(matrix, plans[0]) if on_paths else _Grid.of(plans)
+    at_once = rows if on_paths and groups > 1 else ROWS_AT_ONCE  # a multiple of a path's rows
     codes = torch.empty((len(plans), groups, rows, width), dtype=torch.int16)
     start = 0
     for order, n in moment.factors:

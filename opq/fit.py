@@ -103,9 +103,9 @@ class Fit:
         """
         if self.problem.options.sparsity is not None:
             return self.finish(self.draft(self.decide()))
-        target, later = self.target, 0
+        target, later, overhead = self.target, 0, float(self.overhead(self.problem.sketch()))
         for _ in range(FINISHES):
-            draft = self.closest(target - later)
+            draft, overhead = self.closest(target - later, overhead)
             if draft is None:
                 break
             result = self.finish(draft)
@@ -117,30 +117,32 @@ class Fit:
             raise self.infeasible(target, result.bytes)
         return result
 
-    def closest(self, target: float) -> Draft | None:
-        """The draft whose file is within the window below `target`, or the largest below it; None where none is."""
+    def closest(self, target: float, overhead: float) -> tuple[Draft | None, float]:
+        """The draft whose file is within the window below `target`, or the largest below it; None where none is.
+
+        With it the bytes of a file that are no codes, `overhead` being what is known of them before.
+        """
         least = self.problem.least_bits
-        overhead = self.overhead(self.problem.sketch())
         bits = max(8 * (AIM * target - overhead), least)
         best: Draft | None = None
         below: tuple[float, float] | None = None
         above: tuple[float, float] | None = None
         for _ in range(ROUNDS):
             draft = self.draft(self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead)))
-            size = draft.size
+            size, before = draft.size, bits
+            overhead = size - bits / 8
             if WINDOW * target <= size <= target or (draft.plan.multiplier == 0 and size <= target):
-                return draft
+                return draft, overhead
             if bits <= least and size > target:
                 break
             if size <= target and (best is None or size > best.size):
                 best = draft
             below, above = ((bits, size), above) if size <= target else (below, (bits, size))
-            before, overhead = bits, size - bits / 8
             bits = between(below, above, AIM * target) if below and above else 8 * (AIM * target - overhead)
             bits = max(bits, least)
             if bits == before:
                 break
-        return best
+        return best, overhead
 
     def smallest(self) -> Result:
         """The smallest file that can be had."""

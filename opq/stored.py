@@ -146,13 +146,13 @@ def restore(kind: str, data: memoryview, plan: TensorPlan, number: float) -> tor
         return torch.tensor([int(number)], dtype=dtype).reshape(plan.shape)
     if kind == "raw":
         return raw_tensor(data, plan.shape, dtype)
-    codes = codes_of(kind, data, plan)
+    values, position = _values(kind, data)
+    codes = _decoded(kind, data[position:], plan, values)
     if kind in ("grid", "trellis", "fine"):
         return scaled(torch.from_numpy(codes), number if kind == "fine" else plan.step, dtype)
     if kind == "log":
         with np.errstate(over="ignore"):
             return densely(torch.from_numpy(codes), plan.shape, dtype, lambda q: _powers(q, number, dtype))
-    values, _ = _values(kind, data)
     if codes.size and (codes.min() < 0 or codes.max() >= len(values)):
         raise CorruptFileError("an index beyond the codebook", got=int(codes.max()), wanted=f"below {len(values)}")
     book = rounded(torch.from_numpy(values.astype(np.float64)), dtype)
@@ -162,7 +162,11 @@ def restore(kind: str, data: memoryview, plan: TensorPlan, number: float) -> tor
 def codes_of(kind: str, data: memoryview, plan: TensorPlan) -> Codes:
     """The integer codes of a payload: of `product` one-dimensional, else in the tensor's shape."""
     values, position = _values(kind, data)
-    codes = entropy.decode(data[position:], indices_shape(kind, plan, values))
+    return _decoded(kind, data[position:], plan, values)
+
+
+def _decoded(kind: str, coded: memoryview, plan: TensorPlan, values: npt.NDArray[np.floating]) -> Codes:
+    codes = entropy.decode(coded, indices_shape(kind, plan, values))
     return trellis.numbers(codes) if kind == "trellis" else codes
 
 

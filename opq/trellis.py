@@ -146,7 +146,8 @@ def _viterbi(x: Floats, bits: Floats) -> Codes:
     length, width = x.shape
     middle = len(bits) // 2
     k = 2 * np.rint((x[:, None] - _SHIFT) / 4 - _PARITY / 2) + _PARITY  # the best of each kind
-    np.clip(k, _PARITY - middle, middle - 2 + _PARITY, out=k)
+    reach = min(middle, _FARTHEST) // 2 * 2  # even, so that parities stay
+    np.clip(k, _PARITY - reach, _PARITY + reach - 2, out=k)
     n = 2 * k + _SHIFT
     prices = (x[:, None] - n) ** 2 + PRICE * bits[k.astype(np.intp) + middle]
     steps = prices[:, _KIND]  # (length, 8, 2, width)

@@ -79,6 +79,15 @@ def test_the_search_finds_the_cheapest_of_all_paths(rows: int, seed: int, spread
     assert np.array_equal(trellis.nearest(x, bits), np.hstack([trellis.nearest(c[:, None], bits) for c in x.T]))
 
 
+@pytest.mark.parametrize("largest", [3, 4, 5, 20000])
+def test_numbers_far_beyond_what_has_a_price_still_follow_paths(largest: int) -> None:
+    bits = trellis.costs(np.array([largest], np.float32))
+    far = np.linspace(-90_000, 90_000, 41, dtype=np.float32)[:, None]
+    n = trellis.nearest(far, bits)
+    trellis.paths(n)
+    assert (np.sign(n) == np.sign(far))[np.abs(far) > 10].all()
+
+
 def entropy(q: torch.Tensor) -> float:
     counts = torch.unique(q, return_counts=True)[1] / q.numel()
     return float(-(counts * counts.log2()).sum())
