@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from opq.errors import MismatchError
@@ -28,67 +29,72 @@ Site = tuple[nn.Module, str]
 """A module and the name of one of its own tensors."""
 
 
-class _OnGrid(torch.autograd.Function):
-    """`w -> w^` forward, straight through where the mask keeps backward."""
+def _to_grid(w: torch.Tensor, plan: TensorPlan, clamp: bool) -> None:
+    """`sign(w) step floor(|w|/step + 1 - rounding)` in place of float32 weights; a step at least from the threshold on.
 
-    @staticmethod
-    def forward(ctx: Any, w: torch.Tensor, m: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
-        ctx.save_for_backward(m)
-        return _levels(w, plan).mul_(plan.step).mul_(m.view(torch.uint8)).to(w.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (m,), (grad,) = ctx.saved_tensors, grads
-        return grad * (m if grad.is_sparse else m.view(torch.uint8)), None, None
-
-
-def _levels(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
-    """`sign(w) floor(|w|/step + 1 - rounding)` in float32, bit-equal to `quantize`; 1 at least from the threshold on.
-
-    With its sign from the start, a weight passes fewer times through memory, which is what a small network's step
-    costs. `div_` by one, since `trunc_` alone is not vectorized on processors.
+    As `round(shrink(w/step))`, with `shrink(x) = sign(x) max(0, |x| - (rounding - 1/2))`: each of these is one pass
+    through memory, which is what a small network's step costs. Weights on the very edge of a level may go either way.
     """
-    scaled = w.detach().to(torch.float32) * (1.0 / plan.step)
-    signs = scaled.sign()
+    w.mul_(1.0 / plan.step)
     dead = plan.threshold / plan.step
-    least = signs * (scaled.abs() >= dead) if dead < plan.rounding * (1 - 1e-5) else None
-    levels = scaled.add_(signs, alpha=1.0 - plan.rounding).div_(1.0, rounding_mode="trunc")
-    levels.clamp_(-float(LARGEST_CODE), float(LARGEST_CODE))
-    return levels if least is None else torch.where(levels == 0, least, levels)
+    kept = w.sign() * (w.abs() >= dead) if dead < plan.rounding * (1 - 1e-5) else None
+    if plan.rounding > 0.5:
+        functional.softshrink(w, plan.rounding - 0.5, out=w)  # type: ignore[call-arg]
+    elif plan.rounding < 0.5:
+        w.add_(w.sign(), alpha=0.5 - plan.rounding)
+    w.round_()
+    if clamp:
+        w.clamp_(-float(LARGEST_CODE), float(LARGEST_CODE))
+    if kept is not None:
+        w.copy_(torch.where(w == 0, kept, w))
+    w.mul_(plan.step)
 
 
 class FixedGrid(nn.Module):
-    """The parametrization of one tensor: a fixed mask (one bool buffer) and a fixed step.
+    """The parametrization of one tensor: a fixed mask and a fixed step.
 
     Codes are computed in the forward pass and never stored. Tied tensors share the instance.
     """
 
     mask: torch.Tensor
+    """One buffer: 1 where a weight is kept, 0 where it is pruned, in the weight's own type. Multiplying by ones and
+    zeros of another type takes twice as long, of truth values six times."""
 
-    def __init__(self, plan: TensorPlan, mask: torch.Tensor):
+    def __init__(self, plan: TensorPlan, mask: torch.Tensor, largest: int = LARGEST_CODE):
+        """`largest`: the largest code there is; one that would have to double to fill int16 is not watched."""
         super().__init__()
-        self.plan = plan
+        self.plan, self.clamp = plan, 2 * largest > LARGEST_CODE
         self.digest = digest(mask)
         """CRC-32 of the mask at attach; `opq.module.proved_codes` proves that it still holds."""
         self.register_buffer("mask", mask)
 
     def forward(self, w: torch.Tensor) -> torch.Tensor:
-        apply: Any = _OnGrid.apply
-        out: torch.Tensor = apply(w, self.mask, self.plan)
-        return out
+        """`w^`: autograd sees `w m`, whose values then move to the grid."""
+        seen = w * self.mask.to(w.dtype)
+        values = seen.detach()
+        levels = values.to(torch.float32)
+        _to_grid(levels, self.plan, self.clamp)
+        if levels is not values:
+            values.copy_(levels)
+        return seen
 
     def right_inverse(self, w: torch.Tensor) -> torch.Tensor:
         """Assigning the tensor assigns its plain weight."""
         return w
 
+    @property
+    def kept(self) -> torch.Tensor:
+        """The mask as truth values."""
+        return self.mask != 0
+
     def extra_repr(self) -> str:
-        kept = int(self.mask.sum())
+        kept = int(self.kept.sum())
         return f"{self.plan.name!r}, step={self.plan.step:.6g}, kept={kept} of {self.mask.numel()}"
 
 
 def digest(mask: torch.Tensor) -> int:
-    """CRC-32 of a mask."""
-    return zlib.crc32(mask.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    """CRC-32 of a mask, whatever its type."""
+    return zlib.crc32((mask.detach().cpu() != 0).contiguous().view(torch.uint8).numpy().data)
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:

@@ -44,20 +44,27 @@ def attach(model: nn.Module, plan: Plan | Result) -> nn.Module:
     sites = find(model, plan)
     if result is not None:
         model.load_state_dict(result.state_dict())
-    made = {name: FixedGrid(plan[name], _mask(plan[name], of[0], result)) for name, of in sites.items()}
+    codes = {n: quantize(plain(*of[0]), plan[n]) if result is None else result.codes[n] for n, of in sites.items()}
     for name, of in sites.items():
-        _hold(plain(*of[0]), made[name])
+        grid = _fixed(plain(*of[0]), plan[name], codes.pop(name))
         for module, attribute in of:
-            _wrap(module, attribute, made[name])
+            _wrap(module, attribute, grid)
     return model
 
 
 @torch.no_grad()
-def _hold(w: torch.Tensor, grid: FixedGrid) -> None:
-    """Moves kept weights that stand on the very edge of the dead zone, and would be rounded to zero, off it."""
-    fallen = grid.mask & (grid(w) == 0)
-    if bool(fallen.any()):
-        w[fallen] = w[fallen].sign() * grid.plan.step
+def _fixed(w: torch.Tensor, plan: TensorPlan, codes: torch.Tensor) -> FixedGrid:
+    """The grid of weights with these codes, under the mask of those that are not zero.
+
+    Weights that stand on the very edge of a level, and that the grid would round to the next one, move to their own.
+    """
+    codes = codes.to(w.device)
+    # a mask in the order of the weight's own elements in memory
+    grid = FixedGrid(plan, torch.empty_like(w).copy_(codes != 0), int(codes.abs().max()) if codes.numel() else 0)
+    off = (grid(w).to(torch.float32) / plan.step).round_() != codes
+    if bool(off.any()):
+        w[off] = dequantize(codes[off], plan, w.dtype)
+    return grid
 
 
 def _check_attachable(model: nn.Module) -> None:
@@ -75,12 +82,6 @@ def _check_grids(plan: Plan) -> None:
         if tensor.codebook != "grid":
             remedy = "Compress with method='rd' or 'opq' and without trellis=: their codebooks are multiples of a step."
             raise OptionError(f"tensor {tensor.name!r} has no grid to train on", got=tensor.codebook, remedy=remedy)
-
-
-def _mask(plan: TensorPlan, site: Site, result: Result | None) -> torch.Tensor:
-    w = plain(*site).detach()
-    kept = quantize(w, plan) != 0 if result is None else _nonzero(result, plan.name)
-    return torch.empty_like(w, dtype=torch.bool).copy_(kept)  # in the order of the weight's own elements in memory
 
 
 def _nonzero(result: Result, name: str) -> torch.Tensor:
@@ -138,6 +139,7 @@ def _wrap(module: nn.Module, attribute: str, grid: FixedGrid) -> None:
     fresh = not parametrize.is_parametrized(module)
     module.__dict__.setdefault("_opq_order", tuple(module._parameters))
     parametrize.register_parametrization(module, attribute, grid, unsafe=True)
+    _shorten(type(module), attribute)
     if fresh:
         _make_copyable(type(module))
 
@@ -149,6 +151,23 @@ def _unwrap(module: nn.Module, attribute: str) -> None:
     own = module._parameters
     module._parameters = {k: own[k] for k in order(module) if k in own} | own
     del module.__dict__["_opq_order"]
+
+
+def _shorten(cls: type, attribute: str) -> None:
+    """A shorter way from `module.attribute` to the grid's forward, where nothing lies between.
+
+    Through torch's two modules and their calls, it is a twentieth of a small network's step.
+    """
+    whole_way: Any = cls.__dict__[attribute]
+
+    def get(module: Any) -> torch.Tensor:
+        stack = module._modules["parametrizations"]._modules[attribute]
+        if parametrize._cache_enabled or len(stack._modules) > 1 or not isinstance(stack._modules["0"], FixedGrid):
+            seen: torch.Tensor = whole_way.fget(module)
+            return seen
+        return stack._modules["0"].forward(stack.original)
+
+    setattr(cls, attribute, property(get, whole_way.fset))
 
 
 def _make_copyable(cls: type) -> None:
@@ -203,7 +222,7 @@ def proved_codes(model: nn.Module, plan: Plan | Result) -> dict[str, torch.Tenso
         grid = grids(module).get(attribute)
         w = whole(plain(module, attribute)).detach()
         codes = _codes(w if grid is None else _trained(w, grid, plan[name]), plan[name])
-        _check_mask(name, codes, None if grid is None else grid.mask, "that was attached")
+        _check_mask(name, codes, None if grid is None else grid.kept, "that was attached")
         _check_mask(name, codes, None if result is None else _nonzero(result, name), "of the compression result")
         found[name] = codes
     return found

@@ -75,7 +75,7 @@ else:
 for module, attribute, grid in attached(unwrapped(model)):
     shard = module.parametrizations[attribute].original.grad
     shard = getattr(shard, "to_local", lambda: shard)()
-    rows = grid.mask.chunk(2)[rank()] if kind != "ddp" else grid.mask
+    rows = grid.kept.chunk(2)[rank()] if kind != "ddp" else grid.kept
     assert rows.shape == shard.shape
     assert not shard[~rows].any()
     assert shard[rows].any()

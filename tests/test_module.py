@@ -75,7 +75,7 @@ def test_a_kept_weight_falls_to_zero_and_comes_back_and_a_pruned_one_never_wakes
     plan = plan_of(layer, step=0.2)
     attach(layer, plan)
     plain = layer.parametrizations.weight.original
-    plain.data[:] = torch.tensor([[0.001, -0.15, -0.9, 5.0]])
+    plain.data[:] = torch.tensor([[0.001, -0.16, -0.9, 5.0]])
     assert torch.allclose(layer.weight, torch.tensor([[0.0, -0.2, -0.8, 0.0]]))
     layer(torch.ones(1, 4)).sum().backward()
     assert torch.equal(plain.grad, torch.tensor([[1.0, 1.0, 1.0, 0.0]]))
@@ -108,6 +108,52 @@ def test_no_value_changes_where_weights_stand_on_the_edge_of_the_dead_zone(dtype
         assert torch.equal(layer.weight != 0, wanted != 0)
 
 
+@pytest.mark.parametrize("theta", [0.5, 0.625, 0.75])
+def test_no_value_changes_where_weights_stand_on_the_edge_of_any_level(theta: float) -> None:
+    """The plan rounds up there; the module's pass rounds to the even level, unless attach moves them."""
+    layer = nn.Linear(8, 1, bias=False)
+    levels = torch.tensor([[1.0, 2.0, 3.0, 4.0, -1.0, -2.0, -3.0, -4.0]])
+    layer.weight.data = 0.25 * (levels - (1 - theta) * levels.sign())
+    attach(layer, plan_of(layer, step=0.25, theta=theta))
+    assert torch.equal(layer.weight, 0.25 * levels)
+
+
+@pytest.mark.parametrize("rounding", [0.3, 0.5, 0.7])
+def test_every_rounding_is_the_plans(rounding: float) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(50, 40, bias=False)
+    plan = plan_of(layer, step=0.02)
+    tensors = (dataclasses.replace(t, threshold=rounding * t.step, rounding=rounding) for t in plan)
+    plan = plan.replace(tensors=tuple(tensors))
+    wanted = dequantize(quantize(layer.weight, plan["weight"]), plan["weight"])
+    attach(layer, plan)
+    assert torch.allclose(layer.weight, wanted, rtol=1e-6, atol=0)
+
+
+def test_a_code_near_the_largest_is_clamped_as_it_grows() -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.data[:] = torch.tensor([[30.0, 0.001]])
+    plan = plan_of(layer, step=0.001)
+    attach(layer, plan)
+    layer.parametrizations.weight.original.data[0, 0] = 90.0
+    assert torch.allclose(layer.weight, torch.tensor([[32.767, 0.001]]))
+    assert int(proved_codes(layer, plan)["weight"][0, 0]) == 2**15 - 1
+
+
+def test_another_parametrization_on_top_and_torchs_cache_are_heeded() -> None:
+    class Twice(nn.Module):
+        def forward(self, w: torch.Tensor) -> torch.Tensor:
+            return 2 * w
+
+    layer = nn.Linear(6, 5)
+    attach(layer, plan_of(layer))
+    seen = layer.weight
+    with torch.nn.utils.parametrize.cached():
+        assert layer.weight is layer.weight
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Twice())
+    assert torch.equal(layer.weight, 2 * seen)
+
+
 def test_the_gradient_is_straight_through_on_kept_weights_and_zero_on_pruned_ones() -> None:
     model = mlp()
     attach(model, plan_of(model))
@@ -117,7 +163,7 @@ def test_the_gradient_is_straight_through_on_kept_weights_and_zero_on_pruned_one
     (wanted,) = torch.autograd.grad(loss, seen)
     functional.cross_entropy(model(x), y).backward()
     got = model[0].parametrizations.weight.original.grad
-    mask = model[0].parametrizations.weight[0].mask
+    mask = model[0].parametrizations.weight[0].kept
     assert torch.equal(got, wanted * mask)
     assert 0 < int(mask.sum()) < mask.numel()
     assert not got[~mask].any()
@@ -128,7 +174,7 @@ def test_sparse_gradients_of_an_embedding_are_masked_and_stay_sparse() -> None:
     table = nn.Embedding(6, 8, sparse=True)
     attach(table, plan_of(table, step=0.5))
     table(torch.tensor([1, 4, 1])).sum().backward()
-    got, mask = table.parametrizations.weight.original.grad, table.parametrizations.weight[0].mask
+    got, mask = table.parametrizations.weight.original.grad, table.parametrizations.weight[0].kept
     assert got.is_sparse
     assert torch.equal(got.to_dense(), mask * torch.tensor([0.0, 2.0, 0.0, 0.0, 1.0, 0.0])[:, None])
     assert not mask[1].all()
@@ -145,7 +191,7 @@ def test_adams_moments_of_pruned_weights_stay_zero_and_the_network_does_not_feel
         functional.cross_entropy(model(x), y).backward()
         optimizer.step()
     for layer in (model[0], model[2]):
-        pruned = ~layer.parametrizations.weight[0].mask
+        pruned = ~layer.parametrizations.weight[0].kept
         moments = optimizer.state[layer.parametrizations.weight.original]
         assert not moments["exp_avg"][pruned].any()
         assert not moments["exp_avg_sq"][pruned].any()
@@ -160,7 +206,7 @@ def test_no_mask_or_code_is_stored_twice() -> None:
     attach(model, plan_of(model))
     assert [n for n, _ in model.named_buffers()] == ["embed.parametrizations.weight.0.mask"]
     mask = next(iter(model.buffers()))
-    assert mask.dtype == torch.bool
+    assert mask.dtype == next(model.parameters()).dtype
     assert mask.shape == (20, 8)
     assert len(list(model.parameters())) == 1
     tensors = [t for m in model.modules() for t in [*vars(m).values()] if isinstance(t, torch.Tensor)]
@@ -175,7 +221,7 @@ def test_autocast_sees_the_quantized_weights() -> None:
     loss.backward()
     original = model[0].parametrizations.weight.original
     assert original.dtype == original.grad.dtype == torch.float32
-    assert not original.grad[~model[0].parametrizations.weight[0].mask].any()
+    assert not original.grad[~model[0].parametrizations.weight[0].kept].any()
 
 
 # --- surgery is reversible -------------------------------------------------------------------
@@ -252,7 +298,7 @@ def test_training_starts_from_a_results_codes_and_kept_tensors() -> None:
     assert all(torch.equal(q, result.codes[n]) for n, q in proved_codes(model, result).items())
     state = result.state_dict()
     assert all(torch.allclose(t, state[n], rtol=1e-6) for n, t in dense_state_dict(model).items())
-    assert torch.equal(model[0].parametrizations.weight[0].mask, result.codes["0.weight"] != 0)
+    assert torch.equal(model[0].parametrizations.weight[0].kept, result.codes["0.weight"] != 0)
 
 
 # --- proof -----------------------------------------------------------------------------------
@@ -277,7 +323,7 @@ def test_collect_finds_a_changed_mask_and_a_changed_step() -> None:
     with pytest.raises(OffCodebookError, match=r"'0.weight': step and rounding are not the plan's"):
         proved_codes(model, plan_of(model_like(), step=0.2))
     grid = model[2].parametrizations.weight[0]
-    grid.mask[0] ^= True
+    grid.mask[0] = 1 - grid.mask[0]
     with pytest.raises(OffCodebookError, match=r"'2.weight': the mask changed after it was attached"):
         proved_codes(model, plan)
 

@@ -291,7 +291,7 @@ def curve(own: Task, recipe: Recipe) -> Iterator[dict[str, Any]]:
 
 # --- what a step costs -----------------------------------------------------------------------
 
-STEPS = (("lenet-300-100", 128), ("lenet-300-100", 1024), ("lenet-5", 128), ("resnet-20", 128))
+STEPS = (("lenet-300-100", 128), ("lenet-300-100", 256), ("lenet-300-100", 1024), ("lenet-5", 128), ("resnet-20", 128))
 
 
 def step_row(name: str, batch: int) -> dict[str, Any]:
