@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from opq.errors import AttachError, OffCodebookError, OptionError
-from opq.fixed import FixedGrid, Site, digest, find, grids, is_sharded, order, plain, tensors, whole
+from opq.fixed import FixedGrid, digest, find, grids, is_sharded, order, plain, tensors, whole
 from opq.plan import Plan, TensorPlan
 from opq.quantize import LARGEST_CODE, dequantize, quantize
 
