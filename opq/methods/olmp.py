@@ -3,7 +3,7 @@
     min  remaining weights   s.t.  accuracy loss <= delta        over c_l, one a layer
     t_l = mu_l + c_l sigma_l,  mu and sigma of |w| over the layer's weights and bias as they came
 
-Prune: negatively correlated search for c on one batch. Adjust: train; a layer's mask follows t_l with hysteresis
+Prune: negatively correlated search for c on a batch, or a few. Adjust: train; a layer's mask follows t_l with hysteresis
 (0.9, 1.1), and pruned weights still get gradients. The two alternate for `prune_epochs`; then training goes on.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,18 +92,18 @@ class Search:
     settings: Olmp
 
     def __call__(self, epoch: int) -> None:
-        """Moves every layer's c to the best found on this epoch's first batch.
+        """Moves every layer's c to the best found on this epoch's first batches.
 
         Raises:
             SearchError: the first search meets no c within the accuracy constraint.
         """
         before, training = torch.get_rng_state(), self.live.model.training
         data: Any = self.job.options.data
-        inputs, targets = inputs_and_targets(next(iter(data(epoch) if callable(data) else data)))
+        some = itertools.islice(data(epoch) if callable(data) else data, self.settings.search_batches)
+        fitness = Fitness(self, [inputs_and_targets(batch) for batch in some])
         torch.set_rng_state(before)
         layers = [group[0][1].layer for group in self.surgeries.values()]
         start = np.array([max(float(layer.c), self.settings.bounds[0]) for layer in layers])
-        fitness = Fitness(self, inputs, targets)
         late = epoch >= 2 * self.settings.prune_epochs // 3
         found = ncs.search(
             fitness,
@@ -122,33 +122,33 @@ class Search:
         elif epoch == 0:
             raise SearchError(
                 "olmp: no threshold meets the accuracy constraint",
-                got=f"every one of {found.evaluations} loses more than delta={self.settings.delta:g} on a batch",
+                got=f"every one of {found.evaluations} loses more than delta={self.settings.delta:g} on its batches",
                 wanted="a larger delta, more evaluations or a wider population",
             )
 
 
 class Fitness:
-    """The remaining fraction of the weights at `c`, or 1.1 where the batch's accuracy falls by more than delta."""
+    """The remaining fraction of the weights at `c`, or 1.1 where the accuracy on batches falls by more than delta."""
 
-    def __init__(self, search: Search, inputs: Any, targets: torch.Tensor):
-        self.search, self.inputs, self.targets = search, inputs, targets
+    def __init__(self, search: Search, batches: Sequence[tuple[Any, torch.Tensor]]):
+        self.search, self.batches = search, batches
         self.w = {n: search.live.plain(n) for group in search.surgeries.values() for n, _ in group}
         self.size = sum(w.numel() for w in self.w.values())
         self.before = self._accuracy({n: s.mask for group in search.surgeries.values() for n, s in group})
 
     @torch.no_grad()
     def _accuracy(self, masks: Mapping[str, torch.Tensor]) -> float:
-        """Of the batch, in inference mode, with these masks."""
+        """Of the batches, in inference mode, with these masks."""
         model = self.search.live.model
         model.eval()
         surgeries = {n: s for group in self.search.surgeries.values() for n, s in group}
         held = {n: s.mask for n, s in surgeries.items()}
         for n, s in surgeries.items():
             s.mask = masks[n]
-        found = scores(run(model, self.inputs)).argmax(-1)
+        right = [scores(run(model, inputs)).argmax(-1) == targets for inputs, targets in self.batches]
         for n, s in surgeries.items():
             s.mask = held[n]
-        return float((found == self.targets).double().mean())
+        return float(torch.cat([r.flatten() for r in right]).double().mean())
 
     @torch.no_grad()
     def __call__(self, c: ncs.Vector) -> float:

@@ -140,7 +140,9 @@ class Olmp(Settings):
     momentum: float = 0.9
     weight_decay: float = 5e-4
     delta: float = 0.08
-    """Accuracy that a candidate may lose on its batch, a fraction."""
+    """Accuracy that a candidate may lose on its batches, a fraction."""
+    search_batches: int = 1
+    """Batches that the accuracy is measured on: the more, the smaller a `delta` can be told from none."""
     bounds: tuple[float, float] = (0.0, 20.0)
     """Of every c."""
     population: int = 10
@@ -161,6 +163,7 @@ class Olmp(Settings):
         self._number("momentum", 0, 1)
         self._number("weight_decay", 0, math.inf)
         self._number("delta", 0, 1)
+        self._number("search_batches", 1, math.inf, whole=True)
         self._check("bounds", _is_interval(self.bounds), "(low, high) with low < high")
         self._number("population", 2, math.inf, whole=True)
         self._number("evaluations", self.population, math.inf, whole=True)
