@@ -82,7 +82,11 @@ class Problem:
 
     def plan(self, bits: float) -> Plan:
         """The plan whose codes take `bits` bits."""
-        return self.planned(self.allocate(bits))
+        plan = self.planned(self.allocate(bits))
+        for _ in range(3 if self.trellised else 0):  # what a trellis saves is handed out anew
+            saved = trellis.SAVED * sum(t.size for t in plan.compressed if t.codebook == "trellis")
+            plan = self.planned(self.allocate(bits + saved))
+        return plan
 
     def planned(self, allocation: Allocation) -> Plan:
         """The plan of an allocation."""
@@ -118,7 +122,14 @@ class Problem:
             if role.name in self.trellised:
                 fine = trellis.step(point.rate, point.distortion, self.stats[role.name].max_abs)
                 if fine is not None:
-                    fields |= {"codebook": "trellis", "step": fine, "threshold": fine / 2, "rounding": 0.5}
+                    rate = point.rate - trellis.SAVED
+                    fields |= {
+                        "codebook": "trellis",
+                        "step": fine,
+                        "threshold": fine / 2,
+                        "rounding": 0.5,
+                        "rate": rate,
+                    }
         return TensorPlan(**fields)
 
 

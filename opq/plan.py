@@ -92,7 +92,7 @@ class TensorPlan:
     rounding: float = 0.5
     sensitivity: float = 1.0
     rate: float = 0.0
-    """Predicted bits per weight of the coded integers; on a trellis of the plain grid that has its error, 0.1 more."""
+    """Predicted bits per weight of the coded integers."""
     density: float = 1.0
     """Predicted fraction of weights that are not zero."""
     distortion: float = 0.0

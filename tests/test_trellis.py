@@ -26,17 +26,19 @@ from opq.sources import open_source
 
 def by_definition(k: np.ndarray) -> np.ndarray:
     """`n` of `k`, one code after the other."""
-    n, bits = np.empty_like(k), [0, 0, 0]
+    n = np.empty_like(k)
     for column in range(k.shape[1]):
-        for row in range(len(k)):
-            bits = [0, 0, 0] if row % trellis.RUN == 0 else bits
-            n[row, column] = 2 * k[row, column] + bits[0]
-            bits = [(k[row, column] + sum(bits)) % 2, *bits[:2]]
+        for start in range(0, len(k), trellis.RUN):
+            shifts, codes = [0] * 6, [0] * 6
+            for row in range(start, min(start + trellis.RUN, len(k))):
+                shift = (shifts[-1] + shifts[-6] + codes[-2] + codes[-4]) % 2
+                n[row, column] = 2 * k[row, column] + shift
+                shifts, codes = [*shifts[1:], shift], [*codes[1:], k[row, column]]
     return n
 
 
 @settings(max_examples=25, deadline=None)
-@given(rows=st.integers(1, 150), columns=st.integers(1, 4), seed=st.integers(0, 1000))
+@given(rows=st.integers(1, 300), columns=st.integers(1, 4), seed=st.integers(0, 1000))
 def test_numbers_are_the_recursion_and_paths_its_inverse(rows: int, columns: int, seed: int) -> None:
     k = np.random.default_rng(seed).integers(-9, 10, (rows, columns)).astype(np.int16)
     n = trellis.numbers(k)
