@@ -42,7 +42,7 @@ LEAST = 1.5
 """Bits a weight from which on it pays: for Laplacian weights half a decibel at 2 bits, nothing here."""
 
 ERROR = 0.26
-"""Mean squared error in squares of the (fine) step, as long as codes are not nearly all 0: 0.257 at 4 bits, 0.27 at 2."""
+"""Mean squared error in squares of the (fine) step while codes are not nearly all 0: 0.26 at 4 bits, 0.27 at 2."""
 
 SAVED = 0.2
 """Bits a weight by which codes are shorter than those of a plain grid of that error, classes of weights included."""
@@ -108,7 +108,8 @@ def _shifts(k: Codes) -> Codes:
 
 def _next(state: States, parity: States) -> States:
     """The state after a code of this parity."""
-    return state >> 1 ^ (state & 1) * _FROM_SHIFTS ^ parity * _FROM_PARITIES
+    after: States = state >> 1 ^ (state & 1) * _FROM_SHIFTS ^ parity * _FROM_PARITIES
+    return after
 
 
 # --- the search ------------------------------------------------------------------------------

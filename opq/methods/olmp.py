@@ -3,8 +3,9 @@
     min  remaining weights   s.t.  accuracy loss <= delta        over c_l, one a layer
     t_l = mu_l + c_l sigma_l,  mu and sigma of |w| over the layer's weights and bias as they came
 
-Prune: negatively correlated search for c on a batch, or a few. Adjust: train; a layer's mask follows t_l with hysteresis
-(0.9, 1.1), and pruned weights still get gradients. The two alternate for `prune_epochs`; then training goes on.
+Prune: negatively correlated search for c on one batch or a few. Adjust: train; a layer's mask follows t_l with
+hysteresis (0.9, 1.1), and pruned weights still get gradients. The two alternate for `prune_epochs`; then training
+goes on.
 """
 
 from __future__ import annotations
