@@ -32,6 +32,7 @@ RUN = 128
 """Rows of one path: twice as long ones gain 0.03 dB and are searched for one after the other."""
 
 STATES = 64
+_ONE = np.uint8(1)
 _FROM_SHIFTS, _FROM_PARITIES = np.uint8(0o103 >> 1), np.uint8(0o024 >> 1)
 """What a shifted grid and an odd code add to the state, whose lowest bit is the next shift."""
 
@@ -108,7 +109,7 @@ def _shifts(k: Codes) -> Codes:
 
 def _next(state: States, parity: States) -> States:
     """The state after a code of this parity."""
-    after: States = state >> 1 ^ (state & 1) * _FROM_SHIFTS ^ parity * _FROM_PARITIES
+    after: States = state >> _ONE ^ (state & _ONE) * _FROM_SHIFTS ^ parity * _FROM_PARITIES
     return after
 
 
