@@ -203,6 +203,18 @@ def test_compress_on_a_trellis(network: Network, tmp_path: Path) -> None:
     assert output_error(found) < 0.95 * output_error(plain)
 
 
+@pytest.mark.parametrize("bits", [2.5, 4.0])
+def test_a_plan_knows_what_a_trellis_saves(bits: float) -> None:
+    torch.manual_seed(0)
+    weights = {name: torch.randn(400, 300) for name in "abc"}
+    predicted = {t: opq.solve(weights, bits=bits, trellis=t).predicted_bytes for t in (False, True)}
+    assert all(p == pytest.approx(bits * 360_000 / 8, rel=0.01) for p in predicted.values())
+    plan = opq.compress(weights, bits=bits, trellis=True).plan
+    assert sum(t.rate * t.size for t in plan) / 8 == pytest.approx(plan.predicted_bytes, rel=0.01)
+    finer = opq.solve(weights, bits=bits)["a"].distortion / plan["a"].distortion
+    assert 1.2 < finer < 1.4  # 0.8 to 1.5 dB
+
+
 def test_few_bits_stay_on_the_grid() -> None:
     torch.manual_seed(0)
     result = opq.compress({"w": torch.randn(300, 300), "b": torch.randn(300)}, bits=1.2, trellis=True)
