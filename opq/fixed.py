@@ -50,6 +50,19 @@ def _to_grid(w: torch.Tensor, plan: TensorPlan, clamp: bool) -> None:
     w.mul_(plan.step)
 
 
+_SMALL = 1 << 20
+"""Weights of a tensor whose training step is short, and whose mask takes little memory."""
+
+
+def mask_like(w: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """A mask in the order of the weight's own elements in memory, a byte each.
+
+    A small tensor's is of the weight's own type: multiplying by ones and zeros of another takes twice as long.
+    """
+    dtype = w.dtype if w.numel() < _SMALL else torch.uint8
+    return torch.empty_like(w, dtype=dtype, requires_grad=False).copy_(kept)
+
+
 class FixedGrid(nn.Module):
     """The parametrization of one tensor: a fixed mask and a fixed step.
 
@@ -57,8 +70,7 @@ class FixedGrid(nn.Module):
     """
 
     mask: torch.Tensor
-    """One buffer: 1 where a weight is kept, 0 where it is pruned, in the weight's own type. Multiplying by ones and
-    zeros of another type takes twice as long, of truth values six times."""
+    """One buffer: 1 where a weight is kept, 0 where it is pruned (`mask_like`)."""
 
     def __init__(self, plan: TensorPlan, mask: torch.Tensor, largest: int = LARGEST_CODE):
         """`largest`: the largest code there is; one that would have to double to fill int16 is not watched."""
@@ -70,7 +82,7 @@ class FixedGrid(nn.Module):
 
     def forward(self, w: torch.Tensor) -> torch.Tensor:
         """`w^`: autograd sees `w m`, whose values then move to the grid."""
-        seen = w * self.mask.to(w.dtype)
+        seen = w * (self.mask.to(w.dtype) if self.mask.is_floating_point() else self.mask)
         values = seen.detach()
         levels = values.to(torch.float32)
         _to_grid(levels, self.plan, self.clamp)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from opq.errors import AttachError, OffCodebookError, OptionError
-from opq.fixed import FixedGrid, digest, find, grids, is_sharded, order, plain, tensors, whole
+from opq.fixed import FixedGrid, digest, find, grids, is_sharded, mask_like, order, plain, tensors, whole
 from opq.plan import Plan, TensorPlan
 from opq.quantize import LARGEST_CODE, dequantize, quantize
 
@@ -59,8 +59,7 @@ def _fixed(w: torch.Tensor, plan: TensorPlan, codes: torch.Tensor) -> FixedGrid:
     Weights that stand on the very edge of a level, and that the grid would round to the next one, move to their own.
     """
     codes = codes.to(w.device)
-    # a mask in the order of the weight's own elements in memory
-    grid = FixedGrid(plan, torch.empty_like(w).copy_(codes != 0), int(codes.abs().max()) if codes.numel() else 0)
+    grid = FixedGrid(plan, mask_like(w, codes != 0), int(codes.abs().max()) if codes.numel() else 0)
     off = (grid(w).to(torch.float32) / plan.step).round_() != codes
     if bool(off.any()):
         w[off] = dequantize(codes[off], plan, w.dtype)

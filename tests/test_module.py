@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 from training_helpers import Tied, learnable_batches, mlp, plan_of
 
-from opq import compress
+from opq import compress, fixed
 from opq.errors import AttachError, MismatchError, OffCodebookError, OptionError
 from opq.fixed import FixedGrid
 from opq.module import attach, dense_state_dict, detach, is_attached, proved_codes
@@ -118,8 +118,9 @@ def test_no_value_changes_where_weights_stand_on_the_edge_of_any_level(theta: fl
     assert torch.equal(layer.weight, 0.25 * levels)
 
 
-@pytest.mark.parametrize("rounding", [0.3, 0.5, 0.7])
-def test_every_rounding_is_the_plans(rounding: float) -> None:
+@pytest.mark.parametrize(("rounding", "small"), [(0.3, 1), (0.5, 2**20), (0.7, 2**20), (0.7, 1)])
+def test_every_rounding_is_the_plans(rounding: float, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fixed, "_SMALL", small)
     torch.manual_seed(0)
     layer = nn.Linear(50, 40, bias=False)
     plan = plan_of(layer, step=0.02)
@@ -169,10 +170,15 @@ def test_the_gradient_is_straight_through_on_kept_weights_and_zero_on_pruned_one
     assert not got[~mask].any()
 
 
-def test_sparse_gradients_of_an_embedding_are_masked_and_stay_sparse() -> None:
+@pytest.mark.parametrize("small", [1, 2**20])
+def test_sparse_gradients_of_an_embedding_are_masked_and_stay_sparse(
+    small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fixed, "_SMALL", small)
     torch.manual_seed(0)
     table = nn.Embedding(6, 8, sparse=True)
     attach(table, plan_of(table, step=0.5))
+    assert table.parametrizations.weight[0].mask.is_floating_point() == (small > 48)
     table(torch.tensor([1, 4, 1])).sum().backward()
     got, mask = table.parametrizations.weight.original.grad, table.parametrizations.weight[0].kept
     assert got.is_sparse
