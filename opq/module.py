@@ -27,7 +27,7 @@ def attach(model: nn.Module, plan: Plan | Result) -> nn.Module:
     """Put the fixed compression module on a live model, in place; returns the model.
 
     With a `Plan`, its quantizer of the present weights decides the masks, and no value changes but that of a
-    weight on the very edge of the dead zone, which moves to its level. With a compression result, its values
+    weight on the very edge of a level, which moves to that level. With a compression result, its values
     (codes after error feedback, re-normalised statistics) are copied into the model first, and the masks are its
     non-zero codes. Parameters keep their identity, so an optimizer made before goes on working. Attach before
     `fully_shard`; before or after `DistributedDataParallel`.
@@ -60,9 +60,10 @@ def _fixed(w: torch.Tensor, plan: TensorPlan, codes: torch.Tensor) -> FixedGrid:
     """
     codes = codes.to(w.device)
     grid = FixedGrid(plan, mask_like(w, codes != 0), int(codes.abs().max()) if codes.numel() else 0)
-    off = (grid(w).to(torch.float32) / plan.step).round_() != codes
+    own = dequantize(codes, plan, w.dtype)
+    off = (grid(w) - own).abs() > plan.step / 2
     if bool(off.any()):
-        w[off] = dequantize(codes[off], plan, w.dtype)
+        w[off] = own[off]
     return grid
 
 

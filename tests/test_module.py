@@ -131,6 +131,17 @@ def test_every_rounding_is_the_plans(rounding: float, small: int, monkeypatch: p
     assert torch.allclose(layer.weight, wanted, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_value_changes_where_codes_are_large(dtype: torch.dtype) -> None:
+    """Beyond 256 steps bfloat16 does not hold every level."""
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 64, bias=False).to(dtype)
+    before = layer.weight.detach().clone()
+    attach(layer, plan_of(layer, step=1e-4))
+    changed = layer.parametrizations.weight.original != before
+    assert int(changed.sum()) <= 2
+
+
 def test_a_code_near_the_largest_is_clamped_as_it_grows() -> None:
     layer = nn.Linear(2, 1, bias=False)
     layer.weight.data[:] = torch.tensor([[30.0, 0.001]])
