@@ -122,14 +122,8 @@ class Problem:
             if role.name in self.trellised:
                 fine = trellis.step(point.rate, point.distortion, self.stats[role.name].max_abs)
                 if fine is not None:
-                    rate = point.rate - trellis.SAVED
-                    fields |= {
-                        "codebook": "trellis",
-                        "step": fine,
-                        "threshold": fine / 2,
-                        "rounding": 0.5,
-                        "rate": rate,
-                    }
+                    fields |= {"codebook": "trellis", "step": fine, "threshold": fine / 2, "rounding": 0.5}
+                    fields["rate"] = point.rate - trellis.SAVED
         return TensorPlan(**fields)
 
 

@@ -102,15 +102,17 @@ def _shifts(k: Codes) -> Codes:
     """`b_t` of every code: whether its grid is shifted."""
     if not k.size:
         return np.zeros_like(k)
-    rows = k.shape[0] if k.ndim else 1
-    odd = (k & 1).astype(np.uint8).reshape(rows, -1)
-    shifts = np.empty_like(odd)
-    for start in range(0, rows, RUN):
-        state = np.zeros_like(odd[0])
-        for t in range(start, min(start + RUN, rows)):
-            shifts[t] = state & 1
-            state = _next(state, odd[t])
-    return shifts.reshape(k.shape).astype(np.int16)
+    odd = (k & 1).astype(np.uint8).reshape(k.shape[0] if k.ndim else 1, -1)
+    rows, columns = odd.shape
+    runs, length = -(-rows // RUN), min(rows, RUN)
+    padded = np.zeros((runs * length, columns), np.uint8)
+    padded[:rows] = odd
+    by_run = padded.reshape(runs, length, columns)
+    shifts, state = np.empty_like(by_run), np.zeros((runs, columns), np.uint8)
+    for t in range(length):
+        shifts[:, t] = state & _ONE
+        state = _next(state, by_run[:, t])
+    return shifts.reshape(-1, columns)[:rows].reshape(k.shape).astype(np.int16)
 
 
 def _next(state: States, parity: States) -> States:
@@ -145,6 +147,8 @@ def nearest(x: Floats, bits: Floats) -> Codes:
         bits: what each `k` costs, by `costs`; the first one is of `-len(bits) / 2`. No other `k` is taken.
     """
     rows, columns = x.shape
+    if rows > (most := _AT_ONCE * RUN):
+        return np.concatenate([nearest(some, bits) for some in np.split(x, range(most, rows, most))])
     runs, length = -(-rows // RUN), min(rows, RUN)
     n, at_once = np.empty((rows, columns), np.int16), max(1, _AT_ONCE // max(runs, 1))
     for start in range(0, columns if rows else 0, at_once):
