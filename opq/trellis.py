@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,8 @@ from opq.errors import CorruptFileError, MismatchError
 
 Codes = npt.NDArray[np.int16]
 States = npt.NDArray[np.uint8]
+
+_T = TypeVar("_T", bound=np.generic)
 Floats = npt.NDArray[np.floating]
 
 RUN = 128
@@ -103,16 +106,21 @@ def _shifts(k: Codes) -> Codes:
     if not k.size:
         return np.zeros_like(k)
     odd = (k & 1).astype(np.uint8).reshape(k.shape[0] if k.ndim else 1, -1)
-    rows, columns = odd.shape
-    runs, length = -(-rows // RUN), min(rows, RUN)
-    padded = np.zeros((runs * length, columns), np.uint8)
-    padded[:rows] = odd
-    by_run = padded.reshape(runs, length, columns)
-    shifts, state = np.empty_like(by_run), np.zeros((runs, columns), np.uint8)
-    for t in range(length):
+    runs = _runs(odd)
+    shifts, state = np.empty_like(runs), np.zeros_like(runs[:, 0])
+    for t in range(runs.shape[1]):
         shifts[:, t] = state & _ONE
-        state = _next(state, by_run[:, t])
-    return shifts.reshape(-1, columns)[:rows].reshape(k.shape).astype(np.int16)
+        state = _next(state, runs[:, t])
+    return shifts.reshape(-1, odd.shape[1])[: len(odd)].reshape(k.shape).astype(np.int16)
+
+
+def _runs(table: npt.NDArray[_T]) -> npt.NDArray[_T]:
+    """Rows (rows, columns) by run, the last one filled up with zeros: (runs, rows of a run, columns)."""
+    rows, columns = table.shape
+    number, length = -(-rows // RUN), min(rows, RUN)
+    padded = np.zeros((number * length, columns), table.dtype)
+    padded[:rows] = table
+    return padded.reshape(number, length, columns)
 
 
 def _next(state: States, parity: States) -> States:
@@ -149,16 +157,14 @@ def nearest(x: Floats, bits: Floats) -> Codes:
     rows, columns = x.shape
     if rows > (most := _AT_ONCE * RUN):
         return np.concatenate([nearest(some, bits) for some in np.split(x, range(most, rows, most))])
-    runs, length = -(-rows // RUN), min(rows, RUN)
-    n, at_once = np.empty((rows, columns), np.int16), max(1, _AT_ONCE // max(runs, 1))
+    n, at_once = np.empty((rows, columns), np.int16), max(1, _AT_ONCE // max(-(-rows // RUN), 1))
     for start in range(0, columns if rows else 0, at_once):
         part = slice(start, start + at_once)
-        width = x[:, part].shape[1]
-        padded = np.zeros((runs * length, width), np.float32)
-        padded[:rows] = x[:, part]  # paths end in rows of zeros
-        down = padded.reshape(runs, length, width).transpose(1, 0, 2).reshape(length, runs * width)
+        runs = _runs(x[:, part])  # paths end in rows of zeros
+        number, length, width = runs.shape
+        down = runs.transpose(1, 0, 2).reshape(length, number * width)
         with _narrow if down.shape[1] < _NARROW else contextlib.nullcontext():
-            found = _viterbi(down, bits).reshape(length, runs, width).transpose(1, 0, 2)
+            found = _viterbi(down, bits).reshape(length, number, width).transpose(1, 0, 2)
         n[:, part] = found.reshape(-1, width)[:rows]
     return n
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 
 import numpy as np
@@ -301,6 +302,22 @@ def test_olmp_says_when_no_threshold_meets_the_constraint(task):
         opq.compress(model, method="olmp", data=batches, method_options=how)
 
 
+def test_olmp_measures_the_accuracy_on_as_many_batches_as_asked(task, monkeypatch):
+    model, batches = task
+    olmp = importlib.import_module("opq.methods.olmp")
+    seen = []
+
+    class Spy(olmp.Fitness):
+        def __init__(self, search, some):
+            super().__init__(search, some)
+            seen.append((len(some), self.before))
+
+    monkeypatch.setattr(olmp, "Fitness", Spy)
+    how = {"epochs": 1, "prune_epochs": 1, "evaluations": 20, "delta": 0.5, "search_batches": 2}
+    opq.compress(model, method="olmp", data=batches, method_options=how)
+    assert seen == [(2, pytest.approx(score(model, batches[:2]) / 100))]
+
+
 def test_pq_with_layers_smaller_than_a_block_and_fewer_blocks_than_centroids():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 30), nn.ReLU(), nn.Linear(30, 7))
@@ -374,6 +391,7 @@ def test_weights_without_a_model_cannot_be_trained(task):
         ("olmp", {"method_options": {"bounds": "x"}}, r"method_options\['bounds'\]: got 'x', wanted \(low, high\)"),
         ("olmp", {"method_options": {"bounds": (3.0, 1.0)}}, r"method_options\['bounds'\]: got \(3.0, 1.0\)"),
         ("olmp", {"method_options": {"gamma": {"conv": 1}}}, r"method_options\['gamma'\]: got \{'conv': 1\}"),
+        ("olmp", {"method_options": {"search_batches": 0}}, r"method_options\['search_batches'\]: got 0"),
         ("olmp", {"method_options": {"momentum": -1}}, r"method_options\['momentum'\]: got -1, wanted a number"),
         ("pq", {"method_options": {"centroids": 1}}, r"method_options\['centroids'\]: got 1, wanted an integer from 2"),
         ("kmeans", {"method_options": {"scope": "layer"}}, r"method_options\['scope'\]: got 'layer'"),
