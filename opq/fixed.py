@@ -29,13 +29,17 @@ Site = tuple[nn.Module, str]
 """A module and the name of one of its own tensors."""
 
 
-def _to_grid(w: torch.Tensor, plan: TensorPlan, clamp: bool) -> None:
+def _to_grid(w: torch.Tensor, plan: TensorPlan, scales: tuple[torch.Tensor, torch.Tensor], clamp: bool) -> None:
     """`sign(w) step floor(|w|/step + 1 - rounding)` in place of float32 weights; a step at least from the threshold on.
 
     As `round(shrink(w/step))`, with `shrink(x) = sign(x) max(0, |x| - (rounding - 1/2))`: each of these is one pass
     through memory, which is what a small network's step costs. Weights on the very edge of a level may go either way.
+
+    Args:
+        scales: 1 / step and step, as tensors: torch makes one of a number in every call, which takes as long as
+            the product with a small layer.
     """
-    w.mul_(1.0 / plan.step)
+    w.mul_(scales[0])
     dead = plan.threshold / plan.step
     kept = w.sign() * (w.abs() >= dead) if dead < plan.rounding * (1 - 1e-5) else None
     if plan.rounding > 0.5:
@@ -47,7 +51,12 @@ def _to_grid(w: torch.Tensor, plan: TensorPlan, clamp: bool) -> None:
         w.clamp_(-float(LARGEST_CODE), float(LARGEST_CODE))
     if kept is not None:
         w.copy_(torch.where(w == 0, kept, w))
-    w.mul_(plan.step)
+    w.mul_(scales[1])
+
+
+def _number(x: float) -> torch.Tensor:
+    """A tensor without dimensions, in the processor's memory, which every device multiplies by as by a number."""
+    return torch.tensor(x, dtype=torch.float32, device="cpu")
 
 
 _SMALL = 1 << 20
@@ -76,16 +85,18 @@ class FixedGrid(nn.Module):
         """`largest`: the largest code there is; one that would have to double to fill int16 is not watched."""
         super().__init__()
         self.plan, self.clamp = plan, 2 * largest > LARGEST_CODE
+        self.scales = _number(1.0 / plan.step), _number(plan.step)
         self.digest = digest(mask)
         """CRC-32 of the mask at attach; `opq.module.proved_codes` proves that it still holds."""
         self.register_buffer("mask", mask)
 
     def forward(self, w: torch.Tensor) -> torch.Tensor:
         """`w^`: autograd sees `w m`, whose values then move to the grid."""
-        seen = w * (self.mask.to(w.dtype) if self.mask.is_floating_point() else self.mask)
+        mask = self.mask
+        seen = w * (mask.to(w.dtype) if mask.dtype != w.dtype and mask.is_floating_point() else mask)
         values = seen.detach()
-        levels = values.to(torch.float32)
-        _to_grid(levels, self.plan, self.clamp)
+        levels = values if values.dtype == torch.float32 else values.to(torch.float32)
+        _to_grid(levels, self.plan, self.scales, self.clamp)
         if levels is not values:
             values.copy_(levels)
         return seen
