@@ -261,3 +261,7 @@ class OpqWarning(UserWarning):
 
 class ProbeWarning(OpqWarning):
     """The model could not be probed; it is compressed with all sensitivities equal to 1."""
+
+
+class SearchWarning(OpqWarning):
+    """A search ended at the edge of the region that it may search."""

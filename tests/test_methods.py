@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from opq.errors import (
     OptionError,
     PatternError,
     SearchError,
+    SearchWarning,
     SourceError,
 )
 from opq.finetune import finetune
@@ -316,6 +318,17 @@ def test_olmp_measures_the_accuracy_on_as_many_batches_as_asked(task, monkeypatc
     how = {"epochs": 1, "prune_epochs": 1, "evaluations": 20, "delta": 0.5, "search_batches": 2}
     opq.compress(model, method="olmp", data=batches, method_options=how)
     assert seen == [(2, pytest.approx(score(model, batches[:2]) / 100))]
+
+
+def test_olmp_says_which_thresholds_stand_at_the_bound(task):
+    model, batches = task
+    how = {"epochs": 1, "prune_epochs": 1, "evaluations": 40, "delta": 1.0, "bounds": (0.0, 0.1), "sigma": 100.0}
+    with pytest.warns(SearchWarning, match=r"at the upper bound of c, 0\.1, .*: 5\.weight \(0\.1\)") as seen:
+        opq.compress(model, method="olmp", data=batches, method_options=how)
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opq.compress(model, method="olmp", data=batches, method_options=how | {"bounds": (0.0, 50.0)})
 
 
 def test_pq_with_layers_smaller_than_a_block_and_fewer_blocks_than_centroids():

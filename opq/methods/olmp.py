@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from opq.errors import SearchError
+from opq.errors import SearchError, SearchWarning
 from opq.methods import ncs
 from opq.methods.coded import on_grid
 from opq.methods.job import Job
@@ -32,6 +33,8 @@ from opq.roles import Role
 
 INFEASIBLE = 1.1
 """Fitness of what loses too much accuracy; the remaining fraction is at most 1."""
+EDGE = 0.02
+"""Fraction of the bounds' interval within which a threshold stands at its end."""
 
 
 class Layer(nn.Module):
@@ -190,8 +193,27 @@ def olmp(job: Job) -> Result:
         return found
 
     job.train(live, "olmp", _optimizer(live, settings), batches)
+    _warn_at_the_bound(surgeries, settings)
     coded = {name: on_grid(name, live.seen(name), settings.bits, least=1) for name in everything}
     return job.result(coded, job.kept(live), roles)
+
+
+def _warn_at_the_bound(surgeries: Mapping[str, list[tuple[str, Surgery]]], settings: Olmp) -> None:
+    """Says which layers kept weights only because c went no further: a penalised network's may want 30 and more."""
+    low, high = settings.bounds
+    held = {
+        name: float(group[0][1].layer.c)
+        for name, group in surgeries.items()
+        if float(group[0][1].layer.c) > high - EDGE * (high - low) and any(bool(s.mask.any()) for _, s in group)
+    }
+    if held:
+        found = ", ".join(f"{name} ({c:.1f})" for name, c in held.items())
+        warnings.warn(
+            f"olmp: thresholds stand at the upper bound of c, {high:g}, and more could go: {found}. "
+            f"Raise method_options['bounds'].",
+            SearchWarning,
+            stacklevel=5,
+        )
 
 
 def _optimizer(live: Live, settings: Olmp) -> torch.optim.Optimizer:
