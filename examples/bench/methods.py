@@ -68,6 +68,8 @@ class Case:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     penalised: bool = False
     """Whether it starts from the dense network of finetune.py."""
+    again: tuple[Mapping[str, Any], ...] = ()
+    """Method options of further calls, each on the result of the one before; their epochs are among `epochs`."""
 
     @property
     def recipe(self) -> Recipe:
@@ -149,13 +151,17 @@ def by_itself(own: Task, recipe: Recipe, case: Case) -> tuple[opq.Result, float]
     """Methods that train on their own; interrupted, they go on where they were."""
     stages = 2 if case.method in ("kmeans", "pq") else 1
     options = dict(case.options)
-    how = {"distill": recipe.distill, "epochs": case.epochs // stages} | options.pop("method_options", {})
+    first = case.epochs - sum(how["epochs"] for how in case.again)
+    calls = [{"epochs": first // stages} | options.pop("method_options", {}), *case.again]
     CACHE.mkdir(exist_ok=True)
-    checkpoint = CACHE / ("methods-" + "-".join(case.key).replace(" ", "").replace("/", ""))
-    clock = Clock(checkpoint.with_name(f"{checkpoint.name}.seconds"))
-    result = opq.compress(copy.deepcopy(own.dense), method=case.method, data=own.train, checkpoint=checkpoint,
-                          method_options=how, progress=clock, **options)  # fmt: skip
-    for left in CACHE.glob(f"{checkpoint.name}*"):
+    name = "methods-" + "-".join(case.key).replace(" ", "").replace("/", "")
+    clock, model = Clock(CACHE / f"{name}.seconds"), copy.deepcopy(own.dense)
+    for number, how in enumerate(calls):
+        checkpoint = CACHE / (f"{name}.again{number}" if number else name)
+        result = opq.compress(model, method=case.method, data=own.train, checkpoint=checkpoint, progress=clock,
+                              method_options={"distill": recipe.distill} | how, **options)  # fmt: skip
+        model.load_state_dict(result.state_dict())
+    for left in CACHE.glob(f"{name}.*"):
         left.unlink()
     return result, clock.seconds
 
@@ -184,6 +190,13 @@ OLMP_PENALISED = {
     "resnet-20": (),
 }
 """The same, from the dense networks of finetune.py."""
+OLMP_TWICE = {
+    "lenet-5": (((0.02, 0.01, 40, 12), {"delta": 0.008, "lr": 0.001, "epochs": 34, "prune_epochs": 10}),),
+}
+"""Of `OLMP_PENALISED`, and what differs in a second call, on the first one's result."""
+GENTLE = {"optimizer": "adam", "distill": 0.5, "search_batches": 4, "evaluations": 160, "bounds": (0.0, 80.0),
+          "sigma": 20.0}  # fmt: skip
+"""Options of such second calls: the pruned network's deviation is small, so that c must go further than 20."""
 DEEP = {"bounds": (-1.3, 20.0), "sigma": 2.0}
 """Options of OLMP for a deep network, which does not bear `c = 0` in all layers at once: half of every layer pruned."""
 
@@ -199,6 +212,7 @@ def cases() -> list[Case]:
         found += [_own(model, "clipq", f"lambda {w:g}", epochs, method_options={"weight": w}) for w in LAMBDAS[model]]
         found += [_olmp(model, *how) for how in OLMP[model]]
         found += [_olmp(model, *how, penalised=True) for how in OLMP_PENALISED[model]]
+        found += [_twice(_olmp(model, *how, penalised=True), again) for how, again in OLMP_TWICE.get(model, ())]
     return found
 
 
@@ -207,6 +221,12 @@ def _olmp(model: str, delta: float, lr: float, epochs: int, pruning: int, penali
     how |= DEEP if model == "resnet-20" else {}
     setting = f"delta {delta:g}, lr {lr:g}, {epochs} epochs{', L1' if penalised else ''}"
     return dataclasses.replace(_own(model, "olmp", setting, epochs, method_options=how), penalised=penalised)
+
+
+def _twice(case: Case, again: Mapping[str, Any]) -> Case:
+    epochs = case.epochs + again["epochs"]
+    setting = f"delta {case.options['method_options']['delta']:g}, then {again['delta']:g}, {epochs} epochs, L1"
+    return dataclasses.replace(case, setting=setting, epochs=epochs, again=(GENTLE | again,))
 
 
 def _grid(model: str, method: str, ratio: int, epochs: int) -> Case:
