@@ -202,15 +202,15 @@ def _warn_at_the_bound(surgeries: Mapping[str, list[tuple[str, Surgery]]], setti
     """Says which layers kept weights only because c went no further: a penalised network's may want 30 and more."""
     low, high = settings.bounds
     held = {
-        name: float(group[0][1].layer.c)
+        name: c
         for name, group in surgeries.items()
-        if float(group[0][1].layer.c) > high - EDGE * (high - low) and any(bool(s.mask.any()) for _, s in group)
+        if (c := float(group[0][1].layer.c)) > high - EDGE * (high - low) and any(s.mask.any() for _, s in group)
     }
     if held:
         found = ", ".join(f"{name} ({c:.1f})" for name, c in held.items())
         warnings.warn(
             f"olmp: thresholds stand at the upper bound of c, {high:g}, and more could go: {found}. "
-            f"Raise method_options['bounds'].",
+            "Raise method_options['bounds'].",
             SearchWarning,
             stacklevel=5,
         )
