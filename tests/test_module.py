@@ -230,6 +230,21 @@ def test_no_mask_or_code_is_stored_twice() -> None:
     assert tensors == []
 
 
+@pytest.mark.parametrize("theta", [0.5, 0.62, 0.9])
+def test_a_compiled_model_trains_to_the_same_weights(theta: float) -> None:
+    model = mlp()
+    plan = plan_of(model, theta=theta)
+    one, other = attach(copy.deepcopy(model), plan), attach(copy.deepcopy(model), plan)
+    trained(one)
+    compiled = torch.compile(other, backend="aot_eager", fullgraph=True)  # traces and differentiates; needs no compiler
+    x = torch.randn(7, 12)
+    trained(compiled)
+    assert torch.equal(one(x), other(x))
+    assert torch.equal(compiled(x), other(x))
+    codes, wanted = proved_codes(other, plan), proved_codes(one, plan)
+    assert all(torch.equal(codes[name], wanted[name]) for name in wanted)
+
+
 def test_autocast_sees_the_quantized_weights() -> None:
     model = mlp()
     attach(model, plan_of(model))
