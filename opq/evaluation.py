@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from opq.errors import ClassNamesError, DataError
+from opq.observe import evaluating
 from opq.options import Progress, silent
 from opq.sources.base import InputHint, brief
 from opq.sources.hub import need
@@ -105,10 +106,8 @@ def evaluate(
             "the model does not say what images it takes", got=type(model).__name__, remedy="Pass an input size."
         )
     start, right, among, done = time.perf_counter(), 0, 0, 0
-    training = model.training
-    model.eval()
     labels: Tensor | None = None
-    with torch.inference_mode():
+    with torch.inference_mode(), evaluating(model):
         for pixels in _batches(images, hint, batch):
             scores = _scores(model(pixels))
             if labels is None:
@@ -118,7 +117,6 @@ def evaluate(
             right, among = right + int((best[:, :1] == own).sum()), among + int((best == own).any(-1).sum())
             done += len(pixels)
             progress("evaluate", done, images.count)
-    model.train(training)
     return Score(done, right / done, among / done, time.perf_counter() - start)
 
 

@@ -23,6 +23,17 @@ Hook = Callable[[str, nn.Module, Sequence[torch.Tensor]], None]
 
 
 @contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in inference mode; afterwards each of its modules is in its own mode again, frozen BatchNorms too."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[nn.Module]:
     """The model in inference mode; afterwards modes, buffers, gradients' flags and RNG are as before.
 
@@ -32,19 +43,15 @@ def untouched(model: nn.Module) -> Iterator[nn.Module]:
         ProbeError: the model holds lazy modules whose weights do not exist yet.
     """
     _refuse_lazy(model)
-    with same_random_state(_cuda_devices(model)):
-        modes = [(module, module.training) for module in model.modules()]
+    with same_random_state(_cuda_devices(model)), evaluating(model):
         flags = [(p, p.requires_grad) for p in model.parameters()]
         buffers = [(b, b.detach().clone()) for b in model.buffers()]
         fast = torch.backends.mha.get_fastpath_enabled()
         try:
             torch.backends.mha.set_fastpath_enabled(False)  # the fused path calls no submodule: nothing to see
-            model.eval()
             yield model
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
-            for module, mode in modes:
-                module.training = mode
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
             with torch.no_grad():

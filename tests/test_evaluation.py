@@ -66,6 +66,15 @@ def test_class_names_in_order(folder: Path, tmp_path: Path) -> None:
     assert evaluation.evaluate(demo.load(), images, hint=HINT).top1 < 0.5  # the order of the alphabet is another
 
 
+def test_modules_keep_their_modes(folder: Path) -> None:
+    model = demo.load().train()
+    frozen = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)).eval()
+    before = [m.training for m in model.modules()]
+    evaluation.evaluate(model, evaluation.open_images(folder).first(12), hint=HINT)
+    assert [m.training for m in model.modules()] == before
+    assert not frozen.training
+
+
 def test_class_names_of_the_model(folder: Path, tmp_path: Path) -> None:
     model = demo.load()
     model.config = SimpleNamespace(label2id={name: k for k, name in enumerate(WORDS)})

@@ -158,8 +158,9 @@ def by_itself(own: Task, recipe: Recipe, case: Case) -> tuple[opq.Result, float]
     clock, model = Clock(CACHE / f"{name}.seconds"), copy.deepcopy(own.dense)
     for number, how in enumerate(calls):
         checkpoint = CACHE / (f"{name}.again{number}" if number else name)
+        distill = {"distill": recipe.distill} | ({"teacher": own.dense} if number else {})
         result = opq.compress(model, method=case.method, data=own.train, checkpoint=checkpoint, progress=clock,
-                              method_options={"distill": recipe.distill} | how, **options)  # fmt: skip
+                              method_options=distill | how, **options)  # fmt: skip
         model.load_state_dict(result.state_dict())
     for left in CACHE.glob(f"{name}.*"):
         left.unlink()
@@ -190,13 +191,14 @@ OLMP_PENALISED = {
     "resnet-20": (),
 }
 """The same, from the dense networks of finetune.py."""
-OLMP_TWICE = {
-    "lenet-5": (((0.02, 0.01, 40, 12), {"delta": 0.008, "lr": 0.001, "epochs": 34, "prune_epochs": 12}),),
+GENTLE = {"delta": 0.008, "lr": 0.001, "optimizer": "adam", "search_batches": 4, "evaluations": 160,
+          "bounds": (0.0, 80.0), "sigma": 20.0}  # fmt: skip
+"""Options of further calls of OLMP: the pruned network's deviation is small, so that c must go further than 20."""
+OLMP_AGAIN = {
+    "lenet-5": (((0.02, 0.01, 40, 12), ({"epochs": 60, "prune_epochs": 10}, {"epochs": 50, "prune_epochs": 5})),),
 }
-"""Of `OLMP_PENALISED`, and what differs in a second call, on the first one's result."""
-GENTLE = {"optimizer": "adam", "distill": 0.5, "search_batches": 4, "evaluations": 160, "bounds": (0.0, 80.0),
-          "sigma": 20.0}  # fmt: skip
-"""Options of such second calls: the pruned network's deviation is small, so that c must go further than 20."""
+"""Of `OLMP_PENALISED`, and epochs of further calls, each on the result of the one before and distilled from the dense
+network."""
 DEEP = {"bounds": (-1.3, 20.0), "sigma": 2.0}
 """Options of OLMP for a deep network, which does not bear `c = 0` in all layers at once: half of every layer pruned."""
 
@@ -212,7 +214,7 @@ def cases() -> list[Case]:
         found += [_own(model, "clipq", f"lambda {w:g}", epochs, method_options={"weight": w}) for w in LAMBDAS[model]]
         found += [_olmp(model, *how) for how in OLMP[model]]
         found += [_olmp(model, *how, penalised=True) for how in OLMP_PENALISED[model]]
-        found += [_twice(_olmp(model, *how, penalised=True), again) for how, again in OLMP_TWICE.get(model, ())]
+        found += [_again(_olmp(model, *how, penalised=True), calls) for how, calls in OLMP_AGAIN.get(model, ())]
     return found
 
 
@@ -223,10 +225,12 @@ def _olmp(model: str, delta: float, lr: float, epochs: int, pruning: int, penali
     return dataclasses.replace(_own(model, "olmp", setting, epochs, method_options=how), penalised=penalised)
 
 
-def _twice(case: Case, again: Mapping[str, Any]) -> Case:
-    epochs = case.epochs + again["epochs"]
-    setting = f"delta {case.options['method_options']['delta']:g}, then {again['delta']:g}, {epochs} epochs, L1"
-    return dataclasses.replace(case, setting=setting, epochs=epochs, again=(GENTLE | again,))
+def _again(case: Case, calls: tuple[Mapping[str, Any], ...]) -> Case:
+    again = tuple(GENTLE | own for own in calls)
+    epochs = case.epochs + sum(how["epochs"] for how in again)
+    deltas = [case.options["method_options"]["delta"], *(how["delta"] for how in again)]
+    setting = f"delta {', then '.join(f'{d:g}' for d in deltas)}, {epochs} epochs, L1"
+    return dataclasses.replace(case, setting=setting, epochs=epochs, again=again)
 
 
 def _grid(model: str, method: str, ratio: int, epochs: int) -> Case:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from opq.observe import evaluating
 from opq.sources.base import InputHint
 
 WEIGHTS = Path(__file__).with_name("digits.safetensors")
@@ -59,7 +60,6 @@ def test_split() -> tuple[Tensor, Tensor]:
 def accuracy(model: nn.Module) -> float:
     """The share, 0..1, of the held-out images that the model, in inference mode, labels right."""
     images, labels = test_split()
-    training = model.training
-    right = model.eval()(images).argmax(1) == labels
-    model.train(training)
+    with evaluating(model):
+        right = model(images).argmax(1) == labels
     return float(right.float().mean())

@@ -28,6 +28,7 @@ from opq.plan import Plan, TensorPlan
 from opq.result import Result
 from opq.roles import Role, assign
 from opq.sources import Source
+from opq.stored import raw_bytes
 from opq.training import Batches, Loop, Training
 
 
@@ -61,9 +62,10 @@ class Job:
         return None if path is None else Path(f"{os.fspath(path)}.{stage}")
 
     def signature(self, settings: Settings) -> str:
-        """Of the weights, the method, these settings and the seed: what a search or a training goes on for."""
-        weights = {name: zlib.crc32(w.detach().numpy().tobytes()) for name, w in self.weights.items()}
-        return json.dumps([weights, self.options.method, self.options.seed, str(self.options.budget), str(settings)])
+        """Of weights, method, settings, teacher and seed: what a search or a training goes on for."""
+        teacher = {} if settings.teacher is None else settings.teacher.state_dict()
+        own = [self.options.method, self.options.seed, str(self.options.budget), str(settings)]
+        return json.dumps([_digests(self.weights), *own, *([_digests(teacher)] if teacher else [])])
 
     def live(self) -> Live:
         """A copy of the model to train on, once the data is known to fit it.
@@ -73,7 +75,7 @@ class Job:
             SourceError: the source is bare weights.
         """
         model = self.source.build()
-        check_data(self.options.data, model, self.options.method)
+        check_data(self.options.data, model, self.options.method, self.settings.teacher)
         return Live.copy_of(model)
 
     def train(self, live: Live, stage: str, optimizer: torch.optim.Optimizer, batches: Batches | None = None) -> None:
@@ -96,8 +98,11 @@ class Job:
              progress=lambda _, done, total: options.progress(stage, done, total)).train()  # fmt: skip
 
     def _teacher(self) -> nn.Module | None:
-        """The dense network, in inference mode, a copy; None where nothing is distilled."""
-        return copy.deepcopy(self.source.build()).requires_grad_(False).eval() if self.settings.distill else None
+        """The user's or the network as it came, in inference mode, a copy; None where nothing is distilled."""
+        if not self.settings.distill:
+            return None
+        teacher = self.source.build() if self.settings.teacher is None else self.settings.teacher
+        return copy.deepcopy(teacher).requires_grad_(False).eval()
 
     def result(
         self,
@@ -126,6 +131,10 @@ class Job:
     def kept(self, live: Live) -> dict[str, torch.Tensor]:
         """The kept tensors as trained."""
         return {r.name: live.seen(r.name) for r in self.roles if r.action == "keep" and r.name in live.sites}
+
+
+def _digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    return {name: zlib.crc32(raw_bytes(w)) for name, w in tensors.items()}
 
 
 def _planned(role: Role, coded: Coded | None) -> TensorPlan:

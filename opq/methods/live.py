@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from opq.errors import DataError
+from opq.errors import DataError, OptionError
 from opq.fixed import tensors
 from opq.objective import Objective, inputs_and_targets, run, scores
+from opq.observe import evaluating
 from opq.training import Batches
 
 
@@ -134,11 +135,12 @@ class Live:
         return value.clone()
 
 
-def check_data(data: Batches | None, model: nn.Module, method: str) -> None:
+def check_data(data: Batches | None, model: nn.Module, method: str, teacher: nn.Module | None = None) -> None:
     """Looks at the first batch: there is one, it is understood, the model runs on it and its loss can be taken.
 
     Raises:
         DataError: no data, or data that does not fit the model.
+        OptionError: a teacher that does not run on it, or whose scores are not as many as the model's.
     """
     if data is None:
         raise DataError(f"method={method!r} trains or searches on data", got="data=None", wanted="data=batches")
@@ -146,15 +148,31 @@ def check_data(data: Batches | None, model: nn.Module, method: str) -> None:
     if first is None:
         raise DataError("data= is empty", wanted="batches of (inputs, targets)")
     inputs, targets = inputs_and_targets(first)
-    training = model.training
     try:
-        with torch.no_grad():
-            Objective("cross_entropy")(model.eval(), inputs, targets)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        with torch.no_grad(), evaluating(model):
+            Objective("cross_entropy")(model, inputs, targets)
+            wanted = _shape(scores(run(model, inputs)))
+    except _UNFIT as error:
         got = f"inputs {_shape(inputs)}, targets {_shape(targets)}: {error}"
         raise DataError("data= does not fit the model", got=got) from error
-    finally:
-        model.train(training)
+    if teacher is not None:
+        got = _taught(teacher, inputs)
+        if got != wanted:
+            raise OptionError("method_options['teacher'] does not fit the model", got=got, wanted=f"scores {wanted}")
+
+
+_UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+"""What a model raises on inputs that it is not for."""
+
+
+@torch.no_grad()
+def _taught(teacher: nn.Module, inputs: Any) -> str:
+    """The shape of the teacher's scores, or what it says instead."""
+    try:
+        with evaluating(teacher):
+            return _shape(scores(run(teacher, inputs)))
+    except _UNFIT as error:
+        return str(error)
 
 
 def _shape(value: Any) -> str:
@@ -164,13 +182,10 @@ def _shape(value: Any) -> str:
 @torch.no_grad()
 def error(model: nn.Module, batches: Iterable[Any], count: int) -> float:
     """Fraction of the first `count` batches that the model, in inference mode, gets wrong."""
-    training = model.training
-    model.eval()
     wrong = size = 0
-    with parametrize.cached():
+    with evaluating(model), parametrize.cached():
         for batch in itertools.islice(batches, count):
             inputs, targets = inputs_and_targets(batch)
             found = scores(run(model, inputs)).argmax(-1)
             wrong, size = wrong + int((found != targets).sum()), size + targets.numel()
-    model.train(training)
     return wrong / size

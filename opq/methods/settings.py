@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
+from torch import nn
+
 from opq.errors import OptionError
 
 Own = TypeVar("Own", bound="Settings")
@@ -20,12 +22,16 @@ class Settings:
     """Passes over `data`, in each stage that trains; 0: nothing is trained."""
     lr: float = 1e-3
     distill: float = 0.0
-    """Weight of the dense network's outputs in the loss, 0 to 1."""
+    """Weight of a teacher's outputs in the loss, 0 to 1."""
+    teacher: nn.Module | None = dataclasses.field(default=None, repr=False)
+    """Whose; None: the network as it came. What is compressed again is better distilled from the first network."""
 
     def __post_init__(self) -> None:
         self._number("epochs", 0, math.inf, whole=True)
         self._number("lr", 0, math.inf)
         self._number("distill", 0, 1)
+        self._check("teacher", self.teacher is None or isinstance(self.teacher, nn.Module), "a module or None")
+        self._check("distill", self.teacher is None or self.distill > 0, "above 0 where a teacher is given")
 
     def _check(self, name: str, fits: bool, wanted: str) -> None:
         if not fits:
