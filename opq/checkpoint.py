@@ -24,6 +24,7 @@ from opq.fixed import FixedGrid
 from opq.plan import Plan
 from opq.sources.base import brief
 from opq.sources.files import DAMAGED
+from opq.wrappers import unwrapped
 
 
 def random_states() -> dict[str, Any]:
@@ -110,7 +111,7 @@ def set_training_state(model: nn.Module, optimizer: torch.optim.Optimizer, state
     Raises:
         MismatchError: a mask of the checkpoint is not the one attached: training began from other weights.
     """
-    for name, module in ranks.unwrapped(model).named_modules():
+    for name, module in unwrapped(model).named_modules():
         if isinstance(module, FixedGrid) and not torch.equal(module.mask.cpu(), state["model"][f"{name}.mask"].cpu()):
             remedy = "Attach the plan to the weights that training began with, then resume."
             raise MismatchError(f"tensor {module.plan.name!r}: the checkpoint has another mask", remedy=remedy)

@@ -24,6 +24,7 @@ from opq.plan import Plan
 from opq.result import Result
 from opq.trained import collect
 from opq.training import Batches, Epoch, Loop, Training
+from opq.wrappers import unwrapped
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,8 @@ def finetune(
 
     Args:
         model: the live model; `plan` is attached to it unless it is already, and stays attached. It may be wrapped
-            in `DistributedDataParallel`, or sharded by `fully_shard` after `opq.attach`; then `batches` are this
-            process's own.
+            in `torch.compile` or `DistributedDataParallel`, or sharded by `fully_shard` after `opq.attach`; of several
+            processes, each has its own `batches`.
         plan: a `Plan`, or a compression result, from whose codes training starts.
         batches: pairs (inputs, targets), or dicts with `labels`, in any iterable that can be read once an epoch
             (a `DataLoader`), or a function of the epoch that gives one.
@@ -83,7 +84,7 @@ def finetune(
         known = ", ".join(f.name for f in dataclasses.fields(Training))
         raise OptionError("unknown option of opq.finetune", got=", ".join(unknown), wanted=known)
     how = Training(**options)
-    inner = ranks.unwrapped(model)
+    inner = unwrapped(model)
     dense = _teacher(inner, teacher)
     if not is_attached(inner):
         attach(inner, plan)

@@ -13,6 +13,7 @@ from opq.errors import MismatchError
 from opq.folder import FolderReader, open_reader, parts_of
 from opq.reader import MAX_EXPANSION
 from opq.sources import TensorSpec, open_source
+from opq.wrappers import unwrapped
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -21,6 +22,8 @@ def load(
     path: str | os.PathLike[str], model: Model, *, strict: bool = True, max_expansion: float = MAX_EXPANSION
 ) -> Model:
     """Fills `model` with the tensors of a file, or of a folder of shards, and returns it: dense again, ready to run.
+
+    It may be inside `torch.compile` or `DistributedDataParallel`.
 
     Args:
         strict: names must be the same on both sides; a name that the model ties to another may be absent in the file.
@@ -31,15 +34,16 @@ def load(
         FileFormatError: the file is foreign, newer, truncated, corrupt or too large (one subclass each). All checksums
             are looked at before the model is touched.
     """
+    inner = unwrapped(model)
     with open_reader(path, max_expansion=max_expansion) as reader:
         shapes = {t.name: t.shape for t in reader.plan}
-        wrong = _differences(shapes, open_source(model).specs, strict)
+        wrong = _differences(shapes, open_source(inner).specs, strict)
         if wrong:
-            raise MismatchError(f"{os.fspath(path)} does not fit {type(model).__name__}", got="; ".join(wrong))
+            raise MismatchError(f"{os.fspath(path)} does not fit {type(inner).__name__}", got="; ".join(wrong))
         if isinstance(reader, FolderReader):
             reader.verify()  # before the first shard goes into the model
         for part in parts_of(reader):
-            model.load_state_dict(part.state_dict(), strict=False)
+            inner.load_state_dict(part.state_dict(), strict=False)
     return model
 
 

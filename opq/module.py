@@ -18,6 +18,7 @@ from opq.errors import AttachError, OffCodebookError, OptionError
 from opq.fixed import FixedGrid, digest, find, grids, is_sharded, mask_like, order, plain, tensors, whole
 from opq.plan import Plan, TensorPlan
 from opq.quantize import LARGEST_CODE, dequantize, quantize
+from opq.wrappers import unwrapped
 
 if TYPE_CHECKING:
     from opq.result import Result
@@ -30,20 +31,21 @@ def attach(model: nn.Module, plan: Plan | Result) -> nn.Module:
     weight on the very edge of a level, which moves to that level. With a compression result, its values
     (codes after error feedback, re-normalised statistics) are copied into the model first, and the masks are its
     non-zero codes. Parameters keep their identity, so an optimizer made before goes on working. Attach before
-    `fully_shard`; before or after `DistributedDataParallel`.
+    `fully_shard`; before or after `DistributedDataParallel` and `torch.compile`.
 
     Raises:
         AttachError: attached already, sharded already, or a module that torch cannot parametrize.
         MismatchError: names, shapes or ties of the plan and the model differ; they are listed.
         OptionError: the plan is of a method whose codebooks are no grid.
     """
-    _check_attachable(model)
+    inner = unwrapped(model)
+    _check_attachable(inner)
     result = None if isinstance(plan, Plan) else plan
     plan = plan if isinstance(plan, Plan) else plan.plan
     _check_grids(plan)
-    sites = find(model, plan)
+    sites = find(inner, plan)
     if result is not None:
-        model.load_state_dict(result.state_dict())
+        inner.load_state_dict(result.state_dict())
     codes = {n: quantize(plain(*of[0]), plan[n]) if result is None else result.codes[n] for n, of in sites.items()}
     for name, of in sites.items():
         grid = _fixed(plain(*of[0]), plan[name], codes.pop(name))

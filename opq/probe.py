@@ -26,6 +26,7 @@ from opq.observe import batch_statistics, untouched
 from opq.outputs import counted, floating
 from opq.renorm import known, renormalise
 from opq.sources.base import InputHint
+from opq.wrappers import unwrapped
 
 SAMPLES, REAL_SAMPLES = 64, 512
 """Synthetic inputs made, and real ones taken, where the caller does not say how many."""
@@ -111,6 +112,7 @@ def probe(
     Raises:
         ProbeError: the forward cannot be run, or gives nothing that can be differentiated.
     """
+    model = unwrapped(model)
     if calibration is not None:
         batch = gathered(model, calibration, samples or REAL_SAMPLES)
     else:

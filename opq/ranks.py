@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 
 
 def world_size() -> int:
@@ -38,9 +38,3 @@ def same_everywhere(number: int, device: torch.device) -> bool:
     ends = torch.tensor([number, -number], device=device)
     distributed.all_reduce(ends, distributed.ReduceOp.MAX)
     return int(ends[0]) == -int(ends[1])
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside `DistributedDataParallel` or `DataParallel`; any other as it is."""
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    return unwrapped(model.module) if isinstance(model, wrappers) else model

@@ -11,6 +11,7 @@ from opq.module import dense_state_dict, proved_codes
 from opq.plan import Plan
 from opq.result import Result
 from opq.sources import open_source
+from opq.wrappers import unwrapped
 
 
 def collect(model: nn.Module, plan: Plan | Result) -> Result:
@@ -23,6 +24,7 @@ def collect(model: nn.Module, plan: Plan | Result) -> Result:
         OffCodebookError: a weight, mask or step is not the plan's; the tensor is named.
         MismatchError: the plan is another model's.
     """
+    model = unwrapped(model)
     codes = {name: q.numpy() for name, q in proved_codes(model, plan).items()}
     label = type(model).__name__ if isinstance(plan, Plan) else plan.label
     source = dataclasses.replace(

@@ -27,7 +27,8 @@ from training_helpers import learnable_batches, mlp, plan_of
 from opq.errors import AttachError
 from opq.finetune import finetune
 from opq.module import attach, attached, proved_codes
-from opq.ranks import rank, unwrapped
+from opq.ranks import rank
+from opq.wrappers import unwrapped
 
 folder, kind = sys.argv[2], sys.argv[3]
 distributed.init_process_group("gloo")

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 from training_helpers import Tied, learnable_batches, mlp, plan_of
 
-from opq import compress, fixed
+from opq import collect, compress, finetune, fixed, load
 from opq.errors import AttachError, MismatchError, OffCodebookError, OptionError
 from opq.fixed import FixedGrid
 from opq.module import attach, dense_state_dict, detach, is_attached, proved_codes
@@ -511,3 +511,44 @@ def test_a_codebook_that_is_no_grid_is_refused() -> None:
     with pytest.raises(OptionError, match=r"tensor '2.weight' has no grid to train on: got table"):
         attach(model, plan.replace(tensors=tuple(table)))
     assert not is_attached(model)
+
+
+# --- wrapped models --------------------------------------------------------------------------
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """Traced and differentiated, which needs no compiler of C++."""
+    return torch.compile(model, backend="aot_eager")  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("wrap", [compiled, nn.DataParallel])
+def test_a_wrapped_model_is_the_model_inside(wrap, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    model, data = mlp(), list(learnable_batches(4))
+    result = compress(model, bits=10, probe=False)
+    assert compress(wrap(model), bits=10, probe=False).packed.parts == result.packed.parts
+    result.save(tmp_path / "f.opq.safetensors")
+    wrapped = wrap(mlp(seed=1))
+    assert load(tmp_path / "f.opq.safetensors", wrapped) is wrapped
+    x = data[0][0]
+    expected = mlp()
+    expected.load_state_dict(result.state_dict())
+    assert torch.equal(wrapped(x), expected(x))
+    ways = [finetune(own, result, data, epochs=2).result for own in (mlp(), wrap(mlp()))]
+    assert ways[0].packed.parts == ways[1].packed.parts
+
+
+@pytest.mark.parametrize("wrap", [compiled, nn.DataParallel])
+def test_attach_collect_and_detach_reach_through_a_wrapper(wrap) -> None:  # type: ignore[no-untyped-def]
+    plain, wrapped = mlp(), wrap(mlp())
+    plan = plan_of(plain)
+    x = torch.randn(7, 12)
+    before = wrapped(x)
+    attach(plain, plan)
+    assert attach(wrapped, plan) is wrapped
+    assert torch.equal(wrapped(x), plain(x))
+    trained(plain)
+    trained(wrapped)
+    assert collect(wrapped, plan).packed.parts == collect(plain, plan).packed.parts
+    detach(wrapped, bake=True)
+    assert torch.equal(wrapped(x), plain(x))
+    assert not torch.equal(wrapped(x), before)

@@ -15,6 +15,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -41,7 +42,7 @@ VALIDATION = 10_000
 COLUMNS = ("model", "method", "ratio", "nominal_ratio", "bits", "file_bytes", "error_dense", "error_oneshot", "error",
            "epochs", "seconds")  # fmt: skip
 STEP_COLUMNS = ("model", "method", "metric", "batch", "step_ms_dense", "step_ms", "top1", "least", "cpu_ratio",
-                "memory_mb_dense", "memory_mb")  # fmt: skip
+                "compiled", "memory_mb_dense", "memory_mb")  # fmt: skip
 
 
 # --- recipes ---------------------------------------------------------------------------------
@@ -297,6 +298,10 @@ STEPS = (("lenet-300-100", 128), ("lenet-300-100", 256), ("lenet-300-100", 1024)
 def step_row(name: str, batch: int) -> dict[str, Any]:
     """Median time of a training step, each way in turns, and the peak memory of a process of each."""
     steps = {way: step_function(name, batch, way) for way in ("dense", "attached", "least")}
+    if shutil.which("g++"):
+        steps |= {way: step_function(name, batch, way) for way in ("dense compiled", "attached compiled")}
+    for step in steps.values():
+        step()
     times: dict[str, list[float]] = {way: [] for way in steps}
     cpu: dict[str, list[float]] = {way: [] for way in steps}
     for _ in range(7 if name == "resnet-20" else 200):
@@ -313,6 +318,7 @@ def step_row(name: str, batch: int) -> dict[str, Any]:
         "top1_dense": 1.0, "top1": ms["attached"] / ms["dense"],
         "memory_mb_dense": memory["dense"], "memory_mb": memory["attached"],
         "cpu_ratio": statistics.median(cpu["attached"]) / statistics.median(cpu["dense"]),
+        "compiled": ms["attached compiled"] / ms["dense compiled"] if "dense compiled" in ms else None,
         "file_bytes": None, "ratio": None, "bits": None, "seconds": sum(map(sum, times.values())), "device": "cpu",
     }  # fmt: skip
 
@@ -321,19 +327,21 @@ def step_function(name: str, batch: int, way: str) -> Callable[[], None]:
     """One training step of the network on random inputs: forward, backward, Adam.
 
     Args:
-        way: "dense", "attached", or "least": what no fixed mask can do without, weights and gradients times the mask.
+        way: "dense", "attached", or "least": what no fixed mask can do without, weights and gradients times the mask;
+            the first two also " compiled", by torch.compile.
     """
     torch.manual_seed(0)
     model = {"lenet-300-100": zoo.LeNet300, "lenet-5": zoo.LeNet5, "resnet-20": zoo.ResNet20}[name]().train()
     x, y = torch.randn(batch, *model.input_hint.image_size), torch.randint(10, (batch,))
-    if way != "dense":
+    if not way.startswith("dense"):
         opq.attach(model, opq.solve(model, bits=1, probe=False))
     for grid in (m for m in model.modules() if isinstance(m, FixedGrid)) if way == "least" else ():
         grid.forward = lambda w, m=grid.mask: w * m  # type: ignore[method-assign]
     optimizer, objective = torch.optim.Adam(model.parameters(), 1e-6, fused=True), Objective("cross_entropy")
+    forward = torch.compile(model) if way.endswith("compiled") else model
 
     def step() -> None:
-        loss = objective(model, x, y)
+        loss = objective(forward, x, y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

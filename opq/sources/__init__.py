@@ -15,6 +15,7 @@ from opq.sources.base import BatchNormNames, InputHint, Source, TensorSpec
 from opq.sources.files import from_file
 from opq.sources.folders import from_folder
 from opq.sources.memory import from_mapping, from_module
+from opq.wrappers import unwrapped
 
 __all__ = ["BatchNormNames", "InputHint", "Source", "TensorSpec", "open_source"]
 
@@ -45,7 +46,7 @@ def open_source(
     if isinstance(source, Source):
         return source
     if isinstance(source, nn.Module):
-        return from_module(source)
+        return from_module(unwrapped(source))
     if isinstance(source, Mapping):
         return from_mapping(source)
     if isinstance(source, str) and (named := re.fullmatch(rf"({'|'.join(_SCHEMES)}):(.*)", source, re.DOTALL)):
