@@ -41,8 +41,8 @@ VALIDATION = 10_000
 """Training images that `--validate` holds out."""
 COLUMNS = ("model", "method", "ratio", "nominal_ratio", "bits", "file_bytes", "error_dense", "error_oneshot", "error",
            "epochs", "seconds")  # fmt: skip
-STEP_COLUMNS = ("model", "method", "metric", "batch", "step_ms_dense", "step_ms", "top1", "least", "cpu_ratio",
-                "compiled", "memory_mb_dense", "memory_mb")  # fmt: skip
+STEP_COLUMNS = ("model", "method", "metric", "batch", "step_ms_dense", "step_ms", "top1", "least", "compiled",
+                "memory_mb_dense", "memory_mb")  # fmt: skip
 
 
 # --- recipes ---------------------------------------------------------------------------------
@@ -303,13 +303,11 @@ def step_row(name: str, batch: int) -> dict[str, Any]:
     for step in steps.values():
         step()
     times: dict[str, list[float]] = {way: [] for way in steps}
-    cpu: dict[str, list[float]] = {way: [] for way in steps}
     for _ in range(7 if name == "resnet-20" else 200):
         for way, step in steps.items():
-            start, start_cpu = time.perf_counter(), time.process_time()
+            start = time.perf_counter()
             step()
             times[way].append(time.perf_counter() - start)
-            cpu[way].append(time.process_time() - start_cpu)
     ms = {way: 1e3 * statistics.median(seen) for way, seen in times.items()}
     memory = {way: peak_memory(name, batch, way) for way in ("dense", "attached")}
     return {
@@ -317,7 +315,6 @@ def step_row(name: str, batch: int) -> dict[str, Any]:
         "step_ms_dense": ms["dense"], "step_ms": ms["attached"], "least": ms["least"] / ms["dense"],
         "top1_dense": 1.0, "top1": ms["attached"] / ms["dense"],
         "memory_mb_dense": memory["dense"], "memory_mb": memory["attached"],
-        "cpu_ratio": statistics.median(cpu["attached"]) / statistics.median(cpu["dense"]),
         "compiled": ms["attached compiled"] / ms["dense compiled"] if "dense compiled" in ms else None,
         "file_bytes": None, "ratio": None, "bits": None, "seconds": sum(map(sum, times.values())), "device": "cpu",
     }  # fmt: skip
