@@ -30,6 +30,7 @@ from opq.roles import Role, assign
 from opq.sources import Source
 from opq.stored import raw_bytes
 from opq.training import Batches, Loop, Training
+from opq.wrappers import unwrapped
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,7 +103,7 @@ class Job:
         if not self.settings.distill:
             return None
         teacher = self.source.build() if self.settings.teacher is None else self.settings.teacher
-        return copy.deepcopy(teacher).requires_grad_(False).eval()
+        return copy.deepcopy(unwrapped(teacher)).requires_grad_(False).eval()
 
     def result(
         self,
