@@ -25,6 +25,8 @@ _SPARSEST = math.log(1e-4)
 """log of the smallest density that `paper` tries."""
 TOLERANCE = 1e-6
 """Largest residual of a certificate that is let through."""
+ROUNDING = 1e-12
+"""Relative error of a sum of rates, whose order depends on the machine."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,8 +72,9 @@ def allocate(
     n, log_a = _checked(sizes, sensitivities, len(curves))
     low, high = rate_bounds(curves, bounds)
     smallest = float(n @ low)
-    if not bits_total >= smallest:
+    if not bits_total >= smallest * (1 - ROUNDING):
         raise InfeasibleError("the budget cannot be met", got=f"{bits_total:.6g} bits", wanted=_at_least(smallest))
+    bits_total = max(bits_total, smallest)
 
     def rates(x: float) -> Floats:
         return np.clip([c.rate_at_slope(x - la) for c, la in zip(curves, log_a, strict=True)], low, high)
