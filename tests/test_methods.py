@@ -323,7 +323,7 @@ def test_olmp_measures_the_accuracy_on_as_many_batches_as_asked(task, monkeypatc
 def test_olmp_says_which_thresholds_stand_at_the_bound(task):
     model, batches = task
     how = {"epochs": 1, "prune_epochs": 1, "evaluations": 40, "delta": 1.0, "bounds": (0.0, 0.1), "sigma": 100.0}
-    with pytest.warns(SearchWarning, match=r"at the upper bound of c, 0\.1, .*weight \(0\.1\)") as seen:
+    with pytest.warns(SearchWarning, match=r"at the upper bound of c, 0\.1, .*5\.weight \(0\.1\)") as seen:
         opq.compress(model, method="olmp", data=batches, method_options=how)
     assert seen[0].filename == __file__
     with warnings.catch_warnings():

@@ -64,9 +64,11 @@ class Job:
 
     def signature(self, settings: Settings) -> str:
         """Of weights, method, settings, teacher and seed: what a search or a training goes on for."""
-        teacher = {} if settings.teacher is None else settings.teacher.state_dict()
-        own = [self.options.method, self.options.seed, str(self.options.budget), str(settings)]
-        return json.dumps([_digests(self.weights), *own, *([_digests(teacher)] if teacher else [])])
+        options = self.options
+        parts = [_digests(self.weights), options.method, options.seed, str(options.budget), str(settings)]
+        if settings.teacher is not None:
+            parts.append(_digests(settings.teacher.state_dict()))
+        return json.dumps(parts)
 
     def live(self) -> Live:
         """A copy of the model to train on, once the data is known to fit it.

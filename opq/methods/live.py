@@ -151,12 +151,11 @@ def check_data(data: Batches | None, model: nn.Module, method: str, teacher: nn.
     try:
         with torch.no_grad(), evaluating(model):
             Objective("cross_entropy")(model, inputs, targets)
-            wanted = _shape(scores(run(model, inputs)))
     except _UNFIT as error:
         got = f"inputs {_shape(inputs)}, targets {_shape(targets)}: {error}"
         raise DataError("data= does not fit the model", got=got) from error
     if teacher is not None:
-        got = _taught(teacher, inputs)
+        got, wanted = _scored(teacher, inputs), _scored(model, inputs)
         if got != wanted:
             raise OptionError("method_options['teacher'] does not fit the model", got=got, wanted=f"scores {wanted}")
 
@@ -166,11 +165,11 @@ _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 
 
 @torch.no_grad()
-def _taught(teacher: nn.Module, inputs: Any) -> str:
-    """The shape of the teacher's scores, or what it says instead."""
+def _scored(model: nn.Module, inputs: Any) -> str:
+    """The shape of the model's scores, or what it says instead."""
     try:
-        with evaluating(teacher):
-            return _shape(scores(run(teacher, inputs)))
+        with evaluating(model):
+            return _shape(scores(run(model, inputs)))
     except _UNFIT as error:
         return str(error)
 

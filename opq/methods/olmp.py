@@ -28,6 +28,7 @@ from opq.methods.live import Live, straight
 from opq.methods.masks import hysteresis
 from opq.methods.settings import Olmp
 from opq.objective import inputs_and_targets, run, scores
+from opq.observe import evaluating
 from opq.result import Result
 from opq.roles import Role
 
@@ -101,7 +102,7 @@ class Search:
         Raises:
             SearchError: the first search meets no c within the accuracy constraint.
         """
-        before, training = torch.get_rng_state(), self.live.model.training
+        before = torch.get_rng_state()
         data: Any = self.job.options.data
         some = itertools.islice(data(epoch) if callable(data) else data, self.settings.search_batches)
         fitness = Fitness(self, [inputs_and_targets(batch) for batch in some])
@@ -119,7 +120,6 @@ class Search:
             rng=np.random.default_rng([self.job.options.seed, epoch]),
             progress=lambda done: self.job.options.progress("olmp search", done, self.settings.evaluations),
         )
-        self.live.model.train(training)
         if found.fitness < INFEASIBLE:
             for layer, c in zip(layers, found.c, strict=True):
                 layer.c.fill_(c)
@@ -143,13 +143,12 @@ class Fitness:
     @torch.no_grad()
     def _accuracy(self, masks: Mapping[str, torch.Tensor]) -> float:
         """Of the batches, in inference mode, with these masks."""
-        model = self.search.live.model
-        model.eval()
         surgeries = {n: s for group in self.search.surgeries.values() for n, s in group}
         held = {n: s.mask for n, s in surgeries.items()}
         for n, s in surgeries.items():
             s.mask = masks[n]
-        right = [scores(run(model, inputs)).argmax(-1) == targets for inputs, targets in self.batches]
+        with evaluating(self.search.live.model) as model:
+            right = [scores(run(model, inputs)).argmax(-1) == targets for inputs, targets in self.batches]
         for n, s in surgeries.items():
             s.mask = held[n]
         return float(torch.cat([r.flatten() for r in right]).double().mean())
