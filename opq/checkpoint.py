@@ -112,9 +112,12 @@ def set_training_state(model: nn.Module, optimizer: torch.optim.Optimizer, state
         MismatchError: a mask of the checkpoint is not the one attached: training began from other weights.
     """
     for name, module in unwrapped(model).named_modules():
-        if isinstance(module, FixedGrid) and not torch.equal(module.mask.cpu(), state["model"][f"{name}.mask"].cpu()):
-            remedy = "Attach the plan to the weights that training began with, then resume."
-            raise MismatchError(f"tensor {module.plan.name!r}: the checkpoint has another mask", remedy=remedy)
+        if isinstance(module, FixedGrid):
+            mask = state["model"][f"{name}.mask"]
+            if not torch.equal(module.kept.cpu(), mask.cpu() != 0):
+                remedy = "Attach the plan to the weights that training began with, then resume."
+                raise MismatchError(f"tensor {module.plan.name!r}: the checkpoint has another mask", remedy=remedy)
+            state["model"][f"{name}.mask"] = mask.to(module.mask.dtype)  # a byte each where the kernel is compiled
     if ranks.world_size() == 1:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])

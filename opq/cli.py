@@ -294,6 +294,21 @@ def evaluate(
 
 
 @app.command()
+def native(as_json: AsJson = False) -> None:
+    """Compile the kernel that makes fine-tuning on a CPU faster. Once; needs a C++ compiler and opq[native]."""
+    from opq import native as kernel
+
+    start = time.perf_counter()
+    if not as_json and not kernel.path().exists():
+        err.print("compiling, some fifteen seconds ...")
+    path = kernel.build()
+    if as_json:
+        _json({"path": str(path), "seconds": time.perf_counter() - start})
+    else:
+        say(f"{path}: opq.attach and opq.finetune use it from now on")
+
+
+@app.command()
 def demo(
     bits: Annotated[float, typer.Option(help="Budget: 8 x file bytes / weights.")] = 3.0,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Keep the file here.")] = None,

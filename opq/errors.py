@@ -252,6 +252,14 @@ class TrainingError(OpqError):
     remedy = "Lower the learning rate or check the data, then resume."
 
 
+class NativeError(OpqError):
+    """The kernel in C++ cannot be compiled, or is asked for where there is none."""
+
+    remedy = (
+        "Install a C++ compiler and run `opq native`, or go on without: torch's own operations give the same values."
+    )
+
+
 # --- warnings --------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from opq import native
 from opq.errors import MismatchError
 from opq.plan import Plan, TensorPlan
 from opq.quantize import LARGEST_CODE
@@ -40,8 +41,7 @@ def _to_grid(w: torch.Tensor, plan: TensorPlan, scales: tuple[torch.Tensor, torc
             the product with a small layer.
     """
     w.mul_(scales[0])
-    dead = plan.threshold / plan.step
-    kept = w.sign() * (w.abs() >= dead) if dead < plan.rounding * (1 - 1e-5) else None
+    kept = w.sign() * (w.abs() >= plan.threshold / plan.step) if _starts_below(plan) else None
     if plan.rounding > 0.5:
         functional.softshrink(w, plan.rounding - 0.5, out=w)  # type: ignore[call-arg]
     elif plan.rounding < 0.5:
@@ -54,22 +54,36 @@ def _to_grid(w: torch.Tensor, plan: TensorPlan, scales: tuple[torch.Tensor, torc
     w.mul_(scales[1])
 
 
+def _starts_below(plan: TensorPlan) -> bool:
+    """Whether weights that would round to zero are kept, at one step: the threshold lies below the rounding's."""
+    return plan.threshold / plan.step < plan.rounding * (1 - 1e-5)
+
+
 def _number(x: float) -> torch.Tensor:
     """A tensor without dimensions, in the processor's memory, which every device multiplies by as by a number."""
     return torch.tensor(x, dtype=torch.float32, device="cpu")
 
 
-_SMALL = 1 << 20
-"""Weights of a tensor whose training step is short, and whose mask takes little memory."""
+def has_kernel(w: torch.Tensor, plan: TensorPlan, largest: int) -> bool:
+    """Whether the compiled kernel is there and does for these weights; `largest` as for `FixedGrid`."""
+    fits = w.device.type == "cpu" and w.dtype == torch.float32 and not _starts_below(plan) and not _watched(largest)
+    return fits and native.operator() is not None
 
 
-def mask_like(w: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """A mask in the order of the weight's own elements in memory, a byte each.
+def _watched(largest: int) -> bool:
+    return 2 * largest > LARGEST_CODE
 
-    A small tensor's is of the weight's own type: multiplying by ones and zeros of another takes twice as long.
+
+def mask_like(w: torch.Tensor, kept: torch.Tensor, *, byte: bool) -> torch.Tensor:
+    """A mask in the order of the weight's own elements in memory, a byte each or of the weight's own type.
+
+    torch's product on a CPU takes twice as long by ones and zeros of another type; a GPU's and the kernel's do not.
     """
-    dtype = w.dtype if w.numel() < _SMALL else torch.uint8
+    dtype = torch.uint8 if byte else w.dtype
     return torch.empty_like(w, dtype=dtype, requires_grad=False).copy_(kept)
+
+
+_PLAIN = (torch.Tensor, nn.Parameter)
 
 
 class FixedGrid(nn.Module):
@@ -81,24 +95,33 @@ class FixedGrid(nn.Module):
     mask: torch.Tensor
     """One buffer: 1 where a weight is kept, 0 where it is pruned (`mask_like`)."""
 
-    def __init__(self, plan: TensorPlan, mask: torch.Tensor, largest: int = LARGEST_CODE):
-        """`largest`: the largest code there is; one that would have to double to fill int16 is not watched."""
+    def __init__(self, plan: TensorPlan, mask: torch.Tensor, largest: int = LARGEST_CODE, *, compiled: bool = False):
+        """`largest`: the largest code there is; one that would have to double to fill int16 is not watched.
+
+        compiled: whether the kernel of `opq.native` is used, which wants a byte each in the mask (`has_kernel`).
+        """
         super().__init__()
-        self.plan, self.clamp = plan, 2 * largest > LARGEST_CODE
+        self.plan, self.clamp, self.compiled = plan, _watched(largest), compiled
+        self.numbers = 1.0 / plan.step, plan.step, plan.rounding - 0.5
         self.scales = _number(1.0 / plan.step), _number(plan.step)
         self.digest = digest(mask)
         """CRC-32 of the mask at attach; `opq.module.proved_codes` proves that it still holds."""
         self.register_buffer("mask", mask)
 
     def forward(self, w: torch.Tensor) -> torch.Tensor:
-        """`w^`: autograd sees `w m`, whose values then move to the grid."""
+        """`w^`: autograd sees `w m`, whose values then move to the grid; or the kernel, which is the same function."""
+        if self.compiled and _is_plain(w):
+            operator = native.operator()
+            if operator is not None:
+                levels: torch.Tensor = operator(w, self._buffers["mask"], *self.numbers)
+                return levels
         mask = self.mask
         seen = w * (mask.to(w.dtype) if mask.dtype != w.dtype and mask.is_floating_point() else mask)
         values = seen.detach()
-        levels = values if values.dtype == torch.float32 else values.to(torch.float32)
-        _to_grid(levels, self.plan, self.scales, self.clamp)
-        if levels is not values:
-            values.copy_(levels)
+        single = values if values.dtype == torch.float32 else values.to(torch.float32)
+        _to_grid(single, self.plan, self.scales, self.clamp)
+        if single is not values:
+            values.copy_(single)
         return seen
 
     def right_inverse(self, w: torch.Tensor) -> torch.Tensor:
@@ -113,6 +136,12 @@ class FixedGrid(nn.Module):
     def extra_repr(self) -> str:
         kept = int(self.kept.sum())
         return f"{self.plan.name!r}, step={self.plan.step:.6g}, kept={kept} of {self.mask.numel()}"
+
+
+def _is_plain(w: torch.Tensor) -> bool:
+    """Whether the kernel takes this tensor now: of the type that it had when attached, and not being traced."""
+    own = type(w) in _PLAIN and w.is_cpu and w.dtype == torch.float32
+    return own and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
 
 
 def digest(mask: torch.Tensor) -> int:

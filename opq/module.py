@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from opq.errors import AttachError, OffCodebookError, OptionError
-from opq.fixed import FixedGrid, digest, find, grids, is_sharded, mask_like, order, plain, tensors, whole
+from opq import native as kernel
+from opq.errors import AttachError, NativeError, OffCodebookError, OptionError
+from opq.fixed import FixedGrid, digest, find, grids, has_kernel, is_sharded, mask_like, order, plain, tensors, whole
 from opq.plan import Plan, TensorPlan
 from opq.quantize import LARGEST_CODE, dequantize, quantize
 from opq.wrappers import unwrapped
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from opq.result import Result
 
 
-def attach(model: nn.Module, plan: Plan | Result) -> nn.Module:
+def attach(model: nn.Module, plan: Plan | Result, *, native: bool | None = None) -> nn.Module:
     """Put the fixed compression module on a live model, in place; returns the model.
 
     With a `Plan`, its quantizer of the present weights decides the masks, and no value changes but that of a
@@ -33,13 +34,20 @@ def attach(model: nn.Module, plan: Plan | Result) -> nn.Module:
     non-zero codes. Parameters keep their identity, so an optimizer made before goes on working. Attach before
     `fully_shard`; before or after `DistributedDataParallel` and `torch.compile`.
 
+    Args:
+        native: True for the kernel in C++ that `opq native` compiles, False for torch's own operations; None takes
+            the kernel where there is one. It does for float32 weights on a CPU, and gives the same values sooner.
+
     Raises:
         AttachError: attached already, sharded already, or a module that torch cannot parametrize.
         MismatchError: names, shapes or ties of the plan and the model differ; they are listed.
         OptionError: the plan is of a method whose codebooks are no grid.
+        NativeError: the kernel is asked for and has not been compiled.
     """
     inner = unwrapped(model)
     _check_attachable(inner)
+    if native and kernel.operator() is None:
+        raise NativeError("there is no compiled kernel", got="native=True", wanted=f"the file {kernel.path()}")
     result = None if isinstance(plan, Plan) else plan
     plan = plan if isinstance(plan, Plan) else plan.plan
     _check_grids(plan)
@@ -48,20 +56,23 @@ def attach(model: nn.Module, plan: Plan | Result) -> nn.Module:
         inner.load_state_dict(result.state_dict())
     codes = {n: quantize(plain(*of[0]), plan[n]) if result is None else result.codes[n] for n, of in sites.items()}
     for name, of in sites.items():
-        grid = _fixed(plain(*of[0]), plan[name], codes.pop(name))
+        grid = _fixed(plain(*of[0]), plan[name], codes.pop(name), native)
         for module, attribute in of:
             _wrap(module, attribute, grid)
     return model
 
 
 @torch.no_grad()
-def _fixed(w: torch.Tensor, plan: TensorPlan, codes: torch.Tensor) -> FixedGrid:
+def _fixed(w: torch.Tensor, plan: TensorPlan, codes: torch.Tensor, native: bool | None) -> FixedGrid:
     """The grid of weights with these codes, under the mask of those that are not zero.
 
     Weights that stand on the very edge of a level, and that the grid would round to the next one, move to their own.
     """
     codes = codes.to(w.device)
-    grid = FixedGrid(plan, mask_like(w, codes != 0), int(codes.abs().max()) if codes.numel() else 0)
+    largest = int(codes.abs().max()) if codes.numel() else 0
+    compiled = native is not False and has_kernel(w, plan, largest)
+    mask = mask_like(w, codes != 0, byte=compiled or w.device.type != "cpu")
+    grid = FixedGrid(plan, mask, largest, compiled=compiled)
     own = dequantize(codes, plan, w.dtype)
     off = (grid(w) - own).abs() > plan.step / 2
     if bool(off.any()):

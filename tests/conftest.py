@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["TORCH_EXTENSIONS_DIR"] = os.devnull  # a kernel that was compiled here shall not change what is tested
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait shall not keep the other worker from its core
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
 from stream_helpers import SHARD, checkpoint
+
+from opq import native
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -66,3 +71,26 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the real data and weights in {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the compiled kernel, one for all workers; the test skips where there is no compiler."""
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        pytest.skip("needs a C++ compiler")
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
+        native.build()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kernel(kernels: Path) -> Iterator[Path]:
+    """The compiled kernel is there, in this process and in those that it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(kernels))
+        native.operator.cache_clear()
+        yield native.path()
+    native.operator.cache_clear()

@@ -101,6 +101,14 @@ def launch(kind: str, folder: Path) -> None:
     assert [process.returncode for process in both] == [0, 0], "\n".join(said)
 
 
+@pytest.fixture(scope="module", params=["torch", "native"])
+def operations(request: pytest.FixtureRequest) -> None:
+    """By torch's own operations, and by the compiled kernel in all processes."""
+    if request.param == "native":
+        request.getfixturevalue("kernel")
+
+
+@pytest.mark.usefixtures("operations")
 @pytest.mark.parametrize("kind", ["ddp", "fsdp", "resume"])
 def test_two_processes_train_to_the_single_processs_weights(kind: str, tmp_path: Path) -> None:
     launch(kind, tmp_path)
