@@ -27,6 +27,7 @@ from opq.errors import NativeError, OpqWarning, WriteError
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 _NAME = "opq_grid"
+_SUFFIX = ".pyd" if os.name == "nt" else ".so"
 _FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off") if os.name != "nt" else ("/O2",)
 
 
@@ -36,7 +37,7 @@ def path() -> Path:
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache) / "torch_extensions")
     python = f"cp{sys.version_info.major}{sys.version_info.minor}"
     source = f"{zlib.crc32(SOURCE.read_bytes()):08x}"
-    return folder / f"{_NAME}-{source}-torch{torch.__version__}-{python}-{platform.machine()}" / f"{_NAME}.so"
+    return folder / f"{_NAME}-{source}-torch{torch.__version__}-{python}-{platform.machine()}" / f"{_NAME}{_SUFFIX}"
 
 
 def build() -> Path:

@@ -15,16 +15,13 @@ import argparse
 import copy
 import dataclasses
 import json
-import shutil
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import results
+import steps
 import torch
 import zoo
 from torch import Tensor, nn
@@ -32,8 +29,6 @@ from torch.nn import functional
 
 import opq
 from opq.finetune import finetune
-from opq.fixed import FixedGrid
-from opq.objective import Objective
 
 CACHE = Path(__file__).parent / "cache"
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "pictures" / "finetune.png"
@@ -41,8 +36,6 @@ VALIDATION = 10_000
 """Training images that `--validate` holds out."""
 COLUMNS = ("model", "method", "ratio", "nominal_ratio", "bits", "file_bytes", "error_dense", "error_oneshot", "error",
            "epochs", "seconds")  # fmt: skip
-STEP_COLUMNS = ("model", "method", "metric", "batch", "step_ms_dense", "step_ms", "top1", "least", "compiled",
-                "memory_mb_dense", "memory_mb")  # fmt: skip
 
 
 # --- recipes ---------------------------------------------------------------------------------
@@ -290,77 +283,6 @@ def curve(own: Task, recipe: Recipe) -> Iterator[dict[str, Any]]:
         yield point(own, recipe, ratio, reference, dense)
 
 
-# --- what a step costs -----------------------------------------------------------------------
-
-STEPS = (("lenet-300-100", 128), ("lenet-300-100", 256), ("lenet-300-100", 1024), ("lenet-5", 128), ("resnet-20", 128))
-
-
-def step_row(name: str, batch: int) -> dict[str, Any]:
-    """Median time of a training step, each way in turns, and the peak memory of a process of each."""
-    steps = {way: step_function(name, batch, way) for way in ("dense", "attached", "least")}
-    if shutil.which("g++"):
-        steps |= {way: step_function(name, batch, way) for way in ("dense compiled", "attached compiled")}
-    for step in steps.values():
-        step()
-    times: dict[str, list[float]] = {way: [] for way in steps}
-    for _ in range(7 if name == "resnet-20" else 200):
-        for way, step in steps.items():
-            start = time.perf_counter()
-            step()
-            times[way].append(time.perf_counter() - start)
-    ms = {way: 1e3 * statistics.median(seen) for way, seen in times.items()}
-    memory = {way: peak_memory(name, batch, way) for way in ("dense", "attached")}
-    return {
-        "model": name, "method": "rd", "metric": "step time over dense step time", "batch": batch,
-        "step_ms_dense": ms["dense"], "step_ms": ms["attached"], "least": ms["least"] / ms["dense"],
-        "top1_dense": 1.0, "top1": ms["attached"] / ms["dense"],
-        "memory_mb_dense": memory["dense"], "memory_mb": memory["attached"],
-        "compiled": ms["attached compiled"] / ms["dense compiled"] if "dense compiled" in ms else None,
-        "file_bytes": None, "ratio": None, "bits": None, "seconds": sum(map(sum, times.values())), "device": "cpu",
-    }  # fmt: skip
-
-
-def step_function(name: str, batch: int, way: str) -> Callable[[], None]:
-    """One training step of the network on random inputs: forward, backward, Adam.
-
-    Args:
-        way: "dense", "attached", or "least": what no fixed mask can do without, weights and gradients times the mask;
-            the first two also " compiled", by torch.compile.
-    """
-    torch.manual_seed(0)
-    model = {"lenet-300-100": zoo.LeNet300, "lenet-5": zoo.LeNet5, "resnet-20": zoo.ResNet20}[name]().train()
-    x, y = torch.randn(batch, *model.input_hint.image_size), torch.randint(10, (batch,))
-    if not way.startswith("dense"):
-        opq.attach(model, opq.solve(model, bits=1, probe=False))
-    for grid in (m for m in model.modules() if isinstance(m, FixedGrid)) if way == "least" else ():
-        grid.forward = lambda w, m=grid.mask: w * m  # type: ignore[method-assign]
-    optimizer, objective = torch.optim.Adam(model.parameters(), 1e-6, fused=True), Objective("cross_entropy")
-    forward = torch.compile(model) if way.endswith("compiled") else model
-
-    def step() -> None:
-        loss = objective(forward, x, y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def peak_memory(name: str, batch: int, way: str) -> float:
-    """Peak resident memory in MB of a process that trains a few steps."""
-    command = [sys.executable, __file__, "--memory", name, str(batch), way]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def report_memory(name: str, batch: str, way: str) -> None:
-    """What the process of `peak_memory` does."""
-    step = step_function(name, int(batch), way)
-    for _ in range(5):
-        step()
-    status = Path("/proc/self/status").read_text()  # ru_maxrss would be the parent's, whose pages fork shares
-    print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
-
-
 # --- the command -----------------------------------------------------------------------------
 
 
@@ -378,7 +300,7 @@ def keep_rows(rows: list[dict[str, Any]], dry: bool) -> list[dict[str, Any]]:
 
 def place(row: dict[str, Any]) -> tuple[Any, ...]:
     """What a row is about, in the order of the table."""
-    models = [recipe.model for recipe in RECIPES]
+    models = [*(recipe.model for recipe in RECIPES), "minilm"]
     return "metric" in row, models.index(row["model"]), row.get("wanted_ratio", row.get("batch"))
 
 
@@ -419,11 +341,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="another number of epochs than the recipe's")
     parser.add_argument("--validate", action="store_true", help="errors on held-out training images, nothing written")
     parser.add_argument("--quick", action="store_true", help="few images and epochs, nothing written: does it run?")
-    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.memory:
-        report_memory(*arguments.memory)
-        return
     CACHE.mkdir(exist_ok=True)
     dry = arguments.quick or arguments.validate
     only = arguments.only or [*(r.model for r in RECIPES), "step"]
@@ -437,14 +355,14 @@ def main() -> None:
             for row in curve(own.quick() if arguments.quick else own, dataclasses.replace(recipe, **quick)):
                 rows.append(row)
                 keep_rows(rows, dry)
-    rows += [step_row(*which) for which in STEPS] if "step" in only else []
+    rows += [steps.step_row(*which) for which in steps.STEPS] if "step" in only else []
     rows = keep_rows(rows, dry)
     if not dry:
         plot(rows, PICTURE)
     results.show(
         [r for r in rows if "metric" not in r], COLUMNS, "Error (%) against real file bytes, one plan, weights trained"
     )
-    results.show([r for r in rows if "metric" in r], STEP_COLUMNS, "A training step, attached over dense (column top1)")
+    results.show([r for r in rows if "metric" in r], steps.COLUMNS, steps.TITLE)
 
 
 if __name__ == "__main__":
