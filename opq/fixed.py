@@ -66,11 +66,12 @@ def _number(x: float) -> torch.Tensor:
 
 def has_kernel(w: torch.Tensor, plan: TensorPlan, largest: int) -> bool:
     """Whether the compiled kernel is there and does for these weights; `largest` as for `FixedGrid`."""
-    fits = w.device.type == "cpu" and w.dtype == torch.float32 and not _starts_below(plan) and not _watched(largest)
+    fits = _is_plain(w) and not _starts_below(plan) and not _watched(largest)
     return fits and native.operator() is not None
 
 
 def _watched(largest: int) -> bool:
+    """Whether codes up to this one may grow beyond int16, and have to be clamped."""
     return 2 * largest > LARGEST_CODE
 
 
@@ -139,7 +140,7 @@ class FixedGrid(nn.Module):
 
 
 def _is_plain(w: torch.Tensor) -> bool:
-    """Whether the kernel takes this tensor now: of the type that it had when attached, and not being traced."""
+    """Whether the kernel takes this tensor now: float32 on a CPU, of no class of its own, and not being traced."""
     own = type(w) in _PLAIN and w.is_cpu and w.dtype == torch.float32
     return own and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
 

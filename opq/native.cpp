@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <string>
 #include <type_traits>
 
 // The widest vectors that the processor at hand has, not the one that compiled: homes are shared by machines.
@@ -119,7 +120,7 @@ struct GridBackward : public torch::autograd::Node {
   std::string name() const override { return "OpqGridBackward"; }
 };
 
-// Nodes are held by std::shared_ptr up to torch 2.12 or so, and count their own holders since.
+// Nodes count their own holders in newer versions of torch, and std::shared_ptr holds them in older ones.
 template <class Node>
 auto make_node() {
   if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, Node>) {
