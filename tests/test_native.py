@@ -128,27 +128,17 @@ def test_a_gradient_that_others_see_is_not_written_on() -> None:
     assert torch.equal(own.grad, before * kept)
 
 
-class Fresh(torch.autograd.Function):
-    """The sum, whose backward pass makes a gradient, says where it lies, and keeps nothing of it."""
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, where: list[int]) -> torch.Tensor:
-        ctx.where, ctx.shape = where, x.shape
-        return x.sum()
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        made = torch.randn(ctx.shape) * grad
-        ctx.where.append(made.data_ptr())
-        return made, None
-
-
-def test_a_gradient_that_nothing_else_holds_is_masked_where_it_lies() -> None:
-    module, where = layer(torch.randn(40, 30), compiled=True), []
-    Fresh.apply(module.weight, where).backward()
-    grad = module.parametrizations.weight.original.grad
-    assert where == [grad.data_ptr()]
-    assert torch.equal(grad != 0, grid_of(module).kept)
+@pytest.mark.parametrize("held", [False, True])
+def test_a_gradient_that_nothing_else_holds_is_masked_where_it_lies(held: bool) -> None:
+    module = layer(torch.randn(40, 30), compiled=True)
+    seen = module.weight
+    if held:
+        seen.retain_grad()
+    loss = functional.linear(torch.randn(9, 30), seen).square().sum()
+    with torch.autograd.profiler.profile() as watched:
+        loss.backward(torch.ones(()))
+    assert [event.name for event in watched.function_events].count("aten::empty_like") == held
+    assert torch.equal(module.parametrizations.weight.original.grad != 0, grid_of(module).kept)
 
 
 def test_gradients_of_gradients() -> None:
