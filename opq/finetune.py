@@ -5,6 +5,7 @@ A short loop for those who have none; `opq.attach` and `opq.collect` work inside
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import os
@@ -19,6 +20,7 @@ from opq import ranks
 from opq.errors import AttachError, OptionError
 from opq.module import attach, attached, is_attached
 from opq.objective import Loss, Objective
+from opq.observe import evaluating
 from opq.options import Progress, silent
 from opq.plan import Plan
 from opq.result import Result
@@ -65,7 +67,7 @@ def finetune(
         batches: pairs (inputs, targets), or dicts with `labels`, in any iterable that can be read once an epoch
             (a `DataLoader`), or a function of the epoch that gives one.
         loss: `"cross_entropy"`, `"mse"`, `"model"` (the output's own `.loss`) or a function of outputs and targets.
-        teacher: a model whose outputs are distilled; `"dense"` is the model itself as it was before `plan`.
+        teacher: a model whose outputs, in inference mode, are distilled; `"dense"` is the model itself before `plan`.
         optimizer: an optimizer over the model's parameters, or a function that makes one; by default Adam.
         evaluate: called with the model in inference mode after each epoch; what it returns is in the history.
         checkpoint: a file to write after each epoch and to resume from, exactly, after an interruption.
@@ -100,7 +102,8 @@ def finetune(
     loop = Loop(model, plan if isinstance(plan, Plan) else plan.plan, batches, how,
                 objective=Objective(loss, dense, how.distill, how.temperature), optimizer=made, evaluate=evaluate,
                 checkpoint=None if checkpoint is None else Path(checkpoint), progress=progress)  # fmt: skip
-    loop.train()
+    with contextlib.nullcontext() if dense is None else evaluating(dense):
+        loop.train()
     return Finetuned(result=collect(inner, plan), history=tuple(loop.history))
 
 
@@ -108,13 +111,13 @@ def _teacher(model: nn.Module, teacher: nn.Module | str | None) -> nn.Module | N
     if teacher is None:
         return None
     if isinstance(teacher, nn.Module):
-        return teacher.eval()
+        return teacher
     if teacher != "dense":
         raise OptionError("unknown teacher=", got=repr(teacher), wanted="a module, 'dense' or None")
     if is_attached(model):
         remedy = "Copy the dense model before opq.attach and pass the copy as teacher=."
         raise AttachError("teacher='dense' needs the model before the plan was attached", remedy=remedy)
-    return copy.deepcopy(model).requires_grad_(False).eval()
+    return copy.deepcopy(model).requires_grad_(False)
 
 
 def _fusable(parameters: Sequence[torch.Tensor]) -> bool:

@@ -136,7 +136,8 @@ class FixedGrid(nn.Module):
 
     def extra_repr(self) -> str:
         kept = int(self.kept.sum())
-        return f"{self.plan.name!r}, step={self.plan.step:.6g}, kept={kept} of {self.mask.numel()}"
+        compiled = ", compiled" if self.compiled else ""
+        return f"{self.plan.name!r}, step={self.plan.step:.6g}, kept={kept} of {self.mask.numel()}{compiled}"
 
 
 def _is_plain(w: torch.Tensor) -> bool:

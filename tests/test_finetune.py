@@ -104,6 +104,18 @@ def test_a_teacher_alone_pulls_the_network_to_the_dense_one() -> None:
     assert_equal(weights(model), weights(other))
 
 
+def test_a_teacher_is_asked_in_inference_mode_and_given_back_in_its_own() -> None:
+    teacher = nn.Sequential(*mlp(norm=True), nn.Dropout())
+    teacher[1].eval()
+    modes, seen = [m.training for m in teacher.modules()], []
+    teacher.register_forward_hook(lambda module, *_: seen.append(module.training))
+    before = copy.deepcopy(teacher.state_dict())
+    finetune(mlp(), plan_of(mlp()), BATCHES, teacher=teacher)
+    assert seen == [False] * len(BATCHES)
+    assert [m.training for m in teacher.modules()] == modes
+    assert_equal(teacher.state_dict(), before)
+
+
 def test_distillation_is_the_published_loss() -> None:
     from opq.objective import Objective
 
