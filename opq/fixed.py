@@ -104,7 +104,7 @@ class FixedGrid(nn.Module):
         super().__init__()
         self.plan, self.clamp, self.compiled = plan, _watched(largest), compiled
         self.numbers = 1.0 / plan.step, plan.step, plan.rounding - 0.5
-        self.scales = _number(1.0 / plan.step), _number(plan.step)
+        self.scales = _number(self.numbers[0]), _number(self.numbers[1])
         self.digest = digest(mask)
         """CRC-32 of the mask at attach; `opq.module.proved_codes` proves that it still holds."""
         self.register_buffer("mask", mask)

@@ -164,6 +164,20 @@ def test_the_demo_runs_offline(run: Run) -> None:
     assert "accuracy" in run("demo")[1]
 
 
+def test_native_compiles_the_kernel_or_says_what_is_missing(
+    run: Run, kernel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, err = run("native")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{kernel}: ")
+    assert json.loads(run("native", "--json")[1])["path"] == str(kernel)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "ninja", None)
+    code, out, err = run("native")
+    assert (code, out) == (1, "")
+    assert 'pip install "opq[native]"' in err
+
+
 def test_python_dash_m() -> None:
     shown = subprocess.run([sys.executable, "-m", "opq", "--help"], capture_output=True, text=True, check=True)
     assert "compress" in shown.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import os
 import pickle
 import subprocess
@@ -17,14 +16,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stream_helpers import interrupted
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from training_helpers import learnable_batches, mlp, plan_of
 
 import opq
-from opq import cli, native
+from opq import native
 from opq.errors import MissingExtraError, NativeError, WriteError
+from opq.finetune import Finetuned
 from opq.fixed import FixedGrid
 from opq.module import attach, dense_state_dict
 
@@ -236,35 +237,25 @@ def test_a_pickle_of_a_model_with_the_kernel_runs_where_there_is_none(monkeypatc
     assert all(p.grad is not None for p in loaded.parameters())
 
 
-class Killed:
-    """An evaluation that is interrupted at its n-th call."""
-
-    def __init__(self, n: int):
-        self.left = n
-
-    def __call__(self, model: nn.Module) -> float:
-        self.left -= 1
-        if not self.left:
-            raise KeyboardInterrupt
-        return 0.0
-
-
 def test_training_is_the_same_and_goes_on_from_a_checkpoint_without_the_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, batches, options = plan_of(mlp()), learnable_batches(), {"lr": 0.02, "schedule": "constant"}
     whole = opq.finetune(mlp(), plan, batches, epochs=4, **options)
     path = tmp_path / "run.ckpt"
+
+    def train(model: nn.Module) -> Finetuned:
+        return opq.finetune(model, plan, batches, epochs=4, checkpoint=path, **options)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "operator", lambda: None)
         plain = opq.finetune(mlp(), plan, batches, epochs=4, **options)
         model = attach(mlp(), plan)
         assert grid_of(model).mask.is_floating_point()
-        with pytest.raises(KeyboardInterrupt):
-            opq.finetune(model, plan, batches, epochs=4, checkpoint=path, evaluate=Killed(2), **options)
+        assert interrupted(lambda: train(model), monkeypatch, stop=2, after=True)
     model = attach(mlp(), plan)
     assert grid_of(model).mask.dtype == torch.uint8
-    resumed = opq.finetune(model, plan, batches, epochs=4, checkpoint=path, **options)
+    resumed = train(model)
     assert [e.loss for e in plain.history] == [e.loss for e in whole.history]
     for name, codes in whole.result.codes.items():
         assert torch.equal(plain.result.codes[name], codes)
@@ -292,16 +283,6 @@ def test_the_kernel_is_found_where_it_was_compiled_and_compiled_once(kernel: Pat
     assert kernel.stat().st_mtime_ns == written
     assert [p.name for p in kernel.parent.iterdir()] == [kernel.name]
     assert torch.__version__ in str(kernel.parent)
-
-
-def test_the_command_says_where(
-    kernel: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["opq", "native", "--json"])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 0
-    assert json.loads(capsys.readouterr().out)["path"] == str(kernel)
 
 
 def test_the_kernel_is_asked_for_where_there_is_none(nowhere: Path) -> None:
