@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from opq import constraints
-from opq.compress import compress, solve
-from opq.container import Reader
+from opq.api import compress, solve
+from opq.compression.result import Result
 from opq.errors import OpqError, OpqWarning
-from opq.finetune import finetune
-from opq.loading import load, load_state_dict
-from opq.module import attach, detach
+from opq.file.loading import load, load_state_dict
+from opq.file.reader import Reader
 from opq.plan import Budget, Plan, TensorPlan
-from opq.probe import probe
-from opq.result import Result
-from opq.scale import compress_folder
+from opq.probing.sensitivity import probe
 from opq.sources import open_source
-from opq.trained import collect
-from opq.training import Training
+from opq.streaming.run import compress_folder
+from opq.training.attaching import attach, detach
+from opq.training.collecting import collect
+from opq.training.finetuning import finetune
+from opq.training.loop import Training
 
 __version__ = "0.1.0"
 

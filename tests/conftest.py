@@ -19,7 +19,7 @@ import pytest
 import torch
 from stream_helpers import SHARD, checkpoint
 
-from opq import native
+from opq.training import kernel as native
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -58,7 +58,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that an uninterrupted run makes of it."""
-    from opq.scale import compress_folder
+    from opq.streaming.run import compress_folder
 
     folder = tmp_path_factory.mktemp("whole") / "out"
     compress_folder(source, folder, bits=4, shard_size=SHARD)

@@ -31,9 +31,8 @@ import numpy as np
 import torch
 from plans import kept, planned
 
-from opq import entropy, index, reader
-from opq.container import Fine, Grid, Log, Packed, Product, Raw, Reader, Stored, Table, Trellis, pack
-from opq.dtypes import DTYPES
+from opq.base.dtypes import DTYPES
+from opq.coding import entropy
 from opq.errors import (
     CorruptFileError,
     FileFormatError,
@@ -42,11 +41,14 @@ from opq.errors import (
     NewerFormatError,
     TruncatedFileError,
 )
-from opq.index import Place
-from opq.inspection import examine
+from opq.file import index, reader
+from opq.file.index import Place
+from opq.file.reader import Reader
+from opq.file.stored import KINDS, Fine, Grid, Log, Product, Raw, Stored, Table, Trellis, raw_bytes
+from opq.file.writer import Packed, pack
 from opq.plan import Budget, Plan, TensorPlan
-from opq.stored import KINDS, raw_bytes
-from opq.trellis import numbers
+from opq.quantizing.trellis import numbers
+from opq.report.inspection import examine
 
 SMALLEST_LIMIT, EXPANSION = 1 << 16, 100.0
 """Bytes that any case may decode to, and bytes for each byte of it: far below a user's, so that a leak shows."""

@@ -28,8 +28,8 @@ from stream_helpers import checkpoint
 from training_helpers import learnable_batches, mlp, plan_of
 
 import opq
-from opq import checkpoint as checkpoints
 from opq.errors import CorruptFileError
+from opq.training import checkpoint as checkpoints
 
 PATIENCE = 300.0
 """Seconds after which work that should end by itself counts as stalled. It takes less than one."""

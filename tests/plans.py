@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from opq.dtypes import dtype_name
+from opq.base.dtypes import dtype_name
 from opq.plan import TensorPlan
 
 

@@ -8,9 +8,9 @@ import functools
 import numpy as np
 import torch
 
-from opq.curve import Curve
-from opq.solve import Allocation
-from opq.stats import TensorStats
+from opq.allocation.curve import Curve
+from opq.allocation.solution import Allocation
+from opq.allocation.stats import TensorStats
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import opq
-from opq.accounting import of_codes
-from opq.inspection import examine
+from opq.report.accounting import of_codes
+from opq.report.inspection import examine
 
 
 def test_by_hand() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opq.aside import written_aside
+from opq.base.atomic import written_aside
 from opq.errors import WriteError
 
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import opq
 from opq import cli
-from opq.container import Grid, Packed, Raw, Stored, pack
 from opq.errors import OptionError
+from opq.file.stored import Grid, Raw, Stored
+from opq.file.writer import Packed, pack
 
 Run = Callable[..., tuple[int, str, str]]
 

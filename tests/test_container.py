@@ -20,11 +20,10 @@ from hypothesis import given, settings
 from plans import kept, planned
 from safetensors import safe_open
 
-from opq import container, index, text
-from opq.ans import Reader as Stack
-from opq.ans import Writer
-from opq.container import Fine, Grid, Log, Packed, Product, Raw, Reader, Stored, Table, pack, size_of, write_file
-from opq.dtypes import DTYPES
+from opq.base.dtypes import DTYPES
+from opq.coding import text
+from opq.coding.stack import StackReader as Stack
+from opq.coding.stack import StackWriter
 from opq.errors import (
     ClosedReaderError,
     CorruptFileError,
@@ -37,8 +36,12 @@ from opq.errors import (
     TruncatedFileError,
     WriteError,
 )
-from opq.index import Place, rounded
-from opq.plan import Budget, Plan, TensorPlan
+from opq.file import index, stored
+from opq.file.index import Place
+from opq.file.reader import Reader
+from opq.file.stored import Fine, Grid, Log, Product, Raw, Stored, Table
+from opq.file.writer import Packed, pack, size_of, write_file
+from opq.plan import Budget, Plan, TensorPlan, as_stored
 
 
 def every_kind() -> tuple[Plan, list[Stored]]:
@@ -154,7 +157,7 @@ def test_kept_tensors_of_every_type_and_shape_come_back(shape: tuple[int, ...], 
     _, state = everything(bytes_of(pack(Plan(method="x", tensors=(kept("t", tensor),)), [Raw("t", tensor)])))
     assert state["t"].dtype == tensor.dtype
     assert tuple(state["t"].shape) == shape
-    assert container.stored.raw_bytes(state["t"]) == bytes(data)
+    assert stored.stored.raw_bytes(state["t"]) == bytes(data)
 
 
 @settings(deadline=None, max_examples=60)
@@ -200,8 +203,8 @@ def test_a_plan_survives_exactly(numbers: list[float], multiplier: float, step: 
     plan = Plan(method="rd", tensors=tensors, budget=Budget("size", step), multiplier=multiplier, residual=numbers[6])
     places = [Place("grid", 3), Place("raw", 12)]
     assert index.decode(index.encode(plan, places)) == (plan, places)
-    once = rounded(plan)
-    assert rounded(once) == once
+    once = as_stored(plan)
+    assert as_stored(once) == once
     assert len(index.encode(once, places)) <= len(index.encode(plan, places))
     assert once.tensors[0].step == pytest.approx(step, rel=1e-4)
 
@@ -220,7 +223,7 @@ def test_a_rounded_plan_costs_little() -> None:
         else:
             tensors.append(kept(name, torch.zeros(shape)))
             items.append(Fine(name, codes, 0.25))
-    plan = rounded(Plan(method="rd", tensors=tuple(tensors), budget=Budget("ratio", 150.0), multiplier=1.2345e-7))
+    plan = as_stored(Plan(method="rd", tensors=tuple(tensors), budget=Budget("ratio", 150.0), multiplier=1.2345e-7))
     assert size_of(plan, items) <= 270
 
 
@@ -412,7 +415,7 @@ def with_head(head: bytes, payloads: bytes = b"") -> bytes:
 
 def number(*values: int) -> bytes:
     """A stack of numbers."""
-    writer = Writer()
+    writer = StackWriter()
     for value in values:
         writer.uint(value)
     return writer.finish()
@@ -612,7 +615,7 @@ def test_a_closed_reader_gives_nothing(tmp_path: Path) -> None:
 def test_an_own_entry_has_its_own_checksum(tmp_path: Path) -> None:
     big = torch.randn(20000)
     data = bytearray(bytes_of(pack(Plan(method="x", tensors=(kept("k", big),)), [Raw("k", big)])))
-    at = data.index(container.stored.raw_bytes(big)[:16])
+    at = data.index(stored.stored.raw_bytes(big)[:16])
     data[at] ^= 1
     with Reader(in_memory(bytes(data))) as opened, pytest.raises(CorruptFileError, match="tensor 'k': wrong checksum"):
         opened.tensor("k")
@@ -643,7 +646,7 @@ def test_any_bytes_are_a_text_or_refused(data: bytes) -> None:
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.text(st.sampled_from("ab.\n1é"), max_size=30), max_size=8).map("layer.".join))
 def test_texts_come_back(words: str) -> None:
-    writer = Writer()
+    writer = StackWriter()
     text.put(writer, words)
     stack = Stack(writer.finish())
     assert text.take(stack, 1 << 20) == words

@@ -10,12 +10,15 @@ import pytest
 import torch
 from problems import Instance, instance
 
-from opq import constraints, convex, laplace, program
+from opq import constraints
+from opq.allocation import convex, laplace, program
+from opq.allocation.curve import Curve
+from opq.allocation.paper import prune, steps
+from opq.allocation.rate_distortion import allocate
+from opq.allocation.solution import Allocation
+from opq.allocation.stats import TensorStats
 from opq.constraints import Constraint, group_steps
-from opq.curve import Curve
 from opq.errors import CertificateError, InfeasibleError, OptionError, PatternError
-from opq.solve import Allocation, allocate, prune, steps
-from opq.stats import TensorStats
 
 NAMES = ["conv.weight", "body.0.weight", "body.1.weight", "body.2.weight", "fc.weight"]
 

@@ -15,9 +15,9 @@ import torch
 from training_helpers import learnable_batches, mlp, plan_of
 
 import opq
-from opq import checkpoint
 from opq.errors import WriteError
 from opq.export.dense import save_dense
+from opq.training import checkpoint
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")

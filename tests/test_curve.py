@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from opq import laplace
-from opq.curve import THETAS, Curve, _grid, measure
-from opq.plan import TensorPlan
-from opq.quantize import LARGEST_CODE, quantize
-from opq.stats import TensorStats
-from opq.symbols import BITS, SYMBOL
+from opq.allocation import laplace
+from opq.allocation.curve import THETAS, Curve, _grid, measure
+from opq.allocation.stats import TensorStats
+from opq.coding.symbols import BITS, SYMBOL
+from opq.plan import LARGEST_CODE, TensorPlan
+from opq.quantizing.grid import quantize
 
 
 def sample(kind: str, size: int = 200_000) -> torch.Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from training_helpers import learnable_batches, mlp, plan_of
 
-from opq.finetune import finetune
+from opq.training.finetuning import finetune
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 

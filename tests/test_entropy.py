@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file
 
-from opq import contexts, entropy, tables
-from opq.ans import TOTAL, Reader, Writer, categorical, uniform
-from opq.coding import Coding
-from opq.entropy import coded_size, decode, encode
+from opq.coding import classes as contexts
+from opq.coding import entropy, tables
+from opq.coding.entropy import coded_size, decode, encode
+from opq.coding.stack import TOTAL, StackReader, StackWriter, categorical, uniform
+from opq.coding.symbols import BASE, BITS, LAST, SYMBOL
+from opq.coding.tensor_model import Coding
 from opq.errors import CorruptFileError, OptionError
-from opq.symbols import BASE, BITS, LAST, SYMBOL
 
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=12)
 CODES = hnp.arrays(
@@ -228,7 +229,7 @@ def test_any_bytes_are_codes_or_corrupt(data: bytes, shape: tuple[int, ...]) -> 
 
 def forged(*steps: tuple[int, int]) -> bytes:
     """A stack of (symbol, size of its uniform alphabet)."""
-    writer = Writer()
+    writer = StackWriter()
     for symbol, size in steps:
         writer.put(symbol, uniform(size))
     return writer.finish()
@@ -334,7 +335,7 @@ def test_constriction_uses_the_integer_frequencies_exactly() -> None:
     """ANS on the frequencies themselves, in Python integers, gives constriction's words."""
     frequencies = np.array([3, TOTAL - 1003, 1, 999])
     symbols = np.array([1, 1, 0, 3, 2, 1, 1, 3, 0, 0, 1, 2, 1] * 9, np.int32)
-    writer = Writer()
+    writer = StackWriter()
     writer.put(symbols, categorical(frequencies))
     starts = np.concatenate([[0], np.cumsum(frequencies)])
     state, words = 0, []
@@ -354,13 +355,13 @@ def test_constriction_uses_the_integer_frequencies_exactly() -> None:
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.integers(0, 2**40 - 1), max_size=20), st.lists(st.integers(-(2**39), 2**39 - 1), max_size=20))
 def test_numbers_come_back(unsigned: list[int], signed: list[int]) -> None:
-    writer = Writer()
+    writer = StackWriter()
     for value in unsigned:
         writer.uint(value)
     for value in signed:
         writer.sint(value)
     writer.put(4, uniform(7))
-    reader = Reader(writer.finish())
+    reader = StackReader(writer.finish())
     assert [reader.uint() for _ in unsigned] == unsigned
     assert [reader.sint() for _ in signed] == signed
     assert reader.take(uniform(7)) == 4
@@ -368,9 +369,9 @@ def test_numbers_come_back(unsigned: list[int], signed: list[int]) -> None:
 
 
 def test_what_is_left_on_the_stack_is_an_error() -> None:
-    writer = Writer()
+    writer = StackWriter()
     writer.number(12345, 16)
-    reader = Reader(writer.finish())
+    reader = StackReader(writer.finish())
     reader.number(8)
     with pytest.raises(CorruptFileError, match="longer"):
         reader.finish()
@@ -383,9 +384,9 @@ def test_what_is_left_on_the_stack_is_an_error() -> None:
 )
 def test_tables_come_back(counts: list[int], first: int) -> None:
     u = tables.roots(np.array(counts) + (not any(counts)))
-    writer = Writer()
+    writer = StackWriter()
     tables.put(writer, u, first)
-    reader = Reader(writer.finish())
+    reader = StackReader(writer.finish())
     np.testing.assert_array_equal(tables.take(reader, first, len(u)), u)
     frequencies = tables.frequencies(u)
     assert frequencies.sum() == TOTAL
@@ -400,7 +401,7 @@ def test_log2_is_close_and_never_too_large() -> None:
 
 
 def test_geometric_frequencies_add_up_and_fall() -> None:
-    from opq.symbols import EDGES
+    from opq.coding.symbols import EDGES
 
     for table in tables.geometric(EDGES):
         assert table.sum() == TOTAL

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 import opq
-from opq import evidence
 from opq.errors import ProbeWarning
-from opq.inputs import Batch, synthetic
-from opq.observe import batch_statistics, untouched
-from opq.probe import sensitivity
+from opq.models.batch import Batch
+from opq.models.observe import batch_statistics, untouched
+from opq.probing import evidence
+from opq.probing.inputs import synthetic
+from opq.probing.sensitivity import sensitivity
 
 
 class Classes(nn.Module):

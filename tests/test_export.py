@@ -14,10 +14,13 @@ from torch import nn
 
 import opq
 import opq.hub
-from opq import demo, export
+from opq import demo
 from opq.cli import app
 from opq.errors import ExportError, MismatchError, MissingExtraError, OptionError, SourceError, TruncatedFileError
-from opq.export.integer import LARGEST_CODE
+from opq.export.compressed_tensors import LARGEST_CODE, save_compressed_tensors
+from opq.export.hf_folder import save_folder
+from opq.export.onnx_model import save_onnx
+from opq.sources.digits import WEIGHTS, load
 
 pytest.importorskip("onnxruntime")
 
@@ -47,12 +50,12 @@ def initializers(path: Path) -> dict[str, Any]:
 
 def test_onnx_is_small_and_says_the_same(digits: Path, tmp_path: Path) -> None:
     path = tmp_path / "digits.onnx"
-    made = export.save_onnx(digits, path, demo.load())
-    assert made.bytes == path.stat().st_size < demo.WEIGHTS.stat().st_size
+    made = save_onnx(digits, path, load())
+    assert made.bytes == path.stat().st_size < WEIGHTS.stat().st_size
     assert made.dense == ()
     x = demo.test_split()[0]
     with torch.no_grad():
-        wanted = opq.load(digits, demo.load())(x).numpy()
+        wanted = opq.load(digits, load())(x).numpy()
     got = run(path, x)  # 449 images: the batch dimension was left open
     np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max())
 
@@ -61,7 +64,7 @@ def test_onnx_holds_the_codes_themselves(digits: Path, tmp_path: Path) -> None:
     import onnx
 
     path = tmp_path / "digits.onnx"
-    made = export.save_onnx(digits, path, demo.load())
+    made = save_onnx(digits, path, load())
     held = initializers(path)
     with opq.Reader(digits) as reader:
         for name, kind in made.integers.items():
@@ -88,7 +91,7 @@ def test_onnx_of_transposed_tied_and_four_bit_weights(tmp_path: Path) -> None:
     model, file, path = Odd().eval(), tmp_path / "odd.opq.safetensors", tmp_path / "odd.onnx"
     opq.compress(model, bits=2.8, probe=False).save(file)
     ids = torch.randint(50, (3, 7))
-    made = export.save_onnx(file, path, model, example_inputs=(ids,))
+    made = save_onnx(file, path, model, example_inputs=(ids,))
     assert set(made.integers) == {"table.weight", "up.weight", "down.weight"}
     assert "int4" in made.integers.values()
     with torch.no_grad():
@@ -97,9 +100,9 @@ def test_onnx_of_transposed_tied_and_four_bit_weights(tmp_path: Path) -> None:
 
 
 def test_onnx_leaves_the_model_as_it_was(digits: Path, tmp_path: Path) -> None:
-    model = demo.load()
+    model = load()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    export.save_onnx(digits, tmp_path / "x.onnx", model)
+    save_onnx(digits, tmp_path / "x.onnx", model)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -115,13 +118,13 @@ def test_onnx_of_what_cannot_be_exported(tmp_path: Path) -> None:
     file = tmp_path / "p.opq.safetensors"
     opq.compress(Python(), bits=8, probe=False).save(file)
     with pytest.raises(ExportError, match="torch cannot export Python"):
-        export.save_onnx(file, tmp_path / "p.onnx", Python(), example_inputs=torch.zeros(2, 64))
+        save_onnx(file, tmp_path / "p.onnx", Python(), example_inputs=torch.zeros(2, 64))
     assert not (tmp_path / "p.onnx").exists()
 
 
 def test_onnx_of_another_model(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(MismatchError):
-        export.save_onnx(digits, tmp_path / "x.onnx", nn.Linear(3, 3))
+        save_onnx(digits, tmp_path / "x.onnx", nn.Linear(3, 3))
 
 
 def test_onnx_without_the_extra(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,13 +135,13 @@ def test_onnx_without_the_extra(digits: Path, tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(importlib, "import_module", absent)
     with pytest.raises(MissingExtraError, match=r'pip install "opq\[onnx\]"'):
-        export.save_onnx(digits, tmp_path / "x.onnx", demo.load())
+        save_onnx(digits, tmp_path / "x.onnx", load())
 
 
 def test_onnx_of_mobilenet(shared: Path, tmp_path: Path) -> None:
     model, file, path = zoo.mobilenet(shared), tmp_path / "m.opq.safetensors", tmp_path / "m.onnx"
     opq.compress(model, bits=4, probe=False).save(file)
-    made = export.save_onnx(file, path, model)
+    made = save_onnx(file, path, model)
     assert made.dense == ()
     assert path.stat().st_size < 2.9e6
     x = zoo.normalised(zoo.imagenet_like(2, shared).pixels, model.input_hint)
@@ -172,7 +175,7 @@ def bert_file(bert: Path) -> Path:
 def test_hugging_face_folder(bert: Path, bert_file: Path, tmp_path: Path) -> None:
     from transformers import AutoModel
 
-    size = export.save_folder(bert_file, tmp_path / "dense", bert)
+    size = save_folder(bert_file, tmp_path / "dense", bert)
     assert size == (tmp_path / "dense" / "model.safetensors").stat().st_size
     assert (tmp_path / "dense" / "vocab.txt").read_text() == "a\nb\n"
     model = AutoModel.from_pretrained(tmp_path / "dense", dtype=torch.float32)
@@ -182,7 +185,7 @@ def test_hugging_face_folder(bert: Path, bert_file: Path, tmp_path: Path) -> Non
 
 def test_the_folder_it_came_from_is_not_overwritten(bert: Path, bert_file: Path) -> None:
     with pytest.raises(ExportError, match="the one that the model came from"):
-        export.save_folder(bert_file, bert, bert)
+        save_folder(bert_file, bert, bert)
 
 
 def test_hub_folder_loads_in_two_lines(bert: Path, bert_file: Path, tmp_path: Path) -> None:
@@ -214,8 +217,8 @@ def test_compressed_tensors_where_the_grid_maps(bert: Path, bert_file: Path, tmp
 
     far = "encoder.layer.1.output.dense"
     with pytest.raises(ExportError, match=rf"'{far}.weight' has no place .* 8-bit layout: got a code of"):
-        export.save_compressed_tensors(bert_file, tmp_path / "ct", bert)
-    export.save_compressed_tensors(bert_file, tmp_path / "ct", bert, strict=False)
+        save_compressed_tensors(bert_file, tmp_path / "ct", bert)
+    save_compressed_tensors(bert_file, tmp_path / "ct", bert, strict=False)
     state, wanted = load_file(tmp_path / "ct" / "model.safetensors"), opq.load_state_dict(bert_file)
     packed = [name.removesuffix("_packed") for name in state if name.endswith("_packed")]
     assert len(packed) == 2 * 6 + 1 - 1  # six Linears a layer and the pooler, but the one far out
@@ -230,7 +233,7 @@ def test_compressed_tensors_refuses_what_was_kept(bert: Path, tmp_path: Path) ->
     file = tmp_path / "k.opq.safetensors"
     opq.compress(f"hf:{bert}", bits=8, probe=False, overrides={"pooler*": "keep", "*.1.output*": "keep"}).save(file)
     with pytest.raises(ExportError, match=r"has no place .* got keep: (override|1)"):
-        export.save_compressed_tensors(file, tmp_path / "ct", bert)
+        save_compressed_tensors(file, tmp_path / "ct", bert)
     assert not (tmp_path / "ct").exists()
 
 
@@ -238,7 +241,7 @@ def test_compressed_tensors_loads_in_its_own_package(bert: Path, bert_file: Path
     pytest.importorskip("compressed_tensors", reason="the package compressed-tensors is not installed")
     from transformers import AutoModel
 
-    export.save_compressed_tensors(bert_file, tmp_path / "ct", bert, strict=False)
+    save_compressed_tensors(bert_file, tmp_path / "ct", bert, strict=False)
     model, dense = (
         AutoModel.from_pretrained(tmp_path / "ct").eval(),
         opq.hub.from_pretrained(opq.hub.save_pretrained(bert_file, tmp_path / "up", bert)),
@@ -250,14 +253,14 @@ def test_compressed_tensors_loads_in_its_own_package(bert: Path, bert_file: Path
 
 def test_a_folder_that_is_no_model(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="no Hugging Face folder"):
-        export.save_folder(digits, tmp_path / "out", tmp_path)
+        save_folder(digits, tmp_path / "out", tmp_path)
 
 
 def test_a_truncated_file(digits: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.opq.safetensors"
     cut.write_bytes(digits.read_bytes()[:-100])
     with pytest.raises(TruncatedFileError):
-        export.save_onnx(cut, tmp_path / "x.onnx", demo.load())
+        save_onnx(cut, tmp_path / "x.onnx", load())
     assert not (tmp_path / "x.onnx").exists()
 
 

@@ -15,20 +15,23 @@ from hypothesis import strategies as st
 from plans import planned
 from torch import nn
 
-from opq import index
-from opq import moments as moments_module
-from opq import probe as make_probe
-from opq.datafree import DataFreeCoder, weighed
-from opq.decide import Problem, gather
-from opq.feedback import LEAF, feedback, sweep
-from opq.fit import Fit
-from opq.inputs import Batch
-from opq.moments import DAMPING, DAMPING_REAL, PRIOR, Layout, Moment, Moments, factor, inputs_of, layers, spread
-from opq.options import Options, silent
-from opq.plan import TensorPlan
-from opq.probe import Probe
-from opq.quantize import LARGEST_CODE, dequantize, quantize
-from opq.roles import assign
+from opq.base.progress import silent
+from opq.compression.alpha import weighed
+from opq.compression.coders import DataFreeCoder
+from opq.compression.fit import Fit
+from opq.compression.options import Options
+from opq.compression.problem import Problem, gather
+from opq.compression.roles import assign
+from opq.models.batch import Batch
+from opq.plan import LARGEST_CODE, TensorPlan, as_stored
+from opq.probing import moments as moments_module
+from opq.probing.layers import inputs_of, layers, spread
+from opq.probing.moments import PRIOR, Moments
+from opq.probing.sensitivity import Probe
+from opq.probing.sensitivity import probe as make_probe
+from opq.quantizing.feedback import LEAF, feedback, sweep
+from opq.quantizing.grid import dequantize, quantize
+from opq.quantizing.moment import DAMPING, DAMPING_REAL, Layout, Moment, factor
 from opq.sources import open_source
 
 
@@ -304,7 +307,7 @@ def test_the_chosen_candidates_codes_are_those_of_the_first_round(monkeypatch: p
     probe = make_probe(model, input_size=(3, 16, 16), samples=8)
     coder = DataFreeCoder(source, probe)
     chosen = weighed(coder, problem, {})
-    plan = index.rounded(Fit(source, chosen, coder, silent).decide())
+    plan = as_stored(Fit(source, chosen, coder, silent).decide())
     fresh = list(DataFreeCoder(source, probe).codes(plan.compressed))
     monkeypatch.setattr(sys.modules["opq.datafree"], "sweep", None)
     for q, again in zip(coder.codes(plan.compressed), fresh, strict=True):

@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional
 from training_helpers import learnable_batches, mlp, plan_of
 
-import opq.checkpoint
-from opq import compress, load_state_dict
+import opq.training.checkpoint
+from opq.api import compress
 from opq.errors import (
     AttachError,
     CorruptFileError,
@@ -29,9 +29,10 @@ from opq.errors import (
     TrainingError,
     WriteError,
 )
-from opq.finetune import finetune
-from opq.module import attach, dense_state_dict
-from opq.training import Training
+from opq.file.loading import load_state_dict
+from opq.training.attaching import attach, dense_state_dict
+from opq.training.finetuning import finetune
+from opq.training.loop import Training
 
 BATCHES = learnable_batches()
 
@@ -117,7 +118,7 @@ def test_a_teacher_is_asked_in_inference_mode_and_given_back_in_its_own() -> Non
 
 
 def test_distillation_is_the_published_loss() -> None:
-    from opq.objective import Objective
+    from opq.training.objective import Objective
 
     student, teacher, (x, y) = mlp(), mlp(seed=3), BATCHES[0]
     got = Objective("cross_entropy", teacher, 0.3, 4.0)(student, x, y)

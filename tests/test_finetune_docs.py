@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from opq import load_state_dict
+from opq.file.loading import load_state_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "finetune.md").read_text()

@@ -10,7 +10,6 @@ from typing import Any
 import fuzz
 import pytest
 
-from opq.container import pack
 from opq.errors import (
     ClosedReaderError,
     CorruptFileError,
@@ -21,7 +20,8 @@ from opq.errors import (
     NewerFormatError,
     TruncatedFileError,
 )
-from opq.folder import INDEX, FolderReader, index_bytes, open_reader
+from opq.file.folder_reader import INDEX, FolderReader, index_bytes, open_reader
+from opq.file.writer import pack
 
 
 @pytest.fixture

@@ -11,11 +11,12 @@ from pathlib import Path
 import fuzz
 import pytest
 
-from opq.container import Packed, Reader, pack
-from opq.folder import open_reader
-from opq.options import METHODS
-from opq.reader import VERSION
-from opq.stored import KINDS
+from opq.compression.options import METHODS
+from opq.file.folder_reader import open_reader
+from opq.file.header import VERSION
+from opq.file.reader import Reader
+from opq.file.stored import KINDS
+from opq.file.writer import Packed, pack
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))

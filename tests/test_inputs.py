@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from opq import noise
 from opq.errors import OptionError, ProbeError
-from opq.inputs import TEXTS, Batch, as_batch, gathered, synthetic
-from opq.sources import InputHint
+from opq.models.batch import Batch, as_batch, gathered
+from opq.probing import images
+from opq.probing.inputs import TEXTS, synthetic
+from opq.sources.base import InputHint
 
 
 class Keywords(nn.Module):
@@ -134,7 +135,7 @@ def test_a_forward_that_nothing_fits_is_told_what_to_pass() -> None:
 
 
 def test_images_differ_from_one_another_and_have_mean_0_and_deviation_1() -> None:
-    x = noise.images(64, (3, 32, 32), torch.Generator().manual_seed(0))
+    x = images.images(64, (3, 32, 32), torch.Generator().manual_seed(0))
     assert x.shape == (64, 3, 32, 32)
     assert abs(float(x.mean())) < 0.2
     assert 0.8 < float(x.std()) < 1.2
@@ -144,7 +145,7 @@ def test_images_differ_from_one_another_and_have_mean_0_and_deviation_1() -> Non
 
 def test_fractal_noise_has_the_spectrum_asked_for() -> None:
     exponent = torch.tensor([0.0, 1.0, 2.0])
-    x = noise.fractal(3, (50, 64), torch.Generator().manual_seed(0), exponent)
+    x = images.fractal(3, (50, 64), torch.Generator().manual_seed(0), exponent)
     power = torch.fft.rfft(x).abs().square().mean(1)[:, 1:-1]
     frequency = torch.fft.rfftfreq(64)[1:-1].log()
     slope = ((power.log() - power.log().mean(1, keepdim=True)) * (frequency - frequency.mean())).sum(1)

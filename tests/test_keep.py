@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import opq
-from opq.keep import FINEST, fine_bits
+from opq.file.kept import FINEST, fine_bits
 from opq.plan import Plan, TensorPlan
 
 

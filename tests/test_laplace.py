@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.optimize import brentq, minimize_scalar
 
-from opq import laplace
+from opq.allocation import laplace
 
 
 def slow_quantizer(step: float, beta: float, tau: float, rounding: float) -> tuple[float, float, float]:

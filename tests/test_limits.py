@@ -9,11 +9,15 @@ from plans import kept, planned
 from safetensors.torch import load
 from test_container import bytes_of, in_memory, small
 
-from opq import container, entropy, reader, stored, text
-from opq.ans import Reader as Stack
-from opq.ans import Writer
-from opq.container import Grid, Packed, Product, Raw, Reader, Stored, Table, pack
+from opq.coding import entropy, text
+from opq.coding.stack import StackReader as Stack
+from opq.coding.stack import StackWriter
 from opq.errors import CorruptFileError, FileTooLargeError, MismatchError, OptionError
+from opq.file import reader, stored
+from opq.file import writer as container
+from opq.file.reader import Reader
+from opq.file.stored import Grid, Product, Raw, Stored, Table
+from opq.file.writer import Packed, pack
 from opq.plan import Plan, TensorPlan
 
 
@@ -144,7 +148,7 @@ def test_the_largest_codes_come_back(code: int) -> None:
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 15, 16, 17, 0xFEFF, 0xFFFF, 0x10000, 0x1FFFF])
 def test_repeated_text_of_any_length_comes_back(length: int) -> None:
     for words in ("a" * length, "ab" * (length // 2), "x" * 20 + "layer.0" + "y" * length + "layer.0"):
-        writer = Writer()
+        writer = StackWriter()
         text.put(writer, words)
         data = writer.finish()
         taken = Stack(data)
@@ -156,7 +160,7 @@ def test_repeated_text_of_any_length_comes_back(length: int) -> None:
 
 def test_a_longer_copy_is_preferred_and_a_remembered_distance_costs_less() -> None:
     def size(words: str) -> int:
-        writer = Writer()
+        writer = StackWriter()
         text.put(writer, words)
         return len(writer.finish())
 

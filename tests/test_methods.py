@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import opq
 from opq import methods
+from opq.compression.options import PUBLISHED
 from opq.errors import (
     CorruptFileError,
     DataError,
@@ -27,11 +28,11 @@ from opq.errors import (
     SearchWarning,
     SourceError,
 )
-from opq.finetune import finetune
-from opq.methods import bayes, settings
+from opq.methods import bayes
+from opq.methods import options as settings
 from opq.methods.clipq import matched
-from opq.methods.masks import uniform
-from opq.options import PUBLISHED
+from opq.methods.pruning import uniform
+from opq.training.finetuning import finetune
 
 
 class Small(nn.Sequential):

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from opq.errors import CentroidsError, OptionError
-from opq.methods import masks, ncs
-from opq.methods.blocks import block_size, blocks, decode, encode
+from opq.methods import ncs, pruning
+from opq.methods.clip import partition, thresholds
 from opq.methods.kmeans import kmeans, nearest
-from opq.methods.partition import partition, thresholds
+from opq.methods.product import block_size, blocks, decode, encode
 
 ARRAYS = hnp.arrays(
     np.float32, hnp.array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=9), elements=st.floats(-4, 4, width=32)
@@ -79,7 +79,7 @@ def test_kmeans_refuses_more_centroids_than_vectors():
 
 # --- masks -----------------------------------------------------------------------------------
 
-RULES = {"uniform": masks.uniform, "overall": masks.overall, "lamp": masks.lamp}
+RULES = {"uniform": pruning.uniform, "overall": pruning.overall, "lamp": pruning.lamp}
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -99,7 +99,7 @@ def test_masks_prune_what_was_asked_and_keep_the_larger_of_each_tensor(rule, a, 
 
 def test_one_threshold_for_the_network():
     w = {"small": laplace(40, 40) / 10, "large": laplace(40, 40, seed=1)}
-    found = masks.overall(w, 0.5)
+    found = pruning.overall(w, 0.5)
     kept = torch.cat([v.abs()[found[n]] for n, v in w.items()])
     pruned = torch.cat([v.abs()[~found[n]] for n, v in w.items()])
     assert kept.min() > pruned.max()
@@ -110,29 +110,29 @@ def test_lamp_scores_are_the_formula():
     w = laplace(7, 5)
     flat = w.flatten().double()
     slow = [float(u**2 / (flat[flat.abs() >= u.abs()] ** 2).sum()) for u in flat]
-    assert masks.lamp_scores(w).flatten().tolist() == pytest.approx(slow)
-    assert float(masks.lamp_scores(w).max()) == 1.0
+    assert pruning.lamp_scores(w).flatten().tolist() == pytest.approx(slow)
+    assert float(pruning.lamp_scores(w).max()) == 1.0
 
 
 def test_lamp_does_not_depend_on_the_scale_of_a_layer_and_keeps_one_weight_of_each():
     w = {"a": laplace(30, 30), "b": laplace(10, 10, seed=1)}
-    found, scaled = masks.lamp(w, 0.9), masks.lamp({"a": w["a"] * 1000, "b": w["b"]}, 0.9)
+    found, scaled = pruning.lamp(w, 0.9), pruning.lamp({"a": w["a"] * 1000, "b": w["b"]}, 0.9)
     assert all(torch.equal(found[n], scaled[n]) for n in w)
-    assert all(m.any() for m in masks.lamp(w, 1 - 2 / 1000).values())
+    assert all(m.any() for m in pruning.lamp(w, 1 - 2 / 1000).values())
 
 
 def test_sparsity_of_all_zero_tensors_and_out_of_range():
-    found = masks.lamp({"a": torch.zeros(4, 4)}, 0.5)
-    assert masks.sparsity(found) == 0.5
+    found = pruning.lamp({"a": torch.zeros(4, 4)}, 0.5)
+    assert pruning.sparsity(found) == 0.5
     with pytest.raises(OptionError, match=r"sparsity is out of range: got 1.5"):
-        masks.overall({"a": torch.ones(2, 2)}, 1.5)
+        pruning.overall({"a": torch.ones(2, 2)}, 1.5)
 
 
 def test_hysteresis_leaves_the_band_as_it_is():
     w = torch.tensor([0.5, 0.9, 0.95, 1.05, 1.1, 1.2, -1.2])
     before = torch.tensor([True, True, True, False, False, False, False])
-    assert masks.hysteresis(before, w, 1.0).tolist() == [False, False, True, False, False, True, True]
-    assert masks.hysteresis(~before, w, 1.0).tolist() == [False, False, False, True, True, True, True]
+    assert pruning.hysteresis(before, w, 1.0).tolist() == [False, False, True, False, False, True, True]
+    assert pruning.hysteresis(~before, w, 1.0).tolist() == [False, False, False, True, True, True, True]
 
 
 # --- CLIP-Q's partition ----------------------------------------------------------------------

@@ -17,11 +17,15 @@ from torch import nn
 from torch.nn import functional
 from training_helpers import Tied, learnable_batches, mlp, plan_of
 
-from opq import collect, compress, finetune, load, native
+from opq.api import compress
 from opq.errors import AttachError, MismatchError, OffCodebookError, OptionError
-from opq.fixed import FixedGrid
-from opq.module import attach, dense_state_dict, detach, is_attached, proved_codes
-from opq.quantize import dequantize, quantize
+from opq.file.loading import load
+from opq.quantizing.grid import dequantize, quantize
+from opq.training import kernel
+from opq.training.attaching import attach, dense_state_dict, detach, is_attached, proved_codes
+from opq.training.collecting import collect
+from opq.training.finetuning import finetune
+from opq.training.fixed_grid import FixedGrid
 
 
 @pytest.fixture(autouse=True, scope="module", params=["torch", "native"])
@@ -225,7 +229,7 @@ def test_no_mask_or_code_is_stored_twice() -> None:
     attach(model, plan_of(model))
     assert [n for n, _ in model.named_buffers()] == ["embed.parametrizations.weight.0.mask"]
     mask = next(iter(model.buffers()))
-    assert mask.dtype == (torch.float32 if native.operator() is None else torch.uint8)
+    assert mask.dtype == (torch.float32 if kernel.operator() is None else torch.uint8)
     assert mask.shape == (20, 8)
     assert len(list(model.parameters())) == 1
     tensors = [t for m in model.modules() for t in [*vars(m).values()] if isinstance(t, torch.Tensor)]

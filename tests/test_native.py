@@ -23,11 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from training_helpers import learnable_batches, mlp, plan_of
 
 import opq
-from opq import native
 from opq.errors import MissingExtraError, NativeError, WriteError
-from opq.finetune import Finetuned
-from opq.fixed import FixedGrid
-from opq.module import attach, dense_state_dict
+from opq.training import kernel as native
+from opq.training.attaching import attach, dense_state_dict
+from opq.training.finetuning import Finetuned
+from opq.training.fixed_grid import FixedGrid
 
 LAYOUTS = {
     "rows": lambda n: torch.randn(n, 7),

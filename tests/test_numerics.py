@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import opq
+from opq.compression.result import Result
 from opq.errors import CertificateError, NonFiniteError, RankError
-from opq.quantize import dequantize
-from opq.result import Result
-from opq.scale.team import Team
+from opq.quantizing.grid import dequantize
+from opq.streaming.team import Team
 
 METHODS = ("rd", "opq")
 huge = pytest.mark.skipif("OPQ_HUGE" not in os.environ, reason="takes minutes and 10 GB; set OPQ_HUGE=1")

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from opq.errors import OptionError
-from opq.objective import Objective, inputs_and_targets, run, scores, to_device
-from opq.outputs import counted, floating
+from opq.models.outputs import counted, floating
+from opq.training.objective import Objective, inputs_and_targets, run, scores, to_device
 
 SCORES = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
 CPU = torch.device("cpu")

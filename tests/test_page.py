@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import opq
-from opq import crowd, figures, laplace, page
+from opq.allocation import laplace
 from opq.cli import app
 from opq.errors import FileFormatError, MissingExtraError, OptionError, TruncatedFileError
 from opq.plan import TensorPlan
+from opq.report import figures, groups, page
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +86,9 @@ def _many(layers: int, seed: int = 0) -> opq.Result:
 
 def test_many_curves_as_few_give_the_same_rates_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = figures.figures(_many(40).reader).compressed
-    each = crowd.curves(drawn)
-    monkeypatch.setattr(crowd, "CURVES", 2)
-    few = crowd.curves(drawn)
+    each = groups.curves(drawn)
+    monkeypatch.setattr(groups, "CURVES", 2)
+    few = groups.curves(drawn)
     assert [c["name"] for c in few] == ["layers.*.q (40 tensors)", "all others (41 tensors)"]
     assert sum(c["size"] for c in few) == sum(c["size"] for c in each)
     assert sum(c["entropy"] for c in few) == pytest.approx(sum(c["entropy"] for c in each))
@@ -253,9 +254,9 @@ def test_many_tensors_in_a_browser(tmp_path: Path) -> None:
 
 def _same_as_the_solver(shown: browser.Page, result: opq.Result) -> None:
     """The page's lambda for a number of bits is that of `opq.solve.allocate` on the same curves."""
-    from opq.curve import Curve
-    from opq.solve import allocate
-    from opq.stats import TensorStats
+    from opq.allocation.curve import Curve
+    from opq.allocation.rate_distortion import allocate
+    from opq.allocation.stats import TensorStats
 
     source = opq.open_source("demo:digits")
     plans = result.plan.compressed

@@ -14,12 +14,12 @@ from torch import nn
 
 import opq
 from opq.errors import OptionError, ProbeError
-from opq.inputs import Batch
-from opq.moments import Moments
-from opq.observe import batch_statistics, untouched, watching
-from opq.outputs import floating
-from opq.probe import sensitivity
-from opq.renorm import statistics
+from opq.models.batch import Batch
+from opq.models.observe import batch_statistics, untouched, watching
+from opq.models.outputs import floating
+from opq.probing.moments import Moments
+from opq.probing.renorm import statistics
+from opq.probing.sensitivity import sensitivity
 
 
 @dataclasses.dataclass

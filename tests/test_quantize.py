@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from plans import planned
 
 from opq.errors import OptionError
-from opq.plan import TensorPlan
-from opq.quantize import LARGEST_CODE, dequantize, quantize
+from opq.plan import LARGEST_CODE, TensorPlan
+from opq.quantizing.grid import dequantize, quantize
 
 
 def grid(step: float, threshold: float, rounding: float, shape: tuple[int, ...] = (1,)) -> TensorPlan:

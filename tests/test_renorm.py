@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import opq
-from opq.inputs import Batch
-from opq.renorm import known, renormalise, statistics
+from opq.models.batch import Batch
+from opq.probing.renorm import known, renormalise, statistics
 
 
 def trained(norm: nn.Module, layer: nn.Module) -> nn.Sequential:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from opq.compression.roles import assign
 from opq.errors import OptionError, PatternError
-from opq.roles import assign
 from opq.sources import open_source
 
 

@@ -15,11 +15,13 @@ from hypothesis import strategies as st
 from problems import Instance, instance
 from scipy.optimize import minimize
 
-from opq import laplace
-from opq.curve import Curve
+from opq.allocation import laplace
+from opq.allocation.curve import Curve
+from opq.allocation.paper import nominal_bits, paper, prune, steps
+from opq.allocation.rate_distortion import allocate
+from opq.allocation.solution import Allocation, stationarity
+from opq.allocation.stats import TensorStats
 from opq.errors import CertificateError, InfeasibleError, OptionError
-from opq.solve import Allocation, allocate, nominal_bits, paper, prune, stationarity, steps
-from opq.stats import TensorStats
 
 solve = importlib.import_module("opq.solve")  # `opq.solve` itself is the public function of that name
 seeds = st.integers(0, 12)

@@ -11,7 +11,8 @@ from torch import nn
 
 import opq
 from opq.errors import CorruptSourceError, EmptyModelError, MismatchError, SourceError
-from opq.sources import TensorSpec, open_source
+from opq.sources import open_source
+from opq.sources.base import TensorSpec
 
 
 def small() -> nn.Sequential:

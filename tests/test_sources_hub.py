@@ -15,10 +15,13 @@ from test_sources import assert_holds
 
 import opq
 import opq.hub
-from opq import demo, evaluation, export
+from opq import evaluation
+from opq.base.extras import need
 from opq.errors import MissingExtraError, MissingShardError, SourceError
-from opq.sources import Source, open_source
-from opq.sources.hub import need
+from opq.export.onnx_model import save_onnx
+from opq.sources import open_source
+from opq.sources.base import Source
+from opq.sources.digits import load
 
 transformers = pytest.importorskip("transformers")
 
@@ -265,7 +268,7 @@ EXTRAS = [
     ("jinja2", "report", lambda path: opq.compress("demo:digits", bits=3, probe=False).to_html(path / "r.html")),
     ("PIL", "images", lambda path: evaluation.open_images(path)),
     ("huggingface_hub", "hf", lambda path: opq.hub.from_pretrained("org/name")),
-    ("onnxscript", "onnx", lambda path: export.save_onnx(path / "x", path / "y", demo.load())),
+    ("onnxscript", "onnx", lambda path: save_onnx(path / "x", path / "y", load())),
 ]
 
 

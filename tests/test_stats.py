@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opq.allocation.stats import HALF, SHIFT, TensorStats
 from opq.errors import NonFiniteError
-from opq.stats import HALF, SHIFT, TensorStats
 
 floats = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=40)
 

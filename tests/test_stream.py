@@ -19,10 +19,13 @@ from stream_helpers import SHARD, checkpoint, contents, decoder, interrupted, ki
 from typer.testing import CliRunner
 
 import opq
-from opq import container, entropy
+from opq.allocation.stats import TensorStats
+from opq.base.dtypes import dtype_name
+from opq.base.pool import pool
 from opq.cli import app
-from opq.coding import Coding
-from opq.dtypes import dtype_name
+from opq.coding import entropy
+from opq.coding.tensor_model import Coding
+from opq.compression.fit import WINDOW
 from opq.errors import (
     BusyFolderError,
     CorruptFileError,
@@ -37,19 +40,20 @@ from opq.errors import (
     TruncatedFileError,
     WriteError,
 )
-from opq.folder import INDEX, FolderReader
-from opq.keep import keep
+from opq.file import writer
+from opq.file.folder_reader import INDEX, FolderReader
+from opq.file.kept import keep
+from opq.file.stored import Grid
 from opq.plan import TensorPlan
-from opq.quantize import dequantize, quantize
-from opq.scale import coding, compress_folder, run, save_dense_folder
-from opq.scale.clock import Clock
-from opq.scale.dense import Rebuild
-from opq.scale.measure import Counter, of_patterns
-from opq.scale.shards import part_of, partition
-from opq.scale.work import locked
-from opq.sources import TensorSpec
-from opq.stats import TensorStats
-from opq.threads import pool
+from opq.quantizing.grid import dequantize, quantize
+from opq.sources.base import TensorSpec
+from opq.streaming import encode, run
+from opq.streaming.clock import Clock
+from opq.streaming.dense import Rebuild, save_dense_folder
+from opq.streaming.measure import Counter, of_patterns
+from opq.streaming.run import compress_folder
+from opq.streaming.shards import part_of, partition
+from opq.streaming.work_folder import locked
 
 FLOATS = [torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn, torch.float8_e5m2]
 
@@ -90,7 +94,7 @@ def test_quantizing_by_table_is_quantizing(dtype: torch.dtype, step: float) -> N
     w = (20 * weights(50, 70, seed=0, dtype=torch.float32)).to(dtype)
     plan = on_grid(w, step)
     q = quantize(w, plan)
-    assert np.array_equal(coding.Quantizer(plan)(w.reshape(-1)), q.numpy().reshape(-1))
+    assert np.array_equal(encode.Quantizer(plan)(w.reshape(-1)), q.numpy().reshape(-1))
     assert Rebuild(plan)(q.numpy().reshape(-1)) == dequantize(q, plan, dtype).view(torch.uint8).numpy().tobytes()
 
 
@@ -118,12 +122,12 @@ def test_coding_in_pieces_is_coding_the_whole(case: str, monkeypatch: pytest.Mon
         assert stop - start <= entropy.CHUNK
         return flat[start:stop]
 
-    coded = coding.encode(plan, read, Clock())
+    coded = encode.encode(plan, read, Clock())
     assert b"".join(coded.parts) == wanted
-    assert (coded.length, coded.checksum) == (len(wanted), coding.Coded.of([wanted]).checksum)
-    monkeypatch.setattr(coding, "CACHED", 0)
+    assert (coded.length, coded.checksum) == (len(wanted), encode.Coded.of([wanted]).checksum)
+    monkeypatch.setattr(encode, "CACHED", 0)
     with pool(2) as threads:
-        assert coding.encode(plan, read, Clock(), threads.ordered) == coded
+        assert encode.encode(plan, read, Clock(), threads.ordered) == coded
     large = entropy.Large.of(wanted, plan.shape)
     pieces = [large.codes(k) for k in reversed(range(len(large.chunks)))]
     assert len(pieces) > 1
@@ -136,7 +140,7 @@ def test_a_coder_that_lies_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None
     real = Coding.put_chunk
     monkeypatch.setattr(Coding, "put_chunk", lambda self, codes, rows: real(self, np.roll(codes, 1), rows))
     with pytest.raises(WriteError, match="tensor 'w' does not decode"):
-        coding.encode(on_grid(w, 0.02), lambda a, b: w.reshape(-1)[a:b], Clock())
+        encode.encode(on_grid(w, 0.02), lambda a, b: w.reshape(-1)[a:b], Clock())
 
 
 def test_tied_tensors_stand_where_their_holder_does() -> None:
@@ -158,8 +162,8 @@ def test_the_folder_is_what_packing_its_plan_gives(source: Path, whole: Path) ->
             part = part_of(reader.plan, shard.names)
             specs = tuple(s for s in opened.specs if s.name in shard.names)
             mine = run.dataclasses.replace(opened, specs=specs)
-            grids = [container.Grid(t.name, quantize(opened.tensor(t.name), t).numpy()) for t in part.compressed]
-            packed = container.pack(part, [*grids, *keep(mine, part, {}, whole=reader.plan)])
+            grids = [Grid(t.name, quantize(opened.tensor(t.name), t).numpy()) for t in part.compressed]
+            packed = writer.pack(part, [*grids, *keep(mine, part, {}, whole=reader.plan)])
             assert b"".join(packed.parts) == (whole / name).read_bytes()
 
 
@@ -271,7 +275,7 @@ def test_rounds_that_would_swing_end_in_the_window(first: float) -> None:
     history: list[dict[str, Any]] = [{"bits": first, "predicted": 998.0}]
     while True:
         size = history[-1]["bytes"] = round(1000 + 2.2 * (history[-1]["bits"] - 8000) / 8)
-        if run.WINDOW * target.size <= size <= target.size:
+        if WINDOW * target.size <= size <= target.size:
             break
         history.append(run._Run.corrected(None, history, target, least=0.0))  # type: ignore[arg-type]
         assert "final" not in history[-1]

@@ -15,8 +15,9 @@ from torch import nn
 
 import opq
 from opq.errors import CorruptFileError, WriteError
-from opq.folder import INDEX, FolderReader
-from opq.scale import compress_folder, save_dense_folder
+from opq.file.folder_reader import INDEX, FolderReader
+from opq.streaming.dense import save_dense_folder
+from opq.streaming.run import compress_folder
 
 # --- damage found late ---------------------------------------------------------------------------
 

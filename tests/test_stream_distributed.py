@@ -13,7 +13,7 @@ import pytest
 import torch
 from stream_helpers import SHARD, contents, small_llama
 
-from opq.scale import compress_folder
+from opq.streaming.run import compress_folder
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from opq.dtypes import dtype_name
+from opq.base.dtypes import dtype_name
 
 pytestmark = pytest.mark.skipif("OPQ_HUGE" not in os.environ, reason="takes minutes; set OPQ_HUGE=1")
 

@@ -15,22 +15,24 @@ from torch import nn
 from typer.testing import CliRunner
 
 import opq
+from opq.base.pool import pool
 from opq.cli import app
 from opq.errors import ProbeError, ProbeWarning, WriteError
-from opq.feedback import feedback
-from opq.folder import FolderReader
-from opq.inputs import Batch
-from opq.moments import Moments
-from opq.quantize import quantize
-from opq.scale import blocks as pieces
-from opq.scale import carry, compress_folder, save_dense_folder
-from opq.scale.blocks import PART, Blocks, open_blocks
-from opq.scale.carry import PROBED, Carried
-from opq.scale.chunks import Tensors
-from opq.scale.clock import Clock
-from opq.scale.team import Team
-from opq.scale.work import Work
-from opq.threads import pool
+from opq.file.folder_reader import FolderReader
+from opq.models.batch import Batch
+from opq.probing.inputs import texts
+from opq.probing.moments import Moments
+from opq.quantizing.feedback import feedback
+from opq.quantizing.grid import quantize
+from opq.streaming import block_probe
+from opq.streaming.block_probe import PROBED, Carried
+from opq.streaming.chunks import Tensors
+from opq.streaming.clock import Clock
+from opq.streaming.dense import save_dense_folder
+from opq.streaming.model_blocks import PART, Blocks, open_blocks
+from opq.streaming.run import compress_folder
+from opq.streaming.team import Team
+from opq.streaming.work_folder import Work
 
 transformers = pytest.importorskip("transformers")
 
@@ -172,7 +174,7 @@ def test_codes_are_those_of_feedback_on_the_whole_matrix(case: tuple[Any, Path],
     source = opq.open_source(folder)
     hint = source.input_hint
     assert hint is not None
-    ids = pieces.texts(hint, samples=64, seed=0)
+    ids = texts(hint, samples=64, seed=0)
     moments = Moments(model, batch(ids))
     fed = differing = weights = 0
     with FolderReader(tmp_path / "out") as reader:
@@ -353,7 +355,7 @@ def test_rows_of_the_output_matrix_in_pieces(llama: Path, tmp_path: Path, monkey
     source = opq.open_source(llama)
     weight = source.tensor("lm_head.weight").float()
     h = torch.randn(16, 24, 48, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(carry, "_ROWS", 70)
+    monkeypatch.setattr(block_probe, "_ROWS", 70)
     with pool(1) as threads:
         carried = carried_of(open_blocks(source, Tensors(source), 0), tmp_path / "out", threads)
         made = [carried._at_head(h, torch.Generator().manual_seed(k)) for k in range(20)]

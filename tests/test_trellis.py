@@ -14,13 +14,15 @@ from plans import planned
 from torch import nn
 
 import opq
-from opq import container, quantize, trellis
-from opq.datafree import DataFreeCoder
+from opq.compression.coders import DataFreeCoder
 from opq.errors import CorruptFileError, MismatchError, OptionError
-from opq.feedback import feedback
-from opq.inspection import examine
-from opq.moments import Layout, Moment
-from opq.quantize import dequantize
+from opq.file import writer
+from opq.file.stored import Grid, Trellis
+from opq.quantizing import grid, trellis
+from opq.quantizing.feedback import feedback
+from opq.quantizing.grid import dequantize
+from opq.quantizing.moment import Layout, Moment
+from opq.report.inspection import examine
 from opq.sources import open_source
 
 
@@ -109,7 +111,7 @@ def test_at_the_same_entropy_the_error_is_smaller(draw, gain: float) -> None:  #
     torch.manual_seed(0)
     w = draw((512, 400))
     paths = planned("w", tuple(w.shape), step=0.25, codebook="trellis")
-    q = quantize.quantize(w, paths)
+    q = grid.quantize(w, paths)
     rate = entropy(torch.from_numpy(trellis.paths(q.numpy())))
     error = float((dequantize(q, paths) - w).square().mean())
     low, high = 0.3, 0.8
@@ -117,9 +119,7 @@ def test_at_the_same_entropy_the_error_is_smaller(draw, gain: float) -> None:  #
         step = (low + high) / 2
         grids = [planned("w", tuple(w.shape), step=step, threshold=t * step, rounding=t) for t in (0.5, 0.55)]
         plain = min(
-            (float((dequantize(c, g) - w).square().mean()), entropy(c))
-            for g in grids
-            for c in [quantize.quantize(w, g)]
+            (float((dequantize(c, g) - w).square().mean()), entropy(c)) for g in grids for c in [grid.quantize(w, g)]
         )
         low, high = (step, high) if plain[1] > rate else (low, step)
     assert 10 * np.log10(plain[0] / error) > gain
@@ -139,7 +139,7 @@ def test_feedback_along_paths(groups: int) -> None:
 
     fed = feedback(w, plan, moment)
     trellis.paths(fed.numpy())
-    assert error(fed) < 0.7 * error(quantize.quantize(w, plan))
+    assert error(fed) < 0.7 * error(grid.quantize(w, plan))
     with pytest.raises(OptionError, match=r"tensor 'w': paths down its inputs"):
         feedback(w.T.contiguous(), plan, Moment(Layout(transposed=True), moment.blocks))
 
@@ -148,20 +148,15 @@ def test_the_file_holds_the_paths(tmp_path: Path) -> None:
     torch.manual_seed(0)
     w = torch.randn(200, 30, dtype=torch.float16)
     plan = planned("w", tuple(w.shape), step=0.2, codebook="trellis", dtype="F16")
-    q = quantize.quantize(w, plan).numpy()
-    container.write_file(
-        tmp_path / "w.opq.safetensors", opq.Plan(method="rd", tensors=(plan,)), [container.Trellis("w", q)]
-    )
+    q = grid.quantize(w, plan).numpy()
+    writer.write_file(tmp_path / "w.opq.safetensors", opq.Plan(method="rd", tensors=(plan,)), [Trellis("w", q)])
     with opq.Reader(tmp_path / "w.opq.safetensors") as reader:
         assert reader.kind("w") == "trellis"
         assert np.array_equal(reader.codes("w"), q)
         assert torch.equal(reader.tensor("w"), dequantize(torch.from_numpy(q), plan, torch.float16))
-        assert (
-            reader.bytes
-            < container.size_of(opq.Plan(method="rd", tensors=(_gridded(plan),)), [container.Grid("w", q)]) - 500
-        )
+        assert reader.bytes < writer.size_of(opq.Plan(method="rd", tensors=(_gridded(plan),)), [Grid("w", q)]) - 500
     with pytest.raises(MismatchError, match="follow no path"):
-        container.pack(opq.Plan(method="rd", tensors=(plan,)), [container.Trellis("w", q + 1)])
+        writer.pack(opq.Plan(method="rd", tensors=(plan,)), [Trellis("w", q + 1)])
 
 
 def _gridded(plan: opq.TensorPlan) -> opq.TensorPlan:

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from safetensors.torch import load_file
 from torch import nn
 
-from opq.container import Fine, Log, Raw, Reader, Stored, pack
-from opq.dtypes import dtype_name
-from opq.entropy import coded_size
+from opq.base.dtypes import dtype_name
+from opq.coding.entropy import coded_size
+from opq.file.reader import Reader
+from opq.file.stored import Fine, Log, Raw, Stored
+from opq.file.vectors import Norm, batchnorm, fine
+from opq.file.writer import pack
 from opq.plan import Plan, TensorPlan
-from opq.vectors import Norm, batchnorm, fine
 
 NAMES = ("n.weight", "n.bias", "n.running_mean", "n.running_var")
 
