@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from opq.models.observe import evaluating
-from opq.sources.digits import normalised
+from opq.sources.digits import Digits, load, normalised
+
+__all__ = ["Digits", "accuracy", "load", "normalised", "test_split"]
 
 TEST_SPLIT = Path(__file__).parent / "data" / "digits_test.safetensors"
 

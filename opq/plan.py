@@ -80,7 +80,8 @@ class TensorPlan:
     A compressed weight `w` becomes the integer `sign(w) max(1, floor(|w|/step + 1 - rounding))` where
     `|w| >= threshold`, else 0; it is read back as `step` times that integer. `rd` has
     `threshold = rounding * step` (a uniform threshold quantizer with dead zone); the paper's `opq` has
-    `rounding = 1/2` and a threshold of its own. On a `trellis` the integers are those of `opq.trellis.nearest`.
+    `rounding = 1/2` and a threshold of its own. On a `trellis` the integers are those of
+    `opq.quantizing.trellis.nearest`.
     """
 
     name: str

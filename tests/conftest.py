@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,16 +16,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait shall not keep the 
 
 import pytest
 import torch
+from paths import SHARED
 from stream_helpers import SHARD, checkpoint
 
 from opq.training import kernel as native
-
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared"
-
-for folder in (ROOT / "tests", ROOT / "examples" / "bench"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
 
 
 def _import_torchvision() -> None:

@@ -212,6 +212,6 @@ def test_an_error_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     def fails(*_: object) -> None:
         raise OptionError("two\nlines and \x1b[31m colour", got="[/markup] \ud800", remedy="Do not.")
 
-    monkeypatch.setattr("opq.inspection.examine", fails)
+    monkeypatch.setattr("opq.report.inspection.examine", fails)
     code, _, err = run("inspect", "x")
     assert (code, err) == (1, "error OptionError: two lines and \\x1b[31m colour: got [/markup] \\ud800. Do not.\n")

@@ -118,13 +118,13 @@ class Result:
         return f"{self.label}: {size}, method {self.plan.method!r}, {len(self.plan.compressed)} tensors compressed"
 
     def to_html(self, path: str | os.PathLike[str], *, source: Any = None) -> int:
-        """Writes the report as one self-contained HTML page; returns its size in bytes. See `opq.page.save_page`."""
+        """Writes the report as one self-contained HTML page; returns its size in bytes. See `opq.report.save_page`."""
         from opq.report.page import save_figures
 
         return save_figures(self._figures(source), path)
 
     def plot(self, kind: Kind = "overview", *, tensor: str | None = None, source: Any = None, ax: Any = None) -> Figure:
-        """One chart of the report as a matplotlib figure. See `opq.plots.plot`.
+        """One chart of the report as a matplotlib figure. See `opq.report.plot`.
 
         Args:
             kind: `overview`, `bytes`, `allocation`, `histogram`, `curves` or `entropy`.

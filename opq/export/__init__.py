@@ -7,4 +7,15 @@ from opq.export.dense import save_dense
 from opq.export.hf_folder import save_compressed_folder, save_folder
 from opq.export.onnx_model import Exported, save_onnx
 
-__all__ = ["Exported", "save_compressed_folder", "save_compressed_tensors", "save_dense", "save_folder", "save_onnx"]
+__all__ = [
+    "Exported",
+    "compressed_tensors",
+    "dense",
+    "hf_folder",
+    "onnx_model",
+    "save_compressed_folder",
+    "save_compressed_tensors",
+    "save_dense",
+    "save_folder",
+    "save_onnx",
+]

@@ -34,7 +34,7 @@ class Place:
     """Where a tensor's bytes are."""
 
     kind: str
-    """One of `opq.stored.KINDS`."""
+    """One of `opq.file.stored.KINDS`."""
     length: int
     """Bytes of the payload."""
     checksum: int | None = None

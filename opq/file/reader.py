@@ -89,7 +89,7 @@ class Reader:
         return len(self._data)
 
     def kind(self, name: str) -> str:
-        """How a tensor is stored: one of `opq.stored.KINDS`."""
+        """How a tensor is stored: one of `opq.file.stored.KINDS`."""
         return self._places[self._planned(name).name].kind
 
     def codes(self, name: str) -> Codes:

@@ -85,7 +85,7 @@ def paths(n: Codes) -> Codes:
     """
     k = n >> 1
     if not np.array_equal(n & 1, _shifts(k)):
-        raise MismatchError("the codes follow no path of the trellis", wanted="what opq.trellis.nearest found")
+        raise MismatchError("the codes follow no path of the trellis", wanted="what the search `nearest` found")
     return k
 
 

@@ -17,7 +17,20 @@ from opq.sources.files import from_file
 from opq.sources.folders import from_folder
 from opq.sources.memory import from_mapping, from_module
 
-__all__ = ["BatchNormNames", "InputHint", "Source", "TensorSpec", "open_source"]
+__all__ = [
+    "BatchNormNames",
+    "InputHint",
+    "Source",
+    "TensorSpec",
+    "base",
+    "digits",
+    "files",
+    "hf_models",
+    "hints",
+    "names",
+    "open_source",
+    "zoo",
+]
 
 _SCHEMES = ("hf", "timm", "torchvision", "demo")
 _KINDS = "a module, a state dict, a path, or hf:, timm:, torchvision: or demo: and a name"

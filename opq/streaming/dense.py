@@ -33,7 +33,7 @@ def save_dense_folder(
     Tied names are written out under each name, as `opq.export.save_dense` does.
 
     Args:
-        folder: what `opq.scale.compress_folder` wrote.
+        folder: what `opq.streaming.compress_folder` wrote.
         output: the folder to fill; made where it is not there.
         workers: threads; by default one a core.
 
@@ -96,7 +96,7 @@ def pieces(reader: Reader, tensor: TensorPlan, threads: Pool) -> Iterator[bytes]
 
 
 class Rebuild:
-    """`opq.quantize.dequantize` on pieces of codes, as bytes; by a table, since codes are few."""
+    """`opq.quantizing.grid.dequantize` on pieces of codes, as bytes; by a table, since codes are few."""
 
     def __init__(self, plan: TensorPlan):
         dtype = torch_dtype(plan.dtype)

@@ -1,4 +1,4 @@
-"""One tensor to its bytes, piece by piece: the bytes of `opq.entropy.encode`, never the whole tensor in memory.
+"""One tensor to its bytes, piece by piece: the bytes of `opq.coding.entropy.encode`, never the whole tensor in memory.
 
 Large tensors are cut as their entropy coder cuts them, into chunks of whole rows. Three sweeps: count symbols and
 sum magnitudes; count symbols by class; encode, decode again and compare. Codes stay in memory between sweeps, in one
@@ -63,7 +63,7 @@ class Coded:
 
 
 class Quantizer:
-    """`opq.quantize.quantize` on pieces: a table look-up for element types of at most 16 bits, the same codes."""
+    """`opq.quantizing.grid.quantize` on pieces: the same codes, by a table for types of at most 16 bits."""
 
     def __init__(self, plan: TensorPlan):
         self.plan, dtype = plan, torch_dtype(plan.dtype)

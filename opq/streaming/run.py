@@ -111,8 +111,8 @@ class Streamed:
 
     def __repr__(self) -> str:
         return (
-            f"<opq.scale.Streamed {self.folder}: {len(self.shards)} shards, {self.bytes:,} bytes, {self.bits:.3f} bits "
-            f"per weight, {self.ratio:.2f}x smaller, method {self.plan.method!r}>"
+            f"<opq.streaming.Streamed {self.folder}: {len(self.shards)} shards, {self.bytes:,} bytes, "
+            f"{self.bits:.3f} bits per weight, {self.ratio:.2f}x smaller, method {self.plan.method!r}>"
         )
 
 
@@ -529,7 +529,7 @@ class _Run:
 
 
 def _roles(source: Source, options: Options) -> tuple[Role, ...]:
-    """As `opq.roles.assign`, and the scales of float8 weights are kept."""
+    """As `opq.compression.roles.assign`, and the scales of float8 weights are kept."""
     roles = assign(source.specs, options.overrides)
     scales = set(scales_of(source).values())
     return tuple(

@@ -87,7 +87,7 @@ class Shards:
     """Where errors are fed back: what the matrices of each block are given."""
 
     def write(self, path: Path, part: Plan, whole: Plan) -> int:
-        """One file of the format of `opq.container.pack`: written aside, read back, renamed. Returns its size.
+        """One file of the format of `opq.file.writer.pack`: written aside, read back, renamed. Returns its size.
 
         Raises:
             WriteError: it cannot be written or verified; nothing is left behind.

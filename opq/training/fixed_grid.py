@@ -92,14 +92,14 @@ class FixedGrid(nn.Module):
     def __init__(self, plan: TensorPlan, mask: torch.Tensor, largest: int = LARGEST_CODE, *, compiled: bool = False):
         """`largest`: the largest code there is; one that would have to double to fill int16 is not watched.
 
-        compiled: whether the kernel of `opq.native` is used, which wants a byte each in the mask (`has_kernel`).
+        compiled: whether the compiled kernel is used, which wants a byte each in the mask (`has_kernel`).
         """
         super().__init__()
         self.plan, self.clamp, self.compiled = plan, _watched(largest), compiled
         self.numbers = 1.0 / plan.step, plan.step, plan.rounding - 0.5
         self.scales = _number(self.numbers[0]), _number(self.numbers[1])
         self.digest = digest(mask)
-        """CRC-32 of the mask at attach; `opq.module.proved_codes` proves that it still holds."""
+        """CRC-32 of the mask at attach; `opq.training.attaching.proved_codes` proves that it still holds."""
         self.register_buffer("mask", mask)
 
     def forward(self, w: torch.Tensor) -> torch.Tensor:

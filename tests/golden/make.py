@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent / "helpers"))
 
 import fuzz  # noqa: E402
 

@@ -24,8 +24,8 @@ RUN = r"""
 import json, re, resource, sys, time
 import numpy as np, torch
 from opq.folder import FolderReader
-from opq.scale import compress_folder
-from opq.scale.dense import pieces
+from opq.streaming import compress_folder
+from opq.streaming.dense import pieces
 from opq.threads import pool
 source, out, size, name, workers = sys.argv[1], sys.argv[2], int(sys.argv[3]), "w", int(sys.argv[4])
 start = time.perf_counter()
@@ -72,7 +72,7 @@ def sparse(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Te
 def test_a_huge_tensor(shape: tuple[int, ...], dtype: torch.dtype, tmp_path: Path) -> None:
     island = sparse(tmp_path / "model", shape, dtype)
     program = [sys.executable, "-c", RUN, str(tmp_path / "model"), str(tmp_path / "out"), "4000000", "2"]
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     ran = subprocess.run(program, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 
 from opq.file.loading import load_state_dict
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "finetune.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 

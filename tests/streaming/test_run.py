@@ -203,7 +203,7 @@ def test_the_paper_s_method_streams_too(source: Path, tmp_path: Path) -> None:
     result = compress_folder(source, tmp_path / "out", bits=3, method="opq")
     assert result.plan.method == "opq"
     assert 2.985 <= result.bits <= 3
-    assert repr(result).startswith("<opq.scale.Streamed")
+    assert repr(result).startswith("<opq.streaming.Streamed")
     assert len(result.report().plan) == 12
 
 

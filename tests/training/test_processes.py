@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import HELPERS, ROOT
 from training_helpers import learnable_batches, mlp, plan_of
 
 from opq.training.finetuning import finetune
@@ -91,10 +92,9 @@ def launch(kind: str, folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    here = Path(__file__).resolve().parent
-    base = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent), "WORLD_SIZE": "2",
+    base = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-    arguments = [sys.executable, "-c", WORKER, str(here), str(folder), kind]
+    arguments = [sys.executable, "-c", WORKER, str(HELPERS), str(folder), kind]
     both = [subprocess.Popen(arguments, env={**base, "RANK": r, "LOCAL_RANK": r}, stderr=subprocess.PIPE, text=True)
             for r in "01"]  # fmt: skip
     said = [process.communicate(timeout=300)[1] for process in both]

@@ -24,11 +24,11 @@ from opq.compression.problem import Problem, gather
 from opq.compression.roles import assign
 from opq.models.batch import Batch
 from opq.plan import LARGEST_CODE, TensorPlan, as_stored
-from opq.probing import moments as moments_module
 from opq.probing.layers import inputs_of, layers, spread
 from opq.probing.moments import PRIOR, Moments
 from opq.probing.sensitivity import Probe
 from opq.probing.sensitivity import probe as make_probe
+from opq.quantizing import moment as moment_module
 from opq.quantizing.feedback import LEAF, feedback, sweep
 from opq.quantizing.grid import dequantize, quantize
 from opq.quantizing.moment import DAMPING, DAMPING_REAL, Layout, Moment, factor
@@ -78,9 +78,9 @@ def test_halving_the_coordinates_and_parting_the_rows_do_not_show(d: int, monkey
     w = torch.randn(6, d, generator=torch.Generator().manual_seed(d))
     moment = moment_of(d)
     one = feedback(w, plan((6, d), 0.8), moment)
-    monkeypatch.setattr(sys.modules["opq.feedback"], "LEAF", 10**6)
+    monkeypatch.setattr(sys.modules["opq.quantizing.feedback"], "LEAF", 10**6)
     assert (one != feedback(w, plan((6, d), 0.8), moment)).float().mean() < 0.02
-    monkeypatch.setattr(sys.modules["opq.feedback"], "ROWS_AT_ONCE", 4)
+    monkeypatch.setattr(sys.modules["opq.quantizing.feedback"], "ROWS_AT_ONCE", 4)
     assert (one != feedback(w, plan((6, d), 0.8), moment)).float().mean() < 0.02
 
 
@@ -309,7 +309,7 @@ def test_the_chosen_candidates_codes_are_those_of_the_first_round(monkeypatch: p
     chosen = weighed(coder, problem, {})
     plan = as_stored(Fit(source, chosen, coder, silent).decide())
     fresh = list(DataFreeCoder(source, probe).codes(plan.compressed))
-    monkeypatch.setattr(sys.modules["opq.datafree"], "sweep", None)
+    monkeypatch.setattr(sys.modules["opq.compression.coders"], "sweep", None)
     for q, again in zip(coder.codes(plan.compressed), fresh, strict=True):
         assert (q != again).mean() < 0.02
     with pytest.raises(TypeError):
@@ -339,7 +339,7 @@ def test_a_moment_is_the_mean_of_the_outer_products() -> None:
 def test_wide_layers_have_moments_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = nn.Sequential(nn.Linear(10, 4)), Batch((torch.randn(50, 10),))
     whole = Moments(model, batch)["0.weight"]
-    monkeypatch.setattr(moments_module, "WIDEST", 4)
+    monkeypatch.setattr(moment_module, "WIDEST", 4)
     blocks = Moments(model, batch)["0.weight"]
     assert [b.shape[-1] for b in blocks.blocks] == [3, 3, 4]
     assert blocks.width == 10

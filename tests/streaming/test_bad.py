@@ -52,7 +52,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def damaged(folder: Path, number: int) -> str:
     """Changes one bit in the largest payload of a shard; the tensor's name."""
     path = sorted(folder.glob("model-*"))[number]
-    with opq.container.Reader(path) as reader:
+    with opq.Reader(path) as reader:
         name, (start, stop) = max(reader._spans.items(), key=lambda item: item[1][1] - item[1][0])
     data = bytearray(path.read_bytes())
     data[(start + stop) // 2] ^= 4

@@ -6,10 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import fuzz
 import pytest
+from paths import GOLDEN
 
 from opq.compression.options import METHODS
 from opq.file.folder_reader import open_reader
@@ -18,11 +18,10 @@ from opq.file.reader import Reader
 from opq.file.stored import KINDS
 from opq.file.writer import Packed, pack
 
-GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
 
-import make  # noqa: E402
-import plain  # noqa: E402
+import make
+import plain
 
 EXPECTED = [
     (version.name, name, held)

@@ -253,7 +253,7 @@ def test_many_tensors_in_a_browser(tmp_path: Path) -> None:
 
 
 def _same_as_the_solver(shown: browser.Page, result: opq.Result) -> None:
-    """The page's lambda for a number of bits is that of `opq.solve.allocate` on the same curves."""
+    """The page's lambda for a number of bits is that of the solver on the same curves."""
     from opq.allocation.curve import Curve
     from opq.allocation.rate_distortion import allocate
     from opq.allocation.stats import TensorStats

@@ -11,7 +11,7 @@ import pytest
 import torch
 import zoo
 from safetensors.torch import load_file, save_file
-from test_sources import assert_holds
+from source_helpers import assert_holds
 
 import opq
 import opq.hub

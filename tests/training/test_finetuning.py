@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import HELPERS, ROOT
 from torch import nn
 from torch.nn import functional
 from training_helpers import learnable_batches, mlp, plan_of
@@ -238,9 +239,8 @@ trained.save(sys.argv[2] + "/model.opq.safetensors")
 
 def child(folder: Path, pause: float) -> subprocess.Popen[bytes]:
     folder.mkdir(exist_ok=True)
-    here = Path(__file__).resolve().parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent)}
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(here), str(folder), str(pause)], env=environment)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(HELPERS), str(folder), str(pause)], env=environment)
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_no_damage_to_a_checkpoint_goes_unnoticed(tmp_path: Path) -> None:
     path, rng = tmp_path / "ckpt.pt", random.Random(0)
     plan = plan_of(mlp())
     finetune(mlp(), plan, BATCHES, checkpoint=path)
-    good, state = path.read_bytes(), opq.checkpoint.load(path, plan)
+    good, state = path.read_bytes(), opq.training.checkpoint.load(path, plan)
     refused = 0
     for k in range(400):
         bad = bytearray(good)
@@ -316,7 +316,7 @@ def test_no_damage_to_a_checkpoint_goes_unnoticed(tmp_path: Path) -> None:
             del bad[at:]
         path.write_bytes(bad)
         try:
-            found = opq.checkpoint.load(path, plan)
+            found = opq.training.checkpoint.load(path, plan)
         except CorruptFileError:
             refused += 1
         else:
@@ -357,7 +357,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypat
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(opq.checkpoint.torch, "save", full)
+    monkeypatch.setattr(opq.training.checkpoint.torch, "save", full)
     with pytest.raises(WriteError, match="no space left on device"):
         finetune(mlp(), plan_of(mlp()), BATCHES, checkpoint=path, resume=False)
     assert path.read_bytes() == before

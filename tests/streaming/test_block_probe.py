@@ -218,7 +218,7 @@ def test_the_budget_holds_with_what_feedback_adds(bits: float, llama: Path, tmp_
 def test_blocks_that_are_not_sampled_are_foreseen_by_others(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opq.scale.run.FED_BLOCKS", 1)
+    monkeypatch.setattr("opq.streaming.run.FED_BLOCKS", 1)
     result = compress_folder(llama, tmp_path / "out", bits=3)
     assert 2.985 <= result.bits <= 3
 
@@ -237,8 +237,8 @@ def test_threads_do_not_change_a_byte(llama: Path, whole: Path, tmp_path: Path) 
 def test_slabs_give_what_the_whole_gives(
     llama: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("opq.scale.fed.SLAB", 1000)
-    monkeypatch.setattr("opq.scale.shards.ALONE", 3000)
+    monkeypatch.setattr("opq.streaming.block_feedback.SLAB", 1000)
+    monkeypatch.setattr("opq.streaming.shards.ALONE", 3000)
     compress_folder(llama, tmp_path / "out", bits=3, shard_size=SHARD)
     other, same = opq.load_state_dict(tmp_path / "out"), opq.load_state_dict(whole)
     assert all((other[n] != same[n]).float().mean() < 0.01 for n in same)
@@ -334,7 +334,7 @@ def test_a_block_that_overflows_is_said(tmp_path: Path) -> None:
 
 
 def test_no_room_for_the_probe_is_said(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opq.scale.work.shutil.disk_usage", lambda _: os.terminal_size((0, 0)) and _Free())
+    monkeypatch.setattr("opq.streaming.work_folder.shutil.disk_usage", lambda _: os.terminal_size((0, 0)) and _Free())
     with pytest.raises(WriteError, match="no room in"):
         compress_folder(llama, tmp_path / "out", bits=4)
 

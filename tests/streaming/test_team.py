@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import HELPERS, ROOT
 from stream_helpers import SHARD, contents, small_llama
 
 from opq.streaming.run import compress_folder
@@ -22,9 +23,9 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[4])
 import conftest
 from opq.errors import OpqError
-from opq.scale import compress_folder
-from opq.scale.carry import Carried
-from opq.scale.shards import Shards
+from opq.streaming import compress_folder
+from opq.streaming.block_probe import Carried
+from opq.streaming.shards import Shards
 from stream_helpers import SHARD
 
 source, out, kind, rank = sys.argv[1:4] + [os.environ["RANK"]]
@@ -59,10 +60,9 @@ def launch(source: Path, out: Path, kind: str) -> list[tuple[int, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    root = str(Path(__file__).resolve().parent.parent)
-    base = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, "WORLD_SIZE": "2"}
+    base = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"}
     base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    arguments = [sys.executable, "-c", WORKER, str(source), str(out), kind, str(Path(root) / "tests")]
+    arguments = [sys.executable, "-c", WORKER, str(source), str(out), kind, str(HELPERS)]
     both = [
         subprocess.Popen(
             arguments,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from file_helpers import bytes_of, in_memory, small
 from plans import kept, planned
 from safetensors.torch import load
-from test_container import bytes_of, in_memory, small
 
 from opq.coding import entropy, text
 from opq.coding.stack import StackReader as Stack

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paths import HELPERS
 from stream_helpers import interrupted
 from torch import nn
 from torch.nn import functional
@@ -291,7 +292,7 @@ def test_the_kernel_is_asked_for_where_there_is_none(nowhere: Path) -> None:
         attach(model, plan_of(model), native=True)
     assert str(nowhere) in str(error.value)
     assert "opq native" in str(error.value)
-    assert not opq.module.is_attached(model)
+    assert not opq.training.attaching.is_attached(model)
     assert grid_of(attach(model, plan_of(model))).mask.is_floating_point()
 
 
@@ -345,7 +346,7 @@ def test_a_damaged_library_is_said_once_and_done_without(nowhere: Path) -> None:
     library = native.path()
     library.parent.mkdir(parents=True)
     library.write_bytes(b"not a library")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(HELPERS)}
     run = subprocess.run([sys.executable, "-c", DAMAGED], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.startswith(f"1 {library} does not load")
     assert "opq native" in run.stdout

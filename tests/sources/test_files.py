@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from test_sources import assert_holds, small
+from source_helpers import assert_holds, small
 from torch import nn
 
 from opq.errors import CorruptSourceError, EmptyModelError, MissingShardError, SourceError, UnsafeCheckpointError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 import warnings
@@ -15,15 +14,14 @@ from hypothesis import strategies as st
 from problems import Instance, instance
 from scipy.optimize import minimize
 
-from opq.allocation import laplace
+from opq.allocation import laplace, rate_distortion
 from opq.allocation.curve import Curve
 from opq.allocation.paper import nominal_bits, paper, prune, steps
 from opq.allocation.rate_distortion import allocate
-from opq.allocation.solution import Allocation, stationarity
+from opq.allocation.solution import TOLERANCE, Allocation, stationarity
 from opq.allocation.stats import TensorStats
 from opq.errors import CertificateError, InfeasibleError, OptionError
 
-solve = importlib.import_module("opq.solve")  # `opq.solve` itself is the public function of that name
 seeds = st.integers(0, 12)
 
 
@@ -205,12 +203,12 @@ def test_the_certificate_sees_a_wrong_allocation(seed: int, shift: float) -> Non
     assert stationarity(problem.curves, log_a, ends, rates, x) < 1e-9
     moved = np.clip(rates + np.array([shift, 0, 0, 0, 0]), *ends)
     wrong = stationarity(problem.curves, log_a, ends, moved, x)
-    assert wrong > solve.TOLERANCE or abs(moved - rates).max() < 1e-4
+    assert wrong > TOLERANCE or abs(moved - rates).max() < 1e-4
 
 
 def test_an_uncertified_allocation_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    meet = solve._meet
-    monkeypatch.setattr(solve, "_meet", lambda *arguments: meet(*arguments) + 1e-3)
+    meet = rate_distortion.meeting_point
+    monkeypatch.setattr(rate_distortion, "meeting_point", lambda *arguments: meet(*arguments) + 1e-3)
     problem = instance(0)
     with pytest.raises(CertificateError, match="not optimal: got residual"):
         allocate(*problem.arguments(), 2.0 * problem.total)

@@ -16,7 +16,9 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from file_helpers import bytes_of, in_memory, small
 from hypothesis import given, settings
+from paths import DOCS
 from plans import kept, planned
 from safetensors import safe_open
 
@@ -83,21 +85,6 @@ def every_kind() -> tuple[Plan, list[Stored]]:
         predicted_bytes=321,
     )
     return plan, items
-
-
-def small() -> tuple[Plan, list[Stored]]:
-    """One compressed and one kept tensor: the worked example of docs/format.md."""
-    plan = Plan(method="rd", tensors=(planned("w", (2, 8), reason="2-D weight"), kept("b", torch.tensor([1.0, -2.0]))))
-    codes = np.array([[0, 1, 0, -1, 0, 0, 2, 0], [0, 0, -1, 0, 1, 0, 0, 0]], np.int16)
-    return plan, [Grid("w", codes), Raw("b", torch.tensor([1.0, -2.0]))]
-
-
-def in_memory(data: bytes) -> Packed:
-    return Packed((data,), {}, {})
-
-
-def bytes_of(packed: Packed) -> bytes:
-    return b"".join(packed.parts)
 
 
 GOOD = bytes_of(pack(*small()))
@@ -247,7 +234,7 @@ def test_golden_bytes() -> None:
 
 
 def test_the_worked_example_of_the_specification_is_this_file() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "format.md").read_text()
+    page = (DOCS / "format.md").read_text()
     header, body = GOOD[8:96], GOOD[96:]
     assert f"{len(GOOD)} bytes" in page
     assert GOOD[:8].hex(" ") in page

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from paths import HELPERS, ROOT
 from safetensors.torch import save_file
 
 State = dict[str, torch.Tensor]
@@ -89,7 +90,7 @@ def interrupted(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch, *, 
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("opq.aside.os.replace", replace)
+        patched.setattr("opq.base.atomic.os.replace", replace)
         try:
             work()
         except KeyboardInterrupt:
@@ -99,10 +100,9 @@ def interrupted(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch, *, 
 
 def killed(source: Path, out: Path, *, at: str, bits: float, shard_size: int) -> None:
     """Compresses in a process that is killed before a file with `at` in its name gets that."""
-    here = Path(__file__).parent
     program = (
         "import os, signal, conftest, opq.aside as a\n"
-        "from opq.scale import compress_folder\n"
+        "from opq.streaming import compress_folder\n"
         "real = a.os.replace\n"
         "def replace(x, y):\n"
         f"    if {at!r} in str(y): os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -110,6 +110,6 @@ def killed(source: Path, out: Path, *, at: str, bits: float, shard_size: int) ->
         "a.os.replace = replace\n"
         f"compress_folder({str(source)!r}, {str(out)!r}, bits={bits}, shard_size={shard_size})\n"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{HELPERS}"}
     ended = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
     assert ended.returncode == -signal.SIGKILL

@@ -7,26 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from source_helpers import assert_holds, small
 from torch import nn
 
 import opq
 from opq.errors import CorruptSourceError, EmptyModelError, MismatchError, SourceError
 from opq.sources import open_source
 from opq.sources.base import TensorSpec
-
-
-def small() -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, eps=1e-3), nn.Flatten(), nn.Linear(8, 4))
-
-
-def assert_holds(source, expected: dict[str, torch.Tensor]) -> None:
-    """The source holds exactly these tensors, bit by bit."""
-    assert set(source.names) == set(expected)
-    for spec in source:
-        got = source.tensor(spec.name)
-        want = expected[spec.name]
-        assert (got.shape, got.dtype) == (want.shape, want.dtype) == (spec.shape, spec.dtype)
-        assert torch.equal(got.reshape(-1).view(torch.uint8), want.detach().contiguous().reshape(-1).view(torch.uint8))
 
 
 def test_module_gives_its_tensors_in_state_dict_order_and_itself():
