@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from paths import HELPERS, ROOT
+from paths import HELPERS, ROOT, TESTS
 from safetensors.torch import save_file
 
 State = dict[str, torch.Tensor]
@@ -101,7 +101,7 @@ def interrupted(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch, *, 
 def killed(source: Path, out: Path, *, at: str, bits: float, shard_size: int) -> None:
     """Compresses in a process that is killed before a file with `at` in its name gets that."""
     program = (
-        "import os, signal, conftest, opq.aside as a\n"
+        "import os, signal, conftest, opq.base.atomic as a\n"
         "from opq.streaming import compress_folder\n"
         "real = a.os.replace\n"
         "def replace(x, y):\n"
@@ -110,6 +110,10 @@ def killed(source: Path, out: Path, *, at: str, bits: float, shard_size: int) ->
         "a.os.replace = replace\n"
         f"compress_folder({str(source)!r}, {str(out)!r}, bits={bits}, shard_size={shard_size})\n"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{HELPERS}"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS, HELPERS))),
+    }
     ended = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
     assert ended.returncode == -signal.SIGKILL

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from paths import HELPERS, ROOT
+from paths import HELPERS, ROOT, TESTS
 from stream_helpers import SHARD, contents, small_llama
 
 from opq.streaming.run import compress_folder
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 
 WORKER = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[4])
+sys.path[:0] = sys.argv[4].split(os.pathsep)
 import conftest
 from opq.errors import OpqError
 from opq.streaming import compress_folder
@@ -62,7 +62,7 @@ def launch(source: Path, out: Path, kind: str) -> list[tuple[int, str]]:
         port = free.getsockname()[1]
     base = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"}
     base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    arguments = [sys.executable, "-c", WORKER, str(source), str(out), kind, str(HELPERS)]
+    arguments = [sys.executable, "-c", WORKER, str(source), str(out), kind, f"{TESTS}{os.pathsep}{HELPERS}"]
     both = [
         subprocess.Popen(
             arguments,

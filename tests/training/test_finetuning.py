@@ -218,7 +218,7 @@ import torch
 from torch import nn
 sys.path.insert(0, sys.argv[1])
 from training_helpers import learnable_batches, mlp, plan_of
-from opq.finetune import finetune
+from opq.training.finetuning import finetune
 
 class Slow(nn.Dropout):
     def forward(self, x):

@@ -26,10 +26,10 @@ from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, sys.argv[1])
 from training_helpers import learnable_batches, mlp, plan_of
 from opq.errors import AttachError
-from opq.finetune import finetune
-from opq.module import attach, attached, proved_codes
-from opq.ranks import rank
-from opq.wrappers import unwrapped
+from opq.training.finetuning import finetune
+from opq.training.attaching import attach, attached, proved_codes
+from opq.training.processes import rank
+from opq.models.wrappers import unwrapped
 
 folder, kind = sys.argv[2], sys.argv[3]
 distributed.init_process_group("gloo")
