@@ -17,17 +17,16 @@ import torch
 from fuzz import Parts
 from plans import kept, planned
 
-from opq import entropy
-from opq.coding import Coding
-from opq.container import Fine, Grid, Log, Product, Raw, Stored, Table, Trellis
-from opq.contexts import Contexts
-from opq.dtypes import DTYPES
-from opq.entropy import Draft
-from opq.index import DTYPE_NAMES, Place
+from opq.base.dtypes import DTYPES
+from opq.coding import entropy
+from opq.coding.classes import Contexts
+from opq.coding.entropy import Draft
+from opq.coding.symbols import LAST
+from opq.coding.tensor_model import Coding
+from opq.file.index import DTYPE_NAMES, Place
+from opq.file.stored import CODED_TYPES, Fine, Grid, Log, Product, Raw, Stored, Table, Trellis
 from opq.plan import Budget, Plan, TensorPlan
-from opq.stored import CODED_TYPES
-from opq.symbols import LAST
-from opq.trellis import numbers
+from opq.quantizing.trellis import numbers
 
 Codes = npt.NDArray[np.int16]
 Made = tuple[Plan, list[Stored]]

@@ -12,13 +12,14 @@ from pathlib import Path
 import coverage
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
+sys.path[:0] = [str(HERE), str(HERE.parent / "helpers")]
 
 
 def read() -> None:
     """Every tensor of every file, on disk or in memory, and the codes of all but the largest."""
-    from opq.container import Packed, Reader
-    from opq.folder import open_reader
+    from opq.file.folder_reader import open_reader
+    from opq.file.reader import Reader
+    from opq.file.writer import Packed
 
     for path in (p for p in sorted((HERE / "v1").iterdir()) if p.suffix != ".json"):
         with open_reader(path) as reader:
