@@ -587,7 +587,8 @@ function page(data, bits, out, from, to) {
   const type = bits === 8 ? 11 : 8;
   const uniform = read(8);
   if (uniform && uniform !== type) throw bad(`type ${uniform}`);
-  at += 1 + read(6); // the number of integers, known already
+  const hint = 1 + read(6);
+  at += hint; // the number of integers, known already
   within();
   whole();
   const format = read(8);
