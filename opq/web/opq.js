@@ -562,84 +562,89 @@ const amountOf = (blocks) => blocks.reduce((sum, [down, across]) => sum + down.l
 
 /** Decodes signed integers of 8 or 16 bits into `out` between two places. */
 function page(data, bits, out, from, to) {
-  const padded = new Uint8Array(data.length + 1024);
+  const padded = new Uint8Array(data.length + 1024); // a batch of 256 may read as far beyond before it is noticed
   padded.set(data);
   const view = new DataView(padded.buffer);
   const end = 8 * data.length;
   let at = 0;
   const bad = (what) => corrupt("coded integers are damaged", { got: what });
-  const within = () => {
+  const skip = (n) => {
+    at += n;
     if (at > end) throw bad("an early end");
   };
   const read = (n) => {
     const value = (view.getUint32(at >>> 3, true) >>> (at & 7)) & ((1 << n) - 1);
-    at += n;
-    within();
+    skip(n);
     return value;
   };
   const whole = () => {
     if (read(-at & 7)) throw bad("bits behind the last");
   };
-  if (data.length < 5 || view.getUint32(0) !== 0x70636f21) throw bad("no magic header");
-  at = 32;
+  if (data.length < 4 || view.getUint32(0) !== 0x70636f21) throw bad("no magic header");
+  skip(32);
   const version = read(8);
   if (version !== 3) throw bad(`version ${version}`);
   const type = bits === 8 ? 11 : 8;
   const uniform = read(8);
   if (uniform && uniform !== type) throw bad(`type ${uniform}`);
-  const hint = 1 + read(6);
-  at += hint; // the number of integers, known already
-  within();
+  skip(1 + read(6)); // the number of integers, known already
   whole();
   const format = read(8);
   if (format !== 3 && format !== 4) throw bad(`format ${format}`);
   if (format === 4) read(8);
-  for (;;) {
-    const found = read(8);
-    if (!found) break;
+  for (let found = read(8); found; found = read(8)) {
     if (found !== type) throw bad(`type ${found}`);
     const amount = read(24) + 1;
     if (amount > to - from) throw bad("too many integers");
     if (read(8)) throw bad("a mode that opq does not write");
-    const { nodes, values, log, behind } = takeBins(read, bits, bad);
+    const bins = takeBins(read, bits, bad);
     whole();
-    const states = [read(log), read(log), read(log), read(log)];
+    const states = [read(bins.log), read(bins.log), read(bins.log), read(bins.log)];
     whole();
-    let [s0, s1, s2, s3] = states;
-    const offsets = new Uint8Array(behind ? 256 : 0);
     for (const stop = from + amount; from < stop; ) {
-      const last = Math.min(from + 256, stop);
-      if (at > end) throw bad("an early end");
-      if (log) {
-        for (let i = from; i < last; i++) {
-          const node = nodes[s0];
-          out[i] = values[s0];
-          if (behind) offsets[i - from] = node >>> 24;
-          const count = (node >>> 16) & 255;
-          s0 = s1; // the four states take turns
-          s1 = s2;
-          s2 = s3;
-          s3 = (node & 0xffff) + ((view.getUint32(at >>> 3, true) >>> (at & 7)) & ((1 << count) - 1));
-          at += count;
-        }
-      } else {
-        out.fill(values[0], from, last);
-        offsets.fill(nodes[0] >>> 24);
-      }
-      if (behind) {
-        for (let i = from; i < last; i++) {
-          const count = offsets[i - from];
-          const value = out[i] + ((view.getUint32(at >>> 3, true) >>> (at & 7)) & ((1 << count) - 1));
-          out[i] = bits === 8 ? (value << 24) >> 24 : value;
-          at += count;
-        }
-      }
-      from = last;
+      const next = Math.min(from + 256, stop);
+      skip(takeBatch(view, at, bins, states, out, from, next) - at);
+      from = next;
     }
-    within();
     whole();
   }
   if (from !== to) throw bad("too few integers");
+}
+
+const offsetBits = new Uint8Array(256);
+
+/** At most 256 integers: first all their bins, by four states that take turns, then all offsets in the bins. */
+function takeBatch(view, at, bins, states, out, from, to) {
+  const { nodes, values, behind, bits } = bins;
+  let s0 = states[0];
+  let s1 = states[1];
+  let s2 = states[2];
+  let s3 = states[3];
+  for (let i = from; i < to; i++) {
+    const node = nodes[s0];
+    const count = (node >>> 16) & 15;
+    out[i] = values[s0];
+    offsetBits[i & 255] = node >>> 20;
+    s0 = s1;
+    s1 = s2;
+    s2 = s3;
+    s3 = (node & 0xffff) + ((view.getUint32(at >>> 3, true) >>> (at & 7)) & ((1 << count) - 1));
+    at += count;
+  }
+  states[0] = s0;
+  states[1] = s1;
+  states[2] = s2;
+  states[3] = s3;
+  if (!behind) return at;
+  const spare = 32 - bits;
+  for (let i = from; i < to; i++) {
+    const count = offsetBits[i & 255];
+    if (!count) continue;
+    const value = out[i] + ((view.getUint32(at >>> 3, true) >>> (at & 7)) & ((1 << count) - 1));
+    out[i] = (value << spare) >> spare;
+    at += count;
+  }
+  return at;
 }
 
 /**
@@ -674,10 +679,10 @@ function takeBins(read, bits, bad) {
     const k = bins[state];
     const x = next[k]++;
     const count = Math.clz32(x) - Math.clz32(size);
-    nodes[state] = ((x << count) - size) | (count << 16) | (widths[k] << 24);
+    nodes[state] = ((x << count) - size) | (count << 16) | (widths[k] << 20);
     values[state] = lowers[k];
   }
-  return { nodes, values, log, behind: widths.some(Boolean) };
+  return { nodes, values, log, bits, behind: widths.some(Boolean) };
 }
 
 // --- codes ------------------------------------------------------------------------------------
@@ -776,6 +781,9 @@ const uint32 = (bytes, at) =>
 
 const isLarge = (shape) => product(shape) >= LARGE;
 
+/** Codes in a row. */
+const widthOf = (shape) => product(shape) / threeAxes(shape)[0];
+
 /** The row ranges of the chunks. */
 function chunksOf(shape) {
   const [rows, columns, rest] = threeAxes(shape);
@@ -827,13 +835,6 @@ function smallCodes(payload, shape) {
   }
   takeSymbols(stack, coding, out, [0, axes[0]]);
   if (coding.offset) for (let i = 0; i < out.length; i++) out[i] = checked(out[i] + coding.offset);
-  return out;
-}
-
-/** The codes of some chunk of a large tensor. */
-function chunkCodes(head, chunk, shape, rows) {
-  const out = new Int16Array((product(shape) / threeAxes(shape)[0]) * (rows[1] - rows[0]));
-  takeChunk(largeCoding(head, shape), chunk, out, rows);
   return out;
 }
 
@@ -891,54 +892,76 @@ function recipe(tensor, payload, as) {
 
 /** Runs a recipe: on all of a payload, or on one chunk (`head`, `coded`, `rows`) of a large tensor. */
 function run(task) {
-  const { kind, shape, coded, head, rows } = task;
-  if (rows) return dense(task, chunkCodes(head, coded, shape, rows));
-  if (!isLarge(shape)) return dense(task, kind === "trellis" ? onTrellis(smallCodes(coded, shape), shape) : smallCodes(coded, shape));
+  const { kind, shape, coded, head, rows, length } = task;
+  if (rows) {
+    const codes = new Int16Array(widthOf(shape) * (rows[1] - rows[0]));
+    takeChunk(largeCoding(head, shape), coded, codes, rows);
+    return dense(task, codes, emptyOf(task, codes.length), 0);
+  }
+  if (!isLarge(shape)) {
+    const codes = smallCodes(coded, shape);
+    return dense(task, kind === "trellis" ? onTrellis(codes, shape) : codes, emptyOf(task, codes.length), 0);
+  }
   const parts = chunksOf(shape);
   const [front, ...streams] = streamsOf(coded, parts.length + 1);
   const coding = largeCoding(front, shape);
-  const width = product(shape) / threeAxes(shape)[0];
-  const chunk = (k, out) => takeChunk(coding, streams[k], out, parts[k]);
-  if (kind === "trellis") {
-    const codes = new Int16Array(product(shape));
-    parts.forEach(([start, stop], k) => chunk(k, codes.subarray(start * width, stop * width)));
-    return dense(task, onTrellis(codes, shape));
-  }
-  let out;
+  const each = widthOf(shape);
+  const whole = kind === "trellis"; // paths go on from chunk to chunk
+  const codes = new Int16Array(whole ? product(shape) : each * parts[0][1]);
+  const out = emptyOf(task, product(shape));
   parts.forEach(([start, stop], k) => {
-    const codes = new Int16Array((stop - start) * width);
-    chunk(k, codes);
-    const found = dense(task, codes);
-    if (parts.length === 1) return (out = found);
-    out ??= new found.constructor(amount(task));
-    out.set(found.subarray(0, out.length - start * width * task.length), start * width * task.length);
+    const from = start * each;
+    const some = whole ? codes.subarray(from, stop * each) : codes.subarray(0, stop * each - from);
+    takeChunk(coding, streams[k], some, [start, stop]);
+    if (!whole) dense(task, some, out, from * length);
   });
-  return out;
+  return whole ? dense(task, onTrellis(codes, shape), out, 0) : out;
 }
 
-/** Elements that a recipe gives. */
-const amount = ({ as, shape, size }) => (as === "codes" ? product(shape) : size);
+/** An array for the elements that so many codes give. */
+function emptyOf({ as, dtype, size, length }, codes) {
+  if (as === "codes") return new Int16Array(codes);
+  return new (as === "float32" ? Float32Array : as === "float16" ? Uint16Array : TYPES[dtype])(Math.min(size, codes * length));
+}
 
-/** The weights that codes stand for; of `product` those of one chunk may be a few too many. */
-function dense({ kind, dtype, number, values, length, as, size }, codes) {
-  if (as === "codes") return codes;
+/** Puts the weights that codes stand for into `out` from a place on; what the last vector has too much is dropped. */
+function dense({ kind, dtype, number, values, length, as }, codes, out, from) {
+  if (as === "codes") {
+    out.set(codes, from / length);
+    return out;
+  }
   let least = 0;
   let most = 0;
   for (let i = 0; i < codes.length; i++) {
-    if (codes[i] < least) least = codes[i];
-    else if (codes[i] > most) most = codes[i];
+    const code = codes[i];
+    if (code < least) least = code;
+    else if (code > most) most = code;
   }
+  const rounding = (numbers) => converted(rounded(numbers, dtype), dtype, as);
   if (values) {
-    if (codes.length && (least < 0 || most >= values.length / length)) {
-      const wanted = `0 to ${values.length / length - 1}`;
-      throw corrupt("an index beyond the codebook", { got: least < 0 ? least : most, wanted });
+    const entries = values.length / length;
+    if (codes.length && (least < 0 || most >= entries)) {
+      throw corrupt("an index beyond the codebook", { got: least < 0 ? least : most, wanted: `0 to ${entries - 1}` });
     }
-    return gathered(converted(rounded(values, dtype), dtype, as), codes, 0, length, Math.min(size, codes.length * length));
+    gather(rounding(values), codes, 0, length, out, from);
+    return out;
   }
   const value = kind === "log" ? (code) => exp2(code / number) : (code) => code * number;
-  if (most - least >= codes.length) return converted(rounded(Float64Array.from(codes, value), dtype), dtype, as);
-  const book = Float64Array.from({ length: most - least + 1 }, (_, k) => value(k + least));
-  return gathered(converted(rounded(book, dtype), dtype, as), codes, least, 1, codes.length);
+  if (most - least >= codes.length) out.set(rounding(Float64Array.from(codes, value)), from);
+  else gather(rounding(Float64Array.from({ length: most - least + 1 }, (_, k) => value(k + least))), codes, least, 1, out, from);
+  return out;
+}
+
+function gather(book, codes, least, length, out, from) {
+  if (length === 1) {
+    for (let i = 0; i < codes.length; i++) out[from + i] = book[codes[i] - least];
+    return;
+  }
+  for (let i = 0; i < codes.length; i++) {
+    const entry = codes[i] * length;
+    const most = Math.min(length, out.length - from);
+    for (let j = 0; j < most; j++) out[from++] = book[entry + j];
+  }
 }
 
 /** Powers of two, exactly rounded at whole and half exponents, which are all that opq writes. */
@@ -946,13 +969,6 @@ function exp2(x) {
   const whole = Math.floor(x);
   const power = x === whole ? 1 : x - whole === 0.5 ? Math.SQRT2 : 2 ** (x - whole);
   return whole > -1022 ? power * 2 ** whole : power * 2 ** -1000 * 2 ** (whole + 1000);
-}
-
-function gathered(book, codes, least, length, size) {
-  const out = new book.constructor(size);
-  if (length === 1) for (let i = 0; i < size; i++) out[i] = book[codes[i] - least];
-  else for (let i = 0; i < size; i++) out[i] = book[codes[Math.floor(i / length)] * length + (i % length)];
-  return out;
 }
 
 /** The elements of a tensor that is kept bit by bit. */
@@ -1448,16 +1464,15 @@ async function decoded(task, workers) {
   const parts = isLarge(shape) ? chunksOf(shape) : [];
   if (parts.length < 2) return pool.run({ ...task, coded: coded.slice() }, workers);
   const [head, ...streams] = streamsOf(coded, parts.length + 1);
-  const each = (product(shape) / threeAxes(shape)[0]) * task.length;
   const whole = kind === "trellis";
   const made = { ...task, as: whole ? "codes" : task.as };
-  let out;
-  await Promise.all(parts.map(async ([start, stop], k) => {
-    const found = await pool.run({ ...made, coded: streams[k].slice(), head: head.slice(), rows: [start, stop] }, workers);
-    out ??= new found.constructor(amount(made));
-    out.set(found.subarray(0, out.length - start * each), start * each);
+  const out = emptyOf(made, product(shape));
+  const each = widthOf(shape) * (made.as === "codes" ? 1 : task.length);
+  await Promise.all(parts.map(async (rows, k) => {
+    const found = await pool.run({ ...made, coded: streams[k].slice(), head: head.slice(), rows }, workers);
+    out.set(found.subarray(0, out.length - rows[0] * each), rows[0] * each);
   }));
-  return whole ? dense(task, onTrellis(out, shape)) : out;
+  return whole ? dense(task, onTrellis(out, shape), emptyOf(task, out.length), 0) : out;
 }
 
 // --- a file ---------------------------------------------------------------------------------------
