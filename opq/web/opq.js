@@ -1268,7 +1268,7 @@ class Ranged {
   async read(start, stop) {
     if (stop <= this.first.length) return this.first.subarray(start, stop);
     if (start >= this.size) return new Uint8Array(0);
-    const flow = await this.flow(start, stop);
+    const flow = await this.flowing(start, stop);
     try {
       return await flow.read(stop - start);
     } finally {
@@ -1277,7 +1277,7 @@ class Ranged {
   }
 
   /** A range as it comes. */
-  async flow(start, stop) {
+  async flowing(start, stop) {
     const answer = await fetched(this.url, `bytes=${start}-${stop - 1}`, this.options);
     if (answer.status === 416 || !answer.body) return new Flow(new Blob([]).stream(), this.options);
     const flow = new Flow(answer.body, this.options);
@@ -1312,13 +1312,13 @@ async function ofUrl(url, options) {
   const flow = new Flow(answer.body, options);
   const first = await flow.read(FIRST);
   flow.close();
-  return new Ranged(url, first, size && Number(size), options);
+  return new Ranged(url, first, size ? Number(size) : first.length < FIRST ? first.length : undefined, options);
 }
 
 /** A file on disk, where there is one. */
 async function ofFile(url) {
   try {
-    return new OfBlob(await globalThis.process.getBuiltinModule("node:fs").openAsBlob(url));
+    return new OfBlob(await builtin("node:fs").openAsBlob(url));
   } catch (cause) {
     throw new OpqError("missing", `cannot open ${url}`, { got: cause.message, cause });
   }
@@ -1326,7 +1326,7 @@ async function ofFile(url) {
 
 async function sourceOf(source, options) {
   options.signal?.throwIfAborted();
-  if (source instanceof URL) return source.protocol === "file:" ? ofFile(source) : ofUrl(source.href, options);
+  if (source instanceof URL) return source.protocol === "file:" && builtin("node:fs") ? ofFile(source) : ofUrl(source.href, options);
   if (source instanceof ArrayBuffer) return new Memory(new Uint8Array(source));
   if (ArrayBuffer.isView(source)) return new Memory(new Uint8Array(source.buffer, source.byteOffset, source.byteLength));
   if (source instanceof Blob) return new OfBlob(source);
@@ -1352,7 +1352,8 @@ function addressOf(source) {
 // --- workers ------------------------------------------------------------------------------------
 
 const WORKER = "opq-decoder";
-const threads = globalThis.process?.versions?.node && globalThis.process.getBuiltinModule?.("node:worker_threads");
+const builtin = (name) => globalThis.process?.getBuiltinModule?.(name);
+const threads = builtin("node:worker_threads");
 
 /** A worker that runs recipes, the same way in a page and in Node. */
 function newWorker() {
@@ -1454,7 +1455,8 @@ if (typeof WorkerGlobalScope !== "undefined" && globalThis.name === WORKER) {
 function workersWanted(wanted) {
   if (wanted !== undefined) return wanted;
   if (!globalThis.Worker && !threads) return 0;
-  return Math.min((globalThis.navigator?.hardwareConcurrency ?? threads?.availableParallelism ?? 2) - 1, 4);
+  const cores = globalThis.navigator?.hardwareConcurrency ?? builtin("node:os")?.availableParallelism() ?? 2;
+  return Math.min(cores - 1, 4);
 }
 
 /** A recipe run by workers where it is large, chunk by chunk where chunks do not hang together. */
@@ -1501,10 +1503,9 @@ class Model {
   async tensor(name, { as, signal } = {}) {
     const tensor = this.#planned(name);
     const own = tensor.like === undefined ? tensor : this.#tensors.get(tensor.like);
-    const payload = await this.#payload(own, (start, stop) => this.#source.read(start, stop));
-    (signal ?? this.#options.signal)?.throwIfAborted();
-    const found = await this.#decode(own, payload, as, name);
-    return { ...found, name };
+    const read = (start, stop) => this.#source.read(start, stop);
+    const found = this.#payload(own, read).then((payload) => this.#decode(own, payload, as, name));
+    return { ...(await until(signal ?? this.#options.signal, found)), name };
   }
 
   /** All tensors in the file's order, each as soon as it can be had. */
@@ -1518,9 +1519,9 @@ class Model {
     let [next, held, coming] = [0, 0, null];
     let flow;
     const read = async (start, stop) => {
-      if (!this.#source.flow || stop <= FIRST) return this.#source.read(start, stop);
+      if (!this.#source.flowing || stop <= this.#source.first.length) return this.#source.read(start, stop);
       if (!flow) {
-        flow = await this.#source.flow(start, own.at(-1).stop);
+        flow = await this.#source.flowing(start, own.at(-1).stop);
         flow.at = start;
       }
       await flow.skip(start - flow.at);
@@ -1534,7 +1535,7 @@ class Model {
           coming = this.#payload(order[next], read).then((payload) => ({ payload }));
           coming.catch(() => {});
         }
-        const { payload, tensor } = await Promise.race([waiting[0], coming].filter(Boolean));
+        const { payload, tensor } = await until(signal, Promise.race([waiting[0], coming].filter(Boolean)));
         if (payload) {
           const own = order[next];
           const found = this.#decode(own, payload, as === "codes" && !hasCodes(own) ? undefined : as, own.name);
@@ -1583,7 +1584,7 @@ class Model {
   async #decode(tensor, payload, as, name) {
     const { kind, dtype, shape } = tensor;
     try {
-      if (as !== undefined && !(as in NAMES)) {
+      if (as !== undefined && !Object.hasOwn(NAMES, as)) {
         throw new OpqError("mismatch", "no such form", { got: as, wanted: Object.keys(NAMES).join(", "), remedy: "Correct {as}." });
       }
       if (kind === "raw" || kind === "scalar") {
@@ -1603,6 +1604,17 @@ class Model {
   }
 }
 
+/** A promise, unless the signal says first that nobody waits for it. */
+function until(signal, promise) {
+  if (!signal) return promise;
+  return new Promise((resolve, reject) => {
+    const stop = () => reject(signal.reason);
+    signal.throwIfAborted();
+    signal.addEventListener("abort", stop);
+    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", stop));
+  });
+}
+
 const NAMES = { float32: "F32", float16: "F16", codes: "I16" };
 const hasCodes = ({ kind }) => kind !== "raw" && kind !== "scalar";
 
@@ -1614,7 +1626,7 @@ function described({ payload, checksum, start, stop, length, number, ...told }) 
 }
 
 /** The entries of a safetensors file, and where their bytes begin. */
-async function takeEntries(source, label) {
+async function takeEntries(source, label, sized) {
   const { size } = source;
   const truncated = (fact, got, wanted) => new OpqError("truncated", `${label} ${fact}`, { got: `${got} bytes`, wanted });
   const front = await source.read(0, 9);
@@ -1641,6 +1653,7 @@ async function takeEntries(source, label) {
     if (entry.start !== end) throw corrupt(`${label}: entries overlap or leave a gap`, { got: JSON.stringify(name) });
     end = entry.stop;
   }
+  sized(end);
   const goesOn = () => corrupt(`${label} goes on after its end`, { wanted: `${end} bytes` });
   if (size !== undefined && size < end) throw truncated("is cut off", size, end);
   if (size > end) throw goesOn();
@@ -1729,8 +1742,7 @@ async function openFile(source, options) {
   const received = (bytes) => options.progress?.({ loaded: (loaded += bytes), total });
   const bytes = await sourceOf(source, { ...options, received });
   try {
-    const { entries, common, end } = await takeEntries(bytes, options.label);
-    total = end;
+    const { entries, common, end } = await takeEntries(bytes, options.label, (end) => (total = end));
     const { dtype, start, stop } = entries.get(COMMON);
     if (dtype !== "U8" || stop - start < 8) throw corrupt("the index is too short", { got: `${stop - start} bytes`, wanted: "at least 8" });
     if (crc32(common.subarray(4)) !== uint32(common, 0)) throw corrupt("the index has a wrong checksum", { remedy: "Fetch the file again." });

@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
+from paths import TESTS
+
 import opq
 
 MODULE = Path(opq.__file__).parent / "web" / "opq.js"
-DRIVER = Path(__file__).parent / "driver.mjs"
+DRIVER = TESTS / "web" / "driver.mjs"
 SMALLEST = 20
 
 
