@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import select
 import shutil
 import struct
 import subprocess
@@ -13,7 +14,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-
 from paths import TESTS
 
 import opq
@@ -21,6 +21,9 @@ import opq
 MODULE = Path(opq.__file__).parent / "web" / "opq.js"
 DRIVER = TESTS / "web" / "driver.mjs"
 SMALLEST = 20
+"""The oldest major version of Node that has all that the driver uses."""
+DEADLINE = 120
+"""Seconds after which a question counts as a hang; they take milliseconds."""
 
 
 def missing() -> str | None:
@@ -46,6 +49,9 @@ class Node:
         assert self._process.stdout is not None
         self._process.stdin.write(struct.pack("<II", len(head), len(data)) + head + data)
         self._process.stdin.flush()
+        if not select.select([self._process.stdout], [], [], DEADLINE)[0]:
+            self.kill()
+            raise TimeoutError(f"no answer in {DEADLINE} s")
         line = self._process.stdout.readline()
         assert line, f"node has ended with {self._process.wait()}"
         found: dict[str, Any] = json.loads(line)
