@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -267,9 +266,3 @@ def test_floats_of_every_size_become_the_same_bits(js: node.Node, tmp_path: Path
         assert_same(js.ask(data, narrowed=USUAL), reader)
         for told in js.ask(data, **{"as": "float16"})["tensor"]:
             assert told["digest"] == node.digest(reader.tensor(told["name"]).half()), told
-
-
-def test_the_module_says_the_version_of_the_format_and_of_the_package() -> None:
-    package = json.loads((node.MODULE.parent / "package.json").read_text())
-    assert package["version"] == opq.__version__
-    assert all((node.MODULE.parent / name).is_file() for name in package["files"])
