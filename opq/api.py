@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from opq import methods
+from opq.allocation.stats import TensorStats
 from opq.compression.alpha import weighed
 from opq.compression.coders import Coder, DataFreeCoder, PlainCoder, probe_source
 from opq.compression.fit import Fit
@@ -84,7 +85,7 @@ def solve(source: SourceLike, **options: Any) -> Plan:
     return Fit(opened, problem, PlainCoder(opened), checked.progress).decide()
 
 
-def _problem(source: Source, options: Options) -> tuple[Problem, Coder]:
+def _problem(source: Source, options: Options) -> tuple[Problem[TensorStats], Coder]:
     """The allocation problem and what makes codes of its plans."""
     roles = assign(source.specs, options.overrides)
     bounded = [role.name for role in roles if (role.min_bits, role.max_bits) != (0.0, math.inf)]
@@ -100,9 +101,9 @@ def _problem(source: Source, options: Options) -> tuple[Problem, Coder]:
     given = {**_named(options, stats), **given}
     probed = probe_source(source, options)
     trellised = _trellised(roles, probed) if options.trellis else frozenset()
-    problem = Problem(
-        options=options,
-        roles=roles,
+    problem = Problem.of(
+        options,
+        roles,
         stats=stats,
         sensitivities=dict.fromkeys(stats, 1.0) | given,
         trellised=trellised,
@@ -110,7 +111,7 @@ def _problem(source: Source, options: Options) -> tuple[Problem, Coder]:
     if probed is None:
         return problem, PlainCoder(source)
     coder = DataFreeCoder(source, probed)
-    return weighed(coder, problem, given), coder
+    return weighed(coder, problem, given)
 
 
 def _trellised(roles: Iterable[Role], probed: Probe | None) -> frozenset[str]:

@@ -25,7 +25,8 @@ from opq.compression.roles import assign
 from opq.models.batch import Batch
 from opq.plan import LARGEST_CODE, TensorPlan, as_stored
 from opq.probing.layers import inputs_of, layers, spread
-from opq.probing.moments import PRIOR, Moments
+from opq.probing.collector import PRIOR
+from opq.probing.moments import Moments
 from opq.probing.sensitivity import Probe
 from opq.probing.sensitivity import probe as make_probe
 from opq.quantizing import moment as moment_module
@@ -303,7 +304,7 @@ def test_the_chosen_candidates_codes_are_those_of_the_first_round(monkeypatch: p
     source, options = open_source(model.eval()), Options(bits=5)
     roles = assign(source.specs)
     stats = gather(source, roles)
-    problem = Problem(options=options, roles=roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0))
+    problem = Problem.of(options, roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0))
     probe = make_probe(model, input_size=(3, 16, 16), samples=8)
     coder = DataFreeCoder(source, probe)
     chosen = weighed(coder, problem, {})
