@@ -5,6 +5,7 @@ Other folders use:
 - `alpha`: the exponent of the sensitivities.
 - `budget`: the one loop that meets a budget in bytes.
 - `coders`: accuracy without data.
+- `copies`: tensors of one source that hold the very same values.
 - `fit`: meets the budget in bytes of the file.
 - `options`: the options of one compression, checked before any work is done.
 - `problem`: statistics, sensitivities and a budget in bits -> the Plan. Pure.
@@ -15,4 +16,4 @@ Other folders use:
 
 from __future__ import annotations
 
-__all__ = ["alpha", "budget", "coders", "fit", "options", "problem", "result", "roles", "shortfall"]
+__all__ = ["alpha", "budget", "coders", "copies", "fit", "options", "problem", "result", "roles", "shortfall"]

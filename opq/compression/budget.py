@@ -83,6 +83,7 @@ class Search:
             last, made = make(setting, done)
             done.append(last)
             held = made if self.chosen(done) is last else held
+            del made
             setting = self.following(done)
         return Found(tuple(done), self.chosen(done), held)
 

@@ -26,8 +26,15 @@ from opq.sources.base import Source
 
 CodesByName = dict[str, Codes]
 
-PROBED = ("module", "timm", "torchvision", "demo", "hf")
-"""Origins whose model is probed unless the user says otherwise."""
+LIVE = ("module", "timm", "torchvision", "demo", "hf")
+"""Origins with a model at hand: it is probed unless the user says otherwise."""
+
+
+def wants_probe(source: Source, options: Options) -> bool:
+    """Whether the source's model is to be probed: by the option, else where there is one or inputs are given."""
+    if options.probe is not None:
+        return options.probe
+    return source.origin in LIVE or options.calibration is not None
 
 
 def probe_source(source: Source, options: Options) -> Probe | None:
@@ -36,10 +43,7 @@ def probe_source(source: Source, options: Options) -> Probe | None:
     A model that cannot be probed is compressed all the same, with a `ProbeWarning` that says what to pass; where the
     user asked for the probe, `probe=True`, the `ProbeError` is raised.
     """
-    wanted = options.probe
-    if wanted is None:
-        wanted = source.origin in PROBED or options.calibration is not None
-    if not wanted:
+    if not wants_probe(source, options):
         return None
     try:
         model = source.build()

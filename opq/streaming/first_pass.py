@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from opq.compression.coders import probe_source
+from opq.compression.copies import tied
 from opq.compression.options import Options
 from opq.compression.problem import Problem
 from opq.compression.roles import Role, assign
 from opq.errors import PatternError
 from opq.probing.sensitivity import weights
-from opq.sources.base import Source, TensorSpec
+from opq.sources.base import Source
 from opq.streaming.block_probe import Carried
 from opq.streaming.measure import Measure, measure, packed, scale_square, scales_of, ties, unpacked
 from opq.streaming.task import Task
@@ -25,8 +26,7 @@ def prepared(task: Task) -> tuple[Task, Problem[Measure]]:
     found = measures(task, [role for role in roles if role.action == "compress"])
     same = json.loads(task.team.first(lambda: json.dumps(ties(task.source, found, task.tensors)).encode()))
     if same:
-        specs = tuple(dataclasses.replace(s, like=same.get(s.name, s.like)) for s in task.source.specs)
-        task = dataclasses.replace(task, source=dataclasses.replace(task.source, specs=_untangled(specs)))
+        task = dataclasses.replace(task, source=tied(task.source, same))
         roles = roles_of(task.source, task.options)
     found = {r.name: found[r.name] for r in roles if r.action == "compress"}
     with task.clock("solve"):
@@ -48,12 +48,6 @@ def roles_of(source: Source, options: Options) -> tuple[Role, ...]:
         else role
         for role in assign(source.specs, options.overrides)
     )
-
-
-def _untangled(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-    """Ties that lead to a holder in one step."""
-    like = {spec.name: spec.like for spec in specs}
-    return tuple(dataclasses.replace(s, like=like[s.like] or s.like) if s.like is not None else s for s in specs)
 
 
 def measures(task: Task, roles: Sequence[Role]) -> dict[str, Measure]:

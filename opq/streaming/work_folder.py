@@ -60,7 +60,7 @@ class Work:
         """
         before = self.state
         resumed = before.get("digest") == self.digest
-        if not resumed and (other := next(self.folder.glob("*.opq.safetensors*"), None)) is not None:
+        if not resumed and (other := next(self.folder.glob("[!.]*.opq.safetensors*"), None)) is not None:
             what = "an unfinished compression of another source or with other options" if before else "a compression"
             raise OccupiedFolderError(f"{self.folder} holds {what}", got=other.name)
         self._clear()
