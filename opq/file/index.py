@@ -12,7 +12,7 @@ from opq.coding.adaptive import Adaptive, AdaptiveNumber
 from opq.coding.stack import StackReader, StackWriter, uniform
 from opq.errors import CorruptFileError, NewerFormatError, OptionError
 from opq.file.stored import COMPRESSED, KINDS, MOST_AXES
-from opq.plan import COLUMNS, Budget, Plan, TensorPlan
+from opq.plan import COLUMNS, Budget, Plan, TensorPlan, is_vector
 
 _T = TypeVar("_T")
 
@@ -145,6 +145,7 @@ class _Tensors:
         row: dict[str, Any] = {"name": name, "shape": self.shape, "dtype": dtype, "reason": reason}
         row["action"] = "compress" if kind in COMPRESSED else "share" if kind == "share" else "keep"
         row |= {"codebook": kind} if kind in COMPRESSED else {}
+        row |= {"exact": True} if kind == "raw" and is_vector(self.shape, dtype) else {}
         row["place"] = {"kind": kind, "length": 0}
         if kind == "share":
             row["like"] = _listed(names, self.small.take(reader), "shared tensor")
