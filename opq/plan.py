@@ -13,12 +13,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from opq.base.format_v1 import COLUMNS, LARGEST_CODE
 from opq.base.rounding import rounded
 from opq.errors import BudgetError, MismatchError, OptionError
-
-LARGEST_CODE = 2**15 - 1
-"""Codes fit int16; the solver never chooses a step below max|w| / LARGEST_CODE."""
-COLUMNS = ("step", "rounding", "threshold", "sensitivity", "rate", "density", "distortion")
 
 ONE_DIMENSIONAL = "one-dimensional"
 """The reason of weights, biases and norms that are kept by default."""
