@@ -97,7 +97,7 @@ def numbers(k: Codes) -> Codes:
     """
     if k.size and not -_FARTHEST <= int(k.min()) <= int(k.max()) <= _FARTHEST:
         raise CorruptFileError("a path beyond 16 bits", got=(int(k.min()), int(k.max())), wanted=f"+-{_FARTHEST}")
-    return 2 * k + _shifts(k)
+    return np.asarray(2 * k + _shifts(k))  # also without axes, where a sum is no array
 
 
 def _shifts(k: Codes) -> Codes:
