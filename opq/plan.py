@@ -13,7 +13,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from opq.base.format_v1 import COLUMNS, LARGEST_CODE
+from opq.base.format_v1 import BUDGET_KINDS
+from opq.base.format_v1 import COLUMNS as COLUMNS
+from opq.base.format_v1 import (
+    LARGEST_CODE as LARGEST_CODE,  # for who plans: the solver never chooses a step below max|w| / LARGEST_CODE
+)
 from opq.base.rounding import rounded
 from opq.errors import BudgetError, MismatchError, OptionError
 
@@ -36,7 +40,7 @@ class Budget:
     value: float
 
     def __post_init__(self) -> None:
-        if self.kind not in ("bits", "ratio", "size"):
+        if self.kind not in BUDGET_KINDS:
             raise BudgetError("unknown budget", got=repr(self.kind), wanted="bits, ratio or size")
         if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
             raise BudgetError(

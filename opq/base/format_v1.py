@@ -6,6 +6,8 @@ A changed number makes all files that exist unreadable, or readable as something
 
 from __future__ import annotations
 
+from typing import Literal
+
 # --- the container ---------------------------------------------------------------------------
 
 VERSION = 1
@@ -73,13 +75,7 @@ STEP_WEIGHTS = ((40, 20, 10, 8, 6, 6), *[(24, 16, 30, 8, 6, 6)] * (1 + REMEMBERE
 """First weights of the kinds of step (a byte, a copy, a copy from distance 0, 1, 2, 3 again), by the kind before."""
 
 BYTE_WEIGHTS = tuple(
-    24
-    if byte in b"einortasgblwhmcd"
-    else 12
-    if byte in b"ukvpfyxqzj._0123456789\n"
-    else 2
-    if 32 <= byte < 127
-    else 1
+    24 if byte in b"einortasgblwhmcd" else 12 if byte in b"ukvpfyxqzj._0123456789\n" else 2 if 32 <= byte < 127 else 1
     for byte in range(256)
 )
 COPY_LENGTH_WEIGHTS = (8, 14, 24, 40, 60, 40, 8, 2, *[1] * 17)
@@ -134,7 +130,8 @@ LARGE = 1 << 19
 CHUNK = 1 << 22
 """Codes in one chunk, rounded down to whole rows, at least one."""
 
-CODING_KINDS = ("constant", "tables", "geometric", "pages")
+CodingKind = Literal["constant", "tables", "geometric", "pages"]
+CODING_KINDS: tuple[CodingKind, ...] = ("constant", "tables", "geometric", "pages")
 """How the codes of a tensor are coded, by number: all equal; a frequency table for each class; a geometric
 distribution; each class by pcodec."""
 

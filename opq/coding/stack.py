@@ -12,16 +12,13 @@ import constriction
 import numpy as np
 
 from opq.base.arrays import Ints, Symbols
+from opq.base.format_v1 import LONGEST_NUMBER, PIECE, PRECISION
 from opq.errors import CorruptFileError
 
-PRECISION = 24
 TOTAL = 1 << PRECISION
 """What the integer frequencies of one table add up to."""
 Model = Any
 """A constriction model; the package has no types."""
-
-_LONGEST = 40
-"""Bits of the largest number that `Writer.uint` takes."""
 
 
 def categorical(frequencies: Ints) -> Model:
@@ -39,7 +36,7 @@ def uniform(size: int) -> Model:
     return constriction.stream.model.Uniform(size)
 
 
-_LENGTHS = uniform(_LONGEST + 1)
+_LENGTHS = uniform(LONGEST_NUMBER + 1)
 _EACH_ITS_OWN = constriction.stream.model.Uniform()
 
 
@@ -53,14 +50,14 @@ class StackWriter:
         """One symbol, or an int32 array of them, of one model."""
         self._steps.append((symbols, model))
 
-    def bits(self, values: Symbols, lengths: Symbols) -> None:
+    def tails(self, values: Symbols, lengths: Symbols) -> None:
         """Numbers below `2^lengths`, each with a length from 1 to 24 of its own."""
         self._steps.append((values, _EACH_ITS_OWN, np.left_shift(np.int32(1), lengths)))
 
     def number(self, value: int, length: int) -> None:
         """The `length` lowest bits of a number that is not negative, `length` <= 40."""
-        for shift in range(0, length, 16):
-            part = min(16, length - shift)
+        for shift in range(0, length, PIECE):
+            part = min(PIECE, length - shift)
             self.put(value >> shift & (1 << part) - 1, uniform(1 << part))
 
     def uint(self, value: int) -> None:
@@ -107,14 +104,14 @@ class StackReader:
         symbols: Symbols = self._coder.decode(model, amount)
         return symbols
 
-    def bits(self, lengths: Symbols) -> Symbols:
+    def tails(self, lengths: Symbols) -> Symbols:
         """Numbers below `2^lengths`, lengths from 1 to 24."""
         values: Symbols = self._coder.decode(_EACH_ITS_OWN, np.left_shift(np.int32(1), lengths))
         return values
 
     def number(self, length: int) -> int:
         """A number below `2^length`."""
-        return sum(self.take(uniform(1 << min(16, length - s))) << s for s in range(0, length, 16))
+        return sum(self.take(uniform(1 << min(PIECE, length - s))) << s for s in range(0, length, PIECE))
 
     def uint(self) -> int:
         """A number from 0 to 2^40 - 1."""
