@@ -6,6 +6,7 @@ A thin layer over constriction's asymmetric numeral system (Duda 2013; Bamler 20
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import constriction
@@ -70,6 +71,10 @@ class StackWriter:
         """A number of either sign."""
         self.uint(zigzag(value))
 
+    def __len__(self) -> int:
+        """How many times something was put."""
+        return len(self._steps)
+
     def extend(self, other: StackWriter) -> None:
         """What `other` holds, read after what is here."""
         self._steps += other._steps
@@ -85,10 +90,12 @@ class StackWriter:
 class StackReader:
     """The symbols of a `Writer`, in the order in which they were put.
 
-    Any bytes decode to some symbols of the models asked for, so nothing here can fail before `finish`.
+    Any bytes decode to some symbols of the models asked for: damage shows at the end, in `finish`.
     """
 
-    def __init__(self, data: bytes | memoryview):
+    def __init__(self, data: bytes | memoryview, *, most: float = math.inf):
+        """`most`: symbols that `take` may give; what is foreseen well costs nothing, and could go on for ever."""
+        self._left = most
         if len(data) and not data[-1]:
             raise CorruptFileError("a coded stream ends in a zero byte", remedy="Fetch the file again.")
         padded = bytes(data) + bytes(-len(data) % 4)
@@ -96,7 +103,10 @@ class StackReader:
         self._coder = constriction.stream.stack.AnsCoder(words)
 
     def take(self, model: Model) -> int:
-        """One symbol."""
+        """One symbol; raises `CorruptFileError` when there were `most` of them."""
+        self._left -= 1
+        if self._left < 0:
+            raise CorruptFileError("a coded stream goes on for longer than its bytes can mean")
         return int(self._coder.decode(model))
 
     def many(self, model: Model, amount: int) -> Symbols:
