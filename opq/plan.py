@@ -7,6 +7,7 @@ Letters: `a` sensitivity, `step` = Delta, `threshold` = half the dead zone in un
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections import Counter
@@ -14,12 +15,11 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from opq.base.dtypes import torch_dtype
+from opq.base.format_v1 import BUDGET_KINDS
+from opq.base.format_v1 import COLUMNS as COLUMNS
+from opq.base.format_v1 import LARGEST_CODE as LARGEST_CODE
 from opq.base.rounding import rounded
 from opq.errors import BudgetError, MismatchError, OptionError
-
-LARGEST_CODE = 2**15 - 1
-"""Codes fit int16; the solver never chooses a step below max|w| / LARGEST_CODE."""
-COLUMNS = ("step", "rounding", "threshold", "sensitivity", "rate", "density", "distortion")
 
 Action = Literal["compress", "keep", "share"]
 BudgetKind = Literal["bits", "ratio", "size"]
@@ -37,7 +37,7 @@ class Budget:
     value: float
 
     def __post_init__(self) -> None:
-        if self.kind not in ("bits", "ratio", "size"):
+        if self.kind not in BUDGET_KINDS:
             raise BudgetError("unknown budget", got=repr(self.kind), wanted="bits, ratio or size")
         if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
             raise BudgetError(
@@ -134,14 +134,27 @@ class TensorPlan:
         return math.prod(self.shape)
 
     @property
+    def floating(self) -> bool:
+        """Whether the source's element type is a floating-point one."""
+        return torch_dtype(self.dtype).is_floating_point
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the dense tensor in the source's element type."""
+        return self.size * torch_dtype(self.dtype).itemsize
+
+    @property
     def dead_zone(self) -> float:
         """Half the dead zone in steps, theta."""
         return self.threshold / self.step if self.step else 0.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The decision for a whole model: a value that every other stage reads and none changes."""
+    """The decision for a whole model: a value that every other stage reads and none changes.
+
+    `plan[name]` and `name in plan` take the same time whatever its size.
+    """
 
     method: str
     tensors: tuple[TensorPlan, ...]
@@ -154,8 +167,8 @@ class Plan:
     """Predicted size of the file."""
 
     def __post_init__(self) -> None:
-        names = Counter(t.name for t in self.tensors)
-        if len(names) != len(self.tensors):
+        if len(self._by_name) != len(self.tensors):
+            names = Counter(t.name for t in self.tensors)
             twice = sorted(name for name, times in names.items() if times > 1)
             raise OptionError("a tensor stands twice in the plan", got=", ".join(twice[:5]))
 
@@ -165,11 +178,46 @@ class Plan:
     def __len__(self) -> int:
         return len(self.tensors)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
     def __getitem__(self, name: str) -> TensorPlan:
-        for tensor in self.tensors:
-            if tensor.name == name:
-                return tensor
-        raise MismatchError(f"no tensor {name!r} in the plan", wanted=_some(t.name for t in self.tensors))
+        if name not in self._by_name:
+            raise MismatchError(f"no tensor {name!r} in the plan", wanted=_some(iter(self._by_name)))
+        return self._by_name[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone, for copies and pickles."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, TensorPlan]:
+        return {t.name: t for t in self.tensors}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tensors, in file order."""
+        return tuple(self._by_name)
+
+    @property
+    def own(self) -> tuple[TensorPlan, ...]:
+        """The tensors that hold values themselves, in file order: tied ones once."""
+        return tuple(t for t in self.tensors if t.like is None)
+
+    @property
+    def elements(self) -> int:
+        """Elements of the floating-point tensors, tied ones counted once."""
+        return sum(t.size for t in self.own if t.floating)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the dense tensors, tied ones counted once."""
+        return sum(t.nbytes for t in self.own)
+
+    def holder(self, name: str) -> TensorPlan:
+        """The tensor that holds the values of this one: itself, or the one that it shares."""
+        tensor = self[name]
+        return tensor if tensor.like is None else self[tensor.like]
 
     @property
     def compressed(self) -> tuple[TensorPlan, ...]:

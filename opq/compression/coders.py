@@ -113,8 +113,7 @@ class DataFreeCoder:
 
     def state(self, plan: Plan, codes: CodesByName) -> dict[str, torch.Tensor]:
         """The compressed tensors as they will be read back, under every name they have."""
-        planned = {t.name: t for t in plan}
-        state = {n: dequantize(torch.from_numpy(q), planned[n], self.source.by_name[n].dtype) for n, q in codes.items()}
+        state = {n: dequantize(torch.from_numpy(q), plan[n], self.source.by_name[n].dtype) for n, q in codes.items()}
         return state | {t.name: state[t.like] for t in plan if t.like in state}
 
 

@@ -23,7 +23,7 @@ from opq.compression.result import Result
 from opq.compression.shortfall import shortfall
 from opq.compression.two_steps import two_steps
 from opq.errors import InfeasibleError
-from opq.file import stored, writer
+from opq.file import writer
 from opq.file.kept import keep
 from opq.file.stored import Grid, Trellis
 from opq.plan import Plan, as_stored
@@ -145,7 +145,7 @@ class Fit:
 
     def overhead(self, plan: Plan) -> float:
         """Bytes that are no codes, as far as they can be foreseen: kept tensors, header, frequency tables."""
-        kept = sum(stored.draft(item, plan[item.name]).size for item in keep(self.source, plan, {}))
+        kept = sum(item.payload(plan[item.name]).size for item in keep(self.source, plan, {}))
         return kept + HEADER + PLACE * len(plan) + TABLE * len(plan.compressed)
 
     def infeasible(self, target: float, smallest: int) -> InfeasibleError:

@@ -135,7 +135,7 @@ class Shards:
         """Name, kind, number and payload of every tensor that is not shared."""
         items, large = kept_items(self.source, part, whole)
         for item in items:
-            made = writer._made(item, part[item.name])
+            made = writer.encoded(item, part[item.name])
             yield item.name, made.place.kind, made.place.number, Coded.of([made.payload])
         for name in large:
             yield name, "raw", 0, self._raw(name)

@@ -117,7 +117,7 @@ def missing(module: ModuleType, functions: Functions, also: Functions) -> Iterat
         yield from (f"{module.__name__}.{name}: branch {a} -> {b}" for a, b in sorted(branches))
 
 
-WRITING_TOO = {rounding: ("fits", "bits_of")}
+WRITING_TOO = {rounding: ("fits", "pattern_of")}
 """Functions of the writer that the reader enters, for one of the widths."""
 
 
