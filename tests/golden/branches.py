@@ -270,7 +270,7 @@ def models() -> Parts:
     for number in (-(2**39), 2**39 - 1):
         made.append((kept(f"scalar.{number}", torch.tensor(0)), Place("scalar", 0, number=number), b""))
     beyond = struct.pack("<BHH4f", 4, 4, 1, 3e38, -3e38, -0.0, 2.5) + entropy.encode(np.arange(4))
-    made.append((planned("beyond", (4,), "F16", codebook="table", **LISTED), Place("table", len(beyond)), beyond))
+    made.append((planned("too.large", (4,), "F16", codebook="table", **LISTED), Place("table", len(beyond)), beyond))
     plans, places, payloads = zip(*made, strict=True)
     return Parts(Plan(method="by hand", tensors=plans), places, payloads)
 
