@@ -159,8 +159,6 @@ def test_limits_and_lengths_are_on_the_page() -> None:
     assert f"{format_v1.LARGEST_HEADER:,}" in PAGE
     expansion = f"{format_v1.MAX_EXPANSION:,} bytes for each byte of the file, or {format_v1.SMALL >> 20} MiB"
     assert f"at most {expansion}" in PAGE
-        f"at most {format_v1.MAX_EXPANSION:,} bytes for each byte of the file, or {format_v1.SMALL >> 20} MiB" in PAGE
-    )
     assert f"All within +-{symbols.LAST}".lower() in PAGE
     for size in (28, 41, 47, 256):
         assert f"`uniform({size})`" in PAGE
