@@ -44,7 +44,7 @@ ELSEWHERE = {
     "parts_of check_payloads _crc index_bytes",
     header: "header payload_starts",
     reader: "InMemory.parts Reader.sizes Reader.bytes",
-    stored: "Drafted.size",
+    stored: "Listed.entries",
     writer: "Packed.size Packed.write Packed.verify Packed._same write_file size_of",
     grid: "quantize _on_paths _quantize dequantize",
     rounding: "rounded",
