@@ -17,6 +17,8 @@ from opq.plan import COLUMNS, TensorPlan
 from opq.quantizing import trellis
 
 PAGE = (DOCS / "format.md").read_text()
+PROSE = " ".join(PAGE.split())
+"""Without breaks of lines."""
 
 
 def rows(title: str) -> list[list[str]]:
@@ -106,7 +108,7 @@ def test_the_element_types_and_kinds_are_on_the_page() -> None:
         assert by_number[str(number)] == [f"`{name}`", str(DTYPES[name].itemsize)]
     assert [f"`{name}`" for name in stored.KINDS] == rows("kind")[1][1 : 1 + len(stored.KINDS)]
     assert all(f"| {k} `{name}` |" in PAGE for k, name in enumerate(stored.KINDS))
-    coded = " ".join(re.search(r"Kinds 0 to 4 and 8 stand for (.*?) only\.", PAGE, re.DOTALL)[1].split())  # type: ignore[index]
+    (coded,) = re.findall(r"Kinds 0 to 4 and 8 stand for (.*?) only\.", PROSE)
     assert re.findall(r"[BF]\w+", coded) == list(stored.CODED_TYPES)
 
 
@@ -135,7 +137,7 @@ def test_the_models_of_rows_and_texts_are_on_the_page() -> None:
         assert list(model._weights) == [weight] * count
     assert f"| `same` | {listed(of.same._weights)} |" in table
     assert f"| `own` | {listed(of.own._weights)} |" in table
-    assert f"grows by {adaptive.Adaptive._STEP}." in PAGE
+    assert f"grows by {adaptive.Adaptive._STEP}." in PROSE
 
 
 def test_the_columns_are_on_the_page() -> None:
@@ -146,20 +148,20 @@ def test_the_columns_are_on_the_page() -> None:
 
 
 def test_limits_and_lengths_are_on_the_page() -> None:
-    assert "`N < 2^19 = 524288`" in PAGE
+    assert "`N < 2^19 = 524288`" in PROSE
     assert entropy.LARGE == 1 << 19
-    assert "`max(1, 2^22 // (C K))` rows" in PAGE
+    assert "`max(1, 2^22 // (C K))` rows" in PROSE
     assert entropy.CHUNK == 1 << 22
-    assert f"paths of {trellis.RUN} rows" in PAGE
-    assert f"within +-{trellis._FARTHEST}" in PAGE
-    assert f"at most {stored.MOST_AXES} axes" in PAGE
-    assert f"`first + number` is at most {classes.MOST}" in PAGE
-    assert f"axes of at most {class_tables._LONGEST}." in PAGE
-    assert f"{header.LARGEST_HEADER:,}" in PAGE
-    assert f"at most {reader.MAX_EXPANSION:,} bytes for each byte of the file, or {reader.SMALL >> 20} MiB" in PAGE
-    assert f"All within +-{symbols.LAST}".lower() in PAGE
+    assert f"paths of {trellis.RUN} rows" in PROSE
+    assert f"within +-{trellis._FARTHEST}" in PROSE
+    assert f"at most {stored.MOST_AXES} axes" in PROSE
+    assert f"`first + number` is at most {classes.MOST}" in PROSE
+    assert f"axes of at most {class_tables._LONGEST}." in PROSE
+    assert f"{header.LARGEST_HEADER:,}" in PROSE
+    assert f"at most {reader.MAX_EXPANSION:,} bytes for each byte of the file, or {reader.SMALL >> 20} MiB" in PROSE
+    assert f"all within +-{symbols.LAST}" in PROSE
     for size in (28, 41, 47, 256):
-        assert f"`uniform({size})`" in PAGE
+        assert f"`uniform({size})`" in PROSE
     assert tables.SCALES == 28
 
 
