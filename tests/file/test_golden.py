@@ -13,17 +13,16 @@ import numpy as np
 import pytest
 from paths import GOLDEN
 
+from opq.base.format_v1 import DTYPE_NAMES, KIND_NAMES
 from opq.coding import classes, entropy
 from opq.coding.stack import StackReader
 from opq.coding.symbols import DIRECT
 from opq.coding.tensor_model import Coding
 from opq.compression.options import METHODS
-from opq.file import stored
+from opq.file import codebook, stored
 from opq.file.folder_reader import open_reader
 from opq.file.header import VERSION
-from opq.file.index import DTYPE_NAMES
 from opq.file.reader import Reader
-from opq.file.stored import KINDS
 from opq.file.writer import Packed, pack
 from opq.plan import TensorPlan
 from opq.quantizing import trellis
@@ -57,7 +56,7 @@ def test_every_version_and_method_and_kind_has_one() -> None:
             methods.add(reader.plan.method)
             types |= {tensor.dtype for tensor in reader.plan}
     assert {name for version, name, _ in EXPECTED if version == f"v{VERSION}"} == found
-    assert kinds == set(KINDS)
+    assert kinds == set(KIND_NAMES)
     assert methods >= set(METHODS)
     assert types == set(DTYPE_NAMES)
 
@@ -84,8 +83,10 @@ def ways(reader: Reader, plan: TensorPlan) -> Iterator[str]:
     if plan.like is not None or kind in ("raw", "scalar", "share") or not plan.size:
         return
     payload = reader._payload(plan.name)
-    values, position = stored._values(kind, payload)
-    shape = stored.indices_shape(kind, plan, values)
+    listed, position, shape = stored.PAYLOADS[kind], 0, plan.shape
+    if issubclass(listed, stored.Listed):
+        entries, position = codebook.take(payload)
+        shape = listed.indices_shape(plan, entries.shape[1])
     parts, codes = len(entropy.chunks(shape)), entropy.decode(payload[position:], shape)
     head = payload[position:]
     head = entropy._streams(head, 1 + parts)[0] if entropy.is_large(shape) else head

@@ -42,7 +42,7 @@ ELSEWHERE = {
     tensor_model: "Coding.same",
     folder_reader: "FolderReader.sizes FolderReader.bytes FolderReader.tensor FolderReader.verify "
     "parts_of check_payloads _crc index_bytes",
-    header: "header",
+    header: "header payload_starts",
     reader: "InMemory.parts Reader.sizes Reader.bytes",
     stored: "Drafted.size",
     writer: "Packed.size Packed.write Packed.verify Packed._same write_file size_of",
@@ -117,7 +117,7 @@ def missing(module: ModuleType, functions: Functions, also: Functions) -> Iterat
         yield from (f"{module.__name__}.{name}: branch {a} -> {b}" for a, b in sorted(branches))
 
 
-WRITING_TOO = {rounding: ("fits", "bits_of")}
+WRITING_TOO = {rounding: ("fits", "pattern_of")}
 """Functions of the writer that the reader enters, for one of the widths."""
 
 

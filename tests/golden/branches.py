@@ -6,7 +6,6 @@ by models chosen here, put together as the fuzzer does.
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,13 +17,14 @@ from fuzz import Parts
 from plans import kept, planned
 
 from opq.base.dtypes import DTYPES
+from opq.base.format_v1 import CODED_TYPES, DTYPE_NAMES
 from opq.coding import entropy
 from opq.coding.classes import Contexts
 from opq.coding.entropy import Draft
 from opq.coding.symbols import LAST
 from opq.coding.tensor_model import Coding
-from opq.file.index import DTYPE_NAMES, Place
-from opq.file.stored import CODED_TYPES, Fine, Grid, Log, Product, Raw, Stored, Table, Trellis
+from opq.file.index import Place
+from opq.file.stored import Fine, Grid, Log, Product, Raw, Stored, Table, Trellis
 from opq.plan import Budget, Plan, TensorPlan
 from opq.quantizing.trellis import numbers
 
@@ -269,8 +269,8 @@ def models() -> Parts:
         coded(name, Coding("tables", -1, 3, chosen, roots), rng.choice([-1, 0, 0, 0, 0, 1], shape))
     for number in (-(2**39), 2**39 - 1):
         made.append((kept(f"scalar.{number}", torch.tensor(0)), Place("scalar", 0, number=number), b""))
-    infinite = struct.pack("<BHH4f", 4, 4, 1, math.inf, -math.inf, -0.0, 2.5) + entropy.encode(np.arange(4))
-    made.append((planned("infinite", (4,), "F32", codebook="table", **LISTED), Place("table", len(infinite)), infinite))
+    beyond = struct.pack("<BHH4f", 4, 4, 1, 3e38, -3e38, -0.0, 2.5) + entropy.encode(np.arange(4))
+    made.append((planned("too.large", (4,), "F16", codebook="table", **LISTED), Place("table", len(beyond)), beyond))
     plans, places, payloads = zip(*made, strict=True)
     return Parts(Plan(method="by hand", tensors=plans), places, payloads)
 
