@@ -1156,13 +1156,15 @@ class Memory {
 
 /** A Blob or File, read piece by piece. */
 class OfBlob {
-  constructor(blob) {
-    this.blob = blob;
-    this.size = blob.size;
+  constructor(blob, { signal, received }) {
+    Object.assign(this, { blob, size: blob.size, signal, received });
   }
 
   async read(start, stop) {
-    return new Uint8Array(await this.blob.slice(start, stop).arrayBuffer());
+    this.signal?.throwIfAborted();
+    const bytes = new Uint8Array(await this.blob.slice(start, stop).arrayBuffer());
+    this.received(bytes.length);
+    return bytes;
   }
 }
 
@@ -1316,9 +1318,9 @@ async function ofUrl(url, options) {
 }
 
 /** A file on disk, where there is one. */
-async function ofFile(url) {
+async function ofFile(url, options) {
   try {
-    return new OfBlob(await builtin("node:fs").openAsBlob(url));
+    return new OfBlob(await builtin("node:fs").openAsBlob(url), options);
   } catch (cause) {
     throw new OpqError("missing", `cannot open ${url}`, { got: cause.message, cause });
   }
@@ -1326,10 +1328,10 @@ async function ofFile(url) {
 
 async function sourceOf(source, options) {
   options.signal?.throwIfAborted();
-  if (source instanceof URL) return source.protocol === "file:" && builtin("node:fs") ? ofFile(source) : ofUrl(source.href, options);
+  if (source instanceof URL) return source.protocol === "file:" && builtin("node:fs") ? ofFile(source, options) : ofUrl(source.href, options);
   if (source instanceof ArrayBuffer) return new Memory(new Uint8Array(source));
   if (ArrayBuffer.isView(source)) return new Memory(new Uint8Array(source.buffer, source.byteOffset, source.byteLength));
-  if (source instanceof Blob) return new OfBlob(source);
+  if (source instanceof Blob) return new OfBlob(source, options);
   if (typeof source?.body?.getReader === "function") return new Held(new Flow(source.body, options));
   if (typeof source?.getReader === "function") return new Held(new Flow(source, options));
   throw new OpqError("missing", "nothing that can be opened", {
@@ -1862,7 +1864,7 @@ export async function open(source, options = {}) {
     const files = new Map(source.map((file) => [file.name, file]));
     const index = source.find((file) => file.name?.endsWith(".index.json"));
     if (!index) throw new OpqError("missing", `these files hold no ${INDEX}`);
-    return openFolder(new OfBlob(index), (name) => files.get(name) ?? missing(name), { ...all, label: index.name });
+    return openFolder(new OfBlob(index, { received() {} }), (name) => files.get(name) ?? missing(name), { ...all, label: index.name });
   }
   let from = addressOf(source);
   if (!(from instanceof URL)) return openFile(from, { ...all, label: source?.name ?? "the file" });
