@@ -1357,6 +1357,8 @@ const WORKER = "opq-decoder";
 const builtin = (name) => globalThis.process?.getBuiltinModule?.(name);
 const threads = builtin("node:worker_threads");
 
+let importing;
+
 /** A worker that runs recipes, the same way in a page and in Node. */
 function newWorker() {
   if (!globalThis.Worker && threads) {
@@ -1370,7 +1372,8 @@ function newWorker() {
   } catch {
     // a module from another origin: one of this origin imports it
     const script = new Blob([`import ${JSON.stringify(import.meta.url)};`], { type: "text/javascript" });
-    worker = new Worker(URL.createObjectURL(script), { type: "module", name: WORKER });
+    importing ??= URL.createObjectURL(script);
+    worker = new Worker(importing, { type: "module", name: WORKER });
   }
   const listen = (then, fail) => {
     worker.onmessage = (event) => then(event.data);
@@ -1400,7 +1403,7 @@ const pool = {
       this.timer = setTimeout(() => this.end(), 1000);
       this.timer.unref?.();
     }
-    if (error) throw new OpqError(error.code, error.fact, error);
+    if (error) throw error.code ? new OpqError(error.code, error.fact, error) : new Error(error.fact);
     return data;
   },
 
@@ -1438,7 +1441,7 @@ function answered(task) {
     return { data: run(task) };
   } catch (failure) {
     const { code, fact, got, wanted } = named(failure);
-    return { error: code ? { code, fact, got, wanted } : { code: "corrupt", fact: String(failure) } };
+    return { error: { code, fact: fact ?? String(failure), got, wanted } };
   }
 }
 
@@ -1515,6 +1518,10 @@ class Model {
     const listed = [...this.#tensors.values()].filter((tensor) => tensor.like === undefined);
     const own = listed.filter((tensor) => tensor.checksum !== undefined).sort((a, b) => a.start - b.start);
     const order = [...own, ...listed.filter((tensor) => tensor.checksum === undefined)];
+    const shared = new Map();
+    for (const { name, like } of this.#tensors.values()) {
+      if (like !== undefined) shared.set(like, [...(shared.get(like) ?? []), name]);
+    }
     const sizes = order.map((tensor) => product(tensor.shape) * width(tensor.dtype));
     const room = Math.max(SMALL, ...sizes);
     const waiting = []; // being decoded, in order
@@ -1550,9 +1557,7 @@ class Model {
         waiting.shift();
         held -= sizes[next - waiting.length - 1];
         yield tensor;
-        for (const other of this.#tensors.values()) {
-          if (other.like === tensor.name) yield { ...tensor, name: other.name, like: tensor.name };
-        }
+        for (const name of shared.get(tensor.name) ?? []) yield { ...tensor, name, like: tensor.name };
       }
     } finally {
       flow?.close();
@@ -1611,9 +1616,9 @@ function until(signal, promise) {
   if (!signal) return promise;
   return new Promise((resolve, reject) => {
     const stop = () => reject(signal.reason);
-    signal.throwIfAborted();
-    signal.addEventListener("abort", stop);
     promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", stop));
+    signal.addEventListener("abort", stop);
+    if (signal.aborted) stop();
   });
 }
 
