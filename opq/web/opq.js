@@ -203,26 +203,27 @@ function shares(weights) {
     sum += weights[s];
     if (weights[s] > weights[most]) most = s;
   }
+  const found = new Array(weights.length);
   let missing = TOTAL;
-  const found = weights.map((weight) => {
+  for (let s = 0; s < weights.length; s++) {
+    const weight = weights[s];
     // below 2^52 doubles divide exactly enough for the floor
-    const share = weight < 2 ** 28
+    found[s] = 1 + (weight < 2 ** 28
       ? Math.floor((weight * spare) / sum)
-      : Number((BigInt(weight) * BigInt(spare)) / BigInt(sum));
-    missing -= share + 1;
-    return share + 1;
-  });
+      : Number((BigInt(weight) * BigInt(spare)) / BigInt(sum)));
+    missing -= found[s];
+  }
   found[most] += missing;
   return found;
 }
 
-/** Frequencies made ready for many symbols: their sums, and for each 2^12 states the first symbol that may be meant. */
+/** Frequencies made ready for many symbols: their sums, and for each 2^14 states the first symbol that may be meant. */
 function ready(frequencies) {
   const starts = new Int32Array(frequencies.length + 1);
   for (let s = 0; s < frequencies.length; s++) starts[s + 1] = starts[s] + frequencies[s];
-  const guess = new Uint8Array(4096);
-  for (let k = 0, s = 0; k < 4096; k++) {
-    while (starts[s + 1] <= k << 12) s++;
+  const guess = new Uint8Array(1024);
+  for (let k = 0, s = 0; k < 1024; k++) {
+    while (starts[s + 1] <= k << 14) s++;
     guess[k] = s;
   }
   return { starts, guess };
@@ -275,7 +276,7 @@ class Stack {
     let { top, middle, low, left } = this;
     const { words } = this;
     for (let i = from; i < to; i++) {
-      let s = guess[low >>> 12];
+      let s = guess[low >>> 14];
       while (starts[s + 1] <= low) s++;
       out[i] = s + offset;
       const start = starts[s];
@@ -466,8 +467,11 @@ function base(symbol) {
   return beyond < 0 ? symbol : (8 + (beyond & 7)) << ((beyond >> 3) + 2);
 }
 
+const geometrics = [];
+
 /** The two-sided geometric frequencies of the symbols -111 to 111, in fractions of 2^-36. */
 function geometric(scale) {
+  if (geometrics[scale]) return geometrics[scale];
   const one = 1n << 36n;
   const rho = one - ((one >> BigInt(scale >> 1)) * (scale & 1 ? 5n : 7n)) / 10n;
   const power = (exponent) => {
@@ -480,7 +484,7 @@ function geometric(scale) {
   };
   const tails = Array.from({ length: LAST + 2 }, (_, s) => power(base(s)));
   const masses = Array.from({ length: LAST + 1 }, (_, s) => Number(tails[s] - tails[s + 1]));
-  return shares([...masses.slice(1).reverse(), ...masses]);
+  return (geometrics[scale] = ready(shares([...masses.slice(1).reverse(), ...masses])));
 }
 
 // --- classes of rows, columns and kernel positions ----------------------------------------------
@@ -706,7 +710,7 @@ function takeCoding(stack, axes) {
   }
   const offset = checked(stack.sint());
   if (kind === "constant") return { kind, offset };
-  return { kind, offset, low: -LAST, behind: true, classes: null, models: [ready(geometric(stack.uniform(28)))] };
+  return { kind, offset, low: -LAST, behind: true, classes: null, models: [geometric(stack.uniform(28))] };
 }
 
 function checked(code) {
