@@ -605,11 +605,8 @@ function page(data, bits, out, from, to) {
     whole();
     const states = [read(bins.log), read(bins.log), read(bins.log), read(bins.log)];
     whole();
-    for (const stop = from + amount; from < stop; ) {
-      const next = Math.min(from + 256, stop);
-      skip(takeBatch(view, at, bins, states, out, from, next) - at);
-      from = next;
-    }
+    skip(takeBatches(view, at, end, bins, states, out, from, from + amount) - at);
+    from += amount;
     whole();
   }
   if (from !== to) throw bad("too few integers");
@@ -617,30 +614,31 @@ function page(data, bits, out, from, to) {
 
 const offsetBits = new Uint8Array(256);
 
-/** At most 256 integers: first all their bins, by four states that take turns, then all offsets in the bins. */
-function takeBatch(view, at, bins, states, out, from, to) {
-  const { nodes, values, behind, bits } = bins;
-  let s0 = states[0];
-  let s1 = states[1];
-  let s2 = states[2];
-  let s3 = states[3];
-  for (let i = from; i < to; i++) {
-    const node = nodes[s0];
-    const count = (node >>> 16) & 15;
-    out[i] = values[s0];
-    offsetBits[i & 255] = node >>> 20;
-    s0 = s1;
-    s1 = s2;
-    s2 = s3;
-    s3 = (node & 0xffff) + ((view.getUint32(at >>> 3, true) >>> (at & 7)) & ((1 << count) - 1));
-    at += count;
+/** Integers in batches of 256: first all their bins, by four states that take turns, then all offsets in the bins. */
+function takeBatches(view, at, end, bins, states, out, from, stop) {
+  const { nodes, values, behind } = bins;
+  const spare = 32 - bins.bits;
+  let [s0, s1, s2, s3] = states;
+  while (from < stop && at <= end) {
+    const to = Math.min(from + 256, stop);
+    for (let i = from; i < to; i++) {
+      const node = nodes[s0];
+      const count = (node >>> 16) & 15;
+      out[i] = values[s0];
+      offsetBits[i & 255] = node >>> 20;
+      s0 = s1;
+      s1 = s2;
+      s2 = s3;
+      s3 = (node & 0xffff) + ((view.getUint32(at >>> 3, true) >>> (at & 7)) & ((1 << count) - 1));
+      at += count;
+    }
+    if (behind) at = takeOffsets(view, at, spare, out, from, to);
+    from = to;
   }
-  states[0] = s0;
-  states[1] = s1;
-  states[2] = s2;
-  states[3] = s3;
-  if (!behind) return at;
-  const spare = 32 - bits;
+  return at;
+}
+
+function takeOffsets(view, at, spare, out, from, to) {
   for (let i = from; i < to; i++) {
     const count = offsetBits[i & 255];
     if (!count) continue;
@@ -934,13 +932,7 @@ function dense({ kind, dtype, number, values, length, as }, codes, out, from) {
     out.set(codes, from / length);
     return out;
   }
-  let least = 0;
-  let most = 0;
-  for (let i = 0; i < codes.length; i++) {
-    const code = codes[i];
-    if (code < least) least = code;
-    else if (code > most) most = code;
-  }
+  const [least, most] = extent(codes);
   const rounding = (numbers) => converted(rounded(numbers, dtype), dtype, as);
   if (values) {
     const entries = values.length / length;
@@ -954,6 +946,18 @@ function dense({ kind, dtype, number, values, length, as }, codes, out, from) {
   if (most - least >= codes.length) out.set(rounding(Float64Array.from(codes, value)), from);
   else gather(rounding(Float64Array.from({ length: most - least + 1 }, (_, k) => value(k + least))), codes, least, 1, out, from);
   return out;
+}
+
+/** The smallest and the largest code, or 0. */
+function extent(codes) {
+  let least = 0;
+  let most = 0;
+  for (let i = 0; i < codes.length; i++) {
+    const code = codes[i];
+    if (code < least) least = code;
+    if (code > most) most = code;
+  }
+  return [least, most];
 }
 
 function gather(book, codes, least, length, out, from) {
