@@ -21,9 +21,6 @@ from opq.base.format_v1 import LARGEST_CODE as LARGEST_CODE
 from opq.base.rounding import rounded
 from opq.errors import BudgetError, MismatchError, OptionError
 
-ONE_DIMENSIONAL = "one-dimensional"
-"""The reason of weights, biases and norms that are kept by default."""
-
 Action = Literal["compress", "keep", "share"]
 BudgetKind = Literal["bits", "ratio", "size"]
 
@@ -91,7 +88,7 @@ class TensorPlan:
     """The source's element type as safetensors spells it: F32, F16, BF16, F64, I64, ..."""
     action: Action
     reason: str
-    """Why, in words, for the report."""
+    """Why, in words, for the report. Nothing is decided by it."""
     like: str | None = None
     """For `share`: the tensor that holds the values."""
     codebook: str = "grid"
@@ -107,6 +104,9 @@ class TensorPlan:
     """Predicted fraction of weights that are not zero."""
     distortion: float = 0.0
     """Predicted mean squared error per weight."""
+    exact: bool = dataclasses.field(default=False, compare=False)
+    """Kept bit for bit whatever it is: the user's wish, or numbers that must not move. Not compared: a file shows of
+    a vector how it is stored, not whether it might have been stored otherwise."""
 
     def __post_init__(self) -> None:
         if self.action not in ("compress", "keep", "share"):
@@ -122,6 +122,11 @@ class TensorPlan:
     def stepped(self) -> bool:
         """Whether the tensor is compressed to multiples of `step`."""
         return self.action == "compress" and self.codebook in ("grid", "trellis")
+
+    @property
+    def vector(self) -> bool:
+        """Whether it is kept and may go on a fine grid: one-dimensional, floating point, not `exact`."""
+        return self.action == "keep" and not self.exact and is_vector(self.shape, self.dtype)
 
     @property
     def size(self) -> int:
@@ -240,6 +245,11 @@ class Plan:
             return cls(tensors=tensors, budget=None if budget is None else Budget(*budget), **fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise OptionError("not the JSON of a plan", got=error, remedy="Use what Plan.to_json() wrote.") from error
+
+
+def is_vector(shape: tuple[int, ...], dtype: str) -> bool:
+    """Whether a tensor is one-dimensional and floating point, by its shape and the name of its element type."""
+    return len(shape) == 1 and torch_dtype(dtype).is_floating_point
 
 
 def _spare(tensor: TensorPlan) -> dict[str, Any]:

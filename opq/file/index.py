@@ -33,8 +33,8 @@ from opq.coding.stack import StackReader, StackWriter, uniform
 from opq.errors import CorruptFileError, NewerFormatError, OptionError, WriteError
 from opq.file.payload import Place as Place
 from opq.file.payload import Stored
-from opq.file.stored import KINDS, Fine, Log, Scalar, Share
-from opq.plan import Budget, Plan, TensorPlan
+from opq.file.stored import KINDS, Fine, Log, Raw, Scalar, Share
+from opq.plan import Budget, Plan, TensorPlan, is_vector
 
 _T = TypeVar("_T")
 
@@ -66,6 +66,8 @@ class Row:
         fields: dict[str, Any] = dict(numbers)
         if self.kind.action == "compress":
             fields["codebook"] = self.place.kind
+        if self.kind is Raw and is_vector(self.shape, self.dtype):
+            fields["exact"] = True
         return TensorPlan(
             name=self.name,
             shape=self.shape,

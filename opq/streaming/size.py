@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,7 +67,7 @@ class Predictor:
         """Bytes of one payload."""
         return predicted(tensor, self.samples)
 
-    def solve(self, problem: Problem, target: float, bits: float) -> tuple[float, float]:
+    def solve(self, problem: Problem[Any], target: float, bits: float) -> tuple[float, float]:
         """Bits of codes for which all files take `target` bytes, starting from a guess; and the bytes predicted."""
         least = problem.least_bits
         for _ in range(_ROUNDS):

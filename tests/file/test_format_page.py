@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from paths import DOCS
 
+from opq.base import format_v1
 from opq.base.dtypes import DTYPES
 from opq.coding import adaptive, class_tables, classes, entropy, numbers, symbols, tables, text
 from opq.coding.stack import StackWriter
-from opq.file import header, index, reader, stored
+from opq.file import index
 from opq.plan import COLUMNS, TensorPlan
 from opq.quantizing import trellis
 
@@ -94,24 +95,24 @@ def test_a_number_to_check_a_decoder_by_is_on_the_page(what: str, value: str) ->
 
 
 def test_the_weights_of_the_frequency_tables_are_on_the_page() -> None:
-    assert [tuple(map(int, row[1:])) for row in rows("`W`")[1:]] == list(tables._WEIGHTS)
-    assert tables._CONTEXTS == len(tables._WEIGHTS) == 10
-    assert f"No `u` is above {tables.LARGEST_ROOT}" in PAGE
+    assert [tuple(map(int, row[1:])) for row in rows("`W`")[1:]] == list(format_v1.TABLE_WEIGHTS)
+    assert len(format_v1.TABLE_WEIGHTS) == 10
+    assert f"No `u` is above {format_v1.LARGEST_ROOT}" in PAGE
 
 
 def test_the_element_types_and_kinds_are_on_the_page() -> None:
     body = rows("number")[1:]
     by_number = {row[k]: row[k + 1 : k + 3] for row in body for k in (0, 5)}
-    for number, name in enumerate(index.DTYPE_NAMES):
+    for number, name in enumerate(format_v1.DTYPE_NAMES):
         assert by_number[str(number)] == [f"`{name}`", str(DTYPES[name].itemsize)]
-    assert [f"`{name}`" for name in stored.KINDS] == rows("kind")[1][1 : 1 + len(stored.KINDS)]
-    assert all(f"| {k} `{name}` |" in PAGE for k, name in enumerate(stored.KINDS))
+    assert [f"`{name}`" for name in format_v1.KIND_NAMES] == rows("kind")[1][1 : 1 + len(format_v1.KIND_NAMES)]
+    assert all(f"| {k} `{name}` |" in PAGE for k, name in enumerate(format_v1.KIND_NAMES))
     coded = " ".join(re.search(r"Kinds 0 to 4 and 8 stand for (.*?) only\.", PAGE, re.DOTALL)[1].split())  # type: ignore[index]
-    assert re.findall(r"[BF]\w+", coded) == list(stored.CODED_TYPES)
+    assert re.findall(r"[BF]\w+", coded) == list(format_v1.CODED_TYPES)
 
 
 def test_the_models_of_rows_and_texts_are_on_the_page() -> None:
-    of = index._Tensors((), {})
+    of = index._Rows((), {})
     said = {row[0]: row[1] for row in rows("model")[1:]}  # the first such table: of texts
     models = text._Models()
     assert said["`kinds[0]`"] == listed(models.kinds[0]._weights)
@@ -135,7 +136,7 @@ def test_the_models_of_rows_and_texts_are_on_the_page() -> None:
         assert list(model._weights) == [weight] * count
     assert f"| `same` | {listed(of.same._weights)} |" in table
     assert f"| `own` | {listed(of.own._weights)} |" in table
-    assert f"grows by {adaptive.Adaptive._STEP}." in PAGE
+    assert f"grows by {format_v1.LEARNING}." in PAGE
 
 
 def test_the_columns_are_on_the_page() -> None:
@@ -147,20 +148,21 @@ def test_the_columns_are_on_the_page() -> None:
 
 def test_limits_and_lengths_are_on_the_page() -> None:
     assert "`N < 2^19 = 524288`" in PAGE
-    assert entropy.LARGE == 1 << 19
+    assert format_v1.LARGE == 1 << 19
     assert "`max(1, 2^22 // (C K))` rows" in PAGE
-    assert entropy.CHUNK == 1 << 22
-    assert f"paths of {trellis.RUN} rows" in PAGE
-    assert f"within +-{trellis._FARTHEST}" in PAGE
-    assert f"at most {stored.MOST_AXES} axes" in PAGE
-    assert f"`first + number` is at most {classes.MOST}" in PAGE
-    assert f"axes of at most {class_tables._LONGEST}." in PAGE
-    assert f"{header.LARGEST_HEADER:,}" in PAGE
-    assert f"at most {reader.MAX_EXPANSION:,} bytes for each byte of the file, or {reader.SMALL >> 20} MiB" in PAGE
+    assert format_v1.CHUNK == 1 << 22
+    assert f"paths of {format_v1.RUN} rows" in PAGE
+    assert f"within +-{format_v1.LARGEST_PATH}" in PAGE
+    assert f"at most {format_v1.MOST_AXES} axes" in PAGE
+    assert f"`first + number` is at most {format_v1.MOST_CLASSES}" in PAGE
+    assert f"axes of at most {format_v1.LONGEST_CHAIN}." in PAGE
+    assert f"{format_v1.LARGEST_HEADER:,}" in PAGE
+    expansion = f"{format_v1.MAX_EXPANSION:,} bytes for each byte of the file, or {format_v1.SMALL >> 20} MiB"
+    assert f"at most {expansion}" in PAGE
     assert f"All within +-{symbols.LAST}".lower() in PAGE
     for size in (28, 41, 47, 256):
         assert f"`uniform({size})`" in PAGE
-    assert tables.SCALES == 28
+    assert format_v1.SCALES == 28
 
 
 if __name__ == "__main__":

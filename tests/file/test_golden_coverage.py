@@ -42,9 +42,9 @@ ELSEWHERE = {
     tensor_model: "Coding.same",
     folder_reader: "FolderReader.sizes FolderReader.bytes FolderReader.tensor FolderReader.verify "
     "parts_of check_payloads _crc index_bytes",
-    header: "header",
+    header: "header payload_starts",
     reader: "InMemory.parts Reader.sizes Reader.bytes",
-    stored: "Drafted.size",
+    stored: "Listed.entries",
     writer: "Packed.size Packed.write Packed.verify Packed._same write_file size_of",
     grid: "quantize _on_paths _quantize dequantize",
     rounding: "rounded",

@@ -216,7 +216,7 @@ def names() -> Made:
     items.append(Fine("fine", np.array([-9, 3, 2], np.int16), float(np.float32(0.1))))
     keep("reason", torch.zeros(2, dtype=torch.bool), reason=reason)
     plan = Plan(
-        method="a\\method\n", tensors=tuple(tensors), budget=Budget("size", 1234.5), multiplier=0.1,
+        method="opqopq\\\n", tensors=tuple(tensors), budget=Budget("size", 1234.5), multiplier=0.1,
         residual=1 + 2.0**-15, predicted_bytes=(1 << 40) - 1,
     )  # fmt: skip
     return plan, items
@@ -258,6 +258,10 @@ def models() -> Parts:
     for k, roots in enumerate(every_root(rng)):
         codes = rng.integers(-32767, 32768, (8, 5)) >> rng.integers(0, 16, (8, 5))
         coded(f"roots.{k}", Coding("tables", -LAST, 2 * LAST + 1, None, (roots,)), codes)
+    for name, low, high in (("below.only", -32, 31), ("above.only", -31, 32), ("neither", -31, 31)):
+        roots = rng.integers(1, 9, high - low + 1)
+        codes = np.array([max(low, -31), 1, -35 if low < -31 else 3, 35 if high > 31 else 31])
+        coded(f"bits.behind.{name}", Coding("tables", low, high - low + 1, None, (roots,)), codes)
     for name, (axes, first, number) in classed(rng).items():
         shape = tuple(map(len, axes))
         roots = tuple(np.array([1 + k % 3, 9, 1 + k % 5]) for k in range(number))
@@ -283,6 +287,7 @@ def every_root(rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
             v = min((1 << bits) >> 1 | int(rng.integers(1 << bits)) >> 1, 1 << 17)
             u = (p - (v >> 1) - 1 if v & 1 else p + (v >> 1)) if v < 2 * p else v
             pairs.append((p, min(u, 1 << 17)))
+    pairs += [(p, u) for p in (1, 6, 300) for u in (0, 2 * p - 1, 2 * p)]  # where differences end
     found = []
     for start in range(0, len(pairs), LAST):
         some = pairs[start : start + LAST]

@@ -11,6 +11,7 @@ other; `--regenerate` writes all of them anew.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 import json
@@ -170,9 +171,15 @@ def expected(path: Path) -> dict[str, str]:
     """What a file, or a folder, decodes to: type, shape and SHA-256 of each tensor."""
     with open_reader(path) as reader:
         state = reader.state_dict()
-        plan = hashlib.sha256(reader.plan.to_json().encode()).hexdigest()[:32]
+        plan = hashlib.sha256(said(reader.plan).encode()).hexdigest()[:32]
         found = {t.name: f"{t.dtype} {list(t.shape)} {digest(raw_bytes(state[t.name]))}" for t in reader.plan}
         return {"(plan)": plan, **found}
+
+
+def said(plan: Plan) -> str:
+    """A plan's JSON without `exact`, which a reader derives from the kind of a payload."""
+    tensors = tuple(dataclasses.replace(t, exact=False) for t in plan)
+    return plan.replace(tensors=tensors).to_json()
 
 
 def digest(data: bytes) -> str:
