@@ -80,7 +80,7 @@ def _take_axis(reader: StackReader, length: int) -> npt.NDArray[np.uint8]:
     if size == 1:
         return axis
     if reader.take(_ORDERS) == _ALONE:
-        axis[:] = reader.many(_take_table(reader, size), length)
+        reader.fill(_take_table(reader, size), axis)
         return axis
     if length > LONGEST_CHAIN:
         raise CorruptFileError("a chain of classes on a long axis", got=length, wanted=f"at most {LONGEST_CHAIN}")

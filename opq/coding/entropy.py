@@ -174,10 +174,10 @@ def cheapest(drafts: list[Draft]) -> Draft:
 def with_tables(shape: tuple[int, ...], low: int, chosen: Contexts | None, counts: Ints) -> Draft:
     """The draft of symbols `low, ...` with these counts, by class and symbol."""
     roots = tuple(tables.roots(c) if c.any() else np.eye(1, len(c), dtype=np.int64)[0] for c in counts)
-    bits = sum(tables.cost(c, tables.frequencies(u)) for c, u in zip(counts, roots, strict=True))
+    cost = sum(tables.cost(c, tables.frequencies(u)) for c, u in zip(counts, roots, strict=True))
     behind = int(counts.sum(0) @ bits_behind(low, low + counts.shape[1] - 1))
     coding = Coding("tables", low, counts.shape[1], chosen, roots)
-    return Draft(coding, shape, behind + (bits >> tables.FRACTION) + 1)
+    return Draft(coding, shape, behind + (cost >> tables.FRACTION) + 1)
 
 
 def write(plan: Draft, codes: npt.NDArray[np.integer]) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 
 import constriction
 import numpy as np
+import numpy.typing as npt
 
 from opq.base.arrays import Ints, Symbols
 from opq.base.format_v1 import LONGEST_NUMBER, PIECE, PRECISION
@@ -36,6 +37,9 @@ def uniform(size: int) -> Model:
     """`size` equally likely symbols, 2 <= size <= 2^24."""
     return constriction.stream.model.Uniform(size)
 
+
+_PIECE = 1 << 17
+"""Symbols that a processor's cache holds."""
 
 _LENGTHS = uniform(LONGEST_NUMBER + 1)
 _EACH_ITS_OWN = constriction.stream.model.Uniform()
@@ -98,9 +102,9 @@ class StackReader:
         self._left = most
         if len(data) and not data[-1]:
             raise CorruptFileError("a coded stream ends in a zero byte", remedy="Fetch the file again.")
-        padded = bytes(data) + bytes(-len(data) % 4)
-        words = np.frombuffer(padded, "<u4").astype(np.uint32)
-        self._coder = constriction.stream.stack.AnsCoder(words)
+        words = np.zeros(-(-len(data) // 4), "<u4")
+        words.view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
+        self._coder = constriction.stream.stack.AnsCoder(words.astype(np.uint32, copy=False))
 
     def take(self, model: Model) -> int:
         """One symbol; raises `CorruptFileError` when there were `most` of them."""
@@ -113,6 +117,12 @@ class StackReader:
         """`amount` symbols of one model."""
         symbols: Symbols = self._coder.decode(model, amount)
         return symbols
+
+    def fill(self, model: Model, out: npt.NDArray[np.integer]) -> None:
+        """Symbols of one model into a flat array, in pieces: nothing wider than `out` is ever as long."""
+        for start in range(0, len(out), _PIECE):
+            part = out[start : start + _PIECE]
+            part[:] = self.many(model, len(part))
 
     def tails(self, lengths: Symbols) -> Symbols:
         """Numbers below `2^lengths`, lengths from 1 to 24."""

@@ -90,7 +90,19 @@ def numbers(k: Codes) -> Codes:
     """
     if k.size and not -LARGEST_PATH <= int(k.min()) <= int(k.max()) <= LARGEST_PATH:
         raise CorruptFileError("a path beyond 16 bits", got=(int(k.min()), int(k.max())), wanted=f"+-{LARGEST_PATH}")
-    return np.asarray(2 * k + _shifts(k))  # also without axes, where a sum is no array
+    n = k.reshape(len(k) if k.ndim else 1, -1).copy() if k.size else k
+    down, across = _piece(n.shape)
+    for row in range(0, len(n) if k.size else 0, down):
+        for column in range(0, n.shape[1], across):
+            some = n[row : row + down, column : column + across]
+            some[:] = 2 * some + _shifts(some)
+    return n.reshape(k.shape)
+
+
+def _piece(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows, whole runs of them, and columns whose shifts are found at once: what they need beside stays small."""
+    across = max(1, min(shape[-1] if shape else 1, _AT_ONCE))
+    return RUN * max(1, _AT_ONCE // across), across
 
 
 def _shifts(k: Codes) -> Codes:
