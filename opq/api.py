@@ -37,7 +37,8 @@ def compress(source: SourceLike, **options: Any) -> Result:
     Args:
         source: a `torch.nn.Module`, a state dict, a `.safetensors` file, a folder of (sharded) safetensors, a `.pt` or
             `.pth` file, or a name: `hf:ORG/NAME` (or a folder), `timm:NAME`, `torchvision:NAME`, `demo:NAME`.
-        bits: budget as 8 x file bytes / elements of the floating-point tensors.
+        bits: budget as 8 x file bytes / elements of the floating-point tensors. Codes have 16 bits at most, so a
+            Gaussian tensor takes no more than about 14.8 and one with far outliers less: `Result.shortfall` says so.
         ratio: budget as bytes of the source's tensors / bytes of the file.
         size: budget in bytes of the file. Exactly one of the three.
         method: `"rd"` (default), the joint rate-distortion optimum, or `"opq"`, the paper's two steps. For comparison

@@ -112,6 +112,8 @@ def compress(
         f"the paper's count, positions free: {result.nominal.ratio:.2f}x. Verified by decoding. "
         f"{figures['seconds']:.1f} s."
     )
+    if result.shortfall is not None:
+        say(str(result.shortfall))
     if all(tensor.sensitivity == 1 for tensor in result.plan.compressed):
         say(
             "Weights alone: no model was run. With the model itself, or an hf:, timm: or torchvision: name, much less "
@@ -148,6 +150,8 @@ def _compress_folder(
         f"{output}: {len(result.shards)} shards, {result.bytes:,} bytes, {result.bits:.3f} bits per weight, "
         f"{result.ratio:.2f}x smaller. Verified by decoding. {seconds:.1f} s."
     )
+    if result.shortfall is not None:
+        say(str(result.shortfall))
     say(f"By {result.basis}")
 
 

@@ -76,15 +76,17 @@ class Fit:
             draft, overhead = found.made, _overhead(found.rounds[-1])
             result = self.finish(draft)
             if result.bytes <= target:
-                most = found.chosen.most
-                return dataclasses.replace(
-                    result, shortfall=shortfall(self.problem, result.plan, result.bytes / target, most=most)
-                )
+                return self.explained(result, most=found.chosen.most)
             later = max(result.bytes - draft.result.bytes, later + 1)
         result = self.smallest()
         if result.bytes > target:
             raise self.infeasible(target, result.bytes)
-        return result
+        return self.explained(result, most=False)
+
+    def explained(self, result: Result, *, most: bool) -> Result:
+        """The result with what keeps it from its budget; `most`: whether no plan gives its codes more bits."""
+        why = shortfall(self.problem, result.plan, result.bytes / self.target, most=most)
+        return dataclasses.replace(result, shortfall=why)
 
     def round(self, overhead: float, bits: float, before: Sequence[Round]) -> tuple[Round, Draft]:
         """The file whose codes take `bits` bits, before what else changes with them."""
