@@ -174,11 +174,11 @@ def verify(file: File, as_json: AsJson = False) -> None:
     from opq.file.folder_reader import open_reader, parts_of
 
     with open_reader(file) as reader, _bar(as_json) as progress:
-        names = reader.names
-        every = ((part, name) for part in parts_of(reader) for name in part.names)
+        names, own = reader.names, reader.plan.own  # tied tensors are decoded once
+        every = ((part, tensor.name) for part in parts_of(reader) for tensor in part.plan.own)
         for done, (part, name) in enumerate(every):
             part.tensor(name)
-            progress("verify", done + 1, len(names))
+            progress("verify", done + 1, len(own))
     if as_json:
         _json({"file": str(file), "tensors": len(names), "whole": True})
     else:

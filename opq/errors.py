@@ -271,5 +271,9 @@ class ProbeWarning(OpqWarning):
     """The model could not be probed; it is compressed with all sensitivities equal to 1."""
 
 
+class WeightsWarning(OpqWarning):
+    """A tensor holds numbers that are hardly meant: NaN or infinity, or weights too small to be told from zero."""
+
+
 class SearchWarning(OpqWarning):
     """A search ended at the edge of the region that it may search."""

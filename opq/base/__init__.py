@@ -4,6 +4,7 @@ Other folders use:
 
 - `arrays`: types of arrays, by what they hold.
 - `atomic`: outputs are written aside and renamed.
+- `counts`: the entropy of counts.
 - `dtypes`: element types by the names that safetensors gives them.
 - `extras`: packages that only some calls need, and errors in one line.
 - `format_v1`: every number that format version 1 fixes for ever.
@@ -15,4 +16,15 @@ Other folders use:
 
 from __future__ import annotations
 
-__all__ = ["arrays", "atomic", "dtypes", "extras", "format_v1", "pool", "process_state", "progress", "rounding"]
+__all__ = [
+    "arrays",
+    "atomic",
+    "counts",
+    "dtypes",
+    "extras",
+    "format_v1",
+    "pool",
+    "process_state",
+    "progress",
+    "rounding",
+]

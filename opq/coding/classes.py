@@ -245,10 +245,10 @@ def _reassigned(
     lengths = _lengths(by_class)
     windows = np.stack([lengths[k : k + width].reshape(-1) for k in range(own)], 1)
     # Exact: integers below 2^53 at every partial sum.
-    totals = counts.reshape(len(rows), -1).astype(np.float64) @ windows.astype(np.float64)
+    costs = counts.reshape(len(rows), -1).astype(np.float64) @ windows.astype(np.float64)
     names = np.bincount(axes[axis], minlength=own)
-    totals += _lengths(names[None])[0]
-    best = totals.argmin(1)
+    costs += _lengths(names[None])[0]
+    best = costs.argmin(1)
     found: npt.NDArray[np.uint8] = np.subtract(best, best.min()).astype(np.uint8)
     return found
 

@@ -7,8 +7,11 @@ again when the true size of the file is known.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
+
+import torch
 
 from opq.allocation.curve import Curve, Point
 from opq.allocation.paper import paper
@@ -19,6 +22,7 @@ from opq.base.dtypes import dtype_name
 from opq.base.progress import Progress, silent
 from opq.compression.options import Options
 from opq.compression.roles import Role
+from opq.errors import WeightsWarning
 from opq.plan import LARGEST_CODE, Plan, TensorPlan
 from opq.quantizing import trellis
 from opq.sources.base import Source
@@ -163,11 +167,33 @@ class Problem(Generic[S]):
         return TensorPlan(**fields)
 
 
+FAINT = 2.0**-118
+"""Below this largest magnitude (3e-36) the steps of a grid come near the smallest that float32 holds exactly, 2^-126:
+at 6 bits the error grows from 2 % (1e-36) to 100 % (1e-39)."""
+
+
 def gather(source: Source, roles: Sequence[Role], progress: Progress = silent) -> dict[str, TensorStats]:
-    """Statistics of every tensor to compress, one tensor in memory at a time."""
+    """Statistics of every tensor to compress, one tensor in memory at a time.
+
+    Warns, by `WeightsWarning`, of weights that all are too small for a grid, and of kept vectors that are not finite.
+    """
     names = [role.name for role in roles if role.action == "compress"]
     found = {}
     for done, name in enumerate(names):
-        found[name] = TensorStats.of(source.tensor(name), name=name)
+        tensor = source.tensor(name)
+        found[name] = TensorStats.of(tensor, name=name)
+        if tensor.numel() and found[name].max_abs < FAINT and (largest := float(tensor.double().abs().max())):
+            _warn(
+                f"the weights of tensor {name!r} are at most {largest:.2g} in magnitude, too small for a grid in "
+                f"float32: some or all of them become 0. Keep them with overrides={{{name!r}: 'keep'}}, or scale them."
+            )
         progress("statistics", done + 1, len(names))
+    for spec in (role.spec for role in roles if role.action == "keep"):
+        vector = len(spec.shape) == 1 and spec.dtype.is_floating_point
+        if vector and not bool(torch.isfinite(source.tensor(spec.name).double()).all()):
+            _warn(f"tensor {spec.name!r} holds NaN or infinity; it is kept bit by bit.")
     return found
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, WeightsWarning, stacklevel=5)

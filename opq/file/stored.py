@@ -296,8 +296,13 @@ def _same(item: Raw | Scalar, plan: TensorPlan) -> None:
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
     """The elements of a tensor in row-major order, little-endian."""
+    return bytes(raw_view(tensor))
+
+
+def raw_view(tensor: torch.Tensor) -> memoryview:
+    """`raw_bytes` without a copy, where the tensor lies so already."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def raw_tensor(data: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opq.base.arrays import Codes
+from opq.base.counts import entropy as entropy_of
 from opq.base.pool import Pool
 from opq.coding import classes as classes_of_weights
 from opq.coding import entropy
@@ -113,8 +114,7 @@ def _spans(plan: TensorPlan, rows: int, width: int) -> list[tuple[int, int]]:
 
 def _entropy(codes: npt.NDArray[np.int8] | npt.NDArray[np.int16]) -> float:
     """Bits of all codes together."""
-    counts = np.unique(codes, return_counts=True)[1]
-    return float(counts @ np.log2(codes.size / counts))
+    return entropy_of(np.unique(codes, return_counts=True)[1])
 
 
 def _estimated(codes: Codes, shape: tuple[int, ...], ideal: float) -> Sample:
@@ -142,8 +142,7 @@ def _estimated(codes: Codes, shape: tuple[int, ...], ideal: float) -> Sample:
 
 def _side_bits(classes: npt.NDArray[np.uint8]) -> float:
     """Bits a row of naming its class."""
-    counts = np.unique(classes, return_counts=True)[1]
-    return float(counts @ np.log2(classes.size / counts)) / classes.size
+    return entropy_of(np.unique(classes, return_counts=True)[1]) / classes.size
 
 
 def samples(
