@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from opq import trellis
+from opq import compiled, trellis
 from opq.errors import OptionError
 from opq.moments import Moment
 from opq.plan import TensorPlan
@@ -59,7 +60,7 @@ def sweep(w: torch.Tensor, plans: Sequence[TensorPlan], moment: Moment) -> list[
     codes = torch.empty((len(plans), groups, rows, width), dtype=torch.int16)
     start = 0
     for order, n in moment.factors:
-        at, n = start + order.cpu(), n.cpu()
+        at, n = start + order.cpu(), n.cpu().contiguous()
         for first in range(0, rows, at_once):
             part = slice(first, first + at_once)
             codes[:, :, part, at] = _swept(matrix[:, part, at], grid, len(plans), n)
@@ -71,7 +72,8 @@ def _swept(w: torch.Tensor, grid: _Grid | _Paths, plans: int, n: torch.Tensor) -
     """Codes (plans, groups, rows, d) of `w` (groups, rows, d), coordinates in the order of `N` (groups, d, d)."""
     target = w.transpose(1, 2)[:, :, None].contiguous()  # (groups, d, 1, rows): one coordinate is contiguous
     values = target.repeat(1, 1, plans, 1)  # to be rounded; then the codes
-    sweep = _Sweep(grid, target.numpy(), values.numpy(), torch.empty_like(values), n)
+    loops = compiled.loops(values.numel()) if grid.compiles(values) else None
+    sweep = _Sweep(grid, target.numpy(), values.numpy(), torch.empty_like(values), n, loops)
     sweep.run(0, w.shape[2])
     return values.to(torch.int16).permute(2, 0, 3, 1)
 
@@ -85,6 +87,8 @@ class _Sweep:
     values: Array
     errors: torch.Tensor
     n: torch.Tensor
+    loops: ModuleType | None
+    """`opq.loops`, where it is to do the coordinates one by one."""
 
     def run(self, low: int, high: int) -> None:
         """Coordinates from low to high, those before having been fed back."""
@@ -99,6 +103,9 @@ class _Sweep:
 
     def _one_by_one(self, low: int, high: int) -> None:
         errors, n = self.errors.numpy(), self.n.numpy()
+        if self.loops is not None:
+            self.grid.feed(self.loops, (self.target, self.values, errors, n), (low, high))
+            return
         for j in range(low, high):
             value = self.values[:, j]
             value[...] = self.grid.codes(value)
@@ -127,6 +134,14 @@ class _Grid:
         levels = np.minimum(np.maximum(np.floor(scaled + self.shift), 1), LARGEST_CODE)
         return np.asarray(np.copysign(levels * (scaled >= self.dead), x))
 
+    def feed(self, loops: ModuleType, arrays: tuple[Array, ...], part: tuple[int, int]) -> None:
+        """`_Sweep._one_by_one` in machine code."""
+        loops.feed_grid(*arrays, self.step, self.shift, self.dead, np.float32(LARGEST_CODE), *part)
+
+    def compiles(self, values: torch.Tensor) -> bool:
+        """Whether `feed` does for these values (groups, d, plans, rows)."""
+        return True
+
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class _Paths:
@@ -143,3 +158,11 @@ class _Paths:
     def codes(self, x: Array) -> Array:
         """The codes of `x` (groups, 1, rows), as floats; rows and groups follow each other as in the weight."""
         return trellis.nearest(x.reshape(-1, 1) / self.step, self.bits).reshape(x.shape).astype(np.float32)
+
+    def feed(self, loops: ModuleType, arrays: tuple[Array, ...], part: tuple[int, int]) -> None:
+        """`_Sweep._one_by_one` in machine code."""
+        loops.feed_paths(*arrays, self.step, self.bits, np.float32(trellis.PRICE), trellis.REGISTERS, *part)
+
+    def compiles(self, values: torch.Tensor) -> bool:
+        """Whether `feed` does for these values (groups, d, 1, rows)."""
+        return values.shape[0] * values.shape[3] <= trellis.TALLEST
