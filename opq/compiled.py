@@ -11,21 +11,37 @@ import functools
 import importlib
 import sys
 import threading
+from collections.abc import Callable
 from types import ModuleType
 
-LITTLE = 1 << 20
-"""Weights to search or feed back for which the compiler is not loaded."""
+LITTLE = 1.0
+"""Seconds of numpy for which the compiler is not loaded."""
 
+_NAME = f"{__package__}.loops"
 _one = threading.Lock()
 
 
-def loops(work: int) -> ModuleType | None:
+def prepare(seconds: float, progress: Callable[[str, int, int], None]) -> None:
+    """Loads the loops before the work, and compiles them where they never were: a stage of its own.
+
+    Args:
+        seconds: about what numpy would take for all that is to come.
+        progress: called with ("compile", steps done, steps).
+    """
+    if seconds < LITTLE or _NAME in sys.modules:
+        return
+    progress("compile", 0, 1)
+    loops(seconds)
+    progress("compile", 1, 1)
+
+
+def loops(seconds: float) -> ModuleType | None:
     """The compiled loops; None where numpy is to do the work, since it is little or there is no compiler.
 
     Args:
-        work: weights that the caller is about to go through. Loops that are loaded already are used for any number.
+        seconds: about what numpy would take. Loops that are loaded already are used for any work.
     """
-    if work < LITTLE and "opq.loops" not in sys.modules:
+    if seconds < LITTLE and _NAME not in sys.modules:
         return None
     with _one:  # numba compiles in one thread at a time anyway
         return _loaded()
@@ -36,6 +52,6 @@ def _loaded() -> ModuleType | None:
     try:
         import numba
 
-        return None if numba.config.DISABLE_JIT else importlib.import_module("opq.loops")
+        return None if getattr(numba.config, "DISABLE_JIT", 0) else importlib.import_module(_NAME)
     except (ImportError, OSError):  # not installed, or not for this numpy or this processor
         return None

@@ -23,6 +23,7 @@ from opq.plan import Plan, TensorPlan
 from opq.probe import Probe, probe
 from opq.quantize import dequantize, quantize
 from opq.sources import Source
+from opq.stages import stage
 from opq.threads import torch_threads
 
 PROBED = ("module", "timm", "torchvision", "demo", "hf")
@@ -133,15 +134,18 @@ def _best(coder: DataFreeCoder, candidates: Sequence[Problem]) -> Problem:
     """The problem whose plan at its budget moves the outputs least on synthetic inputs."""
     plain = [dataclasses.replace(candidate, trellised=frozenset()) for candidate in candidates]  # as good to choose by
     try:
-        plans = [index.rounded(Fit(coder.source, candidate, coder, silent).decide()) for candidate in plain]
+        with stage("solve"):
+            plans = [index.rounded(Fit(coder.source, candidate, coder, silent).decide()) for candidate in plain]
     except InfeasibleError:  # by prediction; at the smallest file all are alike, and `Fit.run` measures it
         return candidates[0]
     together = list(zip(*(plan.compressed for plan in plans), strict=True))
     codes: list[Codes] = [{} for _ in plans]
-    for tensors, found in zip(together, coder.alternatives(together), strict=True):
-        for of_plan, q in zip(codes, found, strict=True):
-            of_plan[tensors[0].name] = q
-    errors = [coder.probe.output_error(coder.state(plan, q)) for plan, q in zip(plans, codes, strict=True)]
+    with stage("quantize"):
+        for tensors, found in zip(together, coder.alternatives(together), strict=True):
+            for of_plan, q in zip(codes, found, strict=True):
+                of_plan[tensors[0].name] = q
+    with stage("compare"):
+        errors = [coder.probe.output_error(coder.state(plan, q)) for plan, q in zip(plans, codes, strict=True)]
     best = errors.index(min(errors))
     coder.made.update({t.name: (t, codes[best][t.name]) for t in plans[best].compressed})
     return candidates[best]

@@ -26,6 +26,7 @@ from opq.plan import Plan, TensorPlan
 from opq.quantize import quantize
 from opq.result import Result
 from opq.sources import Source
+from opq.stages import stage
 from opq.threads import torch_threads
 
 Array = npt.NDArray[np.int16]
@@ -128,7 +129,9 @@ class Fit:
         below: tuple[float, float] | None = None
         above: tuple[float, float] | None = None
         for _ in range(ROUNDS):
-            draft = self.draft(self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead)))
+            with stage("solve"):
+                plan = self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead))
+            draft = self.draft(plan)
             size, before = draft.size, bits
             overhead = size - bits / 8
             if WINDOW * target <= size <= target or (draft.plan.multiplier == 0 and size <= target):
@@ -151,8 +154,10 @@ class Fit:
     def draft(self, plan: Plan) -> Draft:
         """Codes of a plan and their file, before what else changes with them."""
         plan = index.rounded(plan)
-        codes = self.code(plan)
-        return Draft(plan, codes, assemble(self.source, plan, codes, {}))
+        with stage("quantize"):
+            codes = self.code(plan)
+        with stage("encode"):
+            return Draft(plan, codes, assemble(self.source, plan, codes, {}))
 
     def code(self, plan: Plan) -> Codes:
         """The codes of every compressed tensor."""
@@ -164,8 +169,10 @@ class Fit:
 
     def finish(self, draft: Draft) -> Result:
         """The result of a round, with what else of the model changes with its codes; packed again only for that."""
-        changed = self.coder.kept(draft.plan, draft.codes)
-        return assemble(self.source, draft.plan, draft.codes, changed) if changed else draft.result
+        with stage("renormalise"):
+            changed = self.coder.kept(draft.plan, draft.codes)
+        with stage("encode"):
+            return assemble(self.source, draft.plan, draft.codes, changed) if changed else draft.result
 
     def decide(self) -> Plan:
         """The plan at the budget by predicted size alone: no weight is quantized."""

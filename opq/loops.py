@@ -5,7 +5,6 @@ in the same order in float32, nothing is fused or re-associated (no `fastmath`),
 from other files comes as an argument: numba's cache on disk knows when this file changes, and no other.
 """
 
-# ruff: noqa: SIM102, SIM108
 from __future__ import annotations
 
 import math
@@ -160,8 +159,6 @@ def search(x: Floats, bits: Floats, price: float, states: npt.NDArray[np.intp], 
                     if t < inside:
                         out[top + t, left + c] = codes[2 * (((j >> 3) ^ (j >> 1)) & 1) + parity, t]
                     state = 2 * j + (newest ^ (j >> 4) ^ parity)
-
-
 
 
 @kernel("void(float32[::1], intp, int64[::1])")

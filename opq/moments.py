@@ -22,6 +22,7 @@ from opq.memory import give_back
 from opq.observe import batch_statistics, untouched, watching
 from opq.outputs import counted, floating
 from opq.renorm import Statistics, Tally
+from opq.stages import stage
 from opq.threads import Pool, torch_threads
 
 WIDEST = 4096
@@ -175,7 +176,7 @@ class Moments(Mapping[str, Moment]):
         if group == self._group:
             return
         self._held, self._group = {}, None
-        with torch_threads() as threads:
+        with stage("moments"), torch_threads() as threads:
             sums = _Sums({n: layer for n, layer in self._layers.items() if self._group_of[n] == group}, threads)
             tally = Tally()
             outputs: list[torch.Tensor] = []

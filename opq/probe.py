@@ -26,6 +26,7 @@ from opq.observe import batch_statistics, untouched
 from opq.outputs import counted, floating
 from opq.renorm import known, renormalise
 from opq.sources.base import InputHint
+from opq.stages import stage
 from opq.wrappers import unwrapped
 
 SAMPLES, REAL_SAMPLES = 64, 512
@@ -124,8 +125,10 @@ def probe(
             samples=samples or SAMPLES,
             seed=seed,
         )
-        batch, progress = _with_evidence(model, batch, (micro_batch, memory), progress)
-    felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, memory=memory, progress=progress)
+        with stage("evidence"):
+            batch, progress = _with_evidence(model, batch, (micro_batch, memory), progress)
+    with stage("sensitivity"):
+        felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, memory=memory, progress=progress)
     give_back()
     damping = DAMPING if calibration is None else DAMPING_REAL
     moments = Moments(model, batch, micro_batch=micro_batch, memory=memory, damping=damping)

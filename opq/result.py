@@ -55,6 +55,8 @@ class Result:
     """Elements of the source's floating-point tensors, tied ones counted once."""
     source_bytes: int
     """Bytes of the source's tensors, tied ones counted once."""
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds on the wall that each stage of the compression took, in their order; no part of the file."""
 
     @functools.cached_property
     def reader(self) -> Reader:

@@ -82,6 +82,11 @@ def step(rate: float, distortion: float, largest: float) -> float | None:
     return fine if rate >= LEAST and largest < fine * (2 * _FARTHEST - 1) else None
 
 
+def numpy_seconds(weights: int) -> float:
+    """About how long the search for so many weights takes in numpy."""
+    return 3e-7 * weights
+
+
 def paths(n: Codes) -> Codes:
     """`k`, what the file holds, of codes (rows, ...); int16, same shape.
 
@@ -161,7 +166,8 @@ def _registers() -> npt.NDArray[np.intp]:
     for state, register in found:
         for parity in (0, 1):
             newest = parity ^ register >> 5 ^ register & 1
-            after = int(_next(np.uint8(state), np.uint8(parity))), register >> 1 | newest << 5
+            following = _next(np.array(state, np.uint8), np.array(parity, np.uint8))
+            after = int(following), register >> 1 | newest << 5
             if after not in found:
                 found.append(after)
         names[state] = register
@@ -183,7 +189,7 @@ def nearest(x: Floats, bits: Floats) -> Codes:
     if rows > TALLEST:
         return np.concatenate([nearest(some, bits) for some in np.split(x, range(TALLEST, rows, TALLEST))])
     n, at_once = np.empty((rows, columns), np.int16), max(1, _AT_ONCE // max(-(-rows // RUN), 1))
-    loops = compiled.loops(x.size) if x.dtype == np.float32 else None
+    loops = compiled.loops(numpy_seconds(x.size)) if x.dtype == np.float32 else None
     if loops is not None:
         loops.search(np.ascontiguousarray(x), bits, np.float32(PRICE), REGISTERS, n)
         return n
@@ -232,7 +238,7 @@ def costs(x: Floats) -> Floats:
     flat = x.reshape(-1)
     middle = int(np.abs(flat).max(initial=0)) + 2  # twice what is met: fed-back errors lead further out
     counts = np.zeros(2 * middle, np.int64)
-    loops = compiled.loops(flat.size) if flat.dtype == np.float32 else None
+    loops = compiled.loops(numpy_seconds(flat.size)) if flat.dtype == np.float32 else None
     if loops is not None:
         loops.counted(np.ascontiguousarray(flat), middle, counts)
     for shift in (0, 1) if loops is None else ():
