@@ -20,6 +20,7 @@ from opq.roles import Role
 from opq.solve import Allocation, allocate, paper
 from opq.sources import Source
 from opq.stats import TensorStats
+from opq.threads import torch_threads
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -128,10 +129,19 @@ class Problem:
 
 
 def gather(source: Source, roles: Sequence[Role], progress: Progress = silent) -> dict[str, TensorStats]:
-    """Statistics of every tensor to compress, one tensor in memory at a time."""
+    """Statistics of every tensor to compress, some tensors in memory at a time.
+
+    Each tensor by one thread: torch's own threads wait for each other after every small step, which on a machine with
+    other work takes many times what they compute.
+    """
     names = [role.name for role in roles if role.action == "compress"]
     found = {}
-    for done, name in enumerate(names):
-        found[name] = TensorStats.of(source.tensor(name), name=name)
-        progress("statistics", done + 1, len(names))
+    with torch_threads() as threads:
+        tensors = ((name, source.tensor(name)) for name in names)
+        every = threads.weighed(
+            lambda item: TensorStats.of(item[1], name=item[0]), tensors, lambda item: item[1].numel()
+        )
+        for name, stats in zip(names, every, strict=True):
+            found[name] = stats
+            progress("statistics", len(found), len(names))
     return found
