@@ -23,8 +23,8 @@ RUN = 128
 """`trellis.RUN`."""
 _TILE = 16
 """Columns whose numbers are read together: what a cache line holds."""
-_FARTHEST = 2**14 - 1
-"""`trellis._FARTHEST`."""
+FARTHEST = 2**14 - 1
+"""`trellis.FARTHEST`."""
 
 
 def kernel(*signature: str) -> Callable[[Callable[..., Any]], Any]:
@@ -89,7 +89,7 @@ def _priced(x: Floats, length: int, bits: Floats, price: float, prices: Floats, 
         k: (RUN,) room.
     """
     middle = len(bits) // 2
-    reach = min(middle, _FARTHEST) // 2 * 2
+    reach = min(middle, FARTHEST) // 2 * 2
     for kind in range(4):
         shift, odd = _F(kind >> 1), _F(kind & 1)
         low, high = odd - _F(reach), odd + _F(reach - 2)

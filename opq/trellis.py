@@ -54,7 +54,7 @@ ERROR = 0.26
 SAVED = 0.2
 """Bits a weight by which codes are shorter than those of a plain grid of that error, classes of weights included."""
 
-_FARTHEST = 2**14 - 1
+FARTHEST = 2**14 - 1
 """Magnitude of the largest `k`."""
 
 _AT_ONCE = 1 << 11
@@ -79,7 +79,7 @@ def step(rate: float, distortion: float, largest: float) -> float | None:
         largest: the largest magnitude, which must have a code.
     """
     fine = math.sqrt(distortion / ERROR)
-    return fine if rate >= LEAST and largest < fine * (2 * _FARTHEST - 1) else None
+    return fine if rate >= LEAST and largest < fine * (2 * FARTHEST - 1) else None
 
 
 def numpy_seconds(weights: int) -> float:
@@ -105,8 +105,8 @@ def numbers(k: Codes) -> Codes:
     Raises:
         CorruptFileError: a `k` whose `n` 16 bits do not hold.
     """
-    if k.size and not -_FARTHEST <= int(k.min()) <= int(k.max()) <= _FARTHEST:
-        raise CorruptFileError("a path beyond 16 bits", got=(int(k.min()), int(k.max())), wanted=f"+-{_FARTHEST}")
+    if k.size and not -FARTHEST <= int(k.min()) <= int(k.max()) <= FARTHEST:
+        raise CorruptFileError("a path beyond 16 bits", got=(int(k.min()), int(k.max())), wanted=f"+-{FARTHEST}")
     return 2 * k + _shifts(k)
 
 
@@ -209,7 +209,7 @@ def _viterbi(x: Floats, bits: Floats) -> Codes:
     length, width = x.shape
     middle = len(bits) // 2
     k = 2 * np.rint((x[:, None] - _SHIFT) / 4 - _PARITY / 2) + _PARITY  # the best of each kind
-    reach = min(middle, _FARTHEST) // 2 * 2  # even, so that parities stay
+    reach = min(middle, FARTHEST) // 2 * 2  # even, so that parities stay
     np.clip(k, _PARITY - reach, _PARITY + reach - 2, out=k)
     n = 2 * k + _SHIFT
     prices = (x[:, None] - n) ** 2 + PRICE * bits[k.astype(np.intp) + middle]
