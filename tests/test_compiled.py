@@ -1,4 +1,4 @@
-"""The compiled loops against the numpy text beside their callers, code for code; and what happens without a compiler."""
+"""The compiled loops against the numpy beside their callers, code for code; and what happens without a compiler."""
 
 from __future__ import annotations
 
