@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from opq import demo
+from opq.sources.digits import WEIGHTS, Digits, load, normalised
 
 EPOCHS, BATCH, RATE = 60, 64, 3e-3
 
@@ -26,14 +27,14 @@ def main() -> None:
     pixels, labels = torch.from_numpy(digits.images).to(torch.uint8), torch.from_numpy(digits.target)
     held = torch.arange(len(labels)) % 4 == 3
     save_file({"pixels": pixels[held], "labels": labels[held].to(torch.uint8)}, demo.TEST_SPLIT)
-    model = train(demo.normalised(pixels[~held]), labels[~held])
-    save_file({name: _half(tensor) for name, tensor in model.state_dict().items()}, demo.WEIGHTS)
-    print(f"{demo.accuracy(demo.load()):.2%} of {int(held.sum())} held-out images")
+    model = train(normalised(pixels[~held]), labels[~held])
+    save_file({name: _half(tensor) for name, tensor in model.state_dict().items()}, WEIGHTS)
+    print(f"{demo.accuracy(load()):.2%} of {int(held.sum())} held-out images")
 
 
-def train(images: Tensor, labels: Tensor) -> demo.Digits:
+def train(images: Tensor, labels: Tensor) -> Digits:
     """The network after `EPOCHS` passes over images that are shifted by up to a pixel, with a one-cycle rate."""
-    model = demo.Digits().train()
+    model = Digits().train()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
     steps = EPOCHS * (len(images) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps)

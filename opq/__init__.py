@@ -1,23 +1,53 @@
-"""opq: one-shot pruning, quantization and entropy coding of pre-trained networks. No data, no search, a small file."""
+"""opq: one-shot pruning, quantization and entropy coding of pre-trained networks. No data, no search, a small file.
+
+Names are imported when they are first used, so that `import opq` alone loads neither torch nor anything else.
+"""
 
 from __future__ import annotations
 
-from opq import constraints
-from opq.compress import compress, solve
-from opq.container import Reader
-from opq.errors import OpqError, OpqWarning
-from opq.finetune import finetune
-from opq.loading import load, load_state_dict
-from opq.module import attach, detach
-from opq.plan import Budget, Plan, TensorPlan
-from opq.probe import probe
-from opq.result import Result
-from opq.scale import compress_folder
-from opq.sources import open_source
-from opq.trained import collect
-from opq.training import Training
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opq import constraints, demo, evaluation, export, hub, methods, report, streaming
+    from opq.api import compress, solve
+    from opq.compression.result import Result
+    from opq.errors import OpqError, OpqWarning
+    from opq.file.loading import load, load_state_dict
+    from opq.file.reader import Reader
+    from opq.plan import Budget, Plan, TensorPlan
+    from opq.probing.sensitivity import probe
+    from opq.sources import open_source
+    from opq.streaming.run import compress_folder
+    from opq.training.attaching import attach, detach
+    from opq.training.collecting import collect
+    from opq.training.finetuning import finetune
+    from opq.training.loop import Training
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Budget": "plan",
+    "OpqError": "errors",
+    "OpqWarning": "errors",
+    "Plan": "plan",
+    "Reader": "file.reader",
+    "Result": "compression.result",
+    "TensorPlan": "plan",
+    "Training": "training.loop",
+    "attach": "training.attaching",
+    "collect": "training.collecting",
+    "compress": "api",
+    "compress_folder": "streaming.run",
+    "detach": "training.attaching",
+    "finetune": "training.finetuning",
+    "load": "file.loading",
+    "load_state_dict": "file.loading",
+    "open_source": "sources",
+    "probe": "probing.sensitivity",
+    "solve": "api",
+}
+"""The module, below `opq`, that each public name is imported from."""
 
 __all__ = [
     "Budget",
@@ -33,11 +63,35 @@ __all__ = [
     "compress",
     "compress_folder",
     "constraints",
+    "demo",
     "detach",
+    "evaluation",
+    "export",
     "finetune",
+    "hub",
     "load",
     "load_state_dict",
+    "methods",
     "open_source",
     "probe",
+    "report",
     "solve",
+    "streaming",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name or module, imported on first use."""
+    if name in _HOMES:
+        found = getattr(importlib.import_module(f"opq.{_HOMES[name]}"), name)
+    elif name in __all__:
+        found = importlib.import_module(f"opq.{name}")
+    else:
+        raise AttributeError(f"module 'opq' has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """Only what is public."""
+    return [*__all__, "__version__"]

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 import opq
 from opq.errors import OpqError, OptionError, WriteError
 from opq.plan import Plan
-from opq.report import printable
+from opq.report.table import printable
 
 app = typer.Typer(
     help="Pre-trained networks as small files: one call, no data, no search.",
@@ -132,7 +132,7 @@ def _compress_folder(
     source: str, output: Path, options: dict[str, Any], shard_size: int, workers: int | None, as_json: bool
 ) -> None:
     """The streamed path; of the processes of a `torchrun` the first one prints."""
-    from opq.scale import compress_folder
+    from opq.streaming.run import compress_folder
 
     unused = {"sparsity", "input_size"}
     given = {name: value for name, value in options.items() if name not in unused or value is not None}
@@ -158,7 +158,7 @@ def _compress_folder(
 @app.command()
 def inspect(file: File, as_json: AsJson = False) -> None:
     """Show what FILE holds: tensors, ratio, bits, sparsity, and entropy against coded size."""
-    from opq.inspection import examine
+    from opq.report.inspection import examine
 
     found = examine(file)
     if as_json:
@@ -171,7 +171,7 @@ def inspect(file: File, as_json: AsJson = False) -> None:
 @app.command()
 def verify(file: File, as_json: AsJson = False) -> None:
     """Decode every tensor of FILE and check every checksum."""
-    from opq.folder import open_reader, parts_of
+    from opq.file.folder_reader import open_reader, parts_of
 
     with open_reader(file) as reader, _bar(as_json) as progress:
         names = reader.names
@@ -192,8 +192,8 @@ def decompress(
     as_json: AsJson = False,
 ) -> None:
     """Write the dense tensors of FILE as ordinary safetensors."""
-    from opq.export import save_dense
-    from opq.scale import save_dense_folder
+    from opq.export.dense import save_dense
+    from opq.streaming.dense import save_dense_folder
 
     ending = "" if file.is_dir() else ".safetensors"
     path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + f".dense{ending}")
@@ -214,7 +214,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write a self-contained HTML report of FILE: bytes, steps, histograms, curves, and a live budget."""
-    from opq.page import save_page
+    from opq.report.page import save_page
 
     path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + ".html")
     _check_writable(path)
@@ -237,25 +237,28 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the network of FILE for other tools."""
-    from opq import export as targets
+    from opq.export import dense
+    from opq.export.compressed_tensors import save_compressed_tensors
+    from opq.export.hf_folder import save_compressed_folder, save_folder
+    from opq.export.onnx_model import save_onnx
 
     if to not in ("onnx", "hf", "hub", "compressed-tensors", "safetensors"):
         raise OptionError("unknown --to", got=repr(to), wanted="onnx, hf, hub, compressed-tensors or safetensors")
     if to == "safetensors":
-        figures: dict[str, Any] = {"bytes": targets.save_dense(file, output)}
+        figures: dict[str, Any] = {"bytes": dense.save_dense(file, output)}
     elif model is None:
         raise OptionError(f"--to {to} needs --model", wanted="what was compressed, such as hf:ORG/NAME")
     elif to == "onnx":
         opened = opq.open_source(model)
-        exported = targets.save_onnx(file, output, opened.build(), hint=opened.input_hint)
+        exported = save_onnx(file, output, opened.build(), hint=opened.input_hint)
         figures = {"bytes": exported.bytes, "integers": exported.integers, "dense": list(exported.dense)}
     elif to == "hub":
-        targets.save_compressed_folder(file, output, model)
+        save_compressed_folder(file, output, model)
         figures = {"bytes": sum(p.stat().st_size for p in output.iterdir())}
     elif to == "hf":
-        figures = {"bytes": targets.save_folder(file, output, model)}
+        figures = {"bytes": save_folder(file, output, model)}
     else:
-        figures = {"bytes": targets.save_compressed_tensors(file, output, model, strict=strict)}
+        figures = {"bytes": save_compressed_tensors(file, output, model, strict=strict)}
     if as_json:
         _json({"file": str(output), "to": to, **figures})
         return
@@ -300,7 +303,7 @@ def evaluate(
 @app.command()
 def native(as_json: AsJson = False) -> None:
     """Compile the kernel that makes fine-tuning on a CPU faster. Once; needs a C++ compiler and opq[native]."""
-    from opq import native as kernel
+    from opq.training import kernel
 
     start = time.perf_counter()
     if not as_json and not kernel.path().exists():
@@ -322,14 +325,15 @@ def demo(
     import tempfile
 
     from opq import demo as shipped
+    from opq.sources.digits import load
 
-    model = shipped.load()
+    model = load()
     before = shipped.accuracy(model)
     with tempfile.TemporaryDirectory() as folder, _bar(as_json) as progress:
         path = output or Path(folder) / f"digits{SUFFIX}"
         result = opq.compress("demo:digits", bits=bits, progress=progress)
         result.save(path)
-        after = shipped.accuracy(opq.load(path, shipped.load()))
+        after = shipped.accuracy(opq.load(path, load()))
     figures = {
         "bytes_before": result.source_bytes,
         "file_bytes": result.bytes,
@@ -383,7 +387,7 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
     if as_json:
         print(plan.to_json())
         return
-    from opq.report import Report
+    from opq.report.table import Report
 
     sizes = {t.name: round(t.rate * t.size / 8) for t in plan.compressed}
     out.print(Report(plan=plan, sizes=sizes, title="Plan (predicted; nothing is written)"))

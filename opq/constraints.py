@@ -20,8 +20,8 @@ from typing import Literal
 
 import numpy as np
 
+from opq.base.arrays import Floats
 from opq.errors import OptionError, PatternError
-from opq.stats import Floats
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

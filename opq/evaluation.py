@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from opq.base.extras import brief, need
+from opq.base.progress import Progress, silent
 from opq.errors import ClassNamesError, DataError
-from opq.observe import evaluating
-from opq.options import Progress, silent
-from opq.sources.base import InputHint, brief
-from opq.sources.hub import need
+from opq.models.observe import evaluating
+from opq.sources.base import InputHint
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _MARGIN = 256 / 224

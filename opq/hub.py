@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import nn
 
+from opq.base.extras import brief, need
 from opq.errors import SourceError
-from opq.export.folder import save_compressed_folder
-from opq.loading import load
-from opq.sources.base import brief
-from opq.sources.hub import empty_model, need
+from opq.export.hf_folder import save_compressed_folder
+from opq.file.loading import load
+from opq.sources.hf_models import empty_model
 
 __all__ = ["from_pretrained", "save_pretrained"]
 

@@ -13,7 +13,15 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from opq.base.rounding import rounded
 from opq.errors import BudgetError, MismatchError, OptionError
+
+LARGEST_CODE = 2**15 - 1
+"""Codes fit int16; the solver never chooses a step below max|w| / LARGEST_CODE."""
+COLUMNS = ("step", "rounding", "threshold", "sensitivity", "rate", "density", "distortion")
+
+ONE_DIMENSIONAL = "one-dimensional"
+"""The reason of weights, biases and norms that are kept by default."""
 
 Action = Literal["compress", "keep", "share"]
 BudgetKind = Literal["bits", "ratio", "size"]
@@ -72,7 +80,8 @@ class TensorPlan:
     A compressed weight `w` becomes the integer `sign(w) max(1, floor(|w|/step + 1 - rounding))` where
     `|w| >= threshold`, else 0; it is read back as `step` times that integer. `rd` has
     `threshold = rounding * step` (a uniform threshold quantizer with dead zone); the paper's `opq` has
-    `rounding = 1/2` and a threshold of its own. On a `trellis` the integers are those of `opq.trellis.nearest`.
+    `rounding = 1/2` and a threshold of its own. On a `trellis` the integers are those of
+    `opq.quantizing.trellis.nearest`.
     """
 
     name: str
@@ -193,3 +202,23 @@ def _spare(tensor: TensorPlan) -> dict[str, Any]:
 def _some(names: Iterator[str], most: int = 5) -> str:
     listed = list(names)
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def as_stored(plan: Plan) -> Plan:
+    """The plan with its numbers rounded to what a file holds in two or three bytes each.
+
+    Round before quantizing: the file holds any plan exactly, but others take up to eight bytes a number.
+    """
+    return plan.replace(
+        tensors=tuple(map(_as_stored, plan.tensors)),
+        multiplier=rounded(plan.multiplier, 32),
+        residual=rounded(plan.residual, 16),
+    )
+
+
+def _as_stored(tensor: TensorPlan) -> TensorPlan:
+    step, rounding = rounded(tensor.step, 24), rounded(tensor.rounding, 16)
+    tied = math.isclose(tensor.threshold, tensor.rounding * tensor.step, rel_tol=1e-6)
+    small: dict[str, Any] = {name: rounded(getattr(tensor, name), 16) for name in COLUMNS[3:]}
+    threshold = rounding * step if tied else rounded(tensor.threshold, 24)
+    return dataclasses.replace(tensor, step=step, rounding=rounding, threshold=threshold, **small)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,16 +16,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait shall not keep the 
 
 import pytest
 import torch
+from paths import SHARED
 from stream_helpers import SHARD, checkpoint
 
-from opq import native
-
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared"
-
-for folder in (ROOT / "tests", ROOT / "examples" / "bench"):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+from opq.training import kernel as native
 
 
 def _import_torchvision() -> None:
@@ -58,7 +51,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def whole(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that an uninterrupted run makes of it."""
-    from opq.scale import compress_folder
+    from opq.streaming.run import compress_folder
 
     folder = tmp_path_factory.mktemp("whole") / "out"
     compress_folder(source, folder, bits=4, shard_size=SHARD)

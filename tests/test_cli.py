@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import opq
 from opq import cli
-from opq.container import Grid, Packed, Raw, Stored, pack
 from opq.errors import OptionError
+from opq.file.stored import Grid, Raw, Stored
+from opq.file.writer import Packed, pack
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -211,6 +212,6 @@ def test_an_error_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     def fails(*_: object) -> None:
         raise OptionError("two\nlines and \x1b[31m colour", got="[/markup] \ud800", remedy="Do not.")
 
-    monkeypatch.setattr("opq.inspection.examine", fails)
+    monkeypatch.setattr("opq.report.inspection.examine", fails)
     code, _, err = run("inspect", "x")
     assert (code, err) == (1, "error OptionError: two lines and \\x1b[31m colour: got [/markup] \\ud800. Do not.\n")

@@ -22,14 +22,14 @@ from torch.utils.data import DataLoader, Dataset
 from training_helpers import mlp, plan_of
 
 import opq
-from opq import turns
-from opq.inputs import Batch
-from opq.observe import untouched
-from opq.probe import sensitivity
-from opq.renorm import statistics
-from opq.scale import blocks
+from opq.base import process_state
+from opq.base.pool import pool
+from opq.models.batch import Batch
+from opq.models.observe import untouched
+from opq.probing.renorm import statistics
+from opq.probing.sensitivity import sensitivity
 from opq.sources.memory import from_module
-from opq.threads import pool
+from opq.streaming import model_blocks
 
 THREADS = 4
 
@@ -274,7 +274,7 @@ def test_random_states_are_put_back_one_by_one() -> None:
     def draws(k: int) -> list[list[float]]:
         drawn = []
         for _ in range(20):
-            with turns.same_random_state(seed=k):
+            with process_state.same_random_state(seed=k):
                 drawn.append([float(torch.rand(())) for _ in range(3)])
                 random.random(), np.random.rand()
         return drawn
@@ -290,7 +290,7 @@ def test_random_states_are_put_back_one_by_one() -> None:
 def test_warning_filters_are_put_back_one_by_one() -> None:
     def work(k: int) -> None:
         for _ in range(5):
-            with turns.silenced(UserWarning):
+            with process_state.silenced(UserWarning):
                 time.sleep(0.001 * k)
                 warnings.warn("not shown", UserWarning, stacklevel=1)
 
@@ -315,7 +315,7 @@ def test_threads_look_into_one_model() -> None:
 
 
 def test_a_module_built_beside_one_without_values_has_its_own() -> None:
-    with turns.same_random_state(), blocks._no_parameters():
+    with process_state.same_random_state(), model_blocks._no_parameters():
         other = in_a_thread(lambda: nn.Linear(3, 2))
         own = nn.Linear(3, 2)
     assert (other.weight.device.type, own.weight.device.type) == ("cpu", "meta")

@@ -12,17 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import HELPERS
 from training_helpers import learnable_batches, mlp, plan_of
 
 import opq
-from opq import checkpoint
 from opq.errors import WriteError
 from opq.export.dense import save_dense
+from opq.training import checkpoint
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
 def test_killed_at_any_moment() -> None:
-    program = [sys.executable, str(Path(__file__).with_name("kills.py")), "--kills", "24"]
+    program = [sys.executable, str(HELPERS / "kills.py"), "--kills", "24"]
     done = subprocess.run(program, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)

@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = ["quickstart.md", *sorted(f"howto/{p.name}" for p in (DOCS / "howto").glob("*.md"))]
 

@@ -17,8 +17,9 @@ from opq import demo, evaluation
 from opq.cli import app
 from opq.errors import ClassNamesError, DataError
 from opq.sources.base import InputHint
+from opq.sources.digits import Digits, load
 
-HINT = demo.Digits.input_hint
+HINT = Digits.input_hint
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_demo_agrees_with_its_own_accuracy() -> None:
-    model = demo.load()
+    model = load()
     score = evaluation.evaluate(model, evaluation.demo_images(), hint=HINT)
     assert score.images == 449
     assert score.top1 == pytest.approx(demo.accuracy(model), abs=0.01)  # pixels were rounded to 8 bits
@@ -41,14 +42,14 @@ def test_demo_agrees_with_its_own_accuracy() -> None:
 
 
 def test_folder(folder: Path) -> None:
-    score = evaluation.evaluate(demo.load(), evaluation.open_images(folder), hint=HINT, batch=7)
+    score = evaluation.evaluate(load(), evaluation.open_images(folder), hint=HINT, batch=7)
     assert (score.images, score.top1) == (60, 1.0)
 
 
 def test_labels_follow_their_images_when_cut(folder: Path) -> None:
     cut = evaluation.open_images(folder).first(12)
-    assert evaluation.evaluate(demo.load(), cut, hint=HINT).images == 12
-    assert evaluation.evaluate(demo.load(), cut, hint=HINT).top1 == 1.0
+    assert evaluation.evaluate(load(), cut, hint=HINT).images == 12
+    assert evaluation.evaluate(load(), cut, hint=HINT).top1 == 1.0
 
 
 def named(folder: Path, root: Path, names: list[str]) -> Path:
@@ -62,12 +63,12 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 def test_class_names_in_order(folder: Path, tmp_path: Path) -> None:
     images = evaluation.open_images(named(folder, tmp_path, WORDS))
-    assert evaluation.evaluate(demo.load(), images, hint=HINT, classes=WORDS).top1 == 1.0
-    assert evaluation.evaluate(demo.load(), images, hint=HINT).top1 < 0.5  # the order of the alphabet is another
+    assert evaluation.evaluate(load(), images, hint=HINT, classes=WORDS).top1 == 1.0
+    assert evaluation.evaluate(load(), images, hint=HINT).top1 < 0.5  # the order of the alphabet is another
 
 
 def test_modules_keep_their_modes(folder: Path) -> None:
-    model = demo.load().train()
+    model = load().train()
     frozen = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)).eval()
     before = [m.training for m in model.modules()]
     evaluation.evaluate(model, evaluation.open_images(folder).first(12), hint=HINT)
@@ -76,7 +77,7 @@ def test_modules_keep_their_modes(folder: Path) -> None:
 
 
 def test_class_names_of_the_model(folder: Path, tmp_path: Path) -> None:
-    model = demo.load()
+    model = load()
     model.config = SimpleNamespace(label2id={name: k for k, name in enumerate(WORDS)})
     images = evaluation.open_images(named(folder, tmp_path, WORDS))
     assert evaluation.evaluate(model, images, hint=HINT).top1 == 1.0
@@ -85,22 +86,22 @@ def test_class_names_of_the_model(folder: Path, tmp_path: Path) -> None:
 def test_wrong_class_names(folder: Path, tmp_path: Path) -> None:
     images = evaluation.open_images(named(folder, tmp_path, ["zero", "uno"]))
     with pytest.raises(ClassNamesError, match="no class of the model: got uno, wanted classes such as zero, one, two"):
-        evaluation.evaluate(demo.load(), images, hint=HINT, classes=WORDS)
+        evaluation.evaluate(load(), images, hint=HINT, classes=WORDS)
     with pytest.raises(ClassNamesError, match=r"cannot be matched .* got 2 folders such as 'uno', wanted 10 classes"):
-        evaluation.evaluate(demo.load(), images, hint=HINT)
+        evaluation.evaluate(load(), images, hint=HINT)
 
 
 def test_numbers_beyond_the_outputs(folder: Path, tmp_path: Path) -> None:
     images = evaluation.open_images(named(folder, tmp_path, ["0", "11"]))
     with pytest.raises(ClassNamesError, match="labels beyond the model's outputs: got labels 0 to 11, wanted 0 to 9"):
-        evaluation.evaluate(demo.load(), images, hint=HINT)
+        evaluation.evaluate(load(), images, hint=HINT)
 
 
 def test_sets_in_one_file(tmp_path: Path) -> None:
     images = evaluation.demo_images()
     pixels = np.stack([np.asarray(images.read(i)) for i in range(40)])
     np.savez(tmp_path / "x.npz", x=pixels, y=images.labels[:40])
-    score = evaluation.evaluate(demo.load(), evaluation.open_images(tmp_path / "x.npz"), hint=HINT)
+    score = evaluation.evaluate(load(), evaluation.open_images(tmp_path / "x.npz"), hint=HINT)
     assert (score.images, score.top1) == (40, 1.0)
 
 
@@ -129,7 +130,7 @@ def test_a_damaged_image(tmp_path: Path) -> None:
     (tmp_path / "3").mkdir()
     (tmp_path / "3" / "a.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"a\.png cannot be read"):
-        evaluation.evaluate(demo.load(), evaluation.open_images(tmp_path), hint=HINT)
+        evaluation.evaluate(load(), evaluation.open_images(tmp_path), hint=HINT)
 
 
 def test_photographs_are_cut_out_of_their_middle() -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")
 
-FOLDER = Path(__file__).resolve().parent.parent / "examples" / "notebooks"
+FOLDER = ROOT / "examples" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 CLEAN = "%reset -f\nimport matplotlib.pyplot as plt\nplt.close('all')"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -18,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import opq
+from opq.allocation import paper, rate_distortion
+from opq.compression.result import Result
 from opq.errors import CertificateError, NonFiniteError, RankError
-from opq.quantize import dequantize
-from opq.result import Result
-from opq.scale.team import Team
+from opq.quantizing.grid import dequantize
+from opq.streaming.team import Team
 
 METHODS = ("rd", "opq")
 huge = pytest.mark.skipif("OPQ_HUGE" not in os.environ, reason="takes minutes and 10 GB; set OPQ_HUGE=1")
@@ -219,8 +219,7 @@ def test_a_thousand_million_weights_in_memory() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_solution_that_misses_its_budget_is_an_error(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("opq.solve")
-    name = {"rd": "_meet", "opq": "_root"}[method]
+    module, name = {"rd": (rate_distortion, "meeting_point"), "opq": (paper, "find_root")}[method]
     real = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *a, **k: real(*a, **k) * 1.01)
     with pytest.raises(CertificateError, match=r"the allocation is not optimal: got residual .*, wanted <= 1e-06"):

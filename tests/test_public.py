@@ -9,6 +9,8 @@ import sys
 from importlib.metadata import requires
 from pathlib import Path
 
+import pytest
+
 import opq
 
 PACKAGE = Path(opq.__file__).parent
@@ -20,9 +22,9 @@ def test_all_is_sorted_and_there() -> None:
 
 
 def test_nothing_else_is_public() -> None:
-    modules = {path.stem for path in Path(opq.__file__).parent.glob("*")}
-    public = {name for name in vars(opq) if not name.startswith("_") and name not in modules}
-    assert public - {"annotations"} == set(opq.__all__) - modules
+    assert set(dir(opq)) == {*opq.__all__, "__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = opq.nothing
 
 
 def test_everything_public_is_documented() -> None:

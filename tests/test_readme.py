@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 HERE = {**os.environ, "PYTHONPATH": str(ROOT)}
 SEEN: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
 README = (ROOT / "README.md").read_text()

@@ -22,7 +22,7 @@ import torch
 import zoo
 
 import opq
-from opq.inspection import examine
+from opq.report.inspection import examine
 
 State = Mapping[str, torch.Tensor]
 COLUMNS = (

@@ -35,13 +35,15 @@ import zoo
 from torch import nn
 
 import opq
-from opq.datafree import DataFreeCoder, probe_source, weighed
-from opq.decide import Problem, gather
-from opq.fit import Fit
-from opq.options import Options
-from opq.probe import Probe
-from opq.roles import assign
-from opq.sources import Source, open_source
+from opq.compression.alpha import weighed
+from opq.compression.coders import DataFreeCoder, probe_source
+from opq.compression.fit import Fit
+from opq.compression.options import Options
+from opq.compression.problem import Problem, gather
+from opq.compression.roles import assign
+from opq.probing.sensitivity import Probe
+from opq.sources import open_source
+from opq.sources.base import Source
 
 COLUMNS = ("model", "method", "budget", "bits", "ratio", "top1_dense", "top1", "metric", "samples", "seconds")
 SPEED = "resnet50-speed"

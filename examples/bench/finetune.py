@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import opq
-from opq.finetune import finetune
+from opq.training.finetuning import finetune
 
 CACHE = Path(__file__).parent / "cache"
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "pictures" / "finetune.png"

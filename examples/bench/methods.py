@@ -28,7 +28,7 @@ from finetune import RECIPES as PENALISED
 from torch import nn
 
 import opq
-from opq.finetune import finetune
+from opq.training.finetuning import finetune
 
 COLUMNS = ("model", "method", "setting", "file_bytes", "ratio", "weights_ratio", "error_dense", "error", "steps",
            "cpu_s", "published")  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any
 
 from results import Row, save, show
 
-TESTS = Path(__file__).parents[2] / "tests"
+TESTS = Path(__file__).parents[2] / "tests" / "helpers"
 
 
 def figures_of(script: str, *options: object) -> dict[str, Any]:

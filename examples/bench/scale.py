@@ -46,7 +46,7 @@ import json, re, resource, sys, time
 if sys.argv[3] == "1":
     import zoo
     zoo._hide_broken_torchvision()
-from opq.scale import compress_folder
+from opq.streaming import compress_folder
 start = time.perf_counter()
 result = compress_folder(sys.argv[1], sys.argv[2], bits=float(sys.argv[4]), probe=sys.argv[3] == "1")
 seconds = time.perf_counter() - start
@@ -63,7 +63,7 @@ print(json.dumps({"budget": float(sys.argv[4]), "file_bytes": result.bytes, "rat
 DECODE = r"""
 import json, re, sys, time
 from opq.folder import FolderReader
-from opq.scale.dense import pieces
+from opq.streaming.dense import pieces
 from opq.threads import pool
 weights, start = 0, time.perf_counter()
 with FolderReader(sys.argv[1]) as reader, pool(int(sys.argv[2]) or None) as threads:

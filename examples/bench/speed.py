@@ -15,12 +15,14 @@ from contextlib import contextmanager
 import torch
 import zoo
 
-from opq.datafree import DataFreeCoder, probe_source, weighed
-from opq.decide import Problem, gather
-from opq.fit import Array, Codes, Fit
-from opq.options import Options
+from opq.base.arrays import Codes
+from opq.compression.alpha import weighed
+from opq.compression.coders import CodesByName, DataFreeCoder, probe_source
+from opq.compression.fit import Fit
+from opq.compression.options import Options
+from opq.compression.problem import Problem, gather
+from opq.compression.roles import assign
 from opq.plan import Plan, TensorPlan
-from opq.roles import assign
 from opq.sources import open_source
 
 BITS = 3.0
@@ -56,11 +58,11 @@ class TimedCoder(DataFreeCoder):
 
     clock: Clock
 
-    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[Array]:
+    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[Codes]:
         with self.clock.part("feedback"):
             return iter(list(super().codes(tensors)))
 
-    def kept(self, plan: Plan, codes: Codes) -> dict[str, torch.Tensor]:
+    def kept(self, plan: Plan, codes: CodesByName) -> dict[str, torch.Tensor]:
         with self.clock.part("renorm"):
             return super().kept(plan, codes)
 

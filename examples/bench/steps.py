@@ -20,9 +20,9 @@ import zoo
 from torch import Tensor, nn
 
 import opq
-from opq import native
-from opq.fixed import FixedGrid
-from opq.objective import Objective
+from opq.training import kernel
+from opq.training.fixed_grid import FixedGrid
+from opq.training.objective import Objective
 
 STEPS = (("lenet-300-100", 128), ("lenet-300-100", 256), ("lenet-300-100", 1024), ("lenet-5", 128), ("resnet-20", 128),
          ("minilm", 8), ("minilm", 32))  # fmt: skip
@@ -39,7 +39,7 @@ def step_row(name: str, batch: int) -> dict[str, Any]:
     """Median time of a training step, each way in turns, and the peak memory of a process of each."""
     ways = ["dense", "attached", "least"]
     if shutil.which("g++"):
-        native.build()
+        kernel.build()
         ways += ["native", "dense compiled", "attached compiled"]
     steps = {way: step_function(name, batch, way) for way in ways}
     for step in steps.values():

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from opq.sources import InputHint
+from opq.sources.base import InputHint
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 """Where the real weights and data are unless a call says otherwise."""

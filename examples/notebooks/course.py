@@ -42,5 +42,6 @@ def network(images: int = 300) -> Network:
 def digits() -> Network:
     """The small digits network that ships with opq."""
     from opq import demo
+    from opq.sources.digits import load
 
-    return Network("digits", demo.load(), lambda model: 100 * demo.accuracy(model))
+    return Network("digits", load(), lambda model: 100 * demo.accuracy(model))

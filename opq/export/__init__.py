@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from opq.export.compressed_tensors import save_compressed_tensors
 from opq.export.dense import save_dense
-from opq.export.folder import save_compressed_folder, save_folder
-from opq.export.integer import save_compressed_tensors
+from opq.export.hf_folder import save_compressed_folder, save_folder
 from opq.export.onnx_model import Exported, save_onnx
 
-__all__ = ["Exported", "save_compressed_folder", "save_compressed_tensors", "save_dense", "save_folder", "save_onnx"]
+__all__ = [
+    "Exported",
+    "compressed_tensors",
+    "dense",
+    "hf_folder",
+    "onnx_model",
+    "save_compressed_folder",
+    "save_compressed_tensors",
+    "save_dense",
+    "save_folder",
+    "save_onnx",
+]

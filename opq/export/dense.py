@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import torch
 
-from opq.aside import written_aside
-from opq.container import Reader
-from opq.dtypes import torch_dtype
-from opq.plan import Plan
+from opq.base.atomic import written_aside
+from opq.file.header import header
+from opq.file.reader import Reader
 
 
 def save_dense(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
@@ -32,16 +30,3 @@ def save_dense(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> in
             if flat.numel():
                 out.write(flat.view(torch.uint8).numpy().tobytes())
         return out.tell()
-
-
-def header(plan: Plan) -> bytes:
-    """The header of a dense safetensors file of the plan's tensors, in the plan's order."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for tensor in plan:
-        end = position + tensor.size * torch_dtype(tensor.dtype).itemsize
-        entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text

@@ -22,14 +22,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from opq.aside import written_aside
-from opq.container import Reader
+from opq.base.atomic import written_aside
+from opq.base.extras import brief, need
+from opq.base.process_state import same_random_state, silenced
 from opq.errors import ExportError
-from opq.inputs import Batch, as_batch, synthetic
-from opq.loading import load
-from opq.sources.base import InputHint, brief
-from opq.sources.hub import need
-from opq.turns import same_random_state, silenced
+from opq.file.loading import load
+from opq.file.reader import Reader
+from opq.models.batch import Batch, as_batch
+from opq.probing.inputs import synthetic
+from opq.sources.base import InputHint
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int16]

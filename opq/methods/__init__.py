@@ -10,16 +10,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from opq.compression.options import Options
+from opq.compression.result import Result
 from opq.errors import OptionError
-from opq.methods import settings
+from opq.methods import options as method_options
 from opq.methods.baselines import kmeans_sharing, uniform
 from opq.methods.clipq import clipq
 from opq.methods.job import Job
 from opq.methods.olmp import olmp
 from opq.methods.pq import pq
-from opq.options import Options
-from opq.result import Result
-from opq.sources import Source
+from opq.sources.base import Source
 
 __all__ = ["METHODS", "Method", "run"]
 
@@ -29,18 +29,18 @@ class Method:
     """One published method."""
 
     run: Callable[[Job], Result]
-    settings: type[settings.Settings]
+    settings: type[method_options.Settings]
     sized_by: str = ""
     """The options that set the size of the file, where a budget cannot."""
 
 
 METHODS = {
-    "clipq": Method(clipq, settings.ClipQ, sized_by="lambda (weight=) or theta="),
-    "kmeans": Method(kmeans_sharing, settings.Sharing),
-    "lamp": Method(uniform, settings.Uniform),
-    "magnitude": Method(uniform, settings.Uniform),
-    "olmp": Method(olmp, settings.Olmp, sized_by="delta=, bounds= and prune_epochs="),
-    "pq": Method(pq, settings.Product),
+    "clipq": Method(clipq, method_options.ClipQ, sized_by="lambda (weight=) or theta="),
+    "kmeans": Method(kmeans_sharing, method_options.Sharing),
+    "lamp": Method(uniform, method_options.Uniform),
+    "magnitude": Method(uniform, method_options.Uniform),
+    "olmp": Method(olmp, method_options.Olmp, sized_by="delta=, bounds= and prune_epochs="),
+    "pq": Method(pq, method_options.ProductQuantization),
 }
 
 
@@ -55,4 +55,4 @@ def run(source: Source, options: Options) -> Result:
     if method.sized_by and options.budget is not None:
         fact, remedy = "takes no budget of the file", f"Leave the budget out: {method.sized_by} set the size."
         raise OptionError(f"method={options.method!r} {fact}", got=options.budget.kind, remedy=remedy)
-    return method.run(Job(source, options, settings.read(method.settings, options.method_options)))
+    return method.run(Job(source, options, method_options.read(method.settings, options.method_options)))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from opq.methods import masks
-from opq.methods.budget import at_budget
+from opq.compression.result import Result
+from opq.methods import pruning
 from opq.methods.coded import Coded, in_table, on_grid
 from opq.methods.job import Job
 from opq.methods.kmeans import kmeans
-from opq.methods.settings import Sharing, Uniform
-from opq.methods.sharing import chosen, prune_and_share
-from opq.result import Result
+from opq.methods.options import Sharing, Uniform
+from opq.methods.prune_and_share import chosen, prune_and_share
+from opq.methods.sparsity_search import at_budget
 
 
 def uniform(job: Job) -> Result:
@@ -22,7 +22,7 @@ def uniform(job: Job) -> Result:
 
     def make(sparsity: float) -> Result:
         lamp = job.options.method == "lamp"
-        found = masks.lamp(job.weights, sparsity) if lamp else chosen(job.weights, sparsity, settings.scope)
+        found = pruning.lamp(job.weights, sparsity) if lamp else chosen(job.weights, sparsity, settings.scope)
         return job.result({n: on_grid(n, w * found[n], settings.bits) for n, w in job.weights.items()}, {})
 
     return at_budget(job, make)[1]

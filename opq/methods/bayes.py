@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from opq.aside import written_aside
+from opq.base.atomic import written_aside
+from opq.base.process_state import silenced
 from opq.errors import CorruptFileError, MismatchError, MissingExtraError
-from opq.turns import silenced
 
 RESUME = "Go on with the weights and options that it began with, or delete it to search anew."
 

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from opq.compression.result import Result
 from opq.errors import OptionError, PatternError
 from opq.methods.bayes import Record, minimise
+from opq.methods.clip import partition
 from opq.methods.coded import Coded, in_table
 from opq.methods.job import Job
-from opq.methods.live import Live, error, straight
-from opq.methods.partition import partition
-from opq.methods.settings import ClipQ
-from opq.result import Result
+from opq.methods.options import ClipQ
+from opq.methods.training_copy import Live, error, straight
 
 Theta = Mapping[str, tuple[float, int]]
 """(p, b) by tensor name."""

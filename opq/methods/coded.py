@@ -14,15 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from opq import container, floats
-from opq.methods.blocks import Product, by_frequency, decode
+from opq.base.rounding import rounded
+from opq.file import stored as payloads
+from opq.methods.product import ProductCode, by_frequency, decode
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Coded:
     """One tensor, ready for the file."""
 
-    stored: container.Stored
+    stored: payloads.Stored
     weights: torch.Tensor
     """What a reader of the file will see, float32."""
     fields: Mapping[str, Any]
@@ -41,14 +42,14 @@ def on_grid(name: str, w: torch.Tensor, b: int, *, least: int = 0) -> Coded:
     """
     magnitude = w.detach().float().abs()
     top = float(magnitude.max()) if w.numel() else 0.0
-    step = floats.rounded(top / (2 ** (b - 1) - 1), 24) if top else 1.0
+    step = rounded(top / (2 ** (b - 1) - 1), 24) if top else 1.0
     kept = magnitude > 0
     q = torch.copysign((magnitude * (1.0 / step) + 0.5).floor_().clamp_(min=float(least)), w) * kept
     codes = q.to(torch.int16)
     seen = (codes.double() * step).float()
     smallest = float(magnitude[codes != 0].min()) if top else step
-    fields = {"step": step, "threshold": floats.rounded(smallest * (1 - 1e-4), 24), "rounding": 0.5}
-    return Coded(container.Grid(name, codes.numpy()), seen, fields | _measured(w, seen, codes.numpy()))
+    fields = {"step": step, "threshold": rounded(smallest * (1 - 1e-4), 24), "rounding": 0.5}
+    return Coded(payloads.Grid(name, codes.numpy()), seen, fields | _measured(w, seen, codes.numpy()))
 
 
 def in_table(name: str, w: torch.Tensor, values: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> Coded:
@@ -62,14 +63,14 @@ def in_table(name: str, w: torch.Tensor, values: npt.NDArray[np.floating], label
     table, indices = values[order].astype(np.float16).astype(np.float32), rank[labels].reshape(tuple(w.shape))
     seen = torch.from_numpy(table[indices])
     fields = {"codebook": "table"} | _measured(w, seen, indices)
-    return Coded(container.Table(name, table, indices), seen, fields)
+    return Coded(payloads.Table(name, table, indices), seen, fields)
 
 
-def in_product(name: str, w: torch.Tensor, product: Product) -> Coded:
+def in_product(name: str, w: torch.Tensor, product: ProductCode) -> Coded:
     """Blocks of weights that take few vectors."""
     seen = decode(product, tuple(w.shape))
     fields = {"codebook": "product"} | _measured(w, seen, product.labels)
-    return Coded(container.Product(name, product.centroids, product.labels), seen, fields)
+    return Coded(payloads.Product(name, product.centroids, product.labels), seen, fields)
 
 
 def _measured(w: torch.Tensor, seen: torch.Tensor, codes: npt.NDArray[np.integer]) -> dict[str, float]:

@@ -14,23 +14,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from opq import container
-from opq.dtypes import dtype_name
+from opq.base.dtypes import dtype_name
+from opq.compression.options import Options
+from opq.compression.result import Result
+from opq.compression.roles import Role, assign
 from opq.errors import EmptyModelError, NonFiniteError
-from opq.index import rounded
-from opq.keep import keep
+from opq.file import writer
+from opq.file.kept import keep
+from opq.file.stored import raw_bytes
 from opq.methods.coded import Coded
-from opq.methods.live import Live, check_data
-from opq.methods.settings import Settings
-from opq.objective import Objective
-from opq.options import Options
-from opq.plan import Plan, TensorPlan
-from opq.result import Result
-from opq.roles import Role, assign
-from opq.sources import Source
-from opq.stored import raw_bytes
-from opq.training import Batches, Loop, Training
-from opq.wrappers import unwrapped
+from opq.methods.options import Settings
+from opq.methods.training_copy import Live, check_data
+from opq.models.wrappers import unwrapped
+from opq.plan import Plan, TensorPlan, as_stored
+from opq.sources.base import Source
+from opq.training.loop import Batches, Loop, Training
+from opq.training.objective import Objective
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,8 +125,8 @@ class Job:
             tensors=tuple(_planned(role, coded.get(role.name)) for role in roles or self.roles),
             predicted_bytes=round(sum(c.fields["rate"] * c.weights.numel() for c in coded.values()) / 8),
         )
-        plan = rounded(plan)
-        packed = container.pack(plan, [*(c.stored for c in coded.values()), *keep(self.source, plan, changed)])
+        plan = as_stored(plan)
+        packed = writer.pack(plan, [*(c.stored for c in coded.values()), *keep(self.source, plan, changed)])
         return Result(plan=plan, packed=packed, label=self.source.label, elements=self.source.elements,
                       source_bytes=self.source.bytes)  # fmt: skip
 

@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from opq.compression.result import Result
+from opq.compression.roles import Role
 from opq.errors import SearchError, SearchWarning
 from opq.methods import ncs
 from opq.methods.coded import on_grid
 from opq.methods.job import Job
-from opq.methods.live import Live, straight
-from opq.methods.masks import hysteresis
-from opq.methods.settings import Olmp
-from opq.objective import inputs_and_targets, run, scores
-from opq.observe import evaluating
-from opq.result import Result
-from opq.roles import Role
+from opq.methods.options import Olmp
+from opq.methods.pruning import hysteresis
+from opq.methods.training_copy import Live, straight
+from opq.models.observe import evaluating
+from opq.training.objective import inputs_and_targets, run, scores
 
 INFEASIBLE = 1.1
 """Fitness of what loses too much accuracy; the remaining fraction is at most 1."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import torch
 
-from opq.methods.blocks import block_size, encode
+from opq.compression.result import Result
 from opq.methods.coded import Coded, in_product
 from opq.methods.job import Job
-from opq.methods.settings import Product
-from opq.methods.sharing import prune_and_share
-from opq.result import Result
+from opq.methods.options import ProductQuantization
+from opq.methods.product import block_size, encode
+from opq.methods.prune_and_share import prune_and_share
 
 BLOCKS_A_CENTROID = 4
 """A tensor has at least so many blocks for each of its centroids, so that its codebook is no larger than it saves."""
@@ -23,11 +23,11 @@ FEWEST = 16
 def pq(job: Job) -> Result:
     """Pruning, then product codes of `centroids` vectors; the budget, where there is one, sets the sparsity."""
     settings = job.settings
-    assert isinstance(settings, Product)
+    assert isinstance(settings, ProductQuantization)
     return prune_and_share(job, lambda name, w: product(name, w, settings, job.options.seed))
 
 
-def product(name: str, w: torch.Tensor, settings: Product, seed: int) -> Coded:
+def product(name: str, w: torch.Tensor, settings: ProductQuantization, seed: int) -> Coded:
     """One tensor: d by its kind, at most what its rows are divided by; K at most what its blocks are enough for."""
     d = block_size(tuple(w.shape), settings.conv if w.dim() > 2 else settings.linear)
     while d > 1 and _most(w, d) < min(FEWEST, settings.centroids):

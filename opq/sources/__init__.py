@@ -11,13 +11,26 @@ from typing import Any
 from torch import nn
 
 from opq.errors import SourceError
+from opq.models.wrappers import unwrapped
 from opq.sources.base import BatchNormNames, InputHint, Source, TensorSpec
 from opq.sources.files import from_file
 from opq.sources.folders import from_folder
 from opq.sources.memory import from_mapping, from_module
-from opq.wrappers import unwrapped
 
-__all__ = ["BatchNormNames", "InputHint", "Source", "TensorSpec", "open_source"]
+__all__ = [
+    "BatchNormNames",
+    "InputHint",
+    "Source",
+    "TensorSpec",
+    "base",
+    "digits",
+    "files",
+    "hf_models",
+    "hints",
+    "names",
+    "open_source",
+    "zoo",
+]
 
 _SCHEMES = ("hf", "timm", "torchvision", "demo")
 _KINDS = "a module, a state dict, a path, or hf:, timm:, torchvision: or demo: and a name"
@@ -73,19 +86,19 @@ def _from_path(path: Path) -> Source:
 
 
 def _from_name(scheme: str, name: str, pretrained: bool) -> Source:
-    from opq.sources import hub
+    from opq.sources import zoo
 
     if not name.strip():
         raise SourceError(f"{scheme}: names nothing", wanted=f"{scheme}:NAME", remedy="Write the name after the colon.")
     if scheme == "hf":
-        return hub.from_hf(name)
+        return zoo.from_hf(name)
     if scheme == "demo":
         return _from_demo(name)
     name, pretrained = _options(scheme, name, pretrained)
     return (
-        hub.from_timm(name, pretrained=pretrained)
+        zoo.from_timm(name, pretrained=pretrained)
         if scheme == "timm"
-        else hub.from_torchvision(name, pretrained=pretrained)
+        else zoo.from_torchvision(name, pretrained=pretrained)
     )
 
 
@@ -102,8 +115,8 @@ def _options(scheme: str, name: str, pretrained: bool) -> tuple[str, bool]:
 
 
 def _from_demo(name: str) -> Source:
-    from opq import demo
+    from opq.sources.digits import load
 
     if name != "digits":
         raise SourceError(f"there is no demo {name!r}", wanted="demo:digits", remedy="Write demo:digits.")
-    return from_module(demo.load(), label="demo:digits", origin="demo")
+    return from_module(load(), label="demo:digits", origin="demo")

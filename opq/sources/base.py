@@ -215,9 +215,3 @@ def not_empty(source: Source) -> Source:
     if source.elements == 0:
         raise EmptyModelError(f"{source.label} holds no weights", got=f"{len(source)} tensors, none floating point")
     return source
-
-
-def brief(error: Exception) -> str:
-    """Another library's error in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

@@ -16,11 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from opq.dtypes import torch_dtype
+from opq.base.dtypes import torch_dtype
+from opq.base.extras import brief
+from opq.base.process_state import silenced
 from opq.errors import CorruptSourceError, SourceError, UnsafeCheckpointError
-from opq.sources.base import Source, TensorSpec, brief, guess_kinds, not_empty
+from opq.sources.base import Source, TensorSpec, guess_kinds, not_empty
 from opq.sources.memory import tensors_of, unnest
-from opq.turns import silenced
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)

@@ -29,7 +29,7 @@ def from_folder(folder: Path) -> Source:
         CorruptSourceError: a file is damaged, or the index names a tensor that its file lacks.
         SourceError: no weights in the folder.
     """
-    from opq.sources.hub import build_transformers, hint_of_folder
+    from opq.sources.hf_models import build_transformers, hint_of_folder
 
     paths, index = _weight_files(folder)
     shards = {path: specs_of(path) for path in paths}

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from opq.dtypes import DTYPES
+from opq.base.dtypes import DTYPES
+from opq.base.process_state import turn
 from opq.errors import SourceError
 from opq.sources.base import Origin, Source, TensorSpec, guess_kinds, not_empty
 from opq.sources.hints import hint_of_module
-from opq.turns import turn
 
 NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "params", "weights")
 """Keys under which checkpoints are known to hide their state dict, tried in this order."""

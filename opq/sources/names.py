@@ -22,7 +22,7 @@ def fit_names(source: Source, skeleton: nn.Module) -> Source | None:
     entries = {n: t for n, t in skeleton.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
     ties = _ties(entries)
     prefix = str(getattr(skeleton, "base_model_prefix", "") or "")
-    file_name = {_model_name(spec.name, entries, prefix): spec.name for spec in source.specs}
+    file_name = {model_name(spec.name, entries, prefix): spec.name for spec in source.specs}
     covered = {ties[name] for name in file_name if name in entries}
     needed = {ties[name] for name, tensor in entries.items() if tensor.is_floating_point()}
     if not needed <= covered or len(file_name) != len(source.specs):
@@ -77,7 +77,7 @@ def _ties(entries: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in entries.items()}
 
 
-def _model_name(name: str, known: Collection[str], prefix: str) -> str:
+def model_name(name: str, known: Collection[str], prefix: str) -> str:
     """The model's name for a name in the file; the name itself where there is none."""
     for old, new in _OLD_ENDINGS.items():
         if name not in known and name.endswith(old):

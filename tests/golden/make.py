@@ -22,16 +22,20 @@ import torch
 from torch import nn
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent / "helpers"))
 
 import fuzz  # noqa: E402
 
 import opq  # noqa: E402
-from opq.container import Grid, Stored, pack  # noqa: E402
-from opq.folder import open_reader  # noqa: E402
+from opq.file.folder_reader import open_reader  # noqa: E402
+from opq.file.header import VERSION  # noqa: E402
+from opq.file.stored import (  # noqa: E402
+    Grid,
+    Stored,
+    raw_bytes,
+)
+from opq.file.writer import pack  # noqa: E402
 from opq.plan import Plan  # noqa: E402
-from opq.reader import VERSION  # noqa: E402
-from opq.stored import raw_bytes  # noqa: E402
 
 RELEASED = 0
 """The newest format version that a release of the package has written."""

@@ -1,0 +1,16 @@
+"""Statistics of weights to curves, and curves to operating points: pure mathematics.
+
+Other folders use:
+
+- `convex`: the same problems through cvxpy, with the user's constraints.
+- `curve`: tensorStats -> Curve.
+- `laplace`: closed forms for a Laplacian source.
+- `paper`: the two steps of the paper (Hu et al., AAAI 2021) in closed form.
+- `rate_distortion`: curves, sensitivities and a budget -> the allocation, by one dual scalar.
+- `solution`: what every allocation gives, and the certificate that it is optimal.
+- `stats`: tensor -> TensorStats.
+"""
+
+from __future__ import annotations
+
+__all__ = ["convex", "curve", "laplace", "paper", "rate_distortion", "solution", "stats"]

@@ -1,0 +1,35 @@
+"""Packages that only some calls need, and errors in one line."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch
+
+from opq.errors import MissingExtraError, SourceError
+
+
+def brief(error: Exception) -> str:
+    """Another library's error in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
+def need(package: str, extra: str) -> Any:
+    """The imported package.
+
+    Raises:
+        MissingExtraError: it is not installed.
+        SourceError: it is installed but does not import.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != package.partition(".")[0]:
+            raise SourceError(f"{package} does not import", got=error, remedy=f"Reinstall {package}.") from error
+        remedy = f'Install the extra: pip install "opq[{extra}]".'
+        raise MissingExtraError(f"{package} is not installed", wanted=f"the extra {extra!r}", remedy=remedy) from error
+    except (ImportError, RuntimeError) as error:
+        remedy = f"Install a {package} that was built for torch {torch.__version__}."
+        raise SourceError(f"{package} does not import", got=error, remedy=remedy) from error

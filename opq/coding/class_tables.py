@@ -1,0 +1,96 @@
+"""The classes of rows, columns and kernel positions in the stack: what contexts cost beside the weights.
+
+Neighbours are often alike (the pixels of an image, the heads of an attention), so the classes of an axis have one
+table, or one for each class that the index before may have, whichever is shorter.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from opq.coding import tables
+from opq.coding.classes import MOST, MOST_PER_AXIS, Contexts
+from opq.coding.stack import Model, StackReader, StackWriter, categorical, uniform
+from opq.errors import CorruptFileError
+
+_ALONE, _AFTER = 0, 1
+_LONGEST = 1 << 16
+"""Indices of an axis whose classes may be told one after the other: no file keeps a reader busy for long."""
+
+_ORDERS = uniform(2)
+_NUMBERS = uniform(MOST + 1)
+_PER_AXIS = uniform(MOST_PER_AXIS)
+
+
+def put(writer: StackWriter, chosen: Contexts | None) -> None:
+    """Writes the classes; None where all weights are of one class."""
+    writer.put(0 if chosen is None else chosen.number, _NUMBERS)
+    if chosen is None:
+        return
+    writer.put(chosen.first, _NUMBERS)
+    for axis in chosen.axes:
+        if len(axis) > 1:
+            size = int(axis.max()) + 1
+            writer.put(size - 1, _PER_AXIS)
+            if size > 1:
+                ways = [_alone(axis, size), *([_after(axis, size)] if len(axis) <= _LONGEST else [])]
+                writer.extend(min(ways, key=lambda way: len(way.finish())))
+
+
+def take(reader: StackReader, shape: tuple[int, int, int]) -> Contexts | None:
+    """The inverse of `put`; raises `CorruptFileError` on classes that cannot be."""
+    number = reader.take(_NUMBERS)
+    if number == 0:
+        return None
+    first = reader.take(_NUMBERS)
+    if first + number > MOST:
+        raise CorruptFileError("more classes than there can be", got=first + number, wanted=f"at most {MOST}")
+    r, c, d = (_take_axis(reader, length) for length in shape)
+    return Contexts((r, c, d), first, number)
+
+
+def _alone(axis: npt.NDArray[np.uint8], size: int) -> StackWriter:
+    writer = StackWriter()
+    writer.put(_ALONE, _ORDERS)
+    writer.put(axis.astype(np.int32), _put_table(writer, np.bincount(axis, minlength=size)))
+    return writer
+
+
+def _after(axis: npt.NDArray[np.uint8], size: int) -> StackWriter:
+    """Each class by that of the index before; the first as if 0 stood before it."""
+    writer = StackWriter()
+    writer.put(_AFTER, _ORDERS)
+    before = np.concatenate([np.zeros(1, np.uint8), axis[:-1]])
+    counts = np.bincount(before.astype(np.int64) * size + axis, minlength=size * size).reshape(size, size)
+    models = [_put_table(writer, np.maximum(row, not row.any())) for row in counts]
+    for k, previous in zip(axis.tolist(), before.tolist(), strict=True):
+        writer.put(k, models[previous])
+    return writer
+
+
+def _put_table(writer: StackWriter, counts: npt.NDArray[np.int64]) -> Model:
+    u = tables.roots(counts)
+    tables.put(writer, u, 0)
+    return categorical(tables.frequencies(u))
+
+
+def _take_axis(reader: StackReader, length: int) -> npt.NDArray[np.uint8]:
+    axis = np.zeros(length, np.uint8)
+    size = reader.take(_PER_AXIS) + 1 if length > 1 else 1
+    if size == 1:
+        return axis
+    if reader.take(_ORDERS) == _ALONE:
+        axis[:] = reader.many(_take_table(reader, size), length)
+        return axis
+    if length > _LONGEST:
+        raise CorruptFileError("classes one after the other on a long axis", got=length, wanted=f"at most {_LONGEST}")
+    models = [_take_table(reader, size) for _ in range(size)]
+    k = 0
+    for i in range(length):
+        axis[i] = k = reader.take(models[k])
+    return axis
+
+
+def _take_table(reader: StackReader, size: int) -> Model:
+    return categorical(tables.frequencies(tables.take(reader, 0, size)))

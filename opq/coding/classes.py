@@ -1,0 +1,227 @@
+"""Classes of weights by the scale of their row, column and kernel position.
+
+Channels share the codebook but not the distribution: |q| at (i, j, k) is about r_i c_j d_k. Every index of every axis
+has a small class (a log-scale); the class of a weight is the sum of the three, and has a frequency table of its own.
+All decisions are made in integers, so that the same codes give the same bytes on every machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from opq.base.arrays import Ints
+from opq.coding.tables import FRACTION, cost, frequencies, log2, roots
+
+Classes = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+"""One class for every index of the three axes."""
+
+_T = TypeVar("_T", bound=np.generic)
+
+MOST_PER_AXIS = 16
+MOST = 3 * (MOST_PER_AXIS - 1) + 1
+"""Most classes of one axis, and of a tensor."""
+
+_FEWEST = 256
+"""Smaller tensors have one table."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Contexts:
+    """The class of a weight is `min(max(r_i + c_j + d_k, first) - first, number - 1)`."""
+
+    axes: Classes
+    first: int
+    number: int
+
+    def blocks(self, start: int, stop: int) -> Blocks:
+        """How the weights of some rows fall into classes."""
+        r, c, d = self.axes
+        return Blocks.of(r[start:stop], (c[:, None] + d).reshape(-1), self.first, self.number)
+
+
+Block = tuple[slice, slice]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Blocks:
+    """Rows and columns sorted by class (stably): there every class is a list of rectangles."""
+
+    rows: npt.NDArray[np.intp]
+    columns: npt.NDArray[np.intp]
+    classes: tuple[tuple[Block, ...], ...]
+    """The rectangles of each class, by row and then by column."""
+
+    @classmethod
+    def of(cls, rows: npt.NDArray[np.uint8], columns: npt.NDArray[np.uint8], first: int, number: int) -> Blocks:
+        """The class of (i, j) is `min(max(rows[i] + columns[j], first) - first, number - 1)`."""
+        classes: list[list[Block]] = [[] for _ in range(number)]
+        for i, down in _runs(rows):
+            for j, across in _runs(columns):
+                classes[min(max(i + j, first) - first, number - 1)].append((down, across))
+        orders = (np.argsort(rows, kind="stable"), np.argsort(columns, kind="stable"))
+        return cls(*orders, tuple(map(tuple, classes)))
+
+    def split(self, flat: npt.NDArray[_T]) -> Iterator[npt.NDArray[_T]]:
+        """The weights of each class, one array a class."""
+        table = flat.reshape(len(self.rows), len(self.columns)).take(self.rows, 0).take(self.columns, 1)
+        for blocks in self.classes:
+            yield np.concatenate([table[b].reshape(-1) for b in blocks] or [flat[:0]])
+
+    def amounts(self) -> list[int]:
+        """How many weights each class has."""
+        return [sum((d.stop - d.start) * (a.stop - a.start) for d, a in blocks) for blocks in self.classes]
+
+    def join(self, parts: Iterable[npt.NDArray[_T]], out: npt.NDArray[_T]) -> None:
+        """The inverse of `split`, into the flat `out`."""
+        table = np.empty((len(self.rows), len(self.columns)), out.dtype)
+        for blocks, part in zip(self.classes, parts, strict=True):
+            position = 0
+            for down, across in blocks:
+                height, width = down.stop - down.start, across.stop - across.start
+                table[down, across] = part[position : position + height * width].reshape(height, width)
+                position += height * width
+        back = table.take(np.argsort(self.columns), 1)
+        out[:] = back.take(np.argsort(self.rows), 0).reshape(-1)
+
+
+def _runs(classes: npt.NDArray[np.uint8]) -> list[tuple[int, slice]]:
+    """Each class that occurs, and where it stands when sorted."""
+    ends = np.cumsum(np.bincount(classes))
+    starts = np.concatenate([[0], ends[:-1]])
+    return [(k, slice(int(a), int(b))) for k, (a, b) in enumerate(zip(starts, ends, strict=True)) if b > a]
+
+
+def view(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """A tensor's shape as three axes: rows, columns, the rest (positions of a kernel) as one; leading ones go."""
+    first = next((k for k, n in enumerate(shape) if n != 1), len(shape))
+    padded = (*shape[first:], 1, 1)
+    return padded[0], padded[1], math.prod(padded[2:])
+
+
+def choose(symbols: npt.NDArray[np.integer], codes: npt.NDArray[np.integer], plain: Ints) -> list[Contexts]:
+    """The candidates worth costing for symbols of a 3-D shape: none when scales differ no more than by chance."""
+    if symbols.size < _FEWEST or symbols.shape[0] == symbols.size or symbols.shape[1] == symbols.size:
+        return []
+    found = sums(codes)
+    fine = of_sums(found, plain)
+    if fine is None:
+        return []
+    if symbols.size > 1 << 19 or sum(symbols.shape) * 1000 < cost(plain, frequencies(roots(plain))) >> FRACTION:
+        return [fine]
+    return [_refined(symbols, start, len(plain)) for start in (fine, _rounded(found, 2, 3))]
+
+
+def of_sums(found: list[Ints], plain: Ints) -> Contexts | None:
+    """The classes of a large tensor, from the sum of |q| over each index of each axis; None where they do not pay."""
+    lengths = [len(s) for s in found]
+    if math.prod(lengths) in lengths[:2] or not _promising(found, plain):
+        return None
+    return _rounded(found, 1, 4)
+
+
+def sums(codes: npt.NDArray[np.integer]) -> list[Ints]:
+    """The sum of |q| over each index of each axis; float64 holds these integers exactly."""
+    rows, columns, kernel = codes.shape
+    by_row = np.zeros(rows, np.int64)
+    by_rest = np.zeros((columns, kernel), np.int64)
+    for i in range(0, rows, step := max(1, (1 << 18) // (columns * kernel))):
+        part = codes[i : i + step].astype(np.float32)
+        np.abs(part, out=part)
+        by_row[i : i + step] = part.sum((1, 2), dtype=np.float64)
+        by_rest += part.sum(0, dtype=np.float64).astype(np.int64)
+    return [by_row, by_rest.sum(1), by_rest.sum(0)]
+
+
+def _promising(found: list[Ints], plain: Ints) -> bool:
+    """Whether the spread of log-scales is worth more than 1/500 of the bits, beyond what chance gives.
+
+    To second order an index whose log-scale is x from the mean saves about x^2 / 2 nats for each unit of |q| in it,
+    of which chance gives 1/2 nat an index.
+    """
+    total = log2(np.maximum(found[0].sum(keepdims=True), 1))
+    twice = 0
+    for s in (s for s in found if len(s) > 1):
+        x = np.clip(log2(np.maximum(s, 1) * len(s)) - total, -3 << FRACTION, 3 << FRACTION)
+        squares = (x * x >> FRACTION) * _LN2_SQUARED >> FRACTION
+        twice += int((s * squares >> FRACTION).sum()) - len(s)
+    return twice * 250 > cost(plain, frequencies(roots(plain))) >> FRACTION
+
+
+_LN2_SQUARED = 31487
+"""(ln 2)^2 in units of 2^-16."""
+
+
+def _rounded(found: list[Ints], step: int, widest: int) -> Contexts:
+    """Classes by rounding the log2 of the scales to multiples of `step / 2`, `widest` on either side of the mean."""
+    total = max(int(found[0].sum()), 1)
+    axes = []
+    for s in found:
+        x = log2(np.maximum(s, 1) * len(s)) - int(log2(np.array([total]))[0])
+        unit = step << FRACTION - 1
+        k = np.clip((x + unit // 2) // unit, -widest, widest)
+        axes.append((k - k.min()).astype(np.uint8))
+    return _trimmed((axes[0], axes[1], axes[2]))
+
+
+def _trimmed(axes: Classes) -> Contexts:
+    """The outermost classes joined until each holds at least 64 weights and 1/256 of all."""
+    counts = np.array([1])
+    for a in axes:
+        counts = np.convolve(counts, np.bincount(a))
+    least = max(64, int(counts.sum()) >> 8)
+    low = int(np.searchsorted(np.cumsum(counts), least))
+    high = len(counts) - 1 - int(np.searchsorted(np.cumsum(counts[::-1]), least))
+    low, high = min(low, high), max(low, high)
+    return Contexts(axes, low, high - low + 1)
+
+
+def _refined(symbols: npt.NDArray[np.integer], start: Contexts, alphabet: int) -> Contexts:
+    """Each index takes the class that costs the fewest bits, its own class name included; a few sweeps."""
+    axes = list(start.axes)
+    for _ in range(4):
+        before = list(axes)
+        for axis in range(3):
+            if len(axes[axis]) > 1:
+                axes[axis] = _reassigned(symbols, axes, axis, alphabet)
+        if all(map(np.array_equal, axes, before)):
+            break
+    return _trimmed((axes[0], axes[1], axes[2]))
+
+
+def _reassigned(
+    symbols: npt.NDArray[np.integer], axes: list[npt.NDArray[np.uint8]], axis: int, alphabet: int
+) -> npt.NDArray[np.uint8]:
+    """The axis with every index in the class that is cheapest for it under the present tables."""
+    others = [axes[i] for i in range(3) if i != axis]
+    number = sum(int(a.max()) for a in axes) + 1
+    width = sum(int(a.max()) for a in others) + 1
+    own = int(axes[axis].max()) + 1
+    rows = np.moveaxis(symbols, axis, 0).reshape(len(axes[axis]), -1)
+    keys = (others[0][:, None] + others[1]).reshape(-1).astype(np.int64) * alphabet + rows
+    keys += (np.arange(len(rows)) * (width * alphabet))[:, None]
+    counts = np.bincount(keys.reshape(-1), minlength=len(rows) * width * alphabet).reshape(-1, width, alphabet)
+    by_class = np.zeros((number, alphabet), np.int64)
+    for k in range(own):
+        by_class[k : k + width] += counts[axes[axis] == k].sum(0)
+    lengths = _lengths(by_class)
+    windows = np.stack([lengths[k : k + width].reshape(-1) for k in range(own)], 1)
+    # Exact: integers below 2^53 at every partial sum.
+    bits = counts.reshape(len(rows), -1).astype(np.float64) @ windows.astype(np.float64)
+    names = np.bincount(axes[axis], minlength=own)
+    bits += _lengths(names[None])[0]
+    best = bits.argmin(1)
+    found: npt.NDArray[np.uint8] = np.subtract(best, best.min()).astype(np.uint8)
+    return found
+
+
+def _lengths(counts: Ints) -> Ints:
+    """Code lengths of smoothed counts, row by row, in units of 2^-16 bit."""
+    total = counts.sum(0)
+    smooth = 4 * counts + 1 + 8 * total // max(int(total.sum()), 1)
+    return log2(smooth.sum(1, keepdims=True)) - log2(smooth)

@@ -1,0 +1,137 @@
+"""One stack of symbols: what is put first is taken first, and only the end of the whole costs a rounding.
+
+A thin layer over constriction's asymmetric numeral system (Duda 2013; Bamler 2022): 24-bit integer frequencies,
+32-bit words. Nothing here or below it computes a probability in floating point.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import constriction
+import numpy as np
+
+from opq.base.arrays import Ints, Symbols
+from opq.errors import CorruptFileError
+
+PRECISION = 24
+TOTAL = 1 << PRECISION
+"""What the integer frequencies of one table add up to."""
+Model = Any
+"""A constriction model; the package has no types."""
+
+_LONGEST = 40
+"""Bits of the largest number that `Writer.uint` takes."""
+
+
+def categorical(frequencies: Ints) -> Model:
+    """The model of two or more positive integer frequencies that add up to `TOTAL`.
+
+    constriction gives every symbol weight 1 and shares the other `TOTAL - n` in proportion to the float32 values
+    that it is handed. Handing it `frequency - 1`, which float32 holds exactly and which add up to `TOTAL - n`, makes
+    its scale exactly 1: the frequencies that it uses are these integers, on every machine.
+    """
+    return constriction.stream.model.Categorical((frequencies - 1).astype(np.float32), perfect=False)
+
+
+def uniform(size: int) -> Model:
+    """`size` equally likely symbols, 2 <= size <= 2^24."""
+    return constriction.stream.model.Uniform(size)
+
+
+_LENGTHS = uniform(_LONGEST + 1)
+_EACH_ITS_OWN = constriction.stream.model.Uniform()
+
+
+class StackWriter:
+    """Symbols put in reading order; the stack itself is filled backwards, at the end."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Any, ...]] = []
+
+    def put(self, symbols: int | Symbols, model: Model) -> None:
+        """One symbol, or an int32 array of them, of one model."""
+        self._steps.append((symbols, model))
+
+    def bits(self, values: Symbols, lengths: Symbols) -> None:
+        """Numbers below `2^lengths`, each with a length from 1 to 24 of its own."""
+        self._steps.append((values, _EACH_ITS_OWN, np.left_shift(np.int32(1), lengths)))
+
+    def number(self, value: int, length: int) -> None:
+        """The `length` lowest bits of a number that is not negative, `length` <= 40."""
+        for shift in range(0, length, 16):
+            part = min(16, length - shift)
+            self.put(value >> shift & (1 << part) - 1, uniform(1 << part))
+
+    def uint(self, value: int) -> None:
+        """A number from 0 to 2^40 - 1: its length, then the bits below the leading one."""
+        length = value.bit_length()
+        self.put(length, _LENGTHS)
+        self.number(value, max(length - 1, 0))
+
+    def sint(self, value: int) -> None:
+        """A number of either sign."""
+        self.uint(zigzag(value))
+
+    def extend(self, other: StackWriter) -> None:
+        """What `other` holds, read after what is here."""
+        self._steps += other._steps
+
+    def finish(self) -> bytes:
+        """The words, little-endian, without the zero bytes at their end."""
+        coder = constriction.stream.stack.AnsCoder()
+        for step in reversed(self._steps):
+            coder.encode_reverse(*step)
+        return bytes(coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0"))
+
+
+class StackReader:
+    """The symbols of a `Writer`, in the order in which they were put.
+
+    Any bytes decode to some symbols of the models asked for, so nothing here can fail before `finish`.
+    """
+
+    def __init__(self, data: bytes | memoryview):
+        if len(data) and not data[-1]:
+            raise CorruptFileError("a coded stream ends in a zero byte", remedy="Fetch the file again.")
+        padded = bytes(data) + bytes(-len(data) % 4)
+        words = np.frombuffer(padded, "<u4").astype(np.uint32)
+        self._coder = constriction.stream.stack.AnsCoder(words)
+
+    def take(self, model: Model) -> int:
+        """One symbol."""
+        return int(self._coder.decode(model))
+
+    def many(self, model: Model, amount: int) -> Symbols:
+        """`amount` symbols of one model."""
+        symbols: Symbols = self._coder.decode(model, amount)
+        return symbols
+
+    def bits(self, lengths: Symbols) -> Symbols:
+        """Numbers below `2^lengths`, lengths from 1 to 24."""
+        values: Symbols = self._coder.decode(_EACH_ITS_OWN, np.left_shift(np.int32(1), lengths))
+        return values
+
+    def number(self, length: int) -> int:
+        """A number below `2^length`."""
+        return sum(self.take(uniform(1 << min(16, length - s))) << s for s in range(0, length, 16))
+
+    def uint(self) -> int:
+        """A number from 0 to 2^40 - 1."""
+        length = self.take(_LENGTHS)
+        return (1 << length - 1) | self.number(length - 1) if length else 0
+
+    def sint(self) -> int:
+        """A number of either sign."""
+        value = self.uint()
+        return value >> 1 if not value & 1 else -(value >> 1) - 1
+
+    def finish(self) -> None:
+        """Raises `CorruptFileError` unless the last symbol was the last of the stack."""
+        if not self._coder.is_empty():
+            raise CorruptFileError("a coded stream is longer than its symbols")
+
+
+def zigzag(value: int) -> int:
+    """0, -1, 1, -2, 2, ... as 0, 1, 2, 3, 4, ..."""
+    return 2 * value if value >= 0 else -2 * value - 1

@@ -1,0 +1,165 @@
+"""Integer frequency tables, and the few bits in which a file holds one.
+
+A table is sent as `u_t = round(sqrt(count_t / 2))` and read as frequencies in proportion to `u_t^2`: on the scale
+of the square root every count is known to about the same precision (its deviation is 1/2), so equal steps there lose
+equally little, about half a bit a symbol. Each `u_t` is sent as the difference to what its neighbours predict.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from opq.base.arrays import Ints
+from opq.coding.stack import TOTAL, Model, StackReader, StackWriter, categorical, zigzag
+from opq.errors import CorruptFileError
+
+LARGEST_ROOT = 1 << 17
+"""No `u_t` is larger: counts up to 3.4e10."""
+
+FRACTION = 16
+"""`log2` is in units of 2^-16 bit."""
+
+_MANTISSA = 16
+_LOG2 = np.rint(np.log2(1 + np.arange(1 << _MANTISSA) / (1 << _MANTISSA)) * (1 << FRACTION)).astype(np.int64)
+
+
+def log2(values: Ints) -> Ints:
+    """log2 of positive integers below 2^53 in units of 2^-16 bit, in integers only, too small by at most 2^-15 bit."""
+    exponents = np.frexp(values.astype(np.float64))[1].astype(np.int64) - 1
+    mantissas = np.where(exponents >= _MANTISSA, values >> np.maximum(exponents - _MANTISSA, 0), 0)
+    mantissas += np.where(exponents < _MANTISSA, values << np.maximum(_MANTISSA - exponents, 0), 0)
+    result: Ints = (exponents << FRACTION) + _LOG2[mantissas - (1 << _MANTISSA)]
+    return result
+
+
+def roots(counts: Ints) -> Ints:
+    """`u = round(sqrt(count / 2))`, at least 1 where there is a count."""
+    u = np.rint(np.sqrt(counts / 2)).astype(np.int64)
+    return np.where(counts > 0, np.maximum(u, 1), 0)
+
+
+def frequencies(u: Ints) -> Ints:
+    """The frequencies that roots stand for; not all `u` are 0."""
+    return shares(u * u)
+
+
+def shares(weights: Ints) -> Ints:
+    """Positive frequencies that add up to `TOTAL`, in proportion to weights below 2^39, not all 0."""
+    shared = weights * (TOTAL - len(weights)) // int(weights.sum()) + 1
+    shared[int(weights.argmax())] += TOTAL - int(shared.sum())
+    return shared
+
+
+SCALES = 28
+"""Geometric distributions that a file can name."""
+
+
+@functools.cache
+def geometric(edges: tuple[int, ...]) -> tuple[Ints, ...]:
+    """Two-sided geometric distributions of `SCALES` scales, `P(q)` in proportion to `rho^|q|`, in integers only.
+
+    Args:
+        edges: the smallest magnitude of the symbols 0, 1, ..., n, and one beyond the last.
+
+    Returns:
+        The frequencies of the symbols -n, ..., n for `1 - rho` = 0.7, 0.5, 0.35, 0.25, ...
+    """
+    found = []
+    for k in range(SCALES):
+        rho = (1 << 36) - (1 << 36 - k // 2) * (7, 5)[k % 2] // 10
+        tails = np.array([_power(rho, edge) for edge in edges], np.int64)
+        masses = tails[:-1] - tails[1:]
+        found.append(shares(np.concatenate([masses[:0:-1], masses])))
+    return tuple(found)
+
+
+def _power(rho: int, exponent: int) -> int:
+    """`rho^exponent` by squaring; fractions in units of 2^-36."""
+    result, square = 1 << 36, rho
+    while exponent:
+        if exponent & 1:
+            result = result * square >> 36
+        square = square * square >> 36
+        exponent >>= 1
+    return result
+
+
+def cost(counts: Ints, table: Ints) -> int:
+    """Bits times 2^16 of symbols with these counts under these frequencies."""
+    return int((counts * ((24 << FRACTION) - log2(table))).sum())
+
+
+def put(writer: StackWriter, u: Ints, first: int) -> None:
+    """Writes the roots `u` of the symbols `first, first + 1, ...`."""
+    known: dict[int, int] = {}
+    for symbol in _order(first, len(u)):
+        predicted = _predict(known, symbol)
+        value = int(u[symbol - first])
+        code = zigzag(value - predicted) if value < 2 * predicted else value
+        length = code.bit_length()
+        writer.put(length, _lengths()[min(predicted.bit_length(), _CONTEXTS - 1)])
+        writer.number(code, max(length - 1, 0))
+        known[symbol] = value
+
+
+def take(reader: StackReader, first: int, size: int) -> Ints:
+    """The inverse of `put`; raises `CorruptFileError` when no symbol has a frequency."""
+    known: dict[int, int] = {}
+    for symbol in _order(first, size):
+        predicted = _predict(known, symbol)
+        length = reader.take(_lengths()[min(predicted.bit_length(), _CONTEXTS - 1)])
+        code = (1 << length - 1) | reader.number(length - 1) if length else 0
+        difference = code >> 1 if not code & 1 else -(code >> 1) - 1
+        known[symbol] = predicted + difference if code < 2 * predicted else code
+        if known[symbol] > LARGEST_ROOT:
+            raise CorruptFileError("a frequency is too large", got=known[symbol], wanted=f"at most {LARGEST_ROOT}")
+    u = np.array([known[first + k] for k in range(size)], np.int64)
+    if not u.any():
+        raise CorruptFileError("a frequency table is empty")
+    return u
+
+
+def _order(first: int, size: int) -> list[int]:
+    """Symbols from the middle outwards: 0, 1, -1, 2, -2, ..."""
+    return sorted(range(first, first + size), key=_rank)
+
+
+def _rank(symbol: int) -> int:
+    return 2 * abs(symbol) - (symbol > 0)
+
+
+def _predict(known: dict[int, int], symbol: int) -> int:
+    """The mirror image where it is known, else the geometric continuation of the two magnitudes before."""
+    if symbol < 0 and -symbol in known:
+        return known[-symbol]
+    last, before = _magnitude(known, abs(symbol) - 1), _magnitude(known, abs(symbol) - 2)
+    return last * last // before if before > last else last
+
+
+def _magnitude(known: dict[int, int], magnitude: int) -> int:
+    """The mean root of the two signs of a magnitude, 0 where neither is known."""
+    both = [known[s] for s in {magnitude, -magnitude} if magnitude >= 0 and s in known]
+    return (sum(both) + len(both) // 2) // len(both) if both else 0
+
+
+_CONTEXTS = 10
+_WEIGHTS = (
+    (140, 26, 7, 4, 4, 4, 5, 4, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (60, 96, 30, 10, 4, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (60, 54, 54, 22, 8, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (46, 48, 58, 34, 12, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (32, 28, 48, 36, 36, 20, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (24, 14, 30, 24, 26, 24, 60, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (6, 8, 20, 30, 30, 20, 40, 70, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (4, 4, 10, 20, 20, 20, 24, 40, 90, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    (2, 2, 2, 4, 8, 8, 24, 24, 50, 90, 2, 1, 1, 1, 1, 1, 1, 1, 1),
+    (2, 2, 2, 4, 8, 8, 8, 8, 30, 60, 60, 30, 20, 10, 4, 2, 2, 1, 1),
+)
+"""How often a difference has 0, 1, 2, ... bits, by the number of bits of the prediction."""
+
+
+@functools.cache
+def _lengths() -> tuple[Model, ...]:
+    return tuple(categorical(shares(np.array(w, np.int64))) for w in _WEIGHTS)

@@ -1,0 +1,117 @@
+"""Text in the stack: names of tensors repeat each other, so most of a name is a copy of an earlier piece.
+
+A greedy Lempel-Ziv parse with adaptive integer models: no compressor whose output could change with its version.
+"""
+
+from __future__ import annotations
+
+from opq.coding.adaptive import Adaptive, AdaptiveNumber
+from opq.coding.stack import StackReader, StackWriter
+from opq.errors import CorruptFileError
+
+_SHORTEST = 3
+"""Characters of the shortest copy."""
+_TRIED = 8
+"""Earlier places looked at for the longest copy."""
+_LITERAL, _COPY, _AGAIN = 0, 1, 2
+"""Kinds of step: a byte; a copy from a new distance; from here on, a copy from the last distance but 0, 1, 2, 3."""
+_REMEMBERED = 4
+
+_COMMON = b"einortasgblwhmcdukvpfyxqzj._0123456789\n"
+_BYTES = [24 if b in _COMMON[:16] else 12 if b in _COMMON else 2 if 32 <= b < 127 else 1 for b in range(256)]
+
+
+class _Models:
+    """All that adapts while one text is read or written."""
+
+    def __init__(self) -> None:
+        after = ((40, 20, 10, 8, 6, 6), *[(24, 16, 30, 8, 6, 6)] * (1 + _REMEMBERED))
+        self.kinds = [Adaptive(weights) for weights in after]
+        self.bytes = Adaptive(_BYTES)
+        self.lengths = AdaptiveNumber([8, 14, 24, 40, 60, 40, 8, 2, *[1] * 17])
+        self.distances = AdaptiveNumber([1, 1, 2, 4, 10, 20, 30, 30, 20, 20, 16, 10, 8, 6, 4, 2, 2, *[1] * 8])
+
+
+def put(writer: StackWriter, text: str) -> None:
+    """Writes a text of less than 2^24 bytes in UTF-8."""
+    data = text.encode()
+    writer.uint(len(data))
+    models, last, kind = _Models(), [0] * _REMEMBERED, _LITERAL
+    seen: dict[bytes, list[int]] = {}
+    position = 0
+    while position < len(data):
+        before, (kind, length, distance) = kind, _step(data, position, last, seen)
+        models.kinds[before].put(writer, kind)
+        if kind == _LITERAL:
+            models.bytes.put(writer, data[position])
+        else:
+            models.lengths.put(writer, length)
+            if kind == _COPY:
+                models.distances.put(writer, distance)
+            last = _moved(last, distance)
+        for k in range(position, position + length):
+            seen.setdefault(data[k : k + _SHORTEST], []).append(k)
+        position += length
+
+
+def take(reader: StackReader, longest: int) -> str:
+    """The inverse of `put`; raises `CorruptFileError` on more than `longest` bytes or what is no text."""
+    size = reader.uint()
+    if size > longest:
+        raise CorruptFileError("a text is longer than the file can hold", got=size, wanted=f"at most {longest}")
+    models, last, kind = _Models(), [0] * _REMEMBERED, _LITERAL
+    data = bytearray()
+    while len(data) < size:
+        kind = models.kinds[kind].take(reader)
+        if kind == _LITERAL:
+            data.append(models.bytes.take(reader))
+            continue
+        length = models.lengths.take(reader)
+        distance = models.distances.take(reader) if kind == _COPY else last[kind - _AGAIN]
+        if not 0 < distance <= len(data) or not 0 < length <= size - len(data):
+            raise CorruptFileError("a text copies from outside of itself", got=f"{length} bytes from {distance} back")
+        start, stop = len(data) - distance, len(data) + length
+        while len(data) < stop:
+            data += data[start : start + stop - len(data)]
+        last = _moved(last, distance)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise CorruptFileError("a text is not UTF-8", got=error) from error
+
+
+def _step(data: bytes, position: int, last: list[int], seen: dict[bytes, list[int]]) -> tuple[int, int, int]:
+    """Kind, length and distance of what comes: the longest copy, a remembered distance preferred."""
+    lengths = [_common(data, position - d, position) if d else 0 for d in last]
+    again = max(range(_REMEMBERED), key=lambda k: (lengths[k], -k))
+    length, distance = 0, 0
+    for start in reversed(seen.get(data[position : position + _SHORTEST], [])[-_TRIED:]):
+        if (found := _common(data, start, position)) > length:
+            length, distance = found, position - start
+    if lengths[again] > 1 and lengths[again] + 2 >= length:
+        return _AGAIN + again, lengths[again], last[again]
+    return (_COPY, length, distance) if length >= _SHORTEST else (_LITERAL, 1, 0)
+
+
+def _moved(last: list[int], distance: int) -> list[int]:
+    """The remembered distances with this one in front."""
+    return [distance, *(d for d in last if d != distance)][:_REMEMBERED]
+
+
+def _common(data: bytes, start: int, position: int) -> int:
+    """How far what is at `position` repeats what is at `start`."""
+    length = 0
+    while length < 0xFF00 and _same(data, start + length, position + length):
+        length += _STRIDE
+    while position + length < len(data) and length < 0xFFFF and data[start + length] == data[position + length]:
+        length += 1
+    return length
+
+
+_STRIDE = 16
+
+
+def _same(data: bytes, start: int, position: int) -> bool:
+    """Whether the next `_STRIDE` bytes at both places are there and equal."""
+    ahead = data[position : position + _STRIDE]
+    return len(ahead) == _STRIDE and data[start : start + _STRIDE] == ahead

@@ -1,0 +1,16 @@
+"""Options to a problem, a problem to codes, codes to a file that meets its budget.
+
+Other folders use:
+
+- `alpha`: the exponent of the sensitivities.
+- `coders`: accuracy without data.
+- `fit`: meets the budget in bytes of the file.
+- `options`: the options of one compression, checked before any work is done.
+- `problem`: statistics, sensitivities and a budget in bits -> the Plan. Pure.
+- `result`: what `compress` gives back.
+- `roles`: which tensors are compressed, kept or shared, and why.
+"""
+
+from __future__ import annotations
+
+__all__ = ["alpha", "coders", "fit", "options", "problem", "result", "roles"]

@@ -1,0 +1,134 @@
+"""Accuracy without data: what the probe adds to a compression (docs/datafree.md says why it works).
+
+Sensitivities `a_i^alpha` weigh the allocation; error feedback by the input moments `S_i` replaces plain rounding;
+BatchNorm statistics are re-normalised behind it. The user's model comes back as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+
+from opq.base.arrays import Codes
+from opq.base.pool import torch_threads
+from opq.compression.options import Options
+from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
+from opq.plan import Plan, TensorPlan
+from opq.probing.sensitivity import Probe, probe
+from opq.quantizing.feedback import sweep
+from opq.quantizing.grid import dequantize, quantize
+from opq.quantizing.moment import Moment
+from opq.sources.base import Source
+
+CodesByName = dict[str, Codes]
+
+PROBED = ("module", "timm", "torchvision", "demo", "hf")
+"""Origins whose model is probed unless the user says otherwise."""
+
+
+def probe_source(source: Source, options: Options) -> Probe | None:
+    """The probe of the source's model; None where it is not asked for or cannot be had.
+
+    A model that cannot be probed is compressed all the same, with a `ProbeWarning` that says what to pass; where the
+    user asked for the probe, `probe=True`, the `ProbeError` is raised.
+    """
+    wanted = options.probe
+    if wanted is None:
+        wanted = source.origin in PROBED or options.calibration is not None
+    if not wanted:
+        return None
+    try:
+        model = source.build()
+        return probe(
+            model,
+            input_size=options.input_size,
+            example_inputs=options.example_inputs,
+            calibration=options.calibration,
+            hint=source.input_hint,
+            seed=options.seed,
+            progress=lambda done, total: options.progress("probe", done, total),
+        )
+    except (ProbeError, SourceError, MissingExtraError) as error:  # the weights are read already: go on without
+        if options.probe or options.calibration is not None:
+            raise
+        warnings.warn(
+            f"{source.label} is compressed with all sensitivities 1, without feedback and re-normalisation: {error} "
+            "Silence this with probe=False.",
+            ProbeWarning,
+            stacklevel=4,
+        )
+        return None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DataFreeCoder:
+    """Codes with error feedback, and re-normalised BatchNorm statistics; each can be left out, for comparison."""
+
+    source: Source
+    probe: Probe
+    feeds_back: bool = True
+    renormalises: bool = True
+    made: dict[str, tuple[TensorPlan, Codes]] = dataclasses.field(default_factory=dict)
+    """Codes known already, by tensor: those of the plan that `weighed` chose."""
+
+    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[Codes]:
+        """Codes of tensors: by feedback where a layer's input moments are known, else by plain rounding."""
+        if all(self.made.get(t.name, (None,))[0] == t for t in tensors):
+            return (self.made[t.name][1] for t in tensors)
+        return (found[0] for found in self.alternatives([[t] for t in tensors]))
+
+    def alternatives(self, tensors: Iterable[Sequence[TensorPlan]]) -> Iterator[list[Codes]]:
+        """Codes of tensors, each on the grids of several plans; tensors side by side on all cores."""
+
+        def coded(item: tuple[Sequence[TensorPlan], Moment | None]) -> list[Codes]:
+            plans, moment = item
+            w = self.source.tensor(plans[0].name)
+            found = [quantize(w, plan) for plan in plans] if moment is None else sweep(w, plans, moment)
+            return [q.numpy() for q in found]
+
+        def moment(name: str) -> Moment | None:
+            return self.probe.moments.get(name) if self.feeds_back else None
+
+        with torch_threads() as threads:
+            yield from threads.ordered(coded, ((plans, moment(plans[0].name)) for plans in tensors))
+
+    def kept(self, plan: Plan, codes: CodesByName) -> dict[str, torch.Tensor]:
+        """Running means and variances for the quantized network."""
+        if not (self.renormalises and self.source.batchnorms):
+            return {}
+        return self.probe.renormalised(self.state(plan, codes))
+
+    def state(self, plan: Plan, codes: CodesByName) -> dict[str, torch.Tensor]:
+        """The compressed tensors as they will be read back, under every name they have."""
+        planned = {t.name: t for t in plan}
+        state = {n: dequantize(torch.from_numpy(q), planned[n], self.source.by_name[n].dtype) for n, q in codes.items()}
+        return state | {t.name: state[t.like] for t in plan if t.like in state}
+
+
+class Coder(Protocol):
+    """How planned tensors become codes, and what else of the model changes with them."""
+
+    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[Codes]:
+        """The integer codes of compressed tensors, in their order."""
+
+    def kept(self, plan: Plan, codes: CodesByName) -> Mapping[str, torch.Tensor]:
+        """New values of kept tensors, by name: re-normalised statistics, corrected biases."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PlainCoder:
+    """Every weight to its own cell; nothing else changes."""
+
+    source: Source
+
+    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[Codes]:
+        weights = ((tensor, self.source.tensor(tensor.name)) for tensor in tensors)
+        with torch_threads() as threads:
+            yield from threads.ordered(lambda item: quantize(item[1], item[0]).numpy(), weights)
+
+    def kept(self, plan: Plan, codes: CodesByName) -> Mapping[str, torch.Tensor]:
+        return {}

@@ -1,0 +1,149 @@
+"""Statistics, sensitivities and a budget in bits -> the Plan. Pure: no weight is touched here.
+
+`Problem` gathers what the solvers need once; `Problem.plan(bits)` is then cheap, so that the caller can call it
+again when the true size of the file is known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opq.allocation.curve import Curve, Point
+from opq.allocation.paper import paper
+from opq.allocation.rate_distortion import allocate
+from opq.allocation.solution import Allocation
+from opq.allocation.stats import TensorStats
+from opq.base.dtypes import dtype_name
+from opq.base.pool import torch_threads
+from opq.base.progress import Progress, silent
+from opq.compression.options import Options
+from opq.compression.roles import Role
+from opq.plan import LARGEST_CODE, Plan, TensorPlan
+from opq.quantizing import trellis
+from opq.sources.base import Source
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Problem:
+    """One compression problem: which tensors take part, what they look like and how much each matters."""
+
+    options: Options
+    roles: tuple[Role, ...]
+    stats: Mapping[str, TensorStats]
+    """Of every compressed tensor, in the source's order."""
+    sensitivities: Mapping[str, float]
+    """`a_i` of every compressed tensor."""
+    curves: Mapping[str, Curve] = dataclasses.field(default_factory=dict)
+    """Made from the statistics where not given."""
+    trellised: frozenset[str] = frozenset()
+    """Tensors whose codes may follow the paths of a trellis; they do from `trellis.LEAST` bits a weight on."""
+
+    def __post_init__(self) -> None:
+        if not self.curves:
+            curves = {name: Curve.of(stats) for name, stats in self.stats.items()}
+            object.__setattr__(self, "curves", curves)
+
+    def replace(self, *, sensitivities: Mapping[str, float]) -> Problem:
+        """The same problem with other sensitivities; the curves are not made again."""
+        return dataclasses.replace(self, sensitivities=sensitivities)
+
+    @property
+    def bounds(self) -> list[tuple[float, float]]:
+        """Bits per weight that the user allows each compressed tensor."""
+        roles = {role.name: role for role in self.roles}
+        return [(roles[n].min_bits, roles[n].max_bits) for n in self.stats]
+
+    @property
+    def least_bits(self) -> float:
+        """The fewest bits that all codes together can take."""
+        least = 0.0
+        for curve, stats, (smallest, _) in zip(self.curves.values(), self.stats.values(), self.bounds, strict=True):
+            least += stats.size * min(max(smallest, float(curve.rate[0])), float(curve.rate[-1]))
+        return least
+
+    def allocate(self, bits: float) -> Allocation:
+        """The method's operating points for `bits` bits of codes in all; through cvxpy where there are constraints."""
+        stats, sizes = list(self.stats.values()), [stats.size for stats in self.stats.values()]
+        a = [self.sensitivities[name] for name in self.stats]
+        if self.options.method == "opq":
+            return paper([s.mean_abs for s in stats], sizes, a, bits)[0]
+        curves = list(self.curves.values())
+        if not self.options.constraints:
+            return allocate(curves, sizes, a, bits, bounds=self.bounds)
+        from opq.allocation import convex
+
+        return convex.solve_rd(
+            curves, sizes, a, bits, bounds=self.bounds, names=list(self.stats), constraints=self.options.constraints
+        )
+
+    def sketch(self) -> Plan:
+        """A plan of the right form, solved for nothing: every tensor at its lowest rate."""
+        points = tuple(curve.at_rate(0.0) for curve in self.curves.values())
+        return self.planned(Allocation(points, 0.0, 0.0, 0.0))
+
+    def plan(self, bits: float) -> Plan:
+        """The plan whose codes take `bits` bits."""
+        plan = self.planned(self.allocate(bits))
+        for _ in range(3 if self.trellised else 0):  # what a trellis saves is handed out anew
+            saved = trellis.SAVED * sum(t.size for t in plan.compressed if t.codebook == "trellis")
+            plan = self.planned(self.allocate(bits + saved))
+        return plan
+
+    def planned(self, allocation: Allocation) -> Plan:
+        """The plan of an allocation."""
+        points = dict(zip(self.stats, allocation.points, strict=True))
+        return Plan(
+            method=self.options.method,
+            tensors=tuple(self._tensor(role, points.get(role.name)) for role in self.roles),
+            budget=self.options.budget,
+            multiplier=allocation.multiplier,
+            residual=allocation.residual,
+        )
+
+    def _tensor(self, role: Role, point: Point | None) -> TensorPlan:
+        fields: dict[str, Any] = {
+            "name": role.name,
+            "shape": role.spec.shape,
+            "dtype": dtype_name(role.spec.dtype),
+            "action": role.action,
+            "reason": role.reason,
+            "like": role.spec.like,
+        }
+        if point is not None:
+            step = max(point.step, self.stats[role.name].max_abs / LARGEST_CODE)
+            fields |= {
+                "step": step,
+                "threshold": point.threshold,
+                "rounding": 0.5 if self.options.method == "opq" else point.theta,
+                "sensitivity": self.sensitivities[role.name],
+                "rate": point.rate,
+                "density": point.density,
+                "distortion": point.distortion,
+            }
+            if role.name in self.trellised:
+                fine = trellis.step(point.rate, point.distortion, self.stats[role.name].max_abs)
+                if fine is not None:
+                    fields |= {"codebook": "trellis", "step": fine, "threshold": fine / 2, "rounding": 0.5}
+                    fields["rate"] = point.rate - trellis.SAVED
+        return TensorPlan(**fields)
+
+
+def gather(source: Source, roles: Sequence[Role], progress: Progress = silent) -> dict[str, TensorStats]:
+    """Statistics of every tensor to compress, some tensors in memory at a time.
+
+    Each tensor by one thread: torch's own threads wait for each other after every small step, which on a machine with
+    other work takes many times what they compute.
+    """
+    names = [role.name for role in roles if role.action == "compress"]
+    found = {}
+    with torch_threads() as threads:
+        tensors = ((name, source.tensor(name)) for name in names)
+        every = threads.weighed(
+            lambda item: TensorStats.of(item[1], name=item[0]), tensors, lambda item: item[1].numel()
+        )
+        for name, stats in zip(names, every, strict=True):
+            found[name] = stats
+            progress("statistics", len(found), len(names))
+    return found

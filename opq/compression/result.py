@@ -1,0 +1,152 @@
+"""What `compress` gives back: the Plan and the file in memory, and ways to look at them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from opq.file.reader import Reader
+from opq.file.writer import Packed
+from opq.plan import Plan
+from opq.report.accounting import Nominal, nominal
+from opq.report.table import Report, html_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from opq.report.figures import Figures
+    from opq.report.plots import Kind
+
+
+class _Codes(Mapping[str, torch.Tensor]):
+    """Codes by name, decoded one tensor at a time."""
+
+    def __init__(self, reader: Reader, names: tuple[str, ...]):
+        self._reader, self._names = reader, names
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return torch.from_numpy(self._reader.codes(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Result:
+    """A compressed model: its plan and its file, still in memory.
+
+    Everything here is read from the file's own bytes, so what is seen is what `save` writes.
+    """
+
+    plan: Plan
+    packed: Packed
+    label: str
+    elements: int
+    """Elements of the source's floating-point tensors, tied ones counted once."""
+    source_bytes: int
+    """Bytes of the source's tensors, tied ones counted once."""
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds on the wall that each stage of the compression took, in their order; no part of the file."""
+
+    @functools.cached_property
+    def reader(self) -> Reader:
+        """The file, opened from memory."""
+        return Reader(self.packed)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the file, header and all."""
+        return self.packed.size
+
+    @property
+    def bits(self) -> float:
+        """Bits of the file per floating-point element of the source."""
+        return 8 * self.bytes / self.elements
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of the source's tensors over bytes of the file: the real accounting."""
+        return self.source_bytes / self.bytes
+
+    @functools.cached_property
+    def nominal(self) -> Nominal:
+        """The paper's accounting: sparsity, bits per kept weight and ratio, positions free, compressed tensors only."""
+        return nominal(self.plan, self.codes)
+
+    @property
+    def codes(self) -> Mapping[str, torch.Tensor]:
+        """The integer codes of the compressed tensors by name: int16, in their shapes, decoded when asked for."""
+        return _Codes(self.reader, tuple(t.name for t in self.plan.compressed))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor as a reader of the file will see it, in the source's dtype."""
+        return self.reader.tensor(name)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The dense state dict that loading the file will give; tied names share one tensor."""
+        return self.reader.state_dict()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file aside, verifies it by decoding, renames it; what was there stays until then.
+
+        Raises:
+            WriteError: the file could not be written or verified; nothing is left behind.
+        """
+        self.packed.write(path)
+
+    def report(self) -> Report:
+        """One row a tensor, drawn by rich: what happens to it, why, and what it costs."""
+        return Report(plan=self.plan, sizes=self.packed.sizes, densities=self._densities, title=self._headline)
+
+    @functools.cached_property
+    def _densities(self) -> dict[str, float]:
+        """The fraction of codes of each compressed tensor that are not zero."""
+        return {name: float(codes.count_nonzero()) / max(codes.numel(), 1) for name, codes in self.codes.items()}
+
+    @property
+    def _headline(self) -> str:
+        size = f"{self.bytes:,} bytes, {self.bits:.3f} bits per weight, {self.ratio:.2f}x smaller"
+        return f"{self.label}: {size}, method {self.plan.method!r}, {len(self.plan.compressed)} tensors compressed"
+
+    def to_html(self, path: str | os.PathLike[str], *, source: Any = None) -> int:
+        """Writes the report as one self-contained HTML page; returns its size in bytes. See `opq.report.save_page`."""
+        from opq.report.page import save_figures
+
+        return save_figures(self._figures(source), path)
+
+    def plot(self, kind: Kind = "overview", *, tensor: str | None = None, source: Any = None, ax: Any = None) -> Figure:
+        """One chart of the report as a matplotlib figure. See `opq.report.plot`.
+
+        Args:
+            kind: `overview`, `bytes`, `allocation`, `histogram`, `curves` or `entropy`.
+            tensor: for `histogram`; the largest by default.
+            source: what was compressed, for its own histogram and curves instead of fitted ones.
+            ax: axes to draw on, instead of a new figure.
+        """
+        from opq.report.plots import plot
+
+        return plot(self._figures(source), kind, tensor=tensor, ax=ax)
+
+    def _figures(self, source: Any) -> Figures:
+        from opq.report.figures import figures
+        from opq.sources import open_source
+
+        opened = None if source is None else open_source(source)
+        return figures(self.reader, label=self.label, source=opened)
+
+    def __repr__(self) -> str:
+        return f"<opq.Result {self._headline}>"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self._headline)}</p>{html_table(self.plan, self.packed.sizes, self._densities)}"

@@ -1,0 +1,112 @@
+"""The `pack-quantized` layout of compressed-tensors (8 bits, symmetric), where a plan's grid is exactly that.
+
+transformers reads it with the package compressed-tensors. A Linear weight `W = step x codes` becomes `weight_packed`
+(four codes + 128 an int32, the first lowest), `weight_scale` (the step, once a row) and `weight_shape`; every other
+tensor is written dense.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save as to_bytes
+from torch import nn
+
+from opq.base.atomic import written_aside
+from opq.errors import ExportError
+from opq.export.hf_folder import config_folder, copy_side_files
+from opq.file.reader import Reader
+from opq.plan import TensorPlan
+from opq.sources import open_source
+
+LARGEST_CODE = 127
+"""Codes of 8 bits, symmetric."""
+
+
+def save_compressed_tensors(
+    file: str | os.PathLike[str], folder: str | os.PathLike[str], like: str | os.PathLike[str], *, strict: bool = True
+) -> int:
+    """Writes a Hugging Face folder whose Linear weights are packed 8-bit codes and their step, the grid exactly.
+
+    Args:
+        file: an opq file of a Hugging Face model.
+        folder: the folder to fill; made where it is not there.
+        like: the folder (or `hf:ORG/NAME`) that the model came from.
+        strict: refuse where one Linear weight does not map; else that one is written dense and listed as `ignore`.
+
+    Returns:
+        the size of `model.safetensors` in bytes.
+
+    Raises:
+        ExportError: a tensor does not map exactly: codes beyond 8 bits, a codebook that is no uniform grid, a Linear
+            that was kept or shares its weight; or `like` is no Hugging Face folder.
+        WriteError: the output cannot be written.
+    """
+    origin, target = config_folder(like), Path(folder)
+    linears = _linear_weights(open_source(f"hf:{origin}").build())
+    dense: list[str] = []
+    with Reader(file) as reader:
+        state: dict[str, torch.Tensor] = {}
+        for tensor in (t for t in reader.plan if t.like is None or t.name in linears):
+            if (error := _obstacle(reader, tensor)) is not None and tensor.name in linears:
+                if strict:
+                    raise error
+                dense.append(tensor.name.removesuffix(".weight"))
+            mapped = tensor.name in linears and error is None
+            state |= _integers(reader, tensor) if mapped else {tensor.name: reader.tensor(tensor.name).clone()}
+    copy_side_files(origin, target)
+    data = to_bytes({name: value.contiguous() for name, value in state.items()}, {"format": "pt"})
+    with written_aside(target / "model.safetensors") as out:
+        out.write(data)
+    with written_aside(target / "config.json") as out:
+        out.write(_config(origin, dense).encode())
+    return len(data)
+
+
+def _linear_weights(model: nn.Module) -> set[str]:
+    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def _obstacle(reader: Reader, tensor: TensorPlan) -> ExportError | None:
+    """What keeps a weight from being int8 codes and one scale, as an error to raise; None where nothing does."""
+    fact = f"tensor {tensor.name!r} has no place in compressed-tensors' 8-bit layout"
+    remedy = "Export to onnx or to a dense folder, or leave such tensors dense with strict=False."
+    if tensor.action != "compress":
+        return ExportError(fact, got=f"{tensor.action}: {tensor.reason}", wanted="a compressed weight", remedy=remedy)
+    if not tensor.stepped:
+        return ExportError(fact, got=f"a codebook of kind {tensor.codebook!r}", wanted="a uniform grid", remedy=remedy)
+    largest = int(np.abs(reader.codes(tensor.name)).max(initial=0))
+    if largest > LARGEST_CODE:
+        return ExportError(fact, got=f"a code of {largest}", wanted=f"codes up to {LARGEST_CODE}", remedy=remedy)
+    return None
+
+
+def _integers(reader: Reader, tensor: TensorPlan) -> dict[str, torch.Tensor]:
+    rows, columns = tensor.shape
+    padded = np.zeros((rows, -(-columns // 4) * 4), np.uint8)
+    padded[:, :columns] = (reader.codes(tensor.name) + 128).astype(np.uint8)
+    return {
+        f"{tensor.name}_packed": torch.from_numpy(padded.view("<i4").astype(np.int32)),
+        f"{tensor.name}_scale": torch.full((rows, 1), tensor.step, dtype=torch.float32),
+        f"{tensor.name}_shape": torch.tensor(tensor.shape),
+    }
+
+
+def _config(origin: Path, dense: list[str]) -> str:
+    """The model's config.json with the layout described."""
+    config: dict[str, Any] = json.loads((origin / "config.json").read_text(encoding="utf-8"))
+    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": dense,
+    }
+    return json.dumps(config, indent=2) + "\n"

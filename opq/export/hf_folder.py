@@ -1,0 +1,86 @@
+"""A folder in Hugging Face layout: `from_pretrained` loads it without this package."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from opq.base.atomic import written_aside
+from opq.errors import ExportError, OpqError, WriteError
+from opq.export.dense import save_dense
+from opq.file.reader import Reader
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".ot", ".index.json")
+
+
+def save_folder(file: str | os.PathLike[str], folder: str | os.PathLike[str], like: str | os.PathLike[str]) -> int:
+    """Writes dense `model.safetensors` beside the configuration and tokenizer of the model that was compressed.
+
+    Args:
+        file: an opq file of a Hugging Face model.
+        folder: the folder to fill; made where it is not there.
+        like: the folder (or `hf:ORG/NAME`) that the model came from.
+
+    Returns:
+        the size of `model.safetensors` in bytes.
+
+    Raises:
+        ExportError: `like` has no config.json, or the new folder is that folder.
+        FileFormatError: the file is not whole.
+        WriteError: the output cannot be written.
+    """
+    target, origin = Path(folder), config_folder(like)
+    if target.exists() and target.samefile(origin):
+        raise ExportError(
+            "the new folder is the one that the model came from", got=str(target), wanted="another folder"
+        )
+    copy_side_files(origin, target)
+    return save_dense(file, target / "model.safetensors")
+
+
+def config_folder(like: str | os.PathLike[str]) -> Path:
+    """The local folder of a Hugging Face model, which has a config.json."""
+    from opq.sources import zoo
+
+    text = os.fspath(like)
+    try:
+        folder = zoo.from_hf(text.removeprefix("hf:")).folder if text.startswith("hf:") else Path(text)
+    except OpqError as error:
+        raise ExportError(f"no configuration from {text}", got=error.fact, remedy=error.remedy) from error
+    if folder is None or not (folder / "config.json").is_file():
+        raise ExportError(
+            f"{text} is no Hugging Face folder", got="no config.json", wanted="the folder that the model came from"
+        )
+    return folder
+
+
+def copy_side_files(origin: Path, target: Path) -> None:
+    """Configuration, tokenizer and licence, everything in the folder itself but weights and model cards."""
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted(origin.iterdir()):
+            if path.is_file() and not path.name.endswith(_WEIGHTS) and not path.name.startswith((".", "README")):
+                shutil.copyfile(path, target / path.name)
+    except OSError as error:
+        raise WriteError(f"cannot fill {target}", got=error) from error
+
+
+def save_compressed_folder(
+    file: str | os.PathLike[str], folder: str | os.PathLike[str], like: str | os.PathLike[str]
+) -> Path:
+    """Writes the opq file itself as `model.opq.safetensors` beside configuration and tokenizer, with a model card.
+
+    That folder is ready to upload; `opq.hub.from_pretrained` loads it. Returns its path. Raises as `save_folder`.
+    """
+    from opq.export.model_card import model_card
+
+    target = Path(folder)
+    with Reader(file) as reader:
+        card = model_card(reader, source=os.fspath(like))
+    copy_side_files(config_folder(like), target)
+    with written_aside(target / "model.opq.safetensors") as out, open(file, "rb") as whole:
+        shutil.copyfileobj(whole, out)
+    with written_aside(target / "README.md") as out:
+        out.write(card.encode())
+    return target

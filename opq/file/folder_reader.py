@@ -1,0 +1,215 @@
+"""A folder of `.opq.safetensors` shards with an index, read like one file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from opq.base.arrays import Codes
+from opq.errors import CorruptFileError, FileFormatError, MismatchError, MissingFileError
+from opq.file.header import check_version, no_twins
+from opq.file.reader import MAX_EXPANSION, Reader
+from opq.plan import Plan
+
+INDEX = "model.opq.safetensors.index.json"
+_LARGEST_INDEX = 1 << 30
+_PIECE = 1 << 24
+
+
+class FolderReader:
+    """The shards that an index names. Use it as a context manager, or close it. Takes the place of a `Reader`.
+
+    Args:
+        path: the folder, or the index in it.
+        max_expansion: as of `Reader`, for every shard.
+
+    Raises:
+        MissingFileError: there is no index, or it names a shard that is not there.
+        CorruptFileError: the index is damaged, or names what the shards do not hold.
+        FileFormatError: a shard is not whole.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, max_expansion: float = MAX_EXPANSION):
+        path = Path(path)
+        self.index = path / INDEX if path.is_dir() else path
+        where = read_index(self.index)
+        self.shards: dict[str, Reader] = {}
+        try:
+            for name in dict.fromkeys(where.values()):
+                with _naming(name):
+                    self.shards[name] = Reader(self.index.parent / name, max_expansion=max_expansion)
+            self._where = where
+            self.plan = _joined(self.shards, where)
+        except FileFormatError:
+            self.close()
+            raise
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensors, in the source's order."""
+        return tuple(self._where)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each tensor's payload; 0 for shared ones."""
+        sizes = {name: size for shard in self.shards.values() for name, size in shard.sizes.items()}
+        return {name: sizes[name] for name in self._where}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all shards and of the index."""
+        return self.index.stat().st_size + sum(shard.bytes for shard in self.shards.values())
+
+    def shard(self, name: str) -> Reader:
+        """The shard that holds a tensor."""
+        if name not in self._where:
+            raise MismatchError(
+                f"no tensor {name!r} in {self.index.parent}", wanted=f"one of its {len(self._where)} names"
+            )
+        return self.shards[self._where[name]]
+
+    def kind(self, name: str) -> str:
+        """As `Reader.kind`."""
+        return self.shard(name).kind(name)
+
+    def codes(self, name: str) -> Codes:
+        """As `Reader.codes`."""
+        return self.shard(name).codes(name)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """As `Reader.tensor`."""
+        return self.shard(name).tensor(name)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All tensors, in the source's order; tied names share one."""
+        held = {name: tensor for part in self.parts() for name, tensor in part.state_dict().items()}
+        return {name: held[name] for name in self._where}
+
+    def verify(self) -> None:
+        """Checks every checksum, reading and holding a piece at a time; raises `CorruptFileError`."""
+        for name, shard in self.shards.items():
+            check_payloads(shard, self.index.parent / name)
+
+    def parts(self) -> Iterator[Reader]:
+        """Shard by shard, each opened anew, so that its pages go before the next one's come."""
+        for name in self.shards:
+            with Reader(self.index.parent / name, max_expansion=float("inf")) as part:
+                yield part
+
+    def close(self) -> None:
+        """Releases the files."""
+        for shard in self.shards.values():
+            shard.close()
+
+    def __enter__(self) -> FolderReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def open_reader(path: str | os.PathLike[str], *, max_expansion: float = MAX_EXPANSION) -> Reader | FolderReader:
+    """A reader of a file, of a folder, or of the index in it."""
+    if Path(path).is_dir() or os.fspath(path).endswith(".index.json"):
+        return FolderReader(path, max_expansion=max_expansion)
+    return Reader(path, max_expansion=max_expansion)
+
+
+def parts_of(reader: Reader | FolderReader) -> Iterator[Reader]:
+    """The files behind a reader, one after the other."""
+    return reader.parts() if isinstance(reader, FolderReader) else iter([reader])
+
+
+def check_payloads(reader: Reader, path: Path) -> None:
+    """Raises `CorruptFileError` unless the payloads in a file on disk have the checksums that its reader knows.
+
+    The file is read, not mapped: mapped pages count as memory for as long as they stay.
+    """
+    with open(path, "rb", buffering=0) as file:
+        for name, (start, stop) in reader._spans.items():
+            wanted = reader._places[name].checksum
+            if wanted is not None and wanted != _crc(file, start, stop):
+                raise CorruptFileError(f"{path.name}: tensor {name!r}: wrong checksum", remedy="Fetch the file again.")
+
+
+def _crc(file: FileIO, start: int, stop: int) -> int:
+    """CRC-32 of a range of a file; -1 where the file ends in it."""
+    file.seek(start)
+    found = 0
+    while start < stop:
+        data = file.read(min(stop - start, _PIECE))
+        if not data:
+            return -1
+        found, start = zlib.crc32(data, found), start + len(data)
+    return found
+
+
+def index_bytes(where: dict[str, str]) -> bytes:
+    """The index of a folder: which shard holds each tensor, in the source's order, and nothing else."""
+    return (json.dumps({"metadata": {"opq": "1"}, "weight_map": where}, indent=0) + "\n").encode()
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The inverse of `index_bytes`; trusts nothing."""
+    try:
+        if path.stat().st_size > _LARGEST_INDEX:
+            raise CorruptFileError(f"{path} is too large for an index", wanted=f"at most {_LARGEST_INDEX} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_twins)
+    except FileNotFoundError as error:
+        remedy = "Finish the compression with the same command, or fetch the index."
+        raise MissingFileError(f"{path.parent} holds no {INDEX}", remedy=remedy) from error
+    except OSError as error:
+        raise MissingFileError(f"cannot open {path}", got=error.strerror or error) from error
+    except (ValueError, RecursionError) as error:
+        raise CorruptFileError(f"{path} is not JSON", got=error) from error
+    check_version(content.get("metadata") if isinstance(content, dict) else None, os.fspath(path))
+    where = content.get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(f, str) for f in where.values()):
+        raise CorruptFileError(f"{path} is no index", wanted='a "weight_map" of tensor names to file names')
+    outside = next((f for f in where.values() if not _bare(f)), None)
+    if outside is not None:
+        raise CorruptFileError(f"{path} names a file outside its folder", got=repr(outside), wanted="bare file names")
+    return where
+
+
+def _bare(file: str) -> bool:
+    """Whether a name is that of a file in the folder itself, on every system."""
+    return file.isprintable() and not file.startswith(".") and not set(file) & set("/\\:") and bool(file)
+
+
+def _joined(shards: dict[str, Reader], where: dict[str, str]) -> Plan:
+    """The plan of all shards, in the index's order."""
+    tensors = {}
+    for file, shard in shards.items():
+        for tensor in shard.plan:
+            if where.get(tensor.name) != file:
+                raise CorruptFileError(f"{file} holds tensor {tensor.name!r}, which the index does not place there")
+            tensors[tensor.name] = tensor
+    lacking = next((name for name in where if name not in tensors), None)
+    if lacking is not None:
+        raise CorruptFileError(f"the index names tensor {lacking!r} in {where[lacking]}, which does not hold it")
+    heads = {dataclasses.replace(shard.plan, tensors=()) for shard in shards.values()}
+    if len(heads) > 1:
+        remedy = "Write the folder again: it holds shards of different compressions."
+        raise CorruptFileError("the shards are not of one plan", got=f"{len(heads)} plans", wanted=1, remedy=remedy)
+    return heads.pop().replace(tensors=tuple(tensors[name] for name in where))
+
+
+@contextlib.contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Adds the shard's name to what is wrong with it."""
+    try:
+        yield
+    except FileFormatError as error:
+        if file in error.fact:
+            raise
+        raise type(error)(f"{file}: {error.fact}", got=error.got, wanted=error.wanted, remedy=error.remedy) from error

@@ -1,0 +1,96 @@
+"""How tensors that are not compressed are stored: nothing skipped, each as small as is harmless.
+
+Weights, biases and norms of one dimension go on a grid so fine that its error is far below that of the compressed
+tensors (`fine_bits`); the vectors of a BatchNorm are stored together (`opq.vectors`). Stored bit by bit: what is not
+floating point, buffers that are no BatchNorm's (a rotary embedding's frequencies, say), small tensors, and what the
+user keeps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+
+from opq.file import vectors
+from opq.file.stored import Log, Raw, Stored
+from opq.plan import ONE_DIMENSIONAL, Plan
+from opq.sources.base import BatchNormNames, Source
+
+FINEST = 13
+"""Beyond this many bits below the root mean square a grid saves nothing."""
+SHORTEST = 8
+"""Fewer elements than this are stored as they are."""
+UNKNOWN_EPS_PER_OCTAVE = 64
+"""Codes an octave of a running variance whose eps is not known, so that the weight cannot make up for its error."""
+
+
+def keep(source: Source, plan: Plan, changed: Mapping[str, torch.Tensor], *, whole: Plan | None = None) -> list[Stored]:
+    """The stored form of every kept tensor; `changed` holds new values by name.
+
+    `whole`: the plan of all files, where `plan` is one file's: it decides how fine is fine enough.
+    """
+    names = {t.name for t in plan if t.action == "keep"}
+
+    def value(name: str) -> torch.Tensor:
+        return changed[name] if name in changed else source.tensor(name)
+
+    bits = fine_bits(whole or plan)
+    stored: dict[str, Stored] = {}
+    for norm in source.batchnorms.values():
+        if bits is not None and set(_floating(norm)) <= names and _by_default(plan, norm):
+            stored |= {item.name: item for item in _batchnorm(norm, value, bits)}
+    for name in (t.name for t in plan if t.action == "keep" and t.name not in stored):
+        tensor = value(name)
+        is_vector = plan[name].reason == ONE_DIMENSIONAL and source.by_name[name].kind == "parameter"
+        worth = is_vector and tensor.numel() >= SHORTEST and bits is not None
+        stored[name] = vectors.fine(name, tensor, bits=bits or 0) if worth else Raw(name, tensor)
+    return list(stored.values())
+
+
+def fine_bits(plan: Plan) -> int | None:
+    """Steps of a kept vector in its root mean square, as a power of two; None where only exact is good enough.
+
+    Five bits finer than the compressed tensors where a grid goes that far, three at least, never coarser than 47 dB:
+    the error of a vector is the same at every position and in every sample, and does not average out as theirs do.
+    """
+    weights = sum(t.size for t in plan.compressed)
+    rate = sum(t.size * t.rate for t in plan.compressed) / weights if weights else math.inf
+    if rate > FINEST - 3:
+        return None
+    return min(max(vectors.BITS, math.ceil(rate) + 5), FINEST)
+
+
+def _floating(norm: BatchNormNames) -> list[str]:
+    """The names of the floating-point vectors of a BatchNorm."""
+    return [n for n in (norm.weight, norm.bias, norm.running_mean, norm.running_var) if n is not None]
+
+
+def _by_default(plan: Plan, norm: BatchNormNames) -> bool:
+    """Whether the user left all vectors of the layer to us."""
+    return all(plan[name].reason == ONE_DIMENSIONAL for name in _floating(norm))
+
+
+def _batchnorm(norm: BatchNormNames, value: Callable[[str], torch.Tensor], bits: int) -> Iterator[Stored]:
+    """The vectors of one BatchNorm: jointly where weight, bias and eps are known, else each on its own grid."""
+    if norm.weight is not None and norm.bias is not None and norm.eps is not None:
+        names = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        weight, bias, mean, var = map(value, names)
+        yield from vectors.batchnorm(
+            vectors.Norm(names=names, weight=weight, bias=bias, mean=mean, var=var, eps=norm.eps), bits=bits
+        )
+        return
+    for name in _floating(norm):
+        if name == norm.running_var:
+            yield _log(name, value(name))
+        else:
+            yield vectors.fine(name, value(name), bits=bits)
+
+
+def _log(name: str, var: torch.Tensor) -> Log | Raw:
+    values = var.detach().double()
+    if not values.numel() or not bool((torch.isfinite(values) & (values >= 0)).all()):
+        return Raw(name, var)
+    codes = (values.clamp_min(vectors.LEAST_VAR).log2() * UNKNOWN_EPS_PER_OCTAVE).round().to(torch.int16)
+    return Log(name, codes.numpy(), UNKNOWN_EPS_PER_OCTAVE)

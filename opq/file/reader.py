@@ -1,0 +1,247 @@
+"""Lazy access to the tensors of a file. Nothing that the file says is believed before it is checked."""
+
+from __future__ import annotations
+
+import math
+import os
+import zlib
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from opq.base.arrays import Codes
+from opq.base.dtypes import DTYPES
+from opq.base.pool import torch_threads
+from opq.errors import (
+    ClosedReaderError,
+    CorruptFileError,
+    FileTooLargeError,
+    MismatchError,
+    MissingFileError,
+)
+from opq.file import index, stored
+from opq.file.header import COMMON, Entry, read_entries
+from opq.file.index import Place
+from opq.plan import Plan, TensorPlan
+
+MAX_EXPANSION = 10_000
+"""Bytes that decoding may take for each byte of the file."""
+
+SMALL = 1 << 26
+"""Bytes that decoding may take in any case."""
+
+
+class InMemory(Protocol):
+    """A file that is not on disk."""
+
+    @property
+    def parts(self) -> Sequence[bytes]:
+        """Its bytes, in order."""
+
+
+class Reader:
+    """An open file. Use it as a context manager, or close it.
+
+    Args:
+        source: a path, or a packed file in memory.
+        max_expansion: the most bytes that the dense tensors may take for each byte of the file (files below that
+            multiple of 64 MiB are not limited); `math.inf` to trust the file.
+
+    Raises:
+        MissingFileError: there is no such file, or it cannot be opened.
+        ForeignFileError: the file is something else.
+        NewerFormatError: it was written in a later version of the format.
+        TruncatedFileError: it is shorter than its header says.
+        CorruptFileError: what it says contradicts itself, or a checksum is wrong.
+        FileTooLargeError: it decodes to more than `max_expansion` allows.
+    """
+
+    plan: Plan
+
+    def __init__(self, source: str | os.PathLike[str] | InMemory, *, max_expansion: float = MAX_EXPANSION):
+        self._closed = False
+        self._data = _opened(source)
+        label = os.fspath(source) if isinstance(source, str | os.PathLike) else "the file in memory"
+        entries, base = read_entries(self._data, label)
+        self.plan, places, start = _index(self._data, entries, base)
+        self._tensors = {t.name: t for t in self.plan}
+        self._places = dict(zip(self._tensors, places, strict=True))
+        self._checked: set[str] = set()
+        self._spans = self._laid_out(entries, base, start)
+        self._limit(max_expansion)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensors, in the source's order."""
+        return tuple(t.name for t in self.plan)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each tensor's payload; 0 for shared ones."""
+        return {name: place.length for name, place in self._places.items()}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the file."""
+        return len(self._data)
+
+    def kind(self, name: str) -> str:
+        """How a tensor is stored: one of `opq.file.stored.KINDS`."""
+        return self._places[self._planned(name).name].kind
+
+    def codes(self, name: str) -> Codes:
+        """The integer codes of a tensor that is stored by codes, in its shape (of `product`: one-dimensional).
+
+        Raises:
+            MismatchError: there is no such tensor, or it is not stored by codes.
+            CorruptFileError: its bytes are damaged.
+        """
+        plan = self._planned(self._planned(name).like or name)
+        kind = self._places[plan.name].kind
+        if kind in ("raw", "scalar"):
+            raise MismatchError(f"tensor {name!r} has no codes", got=kind)
+        with _naming(name):
+            return stored.codes_of(kind, self._payload(plan.name), plan)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The dense tensor, in the source's dtype."""
+        plan = self._planned(self._planned(name).like or name)
+        place = self._places[plan.name]
+        with _naming(name):
+            return stored.restore(place.kind, self._payload(plan.name), plan, place.number)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All tensors, in the source's order; tied names share one."""
+        own = [t.name for t in self.plan if t.like is None]
+        with torch_threads() as threads:
+            held = dict(zip(own, threads.ordered(self.tensor, own), strict=True))
+        return {t.name: held[t.like or t.name] for t in self.plan}
+
+    def close(self) -> None:
+        """Releases the file; nothing can be read any more."""
+        self._closed = True
+        self._data = memoryview(b"")
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _planned(self, name: str) -> TensorPlan:
+        return self._tensors[name] if name in self._tensors else self.plan[name]
+
+    def _payload(self, name: str) -> memoryview:
+        start, stop = self._spans[name]
+        data = self._data[start:stop]
+        if self._closed:  # looked at last: another thread may have closed it meanwhile
+            raise ClosedReaderError("the file was closed")
+        checksum = self._places[name].checksum
+        if checksum is not None and name not in self._checked:
+            if zlib.crc32(data) != checksum:
+                raise CorruptFileError("wrong checksum", remedy="Fetch the file again.")
+            self._checked.add(name)
+        return data
+
+    def _laid_out(self, entries: dict[str, Entry], base: int, start: int) -> dict[str, tuple[int, int]]:
+        """Where every payload lies; together they fill the file."""
+        spans, stop = {}, base + entries[COMMON].stop
+        own = {name for name in entries if name != COMMON}
+        for tensor in self.plan:
+            place = self._places[tensor.name]
+            _consistent(tensor, place, self._tensors)
+            if place.checksum is not None:
+                spans[tensor.name] = _own_entry(tensor, place, entries, base)
+                own.discard(tensor.name)
+            else:
+                spans[tensor.name] = (start, start + place.length)
+                start += place.length
+        if start != stop:
+            raise CorruptFileError("the payloads do not fill their entry", got=start, wanted=stop)
+        if own:
+            raise CorruptFileError("entries that the index does not name", got=", ".join(sorted(own)[:5]))
+        return spans
+
+    def _limit(self, max_expansion: float) -> None:
+        widest = max((math.prod(max(n, 1) for n in t.shape) for t in self.plan), default=0)
+        if widest >= 1 << 58:
+            raise CorruptFileError("a shape that no tensor has", got=f"{widest} elements")
+        dense = sum(t.size * DTYPES[t.dtype].itemsize for t in self.plan if t.like is None)
+        allowed = max(max_expansion * len(self._data), SMALL)
+        if dense > allowed:
+            raise FileTooLargeError(
+                "the file decodes to more than it may", got=f"{dense} bytes", wanted=f"at most {allowed:.0f}"
+            )
+
+
+class _naming:
+    """Adds the tensor's name to what the core found wrong with its bytes."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if isinstance(error, CorruptFileError):
+            named = CorruptFileError(f"tensor {self.name!r}: {error.fact}", got=error.got, wanted=error.wanted)
+            raise named from error
+
+
+def _opened(source: str | os.PathLike[str] | InMemory) -> memoryview:
+    if not isinstance(source, str | os.PathLike):
+        return memoryview(b"".join(source.parts))
+    try:
+        if not os.path.getsize(source):
+            return memoryview(b"")
+        return np.memmap(source, np.uint8, "r").data
+    except OSError as error:
+        raise MissingFileError(f"cannot open {os.fspath(source)}", got=error.strerror or error) from error
+
+
+def _index(data: memoryview, entries: dict[str, Entry], base: int) -> tuple[Plan, list[Place], int]:
+    """The plan, the places, and where the payloads of the common entry begin."""
+    common = data[base + entries[COMMON].start : base + entries[COMMON].stop]
+    if entries[COMMON].dtype != "U8" or len(common) < 8:
+        raise CorruptFileError("the index is too short", got=f"{len(common)} bytes", wanted="at least 8")
+    checksum, length = int.from_bytes(common[:4], "little"), int.from_bytes(common[4:8], "little")
+    if zlib.crc32(common[4:]) != checksum:
+        raise CorruptFileError("the index has a wrong checksum", remedy="Fetch the file again.")
+    if length > len(common) - 8:
+        raise CorruptFileError("the index is longer than its entry", got=length, wanted=f"at most {len(common) - 8}")
+    plan, places = index.decode(common[8 : 8 + length])
+    return plan, places, base + entries[COMMON].start + 8 + length
+
+
+def _own_entry(tensor: TensorPlan, place: Place, entries: dict[str, Entry], base: int) -> tuple[int, int]:
+    entry = entries.get(tensor.name)
+    raw = place.kind == "raw"
+    wanted = (tensor.dtype, tensor.shape) if raw else ("U8", (place.length,))
+    if entry is None or (entry.dtype, entry.shape) != wanted or tensor.name == COMMON:
+        raise CorruptFileError(f"tensor {tensor.name!r}: no entry like the index says", wanted=wanted)
+    return base + entry.start, base + entry.stop
+
+
+def _consistent(tensor: TensorPlan, place: Place, plan: dict[str, TensorPlan]) -> None:
+    """What index and plan say of a tensor agrees."""
+    dtype = DTYPES[tensor.dtype]
+    if place.kind == "share":
+        other = plan[str(tensor.like)]
+        if other.like is not None or (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
+            raise CorruptFileError(f"tensor {tensor.name!r} shares what is not like it", got=other.name)
+    elif place.kind == "scalar":
+        whole = dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+        limits = torch.iinfo(dtype) if whole else None
+        if limits is None or tensor.size != 1 or not limits.min <= place.number <= limits.max:
+            raise CorruptFileError(f"tensor {tensor.name!r} is no scalar of its type", got=place.number)
+    elif place.kind == "raw":
+        if place.length != tensor.size * dtype.itemsize:
+            raise CorruptFileError(f"tensor {tensor.name!r} has the wrong length", got=place.length)
+    elif tensor.dtype not in stored.CODED_TYPES:
+        raise CorruptFileError(f"tensor {tensor.name!r}: codes of a type that has none", got=tensor.dtype)
+    elif place.kind == "log" and not place.number >= 1:
+        raise CorruptFileError(f"tensor {tensor.name!r}: no codes an octave", got=place.number)

@@ -1,0 +1,101 @@
+"""One-dimensional tensors that are kept: on a grid so fine that nothing changes, in a quarter of the bytes.
+
+A BatchNorm computes `y = s x + t` in inference, `s = weight / sqrt(var + eps)` and `t = bias - mean s`: two vectors,
+not four. So the running statistics are stored coarsely, which is enough for training to go on from, and the weight and
+the bias are changed to take up exactly what the statistics lost; only these two are fine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from opq.base.rounding import rounded
+from opq.file.stored import Fine, Log, Raw, Stored
+from opq.plan import LARGEST_CODE
+
+Doubles = npt.NDArray[np.float64]
+
+BITS = 6
+"""Steps in the root mean square of a vector, as a power of two: an error 47 dB below it."""
+
+PER_OCTAVE = 2
+"""Codes an octave of a running variance."""
+
+LEAST_VAR = 1e-12
+"""Smaller running variances, those of dead channels, are stored as this: far below any eps."""
+
+MEAN_STEPS = 2
+"""Steps of a running mean in the typical deviation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Norm:
+    """The four vectors of a BatchNorm layer, their names, and its eps."""
+
+    names: tuple[str, str, str, str]
+    """Of weight, bias, running mean and running variance."""
+    weight: torch.Tensor
+    bias: torch.Tensor
+    mean: torch.Tensor
+    var: torch.Tensor
+    eps: float = 1e-5
+
+
+def fine(name: str, tensor: torch.Tensor, *, bits: int = BITS) -> Stored:
+    """A floating-point tensor on a grid of `2^-bits` of its root mean square; as it is where no such grid holds it.
+
+    Args:
+        bits: 6 gives a signal-to-noise ratio of 47 dB, each further one 6 dB more.
+    """
+    stored = _on_grid(name, _doubles(tensor), _step(_doubles(tensor), bits))
+    return Raw(name, tensor) if stored is None else stored
+
+
+def batchnorm(norm: Norm, *, bits: int = BITS) -> list[Stored]:
+    """The four vectors of a BatchNorm in about 22 bits a channel; its inference function is kept to `bits`.
+
+    Vectors that no grid holds (a negative variance, values that are not finite) stay as they are.
+    """
+    raw: list[Stored] = [
+        Raw(n, t) for n, t in zip(norm.names, (norm.weight, norm.bias, norm.mean, norm.var), strict=True)
+    ]
+    weight, bias, mean, var = (_doubles(t) for t in (norm.weight, norm.bias, norm.mean, norm.var))
+    if not weight.size or not all(np.isfinite(v).all() for v in (weight, bias, mean, var)) or var.min() < 0:
+        return raw
+    coarse_var = Log(
+        norm.names[3], np.rint(np.log2(np.maximum(var, LEAST_VAR)) * PER_OCTAVE).astype(np.int16), PER_OCTAVE
+    )
+    variances = np.exp2(coarse_var.codes / PER_OCTAVE)
+    weight = weight * np.sqrt((variances + norm.eps) / (var + norm.eps))
+    new_weight = _on_grid(norm.names[0], weight, _step(weight, bits))
+    coarse_mean = _on_grid(norm.names[2], mean, rounded(float(np.median(np.sqrt(variances))) / MEAN_STEPS, 16))
+    if new_weight is None or coarse_mean is None:
+        return raw
+    slope = new_weight.codes * new_weight.step / np.sqrt(variances + norm.eps)
+    bias = bias + (coarse_mean.codes * coarse_mean.step - mean) * slope
+    new_bias = _on_grid(norm.names[1], bias, _step(weight, bits))
+    return raw if new_bias is None else [new_weight, new_bias, coarse_mean, coarse_var]
+
+
+def _doubles(tensor: torch.Tensor) -> Doubles:
+    values: Doubles = tensor.detach().cpu().to(torch.float64).numpy()
+    return values
+
+
+def _step(values: Doubles, bits: int) -> float:
+    """`2^-bits` of the root mean square, in few bits; 1 where all are zero."""
+    square = float(np.mean(np.square(values))) if values.size else 0.0
+    step = math.ldexp(math.sqrt(square), -bits) if math.isfinite(square) else 0.0
+    return rounded(step, 16) or 1.0
+
+
+def _on_grid(name: str, values: Doubles, step: float) -> Fine | None:
+    """The values in steps, or None where they are beyond 16 bits or not finite."""
+    if not np.isfinite(values).all() or (values.size and np.abs(values).max() > LARGEST_CODE * step):
+        return None
+    return Fine(name, np.rint(values / step).astype(np.int16), step)

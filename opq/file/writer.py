@@ -1,0 +1,209 @@
+"""Plan + stored tensors -> one `.opq.safetensors` file, and back. docs/format.md is the specification."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+
+from opq.base.atomic import written_aside
+from opq.base.dtypes import torch_dtype
+from opq.base.pool import torch_threads
+from opq.errors import MismatchError, WriteError
+from opq.file import index, stored
+from opq.file.header import COMMON, entries_header
+from opq.file.index import Place
+from opq.file.reader import Reader
+from opq.file.stored import Fine, Grid, Log, Product, Raw, Stored, Table, Trellis
+from opq.plan import Plan, TensorPlan
+
+OWN_ENTRY = 1 << 16
+"""Payloads of so many bytes are safetensors entries of their own, under the tensor's name."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Packed:
+    """A file in memory."""
+
+    parts: tuple[bytes, ...]
+    sizes: Mapping[str, int]
+    """Bytes of each stored tensor's payload, without header."""
+    digests: Mapping[str, int]
+    """CRC-32 of the integer codes of each tensor that has codes, for the verification."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return sum(map(len, self.parts))
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes aside, verifies by decoding, renames; what was there before stays until then.
+
+        Raises:
+            WriteError: the file could not be written, or does not decode to what it was made from. Nothing is left.
+        """
+        with written_aside(path) as file:
+            file.writelines(self.parts)
+            file.flush()
+            self.verify(file.name)
+
+    def verify(self, path: str | os.PathLike[str]) -> None:
+        """Reads a file back and compares every code and every kept tensor with what was packed.
+
+        Raises:
+            WriteError: something differs.
+        """
+        with Reader(path, max_expansion=float("inf")) as reader, torch_threads() as threads:
+            same = threads.ordered(lambda name: self._same(reader, name), self.digests)
+            for name, right in zip(self.digests, same, strict=True):
+                if not right:
+                    raise WriteError(f"tensor {name!r} does not decode to what was written", remedy="Write it again.")
+
+    def _same(self, reader: Reader, name: str) -> bool:
+        if reader.kind(name) == "raw":
+            return zlib.crc32(stored.raw_bytes(reader.tensor(name))) == self.digests[name]
+        return zlib.crc32(reader.codes(name).data) == self.digests[name]
+
+
+def pack(plan: Plan, items: Iterable[Stored]) -> Packed:
+    """The file of `plan` and its stored tensors: the same bytes for the same arguments, on every machine.
+
+    Args:
+        items: one for each tensor that is not shared, in any order.
+
+    Raises:
+        MismatchError: items are missing, too many, or not what the plan says of them.
+    """
+    by_name = _by_name(plan, items)
+    own = [t for t in plan if t.like is None]
+    with torch_threads() as threads:
+        made = dict(zip((t.name for t in own), threads.ordered(lambda t: _made(by_name[t.name], t), own), strict=True))
+    large = own_entries(plan, {name: m.place for name, m in made.items()})
+    own_entry = set(large)
+    places = [_place(made.get(t.name), t.name in own_entry) for t in plan]
+    small = b"".join(m.payload for n, m in made.items() if n not in own_entry)
+    header, common = frame(plan, places, large, small)
+    parts = (header, *(made[name].payload for name in large), common)
+    return Packed(
+        parts,
+        {name: len(m.payload) for name, m in made.items()},
+        {name: m.digest for name, m in made.items() if m.place.kind != "scalar"},
+    )
+
+
+def own_entries(plan: Plan, places: Mapping[str, Place]) -> list[str]:
+    """The tensors whose payloads are entries of their own, in the file's order; `places` without shared tensors."""
+    large = [name for name, p in places.items() if p.length >= OWN_ENTRY and name not in (COMMON, "__metadata__")]
+    planned = {t.name: t for t in plan}
+    return sorted(large, key=lambda name: (-_alignment(planned[name], places[name]), name))
+
+
+def frame(plan: Plan, places: Iterable[Place], large: Iterable[str], small: bytes) -> tuple[bytes, bytes]:
+    """What stands before and behind the payloads of `large` in a file.
+
+    Args:
+        places: of all tensors of the plan, in its order; those of `large` with their checksums.
+        small: the other payloads, in the plan's order.
+    """
+    listed = list(places)
+    by_name = {t.name: (t, p) for t, p in zip(plan, listed, strict=True)}
+    head = index.encode(plan, listed)
+    body = len(head).to_bytes(4, "little") + head + small
+    common = zlib.crc32(body).to_bytes(4, "little") + body
+    entries = [_entry(*by_name[name]) for name in large]
+    return entries_header([*entries, (COMMON, "U8", (len(common),), len(common))]), common
+
+
+def write_file(path: str | os.PathLike[str], plan: Plan, items: Iterable[Stored]) -> int:
+    """Packs and writes; returns the size of the file in bytes."""
+    packed = pack(plan, items)
+    packed.write(path)
+    return packed.size
+
+
+def size_of(plan: Plan, items: Iterable[Stored]) -> int:
+    """The exact size of the file in bytes."""
+    return pack(plan, items).size
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Made:
+    """A payload, what the index says of it, and a digest of what it decodes to."""
+
+    payload: bytes
+    place: Place
+    digest: int
+
+
+def _by_name(plan: Plan, items: Iterable[Stored]) -> dict[str, Stored]:
+    listed = list(items)
+    by_name = {item.name: item for item in listed}
+    wanted = {t.name for t in plan if t.like is None}
+    if len(by_name) != len(listed) or set(by_name) != wanted:
+        wrong = sorted({item.name for item in listed} ^ wanted) or [i.name for i in listed]
+        raise MismatchError("the stored tensors are not those of the plan", got=", ".join(wrong[:5]))
+    planned = {t.name: t for t in plan}
+    for tensor in plan:
+        other = planned.get(tensor.like, tensor) if tensor.like is not None else tensor
+        if other.like is not None or (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
+            raise MismatchError(f"tensor {tensor.name!r} shares what is not like it", got=other.name)
+    return by_name
+
+
+def _made(item: Stored, tensor: TensorPlan) -> _Made:
+    if isinstance(item, Raw) and _is_scalar(item.tensor):
+        stored.draft(item, tensor)
+        return _Made(b"", Place("scalar", 0, number=int(item.tensor)), 0)
+    draft = stored.draft(item, tensor)
+    payload = draft.bytes()
+    number = {"fine": getattr(item, "step", 0.0), "log": getattr(item, "per_octave", 0)}.get(draft.kind, 0)
+    digest = zlib.crc32(payload) if isinstance(item, Raw) else zlib.crc32(_codes_of(item))
+    return _Made(payload, Place(draft.kind, len(payload), number=number), digest)
+
+
+def _codes_of(item: Grid | Trellis | Table | Product | Fine | Log) -> memoryview:
+    codes = item.indices if isinstance(item, (Table, Product)) else item.codes
+    return np.ascontiguousarray(codes, np.int16).data
+
+
+def _is_scalar(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is one integer that the index holds in a few bits."""
+    whole = tensor.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    return tensor.numel() == 1 and whole and abs(int(tensor)) < 1 << 38
+
+
+def _place(made: _Made | None, own: bool) -> Place:
+    if made is None:
+        return Place("share", 0)
+    return dataclasses.replace(made.place, checksum=zlib.crc32(made.payload) if own else None)
+
+
+def _alignment(tensor: TensorPlan, place: Place) -> int:
+    return torch_dtype(tensor.dtype).itemsize if place.kind == "raw" else 1
+
+
+def _entry(tensor: TensorPlan, place: Place) -> tuple[str, str, tuple[int, ...], int]:
+    """Name, element type, shape and bytes: a kept tensor as itself, codes as bytes."""
+    raw = place.kind == "raw"
+    return tensor.name, tensor.dtype if raw else "U8", tensor.shape if raw else (place.length,), place.length
+
+
+__all__ = [
+    "Fine",
+    "Grid",
+    "Log",
+    "Packed",
+    "Product",
+    "Raw",
+    "Reader",
+    "Stored",
+    "Table",
+    "Trellis",
+    "pack",
+    "size_of",
+    "write_file",
+]

@@ -1,0 +1,124 @@
+"""Looking into a live model and leaving it exactly as it was.
+
+Everything here is a context manager: modes, buffers, `requires_grad`, hooks and the state of every
+random number generator are what they were when it ends, also after an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from opq.base.process_state import same_random_state
+from opq.errors import ProbeError
+
+Hook = Callable[[str, nn.Module, Sequence[torch.Tensor]], None]
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in inference mode; afterwards each of its modules is in its own mode again, frozen BatchNorms too."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield model.eval()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in inference mode; afterwards modes, buffers, gradients' flags and RNG are as before.
+
+    One thread at a time, so that two may look into the same model.
+
+    Raises:
+        ProbeError: the model holds lazy modules whose weights do not exist yet.
+    """
+    _refuse_lazy(model)
+    with same_random_state(_cuda_devices(model)), evaluating(model):
+        flags = [(p, p.requires_grad) for p in model.parameters()]
+        buffers = [(b, b.detach().clone()) for b in model.buffers()]
+        fast = torch.backends.mha.get_fastpath_enabled()
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)  # the fused path calls no submodule: nothing to see
+            yield model
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[list[tuple[str, _BatchNorm]]]:
+    """Every BatchNorm in batch-statistics mode, its running statistics left alone; inside `untouched`.
+
+    Behind each one the activations then have exactly the mean `bias` and the deviation `|weight|` that
+    real data gave them, whatever goes in (DESIGN 2.5). Yields the BatchNorm modules by name.
+    """
+    norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
+    saved = [(norm, norm.track_running_stats, norm.training) for _, norm in norms]
+    try:
+        for norm, _, _ in saved:
+            norm.track_running_stats, norm.training = False, True
+        yield norms
+    finally:
+        for norm, tracks, mode in saved:
+            norm.track_running_stats, norm.training = tracks, mode
+
+
+@contextlib.contextmanager
+def watching(modules: Mapping[str, nn.Module], see: Hook) -> Iterator[None]:
+    """Call `see(name, module, inputs)` with the tensors that each module is given, if any, before it runs."""
+
+    def hook(name: str) -> Callable[..., None]:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+            if given:
+                see(name, module, given)
+
+        return before
+
+    handles = []
+    try:
+        for name, module in modules.items():
+            handles.append(module.register_forward_pre_hook(hook(name), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model lives: the device of its first parameter or buffer."""
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    lazy = [name for name, p in (*model.named_parameters(), *model.named_buffers()) if is_lazy(p)]
+    if lazy:
+        raise ProbeError(
+            "the model holds lazy modules without weights",
+            got=", ".join(lazy[:3]),
+            remedy="Run one forward pass on a real input first.",
+        )
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
+
+
+def batchnorms(model: nn.Module) -> Iterator[_BatchNorm]:
+    """Every BatchNorm and SyncBatchNorm of the model."""
+    return (module for module in model.modules() if isinstance(module, _BatchNorm))

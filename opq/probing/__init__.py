@@ -1,0 +1,12 @@
+"""What inputs, synthetic or real, tell of a network: sensitivities, moments, re-normalised BatchNorm.
+
+Other folders use:
+
+- `inputs`: inputs for a model nobody gave data for.
+- `layers`: which layers of a model have inputs that can be observed, and how these become rows.
+- `sensitivity`: sensitivities without data.
+"""
+
+from __future__ import annotations
+
+__all__ = ["inputs", "layers", "sensitivity"]

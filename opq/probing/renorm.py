@@ -1,0 +1,101 @@
+"""BatchNorm re-normalisation without data (DESIGN 2.5).
+
+Quantization moves the statistics that BatchNorm was trained for. The same batch goes through the dense and through
+the quantized network, both with BatchNorm in batch-statistics mode; with `m, v` the mean and variance at a BatchNorm's
+input in the dense and `m^, v^` in the quantized network, the stored ones become
+`sigma2 v^/v` and `mu + (m^ - m) sqrt(sigma2/v)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from opq.base.process_state import turn
+from opq.models.batch import Batch
+from opq.models.observe import batch_statistics, untouched, watching
+
+Statistics = dict[str, tuple[torch.Tensor, torch.Tensor]]
+TINY = 1e-12
+"""Variances below this are taken as no signal at all: that channel keeps its stored statistics."""
+
+
+def renormalise(
+    model: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    batch: Batch,
+    *,
+    micro_batch: int = 16,
+    dense: Statistics | None = None,
+) -> dict[str, torch.Tensor]:
+    """New running means and variances for the quantized network, by buffer name.
+
+    Args:
+        model: the dense network; comes back unchanged.
+        state: the quantized network: tensors by state-dict name (missing ones are taken from the model).
+        batch: the inputs, synthetic or real.
+        dense: what `statistics` gave for the dense network, where it is known already.
+
+    BatchNorms without running statistics, or never reached, are left out.
+    """
+    dense = statistics(model, {}, batch, micro_batch=micro_batch) if dense is None else dense
+    moved = statistics(model, state, batch, micro_batch=micro_batch)
+    with turn():
+        modules = dict(model.named_modules())
+        stored = {name: (modules[name].running_mean, modules[name].running_var) for name in dense}
+    new: dict[str, torch.Tensor] = {}
+    for name, (m, v) in dense.items():
+        mean, variance = stored[name]
+        if mean is None or variance is None:
+            continue
+        m_hat, v_hat = moved[name]
+        alive = (v > TINY) & (v_hat > TINY)
+        gain = torch.where(alive, v_hat / v.clamp(min=TINY), torch.ones_like(v))
+        shift = torch.where(alive, (m_hat - m) * (variance.double() / v.clamp(min=TINY)).sqrt(), torch.zeros_like(v))
+        prefix = f"{name}." if name else ""
+        new[f"{prefix}running_mean"] = (mean.double() + shift).to(mean.dtype)
+        new[f"{prefix}running_var"] = (variance.double() * gain).to(variance.dtype)
+    return new
+
+
+@torch.no_grad()
+def statistics(
+    model: nn.Module, state: Mapping[str, torch.Tensor], batch: Batch, *, micro_batch: int = 16
+) -> Statistics:
+    """Mean and variance (float64) at every BatchNorm's input, the model run with `state` in place of its own."""
+    state, tally = known(model, state), Tally()
+    with untouched(model), batch_statistics(model) as norms, watching(dict(norms), tally.see):
+        for part in batch.to(model).parts(micro_batch):
+            functional_call(model, state, part.args, dict(part.kwargs))
+    return tally.statistics
+
+
+class Tally:
+    """Means over the calls of each BatchNorm of the mean and variance (float64) at its input."""
+
+    def __init__(self) -> None:
+        self._sums: Statistics = {}
+        self._counts: dict[str, int] = {}
+
+    def see(self, name: str, module: nn.Module, given: Sequence[torch.Tensor]) -> None:
+        """Adds one call."""
+        x = given[0].float()
+        dims = [0, *range(2, x.dim())]
+        m = x.mean(dims, keepdim=True)
+        v = (x - m).square_().mean(dims).double()
+        mean, variance = self._sums.get(name, (torch.zeros_like(v), torch.zeros_like(v)))
+        self._sums[name] = (mean + m.flatten().double(), variance + v)
+        self._counts[name] = self._counts.get(name, 0) + 1
+
+    @property
+    def statistics(self) -> Statistics:
+        return {name: (m / self._counts[name], v / self._counts[name]) for name, (m, v) in self._sums.items()}
+
+
+def known(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a state dict that stand in for parameters and buffers of the model, where the model lives."""
+    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    return {name: tensor.to(own[name].device) for name, tensor in state.items() if name in own}

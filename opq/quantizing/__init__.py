@@ -1,0 +1,13 @@
+"""Weights to integer codes and back: the grid, the trellis, error feedback.
+
+Other folders use:
+
+- `feedback`: error feedback.
+- `grid`: weights <-> integer codes on one tensor's grid, the two directions side by side.
+- `moment`: the second moment of a layer's inputs, as error feedback takes it.
+- `trellis`: trellis-coded quantization.
+"""
+
+from __future__ import annotations
+
+__all__ = ["feedback", "grid", "moment", "trellis"]

@@ -1,0 +1,75 @@
+"""The second moment of a layer's inputs, as error feedback takes it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import torch
+
+WIDEST = 4096
+"""Longest input handled as a whole; wider layers get one moment per block of this many coordinates."""
+DAMPING = 0.05
+"""Added to the diagonal of S before it is factored, as a fraction of its mean."""
+DAMPING_REAL = 0.15
+"""The same for real inputs: there are few, and they agree in directions in which others will not."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layout:
+    """How a weight tensor is a stack of matrices: `groups` of (rows, d), one row per output."""
+
+    groups: int = 1
+    transposed: bool = False
+    """Each matrix of the stack is stored (d, rows), as transposed convolutions and Hugging Face's Conv1D do."""
+
+    def matrix(self, w: torch.Tensor) -> torch.Tensor:
+        """The weight as (groups, rows, d)."""
+        stack = w.reshape(self.groups, w.shape[0] // self.groups, -1)
+        return stack.transpose(1, 2) if self.transposed else stack
+
+    def tensor(self, matrix: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """The inverse of `matrix`."""
+        return (matrix.transpose(1, 2) if self.transposed else matrix).reshape(shape).contiguous()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moment:
+    """Second moment of one layer's inputs in blocks along its coordinates: each (groups, width, width)."""
+
+    layout: Layout
+    blocks: tuple[torch.Tensor, ...]
+    damping: float = DAMPING
+    """Added to the diagonal, as a fraction of its mean."""
+
+    @functools.cached_property
+    def factors(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """For each block the order of its coordinates, those of most power first, and `N` in that order."""
+        orders = [b.diagonal(dim1=-2, dim2=-1).mean(0).argsort(descending=True, stable=True) for b in self.blocks]
+        both = zip(orders, self.blocks, strict=True)
+        return tuple((order, factor(block[:, order][:, :, order], self.damping)) for order, block in both)
+
+    @property
+    def width(self) -> int:
+        """Coordinates in all, d."""
+        return sum(int(block.shape[-1]) for block in self.blocks)
+
+
+def factor(s: torch.Tensor, damping: float) -> torch.Tensor:
+    """`N` unit upper triangular: `S + damping mean(diag S) I = N D N'`, D diagonal, for a stack of S (groups, d, d).
+
+    It is the Cholesky factor of S with its coordinates in reverse, in reverse.
+    """
+    mean = s.diagonal(dim1=-2, dim2=-1).mean(-1)
+    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+    reverse = s.flip(1, 2).div_(mean[:, None, None])
+    reverse.diagonal(dim1=-2, dim2=-1).add_(damping)
+    lower: torch.Tensor = torch.linalg.cholesky(reverse)
+    return lower.div_(lower.diagonal(dim1=-2, dim2=-1).clone()[:, None]).flip(1, 2)
+
+
+def widths(width: int) -> list[int]:
+    """A width in equal blocks of at most `WIDEST`."""
+    count = math.ceil(width / WIDEST)
+    return [width * (i + 1) // count - width * i // count for i in range(count)]

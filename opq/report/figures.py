@@ -1,0 +1,204 @@
+"""What the report draws: the figures of every tensor of a file, read from its bytes.
+
+The file holds codes, not weights. Rate-distortion curves are therefore those of a Laplacian fitted to the codes (closed
+form), unless the source is at hand: then its own curves are measured, and its histogram is drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from opq.allocation import laplace
+from opq.allocation.curve import THETAS, Curve, lower_hull
+from opq.allocation.stats import TensorStats
+from opq.base.arrays import Floats, Ints
+from opq.base.dtypes import torch_dtype
+from opq.file.reader import Reader
+from opq.plan import Plan, TensorPlan
+from opq.sources.base import Source
+
+POINTS = 48
+"""Points by which a curve is drawn and solved on the page."""
+_STEPS = 20
+"""Octaves of steps below 32 tau that a fitted curve covers."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Drawn:
+    """One tensor, ready to be drawn."""
+
+    plan: TensorPlan
+    bytes: int
+    """Of the payload."""
+    codes: Ints
+    """The values that occur among the codes, ascending; empty for a kept tensor."""
+    counts: Ints
+    tau: float
+    """Scale of the Laplacian that fits the codes best, in units of the weight; 0 where there is none."""
+    curve: Curve | None
+    weights: tuple[Floats, Floats] | None = None
+    """Edges and density of the source's own histogram."""
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of codes that are zero."""
+        return float(self.counts[self.codes == 0].sum() / max(self.counts.sum(), 1))
+
+    @property
+    def entropy_bytes(self) -> float:
+        """Zeroth-order entropy of the codes, in bytes in all."""
+        n = self.counts.sum()
+        return float(self.counts @ np.log2(n / self.counts)) / 8 if n else 0.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Figures:
+    """A whole file."""
+
+    label: str
+    plan: Plan
+    tensors: tuple[Drawn, ...]
+    file_bytes: int
+    source_bytes: int
+    elements: int
+    measured: bool
+    """Whether curves are the source's own; else they are those of fitted Laplacians."""
+
+    @property
+    def compressed(self) -> tuple[Drawn, ...]:
+        """The tensors with codes."""
+        return tuple(t for t in self.tensors if t.plan.action == "compress")
+
+    @property
+    def coded_bytes(self) -> int:
+        """Payloads of codes."""
+        return sum(t.bytes for t in self.compressed)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Payloads of kept tensors."""
+        return sum(t.bytes for t in self.tensors if t.plan.action == "keep")
+
+    @property
+    def other_bytes(self) -> int:
+        """Header, plan and index."""
+        return self.file_bytes - self.coded_bytes - self.kept_bytes
+
+
+def figures(reader: Reader, *, label: str = "", source: Source | None = None) -> Figures:
+    """The figures of an open file; tensors are decoded one at a time.
+
+    Args:
+        label: what to call the file.
+        source: what was compressed, for its own curves and histograms.
+    """
+    plan, sizes = reader.plan, reader.sizes
+    own = [t for t in plan if t.like is None]
+    return Figures(
+        label=label,
+        plan=plan,
+        tensors=tuple(_drawn(reader, t, sizes[t.name], source) for t in plan),
+        file_bytes=reader.bytes,
+        source_bytes=sum(t.size * torch_dtype(t.dtype).itemsize for t in own),
+        elements=sum(t.size for t in own if torch_dtype(t.dtype).is_floating_point),
+        measured=source is not None,
+    )
+
+
+def _drawn(reader: Reader, tensor: TensorPlan, size: int, source: Source | None) -> Drawn:
+    none = np.zeros(0, np.int64)
+    if tensor.action != "compress":
+        return Drawn(tensor, size, none, none, 0.0, None)
+    values_there, counts = np.unique(reader.codes(tensor.name), return_counts=True)
+    codes = values_there.astype(np.int64)
+    if not tensor.stepped:
+        return Drawn(tensor, size, codes, counts, 0.0, None)
+    tau = fitted(codes, counts, tensor)
+    if source is not None and tensor.name in source.by_name:
+        values = source.tensor(tensor.name)
+        stats = TensorStats.of(values, name=tensor.name)
+        reach = max(stats.max_abs, tensor.step)
+        heights, edges = np.histogram(values.float().numpy(), bins=160, range=(-reach, reach), density=True)
+        return Drawn(tensor, size, codes, counts, stats.mean_abs, Curve.of(stats), (edges, heights))
+    return Drawn(tensor, size, codes, counts, tau, laplacian_curve(tau) if tau else None)
+
+
+def fitted(codes: Ints, counts: Ints, tensor: TensorPlan) -> float:
+    """`tau` of the Laplacian under which the codes are likeliest; 0 where all of them are zero.
+
+    Maximises `sum counts log P_k(tau)`, `P_k` the mass of the cell that code k stands for.
+    """
+    from scipy.optimize import minimize_scalar
+
+    k, inverse = np.unique(np.abs(codes), return_inverse=True)
+    n = np.bincount(inverse, weights=counts)
+    if k[-1:].sum() == 0:
+        return 0.0
+    threshold = max(tensor.threshold, 1e-12 * tensor.step)
+    low = np.where(k == 0, 0.0, np.maximum((k - 1 + tensor.rounding) * tensor.step, threshold))
+    high = np.where(k == 0, threshold, np.maximum((k + tensor.rounding) * tensor.step, threshold * (1 + 1e-9)))
+
+    def surprise(log_tau: float) -> float:
+        tau = math.exp(log_tau)
+        return -float(n @ (-low / tau + np.log(-np.expm1(-(high - low) / tau))))
+
+    around = math.log(tensor.step * max(float(k @ n) / float(n.sum()), 1e-4))
+    found = minimize_scalar(surprise, bounds=(around - 8, around + 8), method="bounded", options={"xatol": 1e-4})
+    return math.exp(float(found.x))
+
+
+def laplacian_curve(tau: float) -> Curve:
+    """The rate-distortion curve of a Laplacian, from the closed form, over the steps and dead zones of `Curve.of`."""
+    step, theta = (g.ravel() for g in np.meshgrid(32 * tau * np.exp2(-np.arange(0, _STEPS, 1 / 8)), THETAS))
+    rate, distortion, density = laplace.quantizer(step, theta * step, tau, rounding=theta)
+    on = lower_hull(rate, distortion)
+    return Curve(np.log(step[on]), theta[on], rate[on], distortion[on], density[on])
+
+
+def samples(curve: Curve, most: float = 12.0) -> dict[str, list[float]]:
+    """A curve by `POINTS` points, dense at low rates: rate, log slope, log step, distortion, density."""
+    low, high = float(curve.rate[0]), min(float(curve.rate[-1]), most)
+    rate = low + (high - low) * np.linspace(0, 1, POINTS if high > low else 1) ** 2
+    log_step, _, distortion, density = curve.sample(rate)
+    slope = np.array([curve.log_slope(r) for r in rate])
+    held = {"rate": rate, "slope": slope, "step": log_step, "distortion": distortion, "density": density}
+    return {name: [float(f"{v:.5g}") for v in values] for name, values in held.items()}
+
+
+def of_tensor(tensor: Drawn) -> dict[str, Any]:
+    """One row of the page's tables."""
+    plan = tensor.plan
+    out: dict[str, Any] = {
+        "name": plan.name,
+        "shape": "x".join(map(str, plan.shape)) or "scalar",
+        "dtype": plan.dtype,
+        "action": plan.action,
+        "reason": plan.reason,
+        "size": plan.size,
+        "bytes": tensor.bytes,
+    }
+    if plan.action != "compress":
+        return out
+    numbers = {"step": plan.step, "a": plan.sensitivity, "sparsity": tensor.sparsity, "entropy": tensor.entropy_bytes}
+    return out | {"codebook": plan.codebook} | {name: float(f"{v:.6g}") for name, v in numbers.items()}
+
+
+def of_histogram(tensor: Drawn) -> dict[str, Any]:
+    """One tensor's codes, dead zone and density as the page's script draws them."""
+    plan = tensor.plan
+    return {
+        "name": plan.name,
+        "shape": "x".join(map(str, plan.shape)) or "scalar",
+        "size": plan.size,
+        "step": plan.step,
+        "threshold": plan.threshold,
+        "sparsity": tensor.sparsity,
+        "tau": tensor.tau,
+        "codes": tensor.codes.tolist(),
+        "counts": tensor.counts.tolist(),
+        "weights": None if tensor.weights is None else [[float(f"{v:.4g}") for v in part] for part in tensor.weights],
+    }

@@ -1,0 +1,89 @@
+"""`opq report`: one self-contained HTML page, its charts drawn and its budget solved by a script inside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from opq.base.atomic import written_aside
+from opq.base.extras import need
+from opq.file.reader import Reader
+from opq.report.figures import Figures, figures, of_histogram, of_tensor
+from opq.report.groups import curves, reasons
+from opq.sources import open_source
+
+ROWS = 10_000
+"""Tensors that the page lists, the largest; its size is bounded whatever the file holds."""
+HISTOGRAMS = 100
+"""Tensors whose codes the page can draw, the largest."""
+
+
+def save_page(
+    file: str | os.PathLike[str], path: str | os.PathLike[str], *, source: Any = None, title: str | None = None
+) -> int:
+    """Writes the report of an opq file as one HTML page that needs no network.
+
+    Args:
+        file: an opq file.
+        path: the page to write.
+        source: what was compressed (as for `opq.compress`), for its own histograms and curves; without it they are
+            those of Laplacians fitted to the codes, and the page says so.
+
+    Returns:
+        the size of the page in bytes.
+
+    Raises:
+        FileFormatError: the file is not whole; nothing is written.
+        MissingExtraError: jinja2 is not installed.
+        WriteError: the page cannot be written; nothing is left behind.
+    """
+    opened = None if source is None else open_source(source)
+    with Reader(file) as reader:
+        return save_figures(figures(reader, label=title or Path(file).name, source=opened), path)
+
+
+def save_figures(drawn: Figures, path: str | os.PathLike[str]) -> int:
+    """Writes the page of figures that are there already; as `save_page`."""
+    text = page(drawn).encode()
+    with written_aside(path) as out:
+        out.write(text)
+    return len(text)
+
+
+def page(drawn: Figures) -> str:
+    """The HTML of the report."""
+    jinja2 = need("jinja2", "report")
+    folder = Path(__file__).with_name("templates")
+    loader = jinja2.FileSystemLoader(folder)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return str(environment.get_template("report.html").render(data=data(drawn), label=drawn.label))
+
+
+def data(drawn: Figures) -> dict[str, Any]:
+    """All that the page's script reads, as JSON values; of many tensors only the largest, and every one in the sums."""
+    plan, own = drawn.plan, drawn.compressed
+    listed = set(sorted(range(len(drawn.tensors)), key=lambda k: -drawn.tensors[k].bytes)[:ROWS])
+    gridded = [t for t in own if t.plan.stepped and t.codes.size > 1]
+    shown = set(sorted(range(len(gridded)), key=lambda k: -gridded[k].plan.size)[:HISTOGRAMS])
+    return {
+        "label": drawn.label,
+        "method": plan.method,
+        "budget": None if plan.budget is None else f"{plan.budget.kind}={plan.budget.value:g}",
+        "file_bytes": drawn.file_bytes,
+        "source_bytes": drawn.source_bytes,
+        "elements": drawn.elements,
+        "coded_bytes": drawn.coded_bytes,
+        "kept_bytes": drawn.kept_bytes,
+        "other_bytes": drawn.other_bytes,
+        "entropy_bytes": sum(t.entropy_bytes for t in own),
+        "zeros": sum(t.sparsity * t.plan.size for t in own) / max(sum(t.plan.size for t in own), 1),
+        "compressed": len(own),
+        "kept": len(drawn.tensors) - len(own),
+        "uncurved": sum(t.curve is None for t in own),
+        "measured": drawn.measured,
+        "reasons": reasons(drawn.tensors),
+        "curves": curves(own),
+        "histograms": [of_histogram(t) for k, t in enumerate(gridded) if k in shown],
+        "tensors": [of_tensor(t) for k, t in enumerate(drawn.tensors) if k in listed],
+    }

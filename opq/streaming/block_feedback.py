@@ -1,0 +1,62 @@
+"""Codes with error feedback of the matrices of one block, in slabs of rows, which do not depend on each other."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from opq.base.pool import Pool, give_back
+from opq.plan import TensorPlan
+from opq.quantizing.feedback import feedback
+from opq.streaming.block_probe import Inputs
+from opq.streaming.chunks import Tensors
+from opq.streaming.clock import Clock
+from opq.streaming.encode import Narrow, joined, narrow
+
+SLAB = 1 << 22
+"""Weights swept at once."""
+
+
+def fed_codes(
+    plans: Sequence[TensorPlan], inputs: Mapping[str, Inputs], tensors: Tensors, pool: Pool, clock: Clock
+) -> dict[str, Narrow]:
+    """The codes of each tensor, flat.
+
+    Args:
+        plans: of some matrices of one block, on grids.
+        inputs: what each is given.
+    """
+
+    def one(job: tuple[TensorPlan, int, int]) -> Narrow:
+        plan, start, stop = job
+        return fed_rows(plan, [(start, stop)], inputs[plan.name], tensors, clock)
+
+    slabs = [[(plan, *rows) for rows in _slabs(plan, inputs[plan.name])] for plan in plans]
+    jobs = [job for some in itertools.zip_longest(*slabs) for job in some if job is not None]
+    pieces: dict[str, list[Narrow]] = {plan.name: [] for plan in plans}
+    for job, codes in zip(jobs, pool.ordered(one, jobs), strict=True):
+        pieces[job[0].name].append(codes)
+    give_back()
+    return {name: joined(some) for name, some in pieces.items()}
+
+
+def fed_rows(
+    plan: TensorPlan, spans: Sequence[tuple[int, int]], inputs: Inputs, tensors: Tensors, clock: Clock
+) -> Narrow:
+    """The codes of some rows of the tensor, flat; of a matrix stored transposed all rows are swept for it."""
+    width, moment = plan.size // plan.shape[0], inputs.moment(clock)
+    with clock("read"):
+        every = [(0, plan.shape[0])] if inputs.layout.transposed else spans
+        weights = torch.cat([tensors.read(plan.name, a * width, b * width) for a, b in every]).view(-1, width)
+    with clock("feedback"):
+        codes = feedback(weights, plan, moment).numpy()
+        return narrow(np.concatenate([codes[a:b] for a, b in spans]) if inputs.layout.transposed else codes).reshape(-1)
+
+
+def _slabs(plan: TensorPlan, inputs: Inputs) -> list[tuple[int, int]]:
+    rows = plan.shape[0]
+    each = rows if inputs.layout.transposed else max(1, SLAB * rows // plan.size)
+    return [(start, min(start + each, rows)) for start in range(0, rows, each)]

@@ -1,0 +1,304 @@
+"""The synthetic batch carried through a model block by block: what every block is given, and what the outputs feel.
+
+    forward   texts -> front -> block 0 -> ... -> block N-1: the input of every block goes to disk
+    reverse   v ~ N(0, I) on the outputs -> output matrix -> tail -> block N-1 -> ... -> block 0 -> front
+
+One block is in memory at a time. The reverse sweep gives the sensitivities of `opq.probe` as they are, without an
+approximation: `a_i` = mean over the tensor's weights of `E[(d v'f / d w)^2]`. Of a matrix with inputs `x_t` and
+gradients `g_t` at its outputs, `sum (d v'f / d w)^2 = |sum_t g_t x_t'|^2 = sum_tu (g_t'g_u)(x_t'x_u)` over the tokens
+t, u of one text: no gradient of a matrix is ever formed. The model's outputs are the logits before they are scaled or
+capped. Texts are shared out in parts; a part's numbers do not depend on who works on the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from opq.base.pool import Pool, give_back
+from opq.errors import ProbeError
+from opq.probing.layers import layers
+from opq.quantizing.moment import Layout, Moment, widths
+from opq.streaming.clock import Clock
+from opq.streaming.model_blocks import PART, Blocks
+from opq.streaming.team import Team
+from opq.streaming.work_folder import Work, check_space
+
+PROBED = 2
+"""Parts that the reverse sweep takes: a mean over so many weights needs few texts."""
+_ROWS = 4096
+"""Rows of the output matrix in memory at one time."""
+
+Progress = Callable[[str, int, int], None]
+Felt = dict[str, float]
+"""Sums over texts of the mean of `(d v'f / d w)^2`, by tensor."""
+T = TypeVar("T")
+
+
+class Inputs:
+    """What one matrix, or several that share their input, is given: their second moment, made when first asked for."""
+
+    def __init__(self, pieces: list[torch.Tensor], layout: Layout):
+        self.layout, self._pieces, self._lock = layout, pieces, threading.Lock()
+        self._moment: Moment | None = None
+
+    def moment(self, clock: Clock) -> Moment:
+        """The moment, its factors ready; the inputs themselves are dropped."""
+        with self._lock:
+            if self._moment is None:
+                with clock("moments"):
+                    self._moment = Moment(self.layout, tuple(self._blocks()))
+                    _ = self._moment.factors
+                self._pieces = []
+            return self._moment
+
+    def _blocks(self) -> Iterator[torch.Tensor]:
+        count, start = sum(len(p) for p in self._pieces), 0
+        for width in widths(self._pieces[0].shape[-1]):
+            total = torch.zeros(width, width)
+            for piece in self._pieces:
+                x = piece[:, start : start + width]
+                total.addmm_(x.t(), x)
+            yield total.div_(count)[None]
+            start += width
+
+
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """The synthetic batch in a model's blocks; its files in the work folder survive an interruption."""
+
+    blocks: Blocks
+    key: str
+    """Of source and seed."""
+    seed: int
+    work: Work
+    team: Team
+    pool: Pool
+    clock: Clock
+    progress: Progress
+
+    def sensitivities(self) -> Felt:
+        """`a_i` of every matrix that the outputs depend on, by the source's names."""
+        parts = range(min(PROBED, self.blocks.parts))
+        self.team.first(self._check_space)
+        self.team.each(lambda: self._forward(self._mine(range(self.blocks.parts))))
+        self.team.each(lambda: self._reverse(self._mine(parts)))
+        total: Felt = {}
+        for stage in range(-1, len(self.blocks) + 1):
+            for part in parts:
+                for name, square in self._get("felt", stage, part)[1].items():
+                    total[name] = total.get(name, 0.0) + square / (PART * len(parts))
+        return total
+
+    def inputs(self, k: int) -> dict[str, Inputs]:
+        """Of the matrices of block k, by the source's names; `sensitivities` was called before."""
+        names, found = self.blocks.named(k), {}
+        with self._filled(k) as block:
+            known = {name: layer.layout for name, layer in layers(block).items() if name in _linear(block)}
+            with _Seen(_linear(block)) as seen:
+
+                def one(part: int) -> dict[str, torch.Tensor]:
+                    with self.clock("probe"), torch.no_grad():
+                        _, given = seen.during(lambda: self.blocks.run(k, self._input(k, part)))
+                    return {name: x.detach().flatten(0, -2) for name, (x, _) in given.items()}
+
+                parts = list(self.pool.ordered(one, range(self.blocks.parts)))
+        shared: dict[tuple[Any, ...], Inputs] = {}
+        for name, layout in known.items():
+            pieces = [part[name] for part in parts if name in part]
+            if pieces:
+                same = (layout, *((p.data_ptr(), p.shape) for p in pieces))
+                found[names[name]] = shared.setdefault(same, Inputs(pieces, layout))
+        return found
+
+    # --- sweeps ------------------------------------------------------------------------------
+
+    def _mine(self, parts: Iterable[int]) -> list[int]:
+        return [part for part in parts if part % self.team.size == self.team.rank]
+
+    def _forward(self, mine: list[int]) -> bytes:
+        last = len(self.blocks)
+        for part in self._left("input", 0, mine):
+            self._put("input", 0, part, self._alone(lambda p: self.blocks.front(p), part))
+        for k in range(last):
+            if left := self._left("input", k + 1, mine):
+                with self._filled(k):
+                    self._each(left, functools.partial(self._onwards, k))
+            self.progress("probe", k + 1, 2 * last)
+        return b""
+
+    def _onwards(self, k: int, part: int) -> None:
+        with self.clock("probe"), torch.no_grad():
+            out = self.blocks.run(k, self._input(k, part))
+        if not bool(torch.isfinite(out).all()):
+            raise ProbeError(
+                f"block {k} of the model gives NaN or infinity on synthetic texts", remedy="Use --no-probe."
+            )
+        self._put("input", k + 1, part, out)
+
+    def _back(self, k: int, seen: _Seen, part: int) -> None:
+        with self.clock("probe"):
+            found = self._through(k, seen, part)
+        self._put("felt", k, part, *found)
+
+    def _reverse(self, mine: list[int]) -> bytes:
+        last = len(self.blocks)
+        for part in self._left("felt", last, mine):
+            self._put("felt", last, part, *self._alone(self._from_outputs, part))
+        for k in reversed(range(last)):
+            if left := self._left("felt", k, mine):
+                with self._filled(k) as block, _Seen(_linear(block)) as seen:
+                    self._each(left, functools.partial(self._back, k, seen))
+            self.progress("probe", 2 * last - k, 2 * last)
+        for part in self._left("felt", -1, mine):
+            self._put("felt", -1, part, *self._alone(self._to_front, part))
+        return b""
+
+    def _from_outputs(self, part: int) -> tuple[torch.Tensor, Felt]:
+        """Behind the blocks: the cotangent at the last block's output."""
+        generator = torch.Generator().manual_seed(self.seed + 7919 * (part + 1))
+        with torch.enable_grad():
+            hidden = self._input(len(self.blocks), part).requires_grad_()
+            out = self.blocks.tail(hidden)
+            cotangent, felt = self._at_head(out.detach(), generator)
+            return torch.autograd.grad(out, hidden, cotangent)[0], felt
+
+    def _at_head(self, h: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, Felt]:
+        """`W'v` for `v ~ N(0, I)`, some rows of `W` at a time; of `W` itself `E[(v_ti h_tj)^2] = h_tj^2`."""
+        name = self.blocks.head
+        if name is None:
+            return torch.randn(h.shape, generator=generator), {}
+        cotangent, rows = torch.zeros_like(h), self.blocks.spec(name).shape[0]
+        for start in range(0, rows, _ROWS):
+            weight = self.blocks.head_rows(start, min(start + _ROWS, rows))
+            cotangent += torch.randn((*h.shape[:-1], len(weight)), generator=generator) @ weight
+        return cotangent, {name: float(h.double().square().sum()) / h.shape[-1]}
+
+    def _through(self, k: int, seen: _Seen, part: int) -> tuple[torch.Tensor, Felt]:
+        """Back through block k: the cotangent at its input, and what its matrices feel."""
+        block, names = self.blocks.blocks[k], self.blocks.named(k)
+        linear = _linear(block)
+        other = {n: p.requires_grad_() for n, p in block.named_parameters() if p.dim() >= 2 and n not in linear}
+        with torch.enable_grad():
+            hidden = self._input(k, part).requires_grad_()
+            out, given = seen.during(lambda: self.blocks.run(k, hidden))
+            ends = [hidden, *(y for _, y in given.values()), *other.values()]
+            back, *gradients = torch.autograd.grad(out, ends, self._get("felt", k + 1, part)[0], allow_unused=True)
+        felt = {}
+        for (name, (x, y)), g in zip(given.items(), gradients, strict=False):
+            if g is not None:
+                felt[names[name]] = _square(x.detach(), g) / (x.shape[-1] * y.shape[-1])
+        for name, g in zip(other, gradients[len(given) :], strict=True):
+            if g is not None:
+                felt[names[name]] = float(g.double().square().mean())
+        return back, felt
+
+    def _to_front(self, part: int) -> tuple[torch.Tensor, Felt]:
+        """Back to what is in front of the blocks; of the embedding some rows are in use, the others feel nothing."""
+        around = self.blocks.around
+        with torch.enable_grad():
+            for parameter in around.values():
+                parameter.requires_grad_(True)
+            hidden, cotangent = self.blocks.front(part), self._get("felt", 0, part)[0]
+            gradients = torch.autograd.grad(hidden, list(around.values()), cotangent, allow_unused=True)
+        both = zip(around, gradients, strict=True)
+        felt = {n: float(g.double().square().sum()) / self.blocks.spec(n).size for n, g in both if g is not None}
+        return torch.zeros(0), felt
+
+    # --- threads and files -------------------------------------------------------------------
+
+    def _check_space(self) -> bytes:
+        wanted = 4 * self.blocks.ids.numel() * self.blocks.width * (len(self.blocks) + 1)
+        there = sum(path.stat().st_size for path in self.work.inner.glob(f"probe-{self.key}-*"))
+        check_space(self.work.folder, wanted - there)
+        return b""
+
+    def _alone(self, work: Callable[[int], T], part: int) -> T:
+        """In one thread of the pool, so that sums are those of one thread."""
+
+        def timed(part: int) -> T:
+            with self.clock("probe"):
+                return work(part)
+
+        return self.pool.submit(timed, part).result()
+
+    @contextlib.contextmanager
+    def _filled(self, k: int) -> Iterator[nn.Module]:
+        with contextlib.ExitStack() as stack:
+            with self.clock("read"):
+                block = stack.enter_context(self.blocks.filled(k))
+            yield block
+        give_back()
+
+    def _each(self, parts: list[int], work: Callable[[int], None]) -> None:
+        for _ in self.pool.ordered(work, parts):
+            pass
+
+    def _left(self, kind: str, stage: int, mine: list[int]) -> list[int]:
+        return [part for part in mine if not (self.work.inner / self._name(kind, stage, part)).is_file()]
+
+    def _name(self, kind: str, stage: int, part: int) -> str:
+        return f"probe-{self.key}-{kind}-{stage + 1:05}-{part:02}"
+
+    def _put(self, kind: str, stage: int, part: int, values: torch.Tensor, felt: Felt | None = None) -> None:
+        text = torch.frombuffer(bytearray(json.dumps(felt or {}).encode()), dtype=torch.uint8)
+        self.work.put(self._name(kind, stage, part), save({"values": values.detach().contiguous(), "felt": text}))
+
+    def _get(self, kind: str, stage: int, part: int) -> tuple[torch.Tensor, Felt]:
+        name = self._name(kind, stage, part)
+        data = self.work.get(name)
+        if data is None:
+            raise ProbeError("a file of the probe is gone", got=f"no {name}", remedy="Run the command again.")
+        held = load(data)
+        return held["values"], dict(json.loads(held["felt"].numpy().tobytes()))
+
+    def _input(self, k: int, part: int) -> torch.Tensor:
+        return self._get("input", k, part)[0]
+
+
+class _Seen(contextlib.AbstractContextManager["_Seen"]):
+    """Input and output of some modules, by name, as the calling thread runs them."""
+
+    def __init__(self, modules: dict[str, nn.Module]):
+        self._local = threading.local()
+        self._handles = [module.register_forward_hook(self._hook(name)) for name, module in modules.items()]
+
+    def during(self, work: Callable[[], T]) -> tuple[T, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+        """What some work gives, and what its modules saw."""
+        seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._local.seen = seen
+        return work(), seen
+
+    def _hook(self, name: str) -> Callable[..., torch.Tensor]:
+        def hook(module: nn.Module, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
+            if name in self._local.seen:
+                raise ProbeError("a layer runs twice in one block", got=name, remedy="Use --no-probe.")
+            self._local.seen[name] = (given[0], out)
+            return out.clone() if torch.is_grad_enabled() else out  # what others change in place is not what was seen
+
+        return hook
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _linear(block: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a block that multiply by a matrix, by its name."""
+    found = layers(block)
+    return {n: layer.module for n, layer in found.items() if layer.module.weight.dim() == 2}  # type: ignore[operator]
+
+
+def _square(x: torch.Tensor, g: torch.Tensor) -> float:
+    """`|sum_t g_t x_t'|^2`, summed over texts; without a dimension for texts all tokens are taken as one."""
+    x, g = (t if t.dim() == 3 else t.flatten(0, -2)[None] for t in (x, g))
+    return float(((x @ x.transpose(1, 2)).double() * (g @ g.transpose(1, 2)).double()).sum())

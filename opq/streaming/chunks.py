@@ -1,0 +1,79 @@
+"""Tensors of a source in pieces, so that no tensor has to be in memory whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from opq.errors import CorruptSourceError, MissingShardError
+from opq.sources.base import Source
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Span:
+    """Where a tensor lies in a safetensors file."""
+
+    path: Path
+    start: int
+
+
+class Tensors:
+    """Reads ranges of elements. Files are read, not mapped: a mapped page counts as memory for as long as it stays.
+
+    What lies in no safetensors file under its own name (a live module, a PyTorch checkpoint, a tensor that
+    transformers renames) is asked of the source.
+    """
+
+    def __init__(self, source: Source):
+        self.source = source
+        self._spans: dict[str, _Span] = {}
+        for path in sorted({p for p in source.files.values() if p.suffix == ".safetensors"}):
+            starts = _starts(path)
+            mine = (n for n, p in source.files.items() if p == path and n in starts)
+            self._spans |= {name: _Span(path, starts[name]) for name in mine}
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Elements `start` to `stop` of a tensor in row-major order, flat.
+
+        Raises:
+            MissingShardError, CorruptSourceError: the file is gone, or shorter than it was.
+        """
+        spec = self.source.by_name[name]
+        span = self._spans.get(name)
+        if span is None:
+            return self.source.tensor(name).reshape(-1)[start:stop].clone()
+        width = spec.dtype.itemsize
+        data = np.empty((stop - start) * width, np.uint8)
+        _fill(span.path, span.start + start * width, data)
+        return torch.from_numpy(data).view(spec.dtype) if data.size else torch.empty(0, dtype=spec.dtype)
+
+
+def _fill(path: Path, offset: int, data: npt.NDArray[np.uint8]) -> None:
+    view, filled = data.data, 0
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(offset)
+            while filled < len(view):
+                got = file.readinto(view[filled:])
+                if not got:
+                    raise CorruptSourceError(
+                        f"{path} cannot be read", got="its end", wanted=f"{offset + len(view)} bytes"
+                    )
+                filled += got
+    except FileNotFoundError as error:
+        raise MissingShardError(f"{path} is not there any more") from error
+    except OSError as error:
+        raise CorruptSourceError(f"{path} cannot be read", got=error.strerror or error) from error
+
+
+def _starts(path: Path) -> dict[str, int]:
+    """Where the bytes of each tensor begin; `specs_of` has checked the header before."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}

@@ -1,0 +1,109 @@
+"""A compressed folder back to an ordinary one that `from_pretrained` loads, in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from opq.base.arrays import Codes
+from opq.base.atomic import written_aside
+from opq.base.dtypes import torch_dtype
+from opq.base.pool import Pool, pool
+from opq.coding import entropy
+from opq.errors import OptionError, WriteError
+from opq.file.folder_reader import FolderReader
+from opq.file.reader import Reader
+from opq.plan import LARGEST_CODE, TensorPlan
+from opq.quantizing.grid import dequantize
+from opq.streaming.work_folder import check_space, copy_side_files, shard_name
+
+DENSE_INDEX = "model.safetensors.index.json"
+
+
+def save_dense_folder(
+    folder: str | os.PathLike[str], output: str | os.PathLike[str], *, workers: int | None = None
+) -> int:
+    """Writes every shard of a compressed folder as an ordinary safetensors file, with index and side files.
+
+    Tied names are written out under each name, as `opq.export.save_dense` does.
+
+    Args:
+        folder: what `opq.streaming.compress_folder` wrote.
+        output: the folder to fill; made where it is not there.
+        workers: threads; by default one a core.
+
+    Returns:
+        bytes of the new weight files.
+
+    Raises:
+        FileFormatError: a shard is not whole.
+        WriteError: the output cannot be written; no file in it is half-written.
+    """
+    target = Path(output)
+    with FolderReader(folder) as reader, pool(workers) as threads:
+        origin = reader.index.parent
+        if target.exists() and target.samefile(origin):
+            raise OptionError("the output is the input", got=str(target), wanted="another folder")
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            check_space(target, sum(_nbytes(t) for t in reader.plan))
+        except OSError as error:
+            raise WriteError(f"cannot write into {target}", got=error.strerror or error) from error
+        where: dict[str, str] = {}
+        total = 0
+        for k, part in enumerate(reader.parts()):
+            name = shard_name(k, len(reader.shards), ".safetensors")
+            total += _save(part, target / name, threads)
+            where |= dict.fromkeys(part.names, name)
+        copy_side_files(origin, target)
+        total_size = sum(_nbytes(t) for t in reader.plan)
+        index = {"metadata": {"total_size": total_size}, "weight_map": {name: where[name] for name in reader.names}}
+        with written_aside(target / DENSE_INDEX) as out:
+            out.write((json.dumps(index, indent=2) + "\n").encode())
+    return total
+
+
+def _save(part: Reader, path: Path, threads: Pool) -> int:
+    from opq.file.header import header
+
+    with written_aside(path) as out:
+        out.write(header(part.plan))
+        for tensor in part.plan:
+            for data in pieces(part, tensor, threads):
+                out.write(data)
+        return out.tell()
+
+
+def _nbytes(tensor: TensorPlan) -> int:
+    return tensor.size * torch_dtype(tensor.dtype).itemsize
+
+
+def pieces(reader: Reader, tensor: TensorPlan, threads: Pool) -> Iterator[bytes]:
+    """The bytes of a dense tensor, in order; of large ones chunk by chunk, decoded in parallel."""
+    holder = reader.plan[tensor.like or tensor.name]
+    kind = reader.kind(holder.name)
+    if kind != "grid" or not entropy.is_large(holder.shape):
+        flat = reader.tensor(tensor.name).contiguous().reshape(-1)
+        yield flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+        return
+    large, rebuild = entropy.Large.of(reader._payload(holder.name), holder.shape), Rebuild(holder)
+    yield from threads.ordered(lambda k: rebuild(large.codes(k)), range(len(large.chunks)))
+
+
+class Rebuild:
+    """`opq.quantizing.grid.dequantize` on pieces of codes, as bytes; by a table, since codes are few."""
+
+    def __init__(self, plan: TensorPlan):
+        dtype = torch_dtype(plan.dtype)
+        every = torch.arange(-LARGEST_CODE - 1, LARGEST_CODE + 1, dtype=torch.int32)
+        self._width = f"u{dtype.itemsize}"
+        values = dequantize(every, plan, dtype)
+        self._table = np.roll(values.view(torch.uint8).numpy().view(self._width), -LARGEST_CODE - 1)
+
+    def __call__(self, codes: Codes) -> bytes:
+        return self._table.take(codes.view(np.uint16)).tobytes()

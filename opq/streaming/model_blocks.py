@@ -1,0 +1,295 @@
+"""A language model whose weights stay on disk: its own code, its front and its tail, and one block in memory at a time.
+
+The model is built by transformers from the folder's `config.json` with parameters that have no values; buffers such as
+rotary frequencies are real. Its own forward is run with the blocks replaced by what passes the hidden state through:
+so it computes masks and position embeddings itself, and tells with what every block is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from opq.base.dtypes import dtype_name
+from opq.base.extras import brief, need
+from opq.base.process_state import same_random_state
+from opq.errors import MissingExtraError, ProbeError, SourceError
+from opq.probing.inputs import texts
+from opq.sources.base import Source, TensorSpec
+from opq.sources.hf_models import class_of
+from opq.sources.names import model_name
+from opq.streaming.chunks import Tensors
+
+TEXTS, PART = 128, 16
+"""Synthetic texts in all, and in one part: parts are what threads and processes share out."""
+_HIDDEN = "hidden_states"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Call:
+    """How the model calls a block: all but the hidden state, which is the first argument or named."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    named: bool
+
+    def __call__(self, block: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+        given = {_HIDDEN: hidden} if self.named else {}
+        out = block(*(() if self.named else (hidden,)), *self.args, **given, **self.kwargs)
+        first: torch.Tensor = out[0] if isinstance(out, tuple) else out
+        return first
+
+
+class Blocks:
+    """The model of a folder, in pieces.
+
+    Raises:
+        ProbeError: it cannot be taken apart this way; says why.
+    """
+
+    def __init__(self, source: Source, tensors: Tensors, seed: int):
+        self._source, self._tensors = source, tensors
+        model = _without_values(source)
+        self._trunk, blocks = _stack(model)
+        self.blocks = list(blocks)
+        self._embedding = self._trunk.get_input_embeddings()
+        if not isinstance(self._embedding, nn.Embedding):
+            raise ProbeError("the model's embedding is of an unknown kind", got=type(self._embedding).__name__)
+        self.ids = _ids(source, seed)
+        head = None if self._trunk is model else model.get_output_embeddings()  # type: ignore[operator]
+        names = self._checked(model, head)
+        self._names = [{n: names[id(p)] for n, p in _parameters(block)} for block in self.blocks]
+        self._block_of = {name: k for k, block in enumerate(self._names) for name in block.values()}
+        self.head = None if head is None else names[id(head.weight)]
+        """The source's name of the output matrix, (vocabulary, width)."""
+        self._around = self._filled_around(names)
+        self._calls = self._recorded()
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def parts(self) -> int:
+        """Parts of the synthetic batch."""
+        return len(self.ids) // PART
+
+    def block_of(self, name: str) -> int | None:
+        """The block that one of the source's tensors is in."""
+        return self._block_of.get(name)
+
+    def named(self, k: int) -> dict[str, str]:
+        """Parameters of block k: the name in the block -> the source's."""
+        return self._names[k]
+
+    @contextlib.contextmanager
+    def filled(self, k: int) -> Iterator[nn.Module]:
+        """Block k with its weights in float32, and without them again behind it."""
+        block = self.blocks[k]
+        empty = dict(_parameters(block))
+        try:
+            for name in empty:
+                _set(block, name, self._read(self._names[k][name]))
+            yield block
+        finally:
+            for name, parameter in empty.items():
+                _set(block, name, parameter)
+
+    def run(self, k: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Block k, filled, on the hidden state (PART, tokens, width) of one part."""
+        return self._calls[k](self.blocks[k], hidden)
+
+    def front(self, part: int) -> torch.Tensor:
+        """What the first block is given of one part, (PART, tokens, width)."""
+        return self._driven(self.ids[PART * part : PART * (part + 1)], None)[0]
+
+    def tail(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the output matrix is given (the model's output where there is none), by the last block's output."""
+        return self._driven(self.ids[:PART], hidden)[1]
+
+    @property
+    def around(self) -> dict[str, nn.Parameter]:
+        """Matrices in front of the blocks, by the source's names: of the embedding the rows that are in use."""
+        return {name: p for name, p in self._around.items() if p.dim() >= 2}
+
+    def head_rows(self, start: int, stop: int) -> torch.Tensor:
+        """Rows of the output matrix in float32."""
+        return self._rows(str(self.head), start, stop)
+
+    @property
+    def width(self) -> int:
+        """Of the hidden state."""
+        return int(self._embedding.weight.shape[1])
+
+    def spec(self, name: str) -> TensorSpec:
+        """Of one of the source's tensors."""
+        return self._source.by_name[name]
+
+    # --- building ----------------------------------------------------------------------------
+
+    def _rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        spec = self.spec(name)
+        width = spec.size // spec.shape[0]
+        flat = self._tensors.read(spec.like or name, start * width, stop * width)
+        return flat.float().view(-1, *spec.shape[1:])
+
+    def _read(self, name: str) -> torch.Tensor:
+        return self._rows(name, 0, self.spec(name).shape[0])
+
+    def _checked(self, model: nn.Module, head: nn.Module | None) -> dict[int, str]:
+        """The source's name of every parameter, by its identity: there, in its shape, as plain floating point."""
+        entries = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
+        prefix = str(getattr(model, "base_model_prefix", "") or "")
+        files = {model_name(name, entries, prefix): name for name in self._source.names}
+        names = {id(t): files[n] for n, t in entries.items() if n in files}
+        for name, parameter in [*_parameters(self._trunk), *(_parameters(head) if head is not None else [])]:
+            if id(parameter) not in names:
+                raise ProbeError("the checkpoint lacks a tensor of the model", got=f"no {name!r}")
+            spec = self.spec(names[id(parameter)])
+            if spec.shape != tuple(parameter.shape) or spec.dtype.itemsize < 2 or not spec.dtype.is_floating_point:
+                got = f"{dtype_name(spec.dtype)} {spec.shape}"
+                raise ProbeError(f"tensor {spec.name!r} is not what the model computes with", got=got)
+        return names
+
+    def _filled_around(self, names: Mapping[int, str]) -> dict[str, nn.Parameter]:
+        """Values for what is neither in a block nor the output matrix: norms, positions, rows of the embedding."""
+        inside = {id(p) for block in self.blocks for p in block.parameters()}
+        rows, embedded = torch.unique(self.ids), names[id(self._embedding.weight)]
+        around = {}
+        for path, parameter in _parameters(self._trunk):
+            if id(parameter) not in inside:
+                name = names[id(parameter)]
+                if name == embedded:
+                    values = torch.cat([self._rows(name, row, row + 1) for row in rows.tolist()])
+                else:
+                    values = self._read(name)
+                around[name] = _set(self._trunk, path, values)
+        pad = (rows == self._embedding.padding_idx).nonzero() if self._embedding.padding_idx is not None else rows[:0]
+        real, self._embedding.padding_idx = self._embedding.forward, int(pad) if len(pad) else None
+        self._embedding.forward = lambda ids: real(torch.searchsorted(rows, ids))
+        return around
+
+    def _recorded(self) -> list[_Call]:
+        """How the model calls its blocks; blocks return a tensor, or in older versions of transformers a tuple."""
+        for wrap in (lambda x: x, lambda x: (x,)):
+            self._wrap: Callable[[torch.Tensor], Any] = wrap
+            with contextlib.suppress(Exception), torch.no_grad():  # a stranger's forward may fail in any way
+                self._seen: list[tuple[torch.Tensor, _Call]] = []
+                self.front(0)
+                hidden = [h for h, _ in self._seen]
+                if len(hidden) == len(self.blocks) and all(h is hidden[0] for h in hidden):
+                    return [call for _, call in self._seen]
+        raise ProbeError("the model does more between its blocks than pass a hidden state on",
+                         got=type(self._trunk).__name__)  # fmt: skip
+
+    def _driven(self, ids: torch.Tensor, last: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the first block is given, and the trunk's output where the last block gave `last`."""
+        seen = self._seen = []
+
+        def passing(k: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                named = _HIDDEN in kwargs
+                hidden = kwargs.pop(_HIDDEN) if named else args[0]
+                seen.append((hidden, _Call(args if named else args[1:], kwargs, named)))
+                return self._wrap(last if last is not None and k == len(self.blocks) - 1 else hidden)
+
+            return forward
+
+        try:
+            for k, block in enumerate(self.blocks):
+                block.forward = passing(k)
+            out = self._trunk(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        finally:
+            for block in self.blocks:
+                del block.forward
+        return seen[0][0], out[0]
+
+
+def open_blocks(source: Source, tensors: Tensors, seed: int) -> Blocks:
+    """The model of a source that is a folder in Hugging Face layout.
+
+    Raises:
+        ProbeError, SourceError, MissingExtraError: there is none, or it cannot be taken apart; says why.
+    """
+    if source.folder is None or not source.files:
+        raise ProbeError("there is no model", got="weights alone", wanted="a folder with a config.json")
+    return Blocks(source, tensors, seed)
+
+
+def _ids(source: Source, seed: int) -> torch.Tensor:
+    hint = source.input_hint
+    if hint is None or not hint.vocabulary:
+        raise ProbeError("the model is no language model", got="no vocabulary in its config")
+    return texts(hint, samples=TEXTS // 2, seed=seed)
+
+
+def _without_values(source: Source) -> nn.Module:
+    need("transformers", "hf")
+    kind, config = class_of(Path(str(source.folder)))
+    if getattr(config, "quantization_config", None) is not None:
+        raise ProbeError("the checkpoint is quantized", got="a quantization_config")
+    try:
+        with same_random_state(), _no_parameters():
+            model: nn.Module = kind.from_config(config) if kind.__name__ == "AutoModel" else kind(config)
+            model.tie_weights()  # type: ignore[operator]
+    except (NotImplementedError, ImportError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise ProbeError("transformers does not build the model", got=brief(error)) from error
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _no_parameters() -> Iterator[None]:
+    """Parameters that this thread's modules register inside have no values; their memory is never touched.
+
+    Inside `same_random_state`, so that no two threads change the class at once.
+    """
+    real, own = nn.Module.register_parameter, threading.get_ident()
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        real(module, name, parameter)
+        if parameter is not None and parameter.device.type != "meta" and threading.get_ident() == own:
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = real  # type: ignore[method-assign]
+
+
+def _stack(model: nn.Module) -> tuple[Any, nn.ModuleList]:
+    """The largest list of blocks of one class, and the model around it whose forward takes token ids."""
+    lists = [
+        (sum(p.numel() for p in m.parameters()), name, m)
+        for name, m in model.named_modules()
+        if isinstance(m, nn.ModuleList) and len(m) and len({type(block) for block in m}) == 1
+    ]
+    if lists:
+        _, path, blocks = max(lists, key=lambda found: found[0])
+        while path:
+            path = path.rpartition(".")[0]
+            trunk = model.get_submodule(path)
+            if hasattr(trunk, "get_input_embeddings") and hasattr(trunk, "config"):
+                return trunk, blocks
+    raise ProbeError("the model is no stack of blocks", got=type(model).__name__)
+
+
+def _parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return list(module.named_parameters(remove_duplicate=False))
+
+
+def _set(root: nn.Module, name: str, values: torch.Tensor) -> nn.Parameter:
+    path, _, last = name.rpartition(".")
+    parameter = values if isinstance(values, nn.Parameter) else nn.Parameter(values, requires_grad=False)
+    root.get_submodule(path)._parameters[last] = parameter
+    return parameter
+
+
+UNAVAILABLE = (ProbeError, SourceError, MissingExtraError)
+"""What `open_blocks` raises."""

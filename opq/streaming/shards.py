@@ -1,0 +1,225 @@
+"""Output shards: which tensors go where, and one file written in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from opq.base.atomic import written_aside
+from opq.base.pool import Pool
+from opq.errors import FileFormatError, WriteError
+from opq.file import stored, writer
+from opq.file.folder_reader import check_payloads
+from opq.file.index import Place
+from opq.file.kept import keep
+from opq.file.reader import Reader
+from opq.plan import ONE_DIMENSIONAL, Plan, TensorPlan
+from opq.sources.base import Source, TensorSpec
+from opq.streaming import encode
+from opq.streaming.block_feedback import fed_codes
+from opq.streaming.block_probe import Carried
+from opq.streaming.chunks import Tensors
+from opq.streaming.clock import Clock
+from opq.streaming.encode import Coded, Narrow
+
+ALONE = encode.CACHED
+"""Larger tensors are coded one at a time, their chunks in parallel."""
+STREAMED = 1 << 22
+"""Kept tensors of more elements than this are copied piece by piece."""
+_BUFFER = 1 << 24
+
+
+def partition(specs: Sequence[TensorSpec], compressed: set[str], rate: float, shard_size: int) -> list[list[str]]:
+    """The names of each output shard, in the source's order; tied names stand where their holder does.
+
+    Args:
+        compressed: the tensors of `rate` bits per weight; the others keep their bytes.
+        shard_size: bytes of a shard, met as far as whole tensors allow.
+    """
+    shards: list[list[str]] = [[]]
+    filled, where = 0.0, {}
+    for spec in (s for s in specs if s.like is None):
+        weight = spec.size * rate / 8 if spec.name in compressed else spec.nbytes
+        if shards[-1] and filled + weight > shard_size:
+            shards.append([])
+            filled = 0.0
+        shards[-1].append(spec.name)
+        filled += weight
+        where[spec.name] = len(shards) - 1
+    for spec in (s for s in specs if s.like is not None):
+        shards[where[str(spec.like)]].append(spec.name)
+    order = {spec.name: k for k, spec in enumerate(specs)}
+    return [sorted(names, key=order.__getitem__) for names in shards]
+
+
+def part_of(plan: Plan, names: Sequence[str]) -> Plan:
+    """The plan of one shard."""
+    chosen = set(names)
+    return plan.replace(tensors=tuple(t for t in plan if t.name in chosen))
+
+
+def kept_items(source: Source, part: Plan, whole: Plan) -> tuple[list[stored.Stored], list[str]]:
+    """Stored forms of the kept tensors of a shard, and the names of those that are copied piece by piece."""
+    large = [t.name for t in part if t.action == "keep" and t.size > STREAMED and t.reason != ONE_DIMENSIONAL]
+    small = part.replace(tensors=tuple(t for t in part if t.name not in large))
+    names = {t.name for t in small}
+    mine = dataclasses.replace(source, specs=tuple(s for s in source.specs if s.name in names))
+    return keep(mine, small, {}, whole=whole), large
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """Writes the shards of a plan."""
+
+    source: Source
+    tensors: Tensors
+    pool: Pool
+    clock: Clock
+    carried: Carried | None = None
+    """Where errors are fed back: what the matrices of each block are given."""
+
+    def write(self, path: Path, part: Plan, whole: Plan) -> int:
+        """One file of the format of `opq.file.writer.pack`: written aside, read back, renamed. Returns its size.
+
+        Raises:
+            WriteError: it cannot be written or verified; nothing is left behind.
+        """
+        try:
+            with tempfile.TemporaryFile(dir=path.parent / ".opq") as spool, written_aside(path) as out:
+                places, offsets, small = self._payloads(part, whole, spool)
+                large = writer.own_entries(part, {n: p for n, p in places.items() if p.kind != "share"})
+                header, common = writer.frame(part, [places[t.name] for t in part], large, small)
+                with self.clock("write"):
+                    out.write(header)
+                    for name in large:
+                        _copy(spool, offsets[name], places[name].length, out)
+                    out.write(common)
+                    out.flush()
+                with self.clock("verify"):
+                    _check(Path(out.name), part)
+                return out.tell()
+        except OSError as error:
+            raise WriteError(f"cannot write {path}", got=error.strerror or error) from error
+
+    def _payloads(self, part: Plan, whole: Plan, spool: BinaryIO) -> tuple[dict[str, Place], dict[str, int], bytes]:
+        """Large payloads into the spool: the places of all, the offsets of these, and the small ones."""
+        places: dict[str, Place] = {}
+        offsets: dict[str, int] = {}
+        small: dict[str, bytes] = {}
+        for name, kind, number, coded in self._coded(part, whole):
+            own = coded.length >= writer.OWN_ENTRY
+            if own:
+                offsets[name] = spool.tell()
+                with self.clock("write"):
+                    spool.writelines(coded.parts)
+            else:
+                small[name] = b"".join(coded.parts)
+            places[name] = Place(kind, coded.length, coded.checksum if own else None, number)
+        for tensor in part:
+            if tensor.like is not None:
+                places[tensor.name] = Place("share", 0)
+        return places, offsets, b"".join(small[t.name] for t in part if t.name in small)
+
+    def _coded(self, part: Plan, whole: Plan) -> Iterator[tuple[str, str, float, Coded]]:
+        """Name, kind, number and payload of every tensor that is not shared."""
+        items, large = kept_items(self.source, part, whole)
+        for item in items:
+            made = writer._made(item, part[item.name])
+            yield item.name, made.place.kind, made.place.number, Coded.of([made.payload])
+        for name in large:
+            yield name, "raw", 0, self._raw(name)
+        for group, codes in self._grouped(part):
+            ordinary = [t for t in group if t.size <= ALONE]
+            one = functools.partial(self._one, codes)
+            for tensor, coded in zip(ordinary, self.pool.weighed(one, ordinary, lambda t: t.size), strict=True):
+                yield tensor.name, "grid", 0, coded
+            for tensor in (t for t in group if t.size > ALONE):
+                found = codes.get(tensor.name)
+                coded = encode.encode(tensor, self._reads(tensor), self.clock, self.pool.ordered, found)
+                yield tensor.name, "grid", 0, coded
+
+    def _grouped(self, part: Plan) -> Iterator[tuple[list[TensorPlan], dict[str, Narrow]]]:
+        """The compressed tensors, those of one block together with the codes that feedback gives them."""
+        groups: dict[int | None, list[TensorPlan]] = {}
+        for tensor in part.compressed:
+            groups.setdefault(self._block(tensor.name), []).append(tensor)
+        for block, group in groups.items():
+            if self.carried is None or block is None:
+                yield group, {}
+                continue
+            inputs = self.carried.inputs(block)
+            fed = [t for t in group if t.name in inputs]
+            yield group, fed_codes(fed, inputs, self.tensors, self.pool, self.clock)
+
+    def _block(self, name: str) -> int | None:
+        return None if self.carried is None else self.carried.blocks.block_of(name)
+
+    def _one(self, codes: dict[str, Narrow], tensor: TensorPlan) -> Coded:
+        return encode.encode(tensor, self._reads(tensor), self.clock, codes=codes.get(tensor.name))
+
+    def _reads(self, tensor: TensorPlan) -> encode.Read:
+        return lambda start, stop: self.tensors.read(tensor.name, start, stop)
+
+    def _raw(self, name: str) -> Coded:
+        """A kept tensor as lazy parts: length and checksum in one sweep, the bytes in another."""
+        size = self.source.by_name[name].size
+        bounds = [(s, min(s + STREAMED, size)) for s in range(0, size, STREAMED)]
+        length, checksum = 0, 0
+        for start, stop in bounds:
+            data = self._bytes(name, start, stop)
+            length, checksum = length + len(data), zlib.crc32(data, checksum)
+        return Coded(_Parts(self, name, bounds), length, checksum)  # type: ignore[arg-type]
+
+    def _bytes(self, name: str, start: int, stop: int) -> bytes:
+        with self.clock("read"):
+            return self.tensors.read(name, start, stop).view(torch.uint8).numpy().tobytes()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """The bytes of a kept tensor, read when they are written."""
+
+    shards: Shards
+    name: str
+    bounds: list[tuple[int, int]]
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start, stop in self.bounds:
+            yield self.shards._bytes(self.name, start, stop)
+
+
+def _copy(spool: BinaryIO, offset: int, length: int, out: BinaryIO) -> None:
+    spool.seek(offset)
+    while length:
+        data = spool.read(min(length, _BUFFER))
+        out.write(data)
+        length -= len(data)
+
+
+def _check(path: Path, part: Plan) -> None:
+    """Raises `WriteError` unless a file on disk has this plan and all its bytes."""
+    try:
+        with Reader(path, max_expansion=float("inf")) as reader:
+            check_payloads(reader, path)
+            right = reader.plan == part
+    except FileFormatError as error:
+        raise WriteError(f"{path} does not read back", got=error, remedy="Write it again.") from error
+    if not right:
+        raise WriteError(f"{path} does not read back as it was written", remedy="Write it again.")
+
+
+def finished(path: Path, part: Plan) -> int | None:
+    """The size of a shard that an earlier run wrote by this very plan; None where there is none."""
+    if path.is_file():
+        with contextlib.suppress(FileFormatError), Reader(path, max_expansion=float("inf")) as reader:
+            if reader.plan == part:
+                return path.stat().st_size
+    return None

@@ -1,0 +1,219 @@
+"""How many bytes a plan will take, before anything is encoded.
+
+The rate of a tensor's curve is the entropy of its codes. What the entropy coder makes of it (classes of rows and
+columns save a few percent, tables cost a little) is measured on a sample of each tensor's rows, at the plan's own
+steps; tensors of a small checkpoint are sampled whole. Header, index and kept tensors are made as they will be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from opq.base.arrays import Codes
+from opq.base.pool import Pool
+from opq.coding import classes as classes_of_weights
+from opq.coding import entropy
+from opq.coding.symbols import SYMBOL
+from opq.compression.problem import Problem
+from opq.file import stored, writer
+from opq.file.index import Place
+from opq.plan import Plan, TensorPlan, as_stored
+from opq.sources.base import Source
+from opq.streaming.block_feedback import fed_rows
+from opq.streaming.block_probe import Inputs
+from opq.streaming.chunks import Tensors
+from opq.streaming.clock import Clock
+from opq.streaming.encode import Quantizer
+from opq.streaming.shards import kept_items, part_of
+
+WHOLE = 1 << 21
+"""Tensors up to this size are sampled whole, in checkpoints up to `SMALL`."""
+SMALL = 1 << 27
+_SHARE = 8
+_LEAST, _MOST = 1 << 19, 1 << 21
+_BLOCKS = 8
+_ROUNDS = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """What coding adds to, or takes from, the entropy of one tensor's codes."""
+
+    ratio: float
+    """Bits of the symbols over `rate * size`."""
+    header: float
+    """Bytes of tables and classes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """Predicts the bytes of all files of a plan; `samples` were taken at a plan near it."""
+
+    samples: Mapping[str, Sample]
+    fixed: float
+    """Bytes that are not codes."""
+
+    def bytes(self, plan: Plan) -> float:
+        return self.fixed + sum(self.tensor(t) for t in plan.compressed)
+
+    def tensor(self, tensor: TensorPlan) -> float:
+        """Bytes of one payload."""
+        return predicted(tensor, self.samples)
+
+    def solve(self, problem: Problem, target: float, bits: float) -> tuple[float, float]:
+        """Bits of codes for which all files take `target` bytes, starting from a guess; and the bytes predicted."""
+        least = problem.least_bits
+        for _ in range(_ROUNDS):
+            found = self.bytes(problem.plan(bits))
+            if abs(found - target) < 2e-4 * target or (bits <= least and found > target):
+                break
+            bits = max(bits + 8 * (target - found), least, 1.0)
+        return bits, self.bytes(problem.plan(bits))
+
+
+def predicted(tensor: TensorPlan, samples: Mapping[str, Sample]) -> float:
+    sample = samples[tensor.name]
+    return tensor.rate * tensor.size / 8 * sample.ratio + sample.header
+
+
+def take(plan: TensorPlan, tensors: Tensors, clock: Clock, *, whole: bool, inputs: Inputs | None = None) -> Sample:
+    """The sample of one tensor; with error feedback where it is known what its matrix is given."""
+    rows, columns, rest = classes_of_weights.view(plan.shape)
+    width = columns * rest
+    spans = [(0, rows)] if whole else _spans(plan, rows, width)
+    fed = None if inputs is None else fed_rows(plan, spans, inputs, tensors, clock)
+    with clock("sample"):
+        quantizer = Quantizer(plan)
+        plain = np.concatenate([quantizer(tensors.read(plan.name, a * width, b * width)) for a, b in spans])
+        codes = (plain if fed is None else fed).astype(np.int16)
+        if whole:
+            draft = entropy.draft(codes.reshape(plan.shape))
+            header = len(draft.header.finish())
+            exact = plan.rate * plan.size
+            if exact < 64:
+                return Sample(1.0, draft.size - exact / 8)
+            return Sample(8 * (draft.size - header) / exact, header)
+        return _estimated(codes.reshape(-1, columns, rest), plan.shape, _entropy(plain))
+
+
+def _spans(plan: TensorPlan, rows: int, width: int) -> list[tuple[int, int]]:
+    """The rows to look at."""
+    wanted = min(max(plan.size // _SHARE, _LEAST), _MOST, plan.size)
+    each = max(1, min(rows, math.ceil(wanted / width)) // _BLOCKS)
+    starts = sorted({k * (rows - each) // max(_BLOCKS - 1, 1) for k in range(_BLOCKS)})
+    return [(start, start + each) for start in starts]
+
+
+def _entropy(codes: npt.NDArray[np.int8] | npt.NDArray[np.int16]) -> float:
+    """Bits of all codes together."""
+    counts = np.unique(codes, return_counts=True)[1]
+    return float(counts @ np.log2(codes.size / counts))
+
+
+def _estimated(codes: Codes, shape: tuple[int, ...], ideal: float) -> Sample:
+    """As `entropy.draft` would code a tensor of this shape of which these are some rows; `ideal` is the plan's bits."""
+    if codes.min() == codes.max() or not ideal:
+        return Sample(1.0, 8.0)
+    symbols = SYMBOL.take(codes.astype(np.int32) + 2**15)
+    low, high = int(symbols.min()), int(symbols.max())
+    symbols = (symbols - np.int16(low)).astype(np.int16, copy=False)
+    plain = np.bincount(symbols.reshape(-1), minlength=high - low + 1)
+    drafts = [entropy.with_tables(codes.shape, low, None, plain[None])]
+    chosen = classes_of_weights.of_sums(classes_of_weights.sums(codes), plain)
+    if chosen is not None:
+        by_class = entropy.counted_by_class(symbols.reshape(-1), chosen, len(plain))
+        drafts.append(entropy.with_tables(codes.shape, low, chosen, by_class))
+    best = min(drafts, key=lambda d: d.bits)
+    share = codes.size / math.prod(shape)
+    whole = entropy.cheapest([entropy.Draft(best.coding, shape, round(best.bits / share))])
+    header = len(whole.header.finish())
+    if best.coding.contexts is not None:
+        rows = classes_of_weights.view(shape)[0]
+        header += round((rows - codes.shape[0]) * _side_bits(best.coding.contexts.axes[0]) / 8)
+    return Sample(whole.bits * share / ideal, header)
+
+
+def _side_bits(classes: npt.NDArray[np.uint8]) -> float:
+    """Bits a row of naming its class."""
+    counts = np.unique(classes, return_counts=True)[1]
+    return float(counts @ np.log2(classes.size / counts)) / classes.size
+
+
+def samples(
+    chosen: Sequence[TensorPlan],
+    tensors: Tensors,
+    pool: Pool,
+    clock: Clock,
+    *,
+    small: bool,
+    inputs: Mapping[str, Inputs] | None = None,
+) -> dict[str, Sample]:
+    """The samples of some tensors."""
+    given = inputs or {}
+
+    def one(tensor: TensorPlan) -> Sample:
+        whole = small and tensor.size <= WHOLE
+        return take(tensor, tensors, clock, whole=whole, inputs=given.get(tensor.name))
+
+    return dict(zip((t.name for t in chosen), pool.weighed(one, chosen, lambda t: min(t.size, _MOST)), strict=True))
+
+
+def growth(plain: Mapping[str, Sample], fed: Mapping[str, Sample], roles: Mapping[str, str]) -> dict[str, float]:
+    """By how much feedback raises the bits of each tensor that it takes part in.
+
+    Measured on the tensors of some blocks; of others the mean of those that play the same part in their block.
+
+    Args:
+        roles: the name within its block of each tensor in a block.
+    """
+    found: dict[str, list[float]] = {}
+    own = {name: sample.ratio / plain[name].ratio for name, sample in fed.items()}
+    for name, factor in own.items():
+        found.setdefault(roles[name], []).append(factor)
+    mean = {role: math.fsum(factors) / len(factors) for role, factors in found.items()}
+    return {name: own.get(name, mean[role]) for name, role in roles.items() if role in mean and name in plain}
+
+
+def fixed_bytes(source: Source, plan: Plan, shards: Sequence[Sequence[str]], taken: Mapping[str, Sample]) -> float:
+    """Bytes of headers, indexes and kept tensors of all files."""
+    plan = as_stored(plan)
+    total = 0.0
+    for names in shards:
+        part = part_of(plan, names)
+        items, large = kept_items(source, part, plan)
+        places = {}
+        for item in items:
+            if isinstance(item, stored.Raw) and writer._is_scalar(item.tensor):
+                places[item.name] = Place("scalar", 0, number=int(item.tensor))
+            else:
+                draft = stored.draft(item, part[item.name])
+                number = {"fine": getattr(item, "step", 0.0), "log": getattr(item, "per_octave", 0)}.get(draft.kind, 0)
+                places[item.name] = Place(draft.kind, draft.size, number=number)
+        places |= {name: Place("raw", source.by_name[name].nbytes) for name in large}
+        kept = sum(place.length for place in places.values())
+        places |= {t.name: Place("grid", max(1, round(predicted(t, taken)))) for t in part.compressed}
+        own = writer.own_entries(part, places)
+        described = [places.get(t.name, Place("share", 0)) for t in part]
+        marked = [
+            dataclasses.replace(p, checksum=0x5A5A5A5A) if t.name in own else p
+            for t, p in zip(part, described, strict=True)
+        ]
+        header, common = writer.frame(part, marked, own, b"")
+        total += len(header) + len(common) + kept
+    return total
+
+
+def text_of(taken: Mapping[str, Sample]) -> bytes:
+    """Samples for other processes."""
+    return json.dumps({name: [s.ratio, s.header] for name, s in taken.items()}).encode()
+
+
+def from_text(data: bytes) -> dict[str, Sample]:
+    """The inverse of `text_of`."""
+    return {name: Sample(*numbers) for name, numbers in json.loads(data).items()}

@@ -1,0 +1,190 @@
+"""The output folder while it is being written: its lock, what is done so far, and what lies beside the weights.
+
+Everything temporary is in the subfolder `.opq`, which goes when the work is done. Whatever has its final name is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from opq.base.atomic import written_aside
+from opq.compression import roles
+from opq.compression.options import Options
+from opq.errors import BusyFolderError, OccupiedFolderError, WriteError
+from opq.sources.base import Source, TensorSpec
+from opq.sources.files import TORCH_SUFFIXES
+
+_WEIGHTS = (".safetensors", *TORCH_SUFFIXES, ".onnx", ".h5", ".msgpack", ".ot", ".gguf", ".index.json")
+LARGEST_SIDE_FILE = 1 << 28
+
+
+def shard_name(number: int, total: int, suffix: str = ".opq.safetensors") -> str:
+    """`model-00001-of-00007.opq.safetensors`; numbers from 0."""
+    return f"model-{number + 1:05}-of-{total:05}{suffix}"
+
+
+class Work:
+    """A folder under work, or one that was left in the middle of it."""
+
+    def __init__(self, folder: Path, digest: str):
+        self.folder, self.digest = folder, digest
+        self.inner = folder / ".opq"
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What is done: the digest of source and options, and the rounds so far."""
+        try:
+            return dict(json.loads((self.inner / "state.json").read_text()))
+        except FileNotFoundError:
+            return {}
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.put("state.json", json.dumps(state).encode())
+
+    def get(self, name: str) -> bytes | None:
+        """A temporary file of an earlier run, None where there is none."""
+        path = self.inner / name
+        return path.read_bytes() if path.is_file() else None
+
+    def put(self, name: str, data: bytes) -> None:
+        """Keeps bytes for a later run."""
+        with written_aside(self.inner / name) as out:
+            out.write(data)
+
+    def begin(self) -> None:
+        """Takes up an interrupted run of the same digest, or starts.
+
+        Raises:
+            OccupiedFolderError: the folder holds another compression.
+        """
+        before = self.state
+        resumed = before.get("digest") == self.digest
+        if not resumed and (other := next(self.folder.glob("*.opq.safetensors*"), None)) is not None:
+            what = "an unfinished compression of another source or with other options" if before else "a compression"
+            raise OccupiedFolderError(f"{self.folder} holds {what}", got=other.name)
+        for folder in (self.folder, self.inner):
+            for part in folder.glob(".*.part"):
+                part.unlink()
+        if not resumed:
+            self.save({"digest": self.digest, "rounds": []})
+
+    def key(self, source: Source, specs: Sequence[TensorSpec]) -> str:
+        """What the measures of some tensors of one source file are known by."""
+        described = [(s.name, s.shape, str(s.dtype)) for s in specs]
+        return hashlib.sha256(repr((_identity(source, specs[0].name), described)).encode()).hexdigest()[:32]
+
+    def finish(self) -> None:
+        """Removes what was temporary, the state last."""
+        for kind in ("measure-*", "probe-*"):
+            for path in self.inner.glob(kind):
+                path.unlink()
+        (self.inner / "state.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder, made if need be, for this process alone; a process that dies leaves no lock behind.
+
+    Raises:
+        BusyFolderError: another process has it.
+        WriteError: it cannot be made or written.
+    """
+    inner = folder / ".opq"
+    try:
+        inner.mkdir(parents=True, exist_ok=True)
+        handle = os.open(inner / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise WriteError(f"cannot write into {folder}", got=error.strerror or error) from error
+    try:
+        if not _lock(handle):
+            raise BusyFolderError(f"another process writes into {folder}")
+        try:
+            yield
+        finally:
+            if not (inner / "state.json").exists():
+                (inner / "lock").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    inner.rmdir()
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Whether the file is locked for us now; closing it, or dying, unlocks it."""
+    if os.name == "nt":
+        import msvcrt
+
+        lock: Any = lambda: msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]  # noqa: E731
+    else:
+        import fcntl
+
+        lock = lambda: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # noqa: E731
+    try:
+        lock()
+    except OSError:
+        return False
+    return True
+
+
+def digest_of(source: Source, options: Options, shard_size: int, *, probed: bool) -> str:
+    """What a run is known by: the files' names, sizes, times and headers, and every option that changes bytes."""
+    hashed = hashlib.sha256(source_key(source).encode())
+    names = ("bits", "ratio", "size", "method", "overrides", "constraints", "sensitivities", "alpha", "seed", "probe")
+    hashed.update(repr([(name, getattr(options, name)) for name in names]).encode())
+    hashed.update(repr((shard_size, roles.SMALLEST, probed)).encode())
+    return hashed.hexdigest()
+
+
+def source_key(source: Source) -> str:
+    """What a source is known by: the files' names, sizes, times and headers."""
+    hashed = hashlib.sha256()
+    hashed.update(repr(sorted({repr(_identity(source, spec.name)) for spec in source.specs})).encode())
+    hashed.update(repr([(s.name, s.shape, str(s.dtype), s.like) for s in source.specs]).encode())
+    return hashed.hexdigest()
+
+
+_HERE = os.urandom(16).hex()
+
+
+def _identity(source: Source, name: str) -> tuple[object, ...]:
+    """Name, size and time of change of the file that holds a tensor; values in memory are never known again."""
+    if name not in source.files:
+        return (_HERE, id(source))
+    path = source.files[name]
+    status = path.stat()
+    return (path.name, status.st_size, status.st_mtime_ns)
+
+
+def check_space(folder: Path, wanted: float) -> None:
+    """Raises `WriteError` where the disk has no room for so many bytes."""
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        remedy = "Free some space, or choose a folder on another disk."
+        raise WriteError(f"no room in {folder}", got=f"{free:,} bytes free", wanted=f"{wanted:,.0f}", remedy=remedy)
+
+
+def side_files(folder: Path) -> list[Path]:
+    """The small files that belong to the model: all in the folder itself but weights, their indexes and dot files."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file()
+        and not path.name.startswith(".")
+        and not path.name.endswith(_WEIGHTS)
+        and path.stat().st_size <= LARGEST_SIDE_FILE
+    )
+
+
+def copy_side_files(origin: Path, target: Path) -> None:
+    """Copies them, each aside and renamed."""
+    for path in side_files(origin):
+        with open(path, "rb") as given, written_aside(target / path.name) as out:
+            shutil.copyfileobj(given, out)

@@ -1,0 +1,16 @@
+"""Weight-only training: masks and steps are fixed, weights move.
+
+Other folders use:
+
+- `attaching`: attach and detach the fixed compression module.
+- `collecting`: A trained model back into a compression result.
+- `finetuning`: weight-only fine-tuning.
+- `kernel`: one kernel in C++ for the fixed grid, for who fine-tunes on a CPU.
+- `loop`: the training loop, its options, and its exact resumption.
+- `objective`: what fine-tuning minimises.
+- `sites`: where a model keeps the tensors of a plan.
+"""
+
+from __future__ import annotations
+
+__all__ = ["attaching", "collecting", "finetuning", "kernel", "loop", "objective", "sites"]

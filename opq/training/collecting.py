@@ -1,0 +1,33 @@
+"""A trained model back into a compression result: the file is exactly what was trained."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import nn
+
+from opq.compression.fit import assemble
+from opq.compression.result import Result
+from opq.models.wrappers import unwrapped
+from opq.plan import Plan
+from opq.sources import open_source
+from opq.training.attaching import dense_state_dict, proved_codes
+
+
+def collect(model: nn.Module, plan: Plan | Result) -> Result:
+    """The result of a model trained under `opq.attach`: its codes, proved, and its kept tensors as they are now.
+
+    The plan stays bit for bit; only the entropy coder's frequencies are those of the new codes. Under `fully_shard`
+    every process must call it.
+
+    Raises:
+        OffCodebookError: a weight, mask or step is not the plan's; the tensor is named.
+        MismatchError: the plan is another model's.
+    """
+    model = unwrapped(model)
+    codes = {name: q.numpy() for name, q in proved_codes(model, plan).items()}
+    label = type(model).__name__ if isinstance(plan, Plan) else plan.label
+    source = dataclasses.replace(
+        open_source(dense_state_dict(model)), label=label, origin="module", make=lambda: model
+    )  # with the model at hand, which knows the eps of its BatchNorms
+    return assemble(source, plan if isinstance(plan, Plan) else plan.plan, codes, {})

@@ -1,0 +1,133 @@
+"""Weight-only fine-tuning: masks and codebooks stay as planned, the weights between them move.
+
+A short loop for those who have none; `opq.attach` and `opq.collect` work inside any other loop just as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from opq.base.progress import Progress, silent
+from opq.compression.result import Result
+from opq.errors import AttachError, OptionError
+from opq.models.observe import evaluating
+from opq.models.wrappers import unwrapped
+from opq.plan import Plan
+from opq.training import processes
+from opq.training.attaching import attach, attached, is_attached
+from opq.training.collecting import collect
+from opq.training.loop import Batches, Epoch, Loop, Training
+from opq.training.objective import Loss, Objective
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finetuned:
+    """A fine-tuned network: its file in memory, and how training went."""
+
+    result: Result
+    """Codes proved to be on the plan's masks and codebooks, with the kept tensors as trained."""
+    history: tuple[Epoch, ...]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file as `Result.save`; of several processes, the first writes and the others wait."""
+        if processes.rank() == 0:
+            self.result.save(path)
+        processes.barrier()
+
+
+def finetune(
+    model: nn.Module,
+    plan: Plan | Result,
+    batches: Batches,
+    *,
+    loss: Loss = "cross_entropy",
+    teacher: nn.Module | Literal["dense"] | None = None,
+    optimizer: torch.optim.Optimizer | Callable[[Any], torch.optim.Optimizer] | None = None,
+    evaluate: Callable[[nn.Module], Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> Finetuned:
+    """Trains the weights of a pruned and quantized network, its masks and codebooks fixed.
+
+    Args:
+        model: the live model; `plan` is attached to it unless it is already, and stays attached. It may be wrapped
+            in `torch.compile` or `DistributedDataParallel`, or sharded by `fully_shard` after `opq.attach`; of several
+            processes, each has its own `batches`.
+        plan: a `Plan`, or a compression result, from whose codes training starts.
+        batches: pairs (inputs, targets), or dicts with `labels`, in any iterable that can be read once an epoch
+            (a `DataLoader`), or a function of the epoch that gives one.
+        loss: `"cross_entropy"`, `"mse"`, `"model"` (the output's own `.loss`) or a function of outputs and targets.
+        teacher: a model whose outputs, in inference mode, are distilled; `"dense"` is the model itself before `plan`.
+        optimizer: an optimizer over the model's parameters, or a function that makes one; by default Adam.
+        evaluate: called with the model in inference mode after each epoch; what it returns is in the history.
+        checkpoint: a file to write after each epoch and to resume from, exactly, after an interruption.
+        progress: called with (stage, steps done, steps in all).
+        **options: the fields of `opq.Training`: epochs, lr, schedule, clip, amp, bn, reestimate_bn, distill,
+            temperature, seed, checkpoint_every, resume.
+
+    Raises:
+        TrainingError: the loss is not finite; the last good checkpoint stays.
+        MismatchError: plan and model differ, or the checkpoint is another plan's.
+        OffCodebookError: something other than this loop moved a mask or a step.
+        OptionError: an option is unknown or out of range, or all parameters are frozen.
+    """
+    unknown = sorted(set(options) - {f.name for f in dataclasses.fields(Training)})
+    if unknown:
+        known = ", ".join(f.name for f in dataclasses.fields(Training))
+        raise OptionError("unknown option of opq.finetune", got=", ".join(unknown), wanted=known)
+    how = Training(**options)
+    inner = unwrapped(model)
+    dense = _teacher(inner, teacher)
+    if not is_attached(inner):
+        attach(inner, plan)
+    _check_same_masks(inner)
+    if how.seed is not None:
+        torch.manual_seed(how.seed)
+    trainable = [p for p in inner.parameters() if p.requires_grad]
+    if not trainable:
+        remedy = "Call requires_grad_() on what shall be trained."
+        raise OptionError("no parameter of the model is to be trained", got="all frozen", remedy=remedy)
+    made = torch.optim.Adam(trainable, how.lr, fused=_fusable(trainable)) if optimizer is None else optimizer
+    made = made if isinstance(made, torch.optim.Optimizer) else made(trainable)
+    loop = Loop(model, plan if isinstance(plan, Plan) else plan.plan, batches, how,
+                objective=Objective(loss, dense, how.distill, how.temperature), optimizer=made, evaluate=evaluate,
+                checkpoint=None if checkpoint is None else Path(checkpoint), progress=progress)  # fmt: skip
+    with contextlib.nullcontext() if dense is None else evaluating(dense):
+        loop.train()
+    return Finetuned(result=collect(inner, plan), history=tuple(loop.history))
+
+
+def _teacher(model: nn.Module, teacher: nn.Module | str | None) -> nn.Module | None:
+    if teacher is None:
+        return None
+    if isinstance(teacher, nn.Module):
+        return teacher
+    if teacher != "dense":
+        raise OptionError("unknown teacher=", got=repr(teacher), wanted="a module, 'dense' or None")
+    if is_attached(model):
+        remedy = "Copy the dense model before opq.attach and pass the copy as teacher=."
+        raise AttachError("teacher='dense' needs the model before the plan was attached", remedy=remedy)
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+def _fusable(parameters: Sequence[torch.Tensor]) -> bool:
+    """Whether Adam has one kernel for them all. The CPU's separate ones take twice as long where gradients are zero."""
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+
+
+def _check_same_masks(model: nn.Module) -> None:
+    device = next(model.parameters()).device
+    for _, _, grid in attached(model):
+        if not processes.same_everywhere(grid.digest, device):
+            remedy = "Load the same weights in every process before opq.attach."
+            raise AttachError(f"tensor {grid.plan.name!r}: the mask differs between processes", remedy=remedy)

@@ -1,0 +1,101 @@
+"""One kernel in C++ for the fixed grid, for who fine-tunes on a CPU: compiled once by `opq native` or `build()`.
+
+In torch's own operations the grid takes five passes over the weights and one over their gradients, which is a large
+part of a step where batches are small; the kernel (`kernel.cpp`) takes one each. It gives the same values, so that
+nothing but time depends on whether it is there. It lies in the folder of torch's own extensions, by the versions of
+torch, of Python and of its source, and `opq.attach` uses it wherever it finds it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opq.base.atomic import written_aside
+from opq.errors import NativeError, OpqWarning, WriteError
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+_NAME = "opq_grid"
+_SUFFIX = ".pyd" if os.name == "nt" else ".so"
+_FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off") if os.name != "nt" else ("/O2",)
+
+
+def path() -> Path:
+    """Where the compiled kernel is, or will be: in `$TORCH_EXTENSIONS_DIR`, else the user's folder of caches."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache) / "torch_extensions")
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    source = f"{zlib.crc32(SOURCE.read_bytes()):08x}"
+    return folder / f"{_NAME}-{source}-torch{torch.__version__}-{python}-{platform.machine()}" / f"{_NAME}{_SUFFIX}"
+
+
+def build() -> Path:
+    """Compile the kernel, unless it has been; returns its path.
+
+    Raises:
+        MissingExtraError: ninja is not installed.
+        NativeError: there is no C++ compiler, or it failed; its last words are in the message.
+        WriteError: the folder cannot be written.
+    """
+    target = path()
+    if not target.exists():
+        _compile(target)
+        operator.cache_clear()
+    return target
+
+
+def _compile(target: Path) -> None:
+    from opq.base.extras import need
+
+    ninja = need("ninja", "native")
+    need("setuptools", "native")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot make the folder {target.parent}", got=error.strerror or error) from error
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / target.name
+        options = {"extra_cflags": list(_FLAGS), "build_directory": folder, "is_python_module": False}
+        call = f"from torch.utils import cpp_extension; cpp_extension.load({_NAME!r}, {str(SOURCE)!r}, **{options!r})"
+        searched = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", os.defpath)])
+        # in a process of its own, since torch loads what it has compiled, and from where it will not stay
+        command, environment = [sys.executable, "-c", call], os.environ | {"PATH": searched}
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if run.returncode or not made.exists():
+            raise NativeError("the kernel cannot be compiled", got=_complaint(run.stdout + run.stderr))
+        with written_aside(target) as file:
+            file.write(made.read_bytes())
+
+
+def _complaint(text: str) -> str:
+    """The lines of a compiler's output that say what is wrong, else the last one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r"(^|\s)error:|not found|[Pp]ermission denied", line)]
+    return "; ".join(dict.fromkeys(errors[:3] or lines[-1:])).rstrip(".")
+
+
+@functools.cache
+def operator() -> Any:
+    """The operator `opq::grid(w, kept, 1 / step, step, shrink)`, or None where the kernel has not been compiled."""
+    library = path()
+    if not library.exists():
+        return None
+    if not hasattr(torch.ops.opq, "grid"):
+        try:
+            torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+        except OSError as error:
+            fact = f"{library} does not load, and torch's operations take its place: {error}"
+            warnings.warn(f"{fact}. Delete it and run `opq native`.", OpqWarning, stacklevel=2)
+            return None
+    return torch.ops.opq.grid.default

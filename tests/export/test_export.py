@@ -1,0 +1,277 @@
+"""Out of the file again: ONNX is small and says the same, folders load elsewhere, what does not map is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from torch import nn
+
+import opq
+import opq.hub
+from opq import demo
+from opq.cli import app
+from opq.errors import ExportError, MismatchError, MissingExtraError, OptionError, SourceError, TruncatedFileError
+from opq.export.compressed_tensors import LARGEST_CODE, save_compressed_tensors
+from opq.export.hf_folder import save_folder
+from opq.export.onnx_model import save_onnx
+from opq.sources.digits import WEIGHTS, load
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("digits") / "digits.opq.safetensors"
+    opq.compress("demo:digits", bits=3, probe=False).save(path)
+    return path
+
+
+def run(path: Path, *inputs: torch.Tensor) -> np.ndarray:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    return session.run(None, {n: x.numpy() for n, x in zip(names, inputs, strict=True)})[0]
+
+
+def initializers(path: Path) -> dict[str, Any]:
+    import onnx
+
+    return {t.name: t for t in onnx.load(path).graph.initializer}
+
+
+def test_onnx_is_small_and_says_the_same(digits: Path, tmp_path: Path) -> None:
+    path = tmp_path / "digits.onnx"
+    made = save_onnx(digits, path, load())
+    assert made.bytes == path.stat().st_size < WEIGHTS.stat().st_size
+    assert made.dense == ()
+    x = demo.test_split()[0]
+    with torch.no_grad():
+        wanted = opq.load(digits, load())(x).numpy()
+    got = run(path, x)  # 449 images: the batch dimension was left open
+    np.testing.assert_allclose(got, wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_onnx_holds_the_codes_themselves(digits: Path, tmp_path: Path) -> None:
+    import onnx
+
+    path = tmp_path / "digits.onnx"
+    made = save_onnx(digits, path, load())
+    held = initializers(path)
+    with opq.Reader(digits) as reader:
+        for name, kind in made.integers.items():
+            codes = onnx.numpy_helper.to_array(held[f"{name}.codes"])
+            assert held[f"{name}.codes"].data_type == onnx.TensorProto.DataType.Value(kind.upper())
+            np.testing.assert_array_equal(codes.astype(np.int16).ravel(), reader.codes(name).ravel())
+
+
+class Odd(nn.Module):
+    """Transposed products, a tied embedding, few levels: what exporters rename and rearrange."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50, 16)
+        self.up, self.down = nn.Linear(16, 40), nn.Linear(40, 16, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.down(self.up(self.table(ids)).relu())
+        return x @ self.table.weight.T
+
+
+def test_onnx_of_transposed_tied_and_four_bit_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, file, path = Odd().eval(), tmp_path / "odd.opq.safetensors", tmp_path / "odd.onnx"
+    opq.compress(model, bits=2.8, probe=False).save(file)
+    ids = torch.randint(50, (3, 7))
+    made = save_onnx(file, path, model, example_inputs=(ids,))
+    assert set(made.integers) == {"table.weight", "up.weight", "down.weight"}
+    assert "int4" in made.integers.values()
+    with torch.no_grad():
+        wanted = opq.load(file, Odd()).eval()(ids[:2, :5])
+    np.testing.assert_allclose(run(path, ids[:2, :5]), wanted.numpy(), atol=1e-5)
+
+
+def test_onnx_leaves_the_model_as_it_was(digits: Path, tmp_path: Path) -> None:
+    model = load()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    save_onnx(digits, tmp_path / "x.onnx", model)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_onnx_of_what_cannot_be_exported(tmp_path: Path) -> None:
+    class Python(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x) if x.sum() > 0 else x  # depends on the values
+
+    file = tmp_path / "p.opq.safetensors"
+    opq.compress(Python(), bits=8, probe=False).save(file)
+    with pytest.raises(ExportError, match="torch cannot export Python"):
+        save_onnx(file, tmp_path / "p.onnx", Python(), example_inputs=torch.zeros(2, 64))
+    assert not (tmp_path / "p.onnx").exists()
+
+
+def test_onnx_of_another_model(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(MismatchError):
+        save_onnx(digits, tmp_path / "x.onnx", nn.Linear(3, 3))
+
+
+def test_onnx_without_the_extra(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    def absent(name: str) -> Any:
+        raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    with pytest.raises(MissingExtraError, match=r'pip install "opq\[onnx\]"'):
+        save_onnx(digits, tmp_path / "x.onnx", load())
+
+
+def test_onnx_of_mobilenet(shared: Path, tmp_path: Path) -> None:
+    model, file, path = zoo.mobilenet(shared), tmp_path / "m.opq.safetensors", tmp_path / "m.onnx"
+    opq.compress(model, bits=4, probe=False).save(file)
+    made = save_onnx(file, path, model)
+    assert made.dense == ()
+    assert path.stat().st_size < 2.9e6
+    x = zoo.normalised(zoo.imagenet_like(2, shared).pixels, model.input_hint)
+    with torch.no_grad():
+        wanted = opq.load(file, zoo.MobileNetV1()).eval()(x).numpy()
+    np.testing.assert_allclose(run(path, x), wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT in a folder, one of its weights far out."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 50}
+    folder = tmp_path_factory.mktemp("bert") / "small-bert"
+    torch.manual_seed(0)
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=90, max_position_embeddings=16, **sizes))
+    with torch.no_grad():
+        model.encoder.layer[1].output.dense.weight[3, 4] = 40.0
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("a\nb\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert_file(bert: Path) -> Path:
+    path = bert.parent / "bert.opq.safetensors"
+    opq.compress(f"hf:{bert}", bits=4, probe=False).save(path)
+    return path
+
+
+def test_hugging_face_folder(bert: Path, bert_file: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    size = save_folder(bert_file, tmp_path / "dense", bert)
+    assert size == (tmp_path / "dense" / "model.safetensors").stat().st_size
+    assert (tmp_path / "dense" / "vocab.txt").read_text() == "a\nb\n"
+    model = AutoModel.from_pretrained(tmp_path / "dense", dtype=torch.float32)
+    wanted = opq.load_state_dict(bert_file)
+    assert all(torch.equal(v, wanted[k]) for k, v in model.state_dict().items())
+
+
+def test_the_folder_it_came_from_is_not_overwritten(bert: Path, bert_file: Path) -> None:
+    with pytest.raises(ExportError, match="the one that the model came from"):
+        save_folder(bert_file, bert, bert)
+
+
+def test_hub_folder_loads_in_two_lines(bert: Path, bert_file: Path, tmp_path: Path) -> None:
+    folder = opq.hub.save_pretrained(bert_file, tmp_path / "up", bert)
+    model = opq.hub.from_pretrained(folder)
+    wanted = opq.load_state_dict(bert_file)
+    assert all(torch.equal(v, wanted[k]) for k, v in model.state_dict().items())
+    card = (folder / "README.md").read_text()
+    assert f"{bert_file.stat().st_size:,} bytes" in card
+    assert "`small-bert`" in card
+    assert str(bert) not in card
+
+
+def test_hub_folder_without_a_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SourceError, match="does not hold one opq file"):
+        opq.hub.from_pretrained(tmp_path)
+
+
+def unpacked(state: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    """A weight as the layout is described: little-endian groups of four bytes, offset 128, one scale a row."""
+    rows, columns = state[f"{name}_shape"].tolist()
+    codes = state[f"{name}_packed"].contiguous().view(torch.uint8).reshape(rows, -1)[:, :columns].float() - 128
+    return codes * state[f"{name}_scale"]
+
+
+def test_compressed_tensors_where_the_grid_maps(bert: Path, bert_file: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    far = "encoder.layer.1.output.dense"
+    with pytest.raises(ExportError, match=rf"'{far}.weight' has no place .* 8-bit layout: got a code of"):
+        save_compressed_tensors(bert_file, tmp_path / "ct", bert)
+    save_compressed_tensors(bert_file, tmp_path / "ct", bert, strict=False)
+    state, wanted = load_file(tmp_path / "ct" / "model.safetensors"), opq.load_state_dict(bert_file)
+    packed = [name.removesuffix("_packed") for name in state if name.endswith("_packed")]
+    assert len(packed) == 2 * 6 + 1 - 1  # six Linears a layer and the pooler, but the one far out
+    assert all(torch.equal(unpacked(state, name), wanted[name]) for name in packed)
+    config = json.loads((tmp_path / "ct" / "config.json").read_text())["quantization_config"]
+    assert config["ignore"] == [far]
+    with opq.Reader(bert_file) as reader:
+        assert np.abs(reader.codes(f"{far}.weight")).max() > LARGEST_CODE
+
+
+def test_compressed_tensors_refuses_what_was_kept(bert: Path, tmp_path: Path) -> None:
+    file = tmp_path / "k.opq.safetensors"
+    opq.compress(f"hf:{bert}", bits=8, probe=False, overrides={"pooler*": "keep", "*.1.output*": "keep"}).save(file)
+    with pytest.raises(ExportError, match=r"has no place .* got keep: (override|1)"):
+        save_compressed_tensors(file, tmp_path / "ct", bert)
+    assert not (tmp_path / "ct").exists()
+
+
+def test_compressed_tensors_loads_in_its_own_package(bert: Path, bert_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors", reason="the package compressed-tensors is not installed")
+    from transformers import AutoModel
+
+    save_compressed_tensors(bert_file, tmp_path / "ct", bert, strict=False)
+    model, dense = (
+        AutoModel.from_pretrained(tmp_path / "ct").eval(),
+        opq.hub.from_pretrained(opq.hub.save_pretrained(bert_file, tmp_path / "up", bert)),
+    )
+    ids = torch.randint(90, (1, 9))
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids)[0], dense(input_ids=ids)[0])
+
+
+def test_a_folder_that_is_no_model(digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="no Hugging Face folder"):
+        save_folder(digits, tmp_path / "out", tmp_path)
+
+
+def test_a_truncated_file(digits: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.opq.safetensors"
+    cut.write_bytes(digits.read_bytes()[:-100])
+    with pytest.raises(TruncatedFileError):
+        save_onnx(cut, tmp_path / "x.onnx", load())
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_command(digits: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    path = tmp_path / "d.onnx"
+    call = ["export", str(digits), "-o", str(path), "--json"]
+    ran = CliRunner().invoke(app, [*call, "--to", "onnx", "--model", "demo:digits"])
+    assert json.loads(ran.stdout)["bytes"] == path.stat().st_size
+    for wrong, message in ((["--to", "gguf"], "unknown --to"), (["--to", "onnx"], "needs --model")):
+        refused = CliRunner().invoke(app, [*call, *wrong])
+        assert isinstance(refused.exception, OptionError)
+        assert message in str(refused.exception)

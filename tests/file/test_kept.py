@@ -1,0 +1,109 @@
+"""What is not compressed is stored as small as is harmless, and nothing is skipped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import opq
+from opq.file.kept import FINEST, fine_bits
+from opq.plan import Plan, TensorPlan
+
+
+class Net(nn.Module):
+    """Norms with and without affine parameters, a bias, and a buffer that must stay exact."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 64, 3)
+        self.norm = nn.BatchNorm2d(64, eps=1e-3)
+        self.bare = nn.BatchNorm2d(64, affine=False)
+        self.head = nn.Linear(64, 64)
+        self.register_buffer("frequencies", torch.rand(64))
+        generator = torch.Generator().manual_seed(0)
+        for tensor in (self.norm.running_mean, self.norm.running_var, self.bare.running_mean, self.bare.running_var):
+            tensor.copy_(torch.rand(64, generator=generator) * 3 + 0.01)
+        with torch.no_grad():
+            self.norm.weight.copy_(torch.randn(64, generator=generator))
+            self.norm.bias.copy_(torch.randn(64, generator=generator))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.bare(self.norm(self.conv(x))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def result() -> opq.Result:
+    torch.manual_seed(0)
+    return opq.compress(Net(), bits=9, probe=False)
+
+
+def test_how_each_is_stored(result: opq.Result) -> None:
+    kinds = {t.name: result.reader.kind(t.name) for t in result.plan if t.action == "keep"}
+    assert kinds == {
+        "conv.bias": "fine", "head.bias": "fine", "frequencies": "raw",
+        "norm.weight": "fine", "norm.bias": "fine", "norm.running_mean": "fine", "norm.running_var": "log",
+        "norm.num_batches_tracked": "scalar",
+        "bare.running_mean": "fine", "bare.running_var": "log", "bare.num_batches_tracked": "scalar",
+    }  # fmt: skip
+
+
+def test_the_norms_function_survives(result: opq.Result) -> None:
+    torch.manual_seed(0)
+    dense, state = Net().eval(), result.state_dict()
+    read = Net().eval()
+    read.load_state_dict(state)
+    assert torch.equal(state["frequencies"], dense.frequencies)
+    x = torch.randn(8, 64, 5, 5)
+    for name in ("norm", "bare"):
+        y, y_hat = dense.get_submodule(name)(x), read.get_submodule(name)(x)
+        error = float((y - y_hat).detach().square().mean() / y.detach().square().mean())
+        assert error < 1e-4, name
+    bias = dense.head.bias.detach()
+    assert float((state["head.bias"] - bias).abs().max()) < 0.01 * float(bias.abs().max())
+
+
+def test_what_the_user_keeps_is_exact() -> None:
+    torch.manual_seed(0)
+    net = Net()
+    result = opq.compress(net, bits=30, probe=False, overrides={"norm.*": "keep", "head.*": "keep"})
+    state = result.state_dict()
+    for name, tensor in net.state_dict().items():
+        if name.startswith(("norm.", "head.")):
+            assert torch.equal(state[name], tensor), name
+
+
+@pytest.mark.parametrize(("rate", "bits"), [(0.5, 6), (3.0, 8), (4.2, 10), (9.5, 13), (11.0, None)])
+def test_finer_than_the_weights(rate: float, bits: int | None) -> None:
+    tensor = TensorPlan(name="w", shape=(8,), dtype="F32", action="compress", reason="", step=1.0, rate=rate)
+    assert fine_bits(Plan(method="rd", tensors=(tensor,))) == bits
+    assert bits is None or bits <= FINEST
+
+
+def test_a_plan_that_compresses_nothing_is_exact() -> None:
+    assert fine_bits(Plan(method="rd", tensors=())) is None
+
+
+def test_a_trained_file_stores_its_norms_as_a_compressed_one_does(result: opq.Result) -> None:
+    torch.manual_seed(0)
+    net = Net().eval()
+    opq.attach(net, result)
+    trained = opq.collect(net, result)
+    assert trained.bytes <= result.bytes + 8
+    for name in ("norm.running_mean", "norm.running_var", "norm.weight"):
+        assert trained.reader.sizes[name] <= result.reader.sizes[name] + 2, name
+    read, x = Net().eval(), torch.randn(8, 64, 5, 5)
+    read.load_state_dict(trained.state_dict())
+    y, y_hat = net.norm(x), read.norm(x)
+    assert float((y - y_hat).detach().square().mean() / y.detach().square().mean()) < 1e-4
+
+
+def test_dead_channels_of_bare_weights_are_coded_too() -> None:
+    net = Net()
+    net.norm.running_var[3], net.norm.running_var[7] = 0.0, 1e-44  # type: ignore[index]
+    bare = opq.compress(net.state_dict(), bits=9, probe=False)
+    assert bare.reader.kind("norm.running_var") == "log"
+    var = bare.state_dict()["norm.running_var"]
+    assert 0 < float(var[3]) == float(var[7]) < 1e-11
+    others = net.norm.running_var > 1e-3  # type: ignore[operator]
+    assert torch.allclose(var[others], net.norm.running_var[others], rtol=6e-3)  # type: ignore[index]

@@ -1,0 +1,26 @@
+"""The smallest file, and files in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from plans import kept, planned
+
+from opq.file.stored import Grid, Raw, Stored
+from opq.file.writer import Packed
+from opq.plan import Plan
+
+
+def small() -> tuple[Plan, list[Stored]]:
+    """One compressed and one kept tensor: the worked example of docs/format.md."""
+    plan = Plan(method="rd", tensors=(planned("w", (2, 8), reason="2-D weight"), kept("b", torch.tensor([1.0, -2.0]))))
+    codes = np.array([[0, 1, 0, -1, 0, 0, 2, 0], [0, 0, -1, 0, 1, 0, 0, 0]], np.int16)
+    return plan, [Grid("w", codes), Raw("b", torch.tensor([1.0, -2.0]))]
+
+
+def in_memory(data: bytes) -> Packed:
+    return Packed((data,), {}, {})
+
+
+def bytes_of(packed: Packed) -> bytes:
+    return b"".join(packed.parts)

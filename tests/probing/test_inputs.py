@@ -1,0 +1,193 @@
+"""Synthetic inputs: one for whatever the forward takes, the same for the same seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from opq.errors import OptionError, ProbeError
+from opq.models.batch import Batch, as_batch, gathered
+from opq.probing import images
+from opq.probing.inputs import TEXTS, synthetic
+from opq.sources.base import InputHint
+
+
+class Keywords(nn.Module):
+    """Takes token ids by keyword only, as Hugging Face models are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(37, 8)
+        self.config = SimpleNamespace(model_type="toy", vocab_size=37, max_position_embeddings=20)
+
+    def forward(self, *, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert int(input_ids.max()) < 37
+        assert input_ids.shape[1] <= 20
+        return {"hidden": self.embed(input_ids) * attention_mask[..., None]}
+
+
+class TakesDict(nn.Module):
+    """Takes one dict, as sentence-transformers' modules do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 4)
+
+    def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.embed(features["input_ids"])
+
+
+class Scaled(nn.Module):
+    """Takes a factor beside what it looks at."""
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return x * scale
+
+
+def convolutional(side: int) -> nn.Sequential:
+    """A network that takes one size of image only."""
+    half = side // 2
+    return nn.Sequential(nn.Conv2d(1, 2, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(2 * half * half, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Linear(7, 3), (64, 7)),
+        (nn.Sequential(nn.Linear(784, 5)), (64, 784)),
+        (nn.Sequential(nn.Flatten(), nn.Linear(784, 5)), (64, 784)),
+        (nn.Sequential(nn.Conv1d(4, 8, 3), nn.AdaptiveAvgPool1d(1)), (64, 4, 8)),
+        (nn.Sequential(nn.Conv3d(1, 2, 3), nn.AdaptiveAvgPool3d(1)), (64, 1, 8, 8, 8)),
+        (convolutional(28), (64, 1, 28, 28)),
+        (convolutional(64), (64, 1, 64, 64)),
+        (nn.TransformerEncoderLayer(16, 2, batch_first=True), (64, 24, 16)),
+        (nn.LSTM(5, 6, batch_first=True), (64, 24, 5)),
+        (nn.Sequential(nn.Embedding(50, 4), nn.Linear(4, 2)), (128, 24)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "x".join(map(str, value)),
+)
+def test_the_shape_that_the_first_layer_takes(model: nn.Module, shape: tuple[int, ...]) -> None:
+    (x,) = synthetic(model).args
+    assert tuple(x.shape) == shape
+    model.eval()(x[:2])
+
+
+def test_a_hint_says_what_the_model_does_not() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1))
+    (x,) = synthetic(model, hint=InputHint(modality="image", image_size=(3, 20, 30))).args
+    assert x.shape == (64, 3, 20, 30)
+
+
+def test_forwards_of_keywords_and_of_dicts() -> None:
+    batch = synthetic(Keywords(), samples=8)
+    assert set(batch.kwargs) == {"input_ids", "attention_mask"}
+    assert batch.kwargs["input_ids"].shape == (8 * TEXTS, 18)
+    (features,) = synthetic(TakesDict(), samples=8).args
+    assert features["input_ids"].max() < 11
+
+
+def test_a_constant_example_shows_a_shape_unless_others_are_beside_it() -> None:
+    (x,) = synthetic(nn.Conv2d(1, 1, 3), example_inputs=torch.zeros(1, 1, 10, 10), samples=16).args
+    assert (float(x.mean()), float(x.std())) == pytest.approx((0, 1), abs=0.2)
+    (x, scale) = synthetic(Scaled(), example_inputs=(torch.randn(1, 1, 10, 10), torch.ones(1, 1, 1, 1))).args
+    assert torch.equal(scale, torch.ones(64, 1, 1, 1))
+
+
+def test_input_size_and_example_inputs_are_followed() -> None:
+    model = nn.Conv2d(1, 1, 3)
+    assert synthetic(model, input_size=(1, 9, 12)).args[0].shape == (64, 1, 9, 12)
+    (x,) = synthetic(model, example_inputs=torch.full((1, 1, 10, 10), 5.0) + torch.randn(1, 1, 10, 10), samples=16).args
+    assert x.shape == (16, 1, 10, 10)
+    assert 4 < x.mean() < 6
+    ids = torch.tensor([[3, 9, 4]])
+    drawn = synthetic(Keywords(), example_inputs={"input_ids": ids, "attention_mask": torch.ones_like(ids)}).kwargs
+    assert set(drawn["input_ids"].unique().tolist()) <= {3, 4, 9}
+
+
+def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1))
+    before = torch.get_rng_state()
+    one, same, other = (synthetic(model, input_size=(3, 16, 16), seed=s).args[0] for s in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_forward_that_nothing_fits_is_told_what_to_pass() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3, 3))
+
+        def forward(self, x: torch.Tensor, graph: object) -> torch.Tensor:
+            return x @ self.weight
+
+    with pytest.raises(ProbeError, match=r"no synthetic input runs through Odd.*example_inputs="):
+        synthetic(Odd())
+    with pytest.raises(ProbeError, match="input_size"):
+        synthetic(nn.Linear(3, 3), input_size=(4,))
+    with pytest.raises(OptionError, match="samples="):
+        synthetic(nn.Linear(3, 3), samples=1)
+
+
+def test_images_differ_from_one_another_and_have_mean_0_and_deviation_1() -> None:
+    x = images.images(64, (3, 32, 32), torch.Generator().manual_seed(0))
+    assert x.shape == (64, 3, 32, 32)
+    assert abs(float(x.mean())) < 0.2
+    assert 0.8 < float(x.std()) < 1.2
+    contrast = x.std((1, 2, 3))
+    assert float(contrast.max() / contrast.min()) > 3
+
+
+def test_fractal_noise_has_the_spectrum_asked_for() -> None:
+    exponent = torch.tensor([0.0, 1.0, 2.0])
+    x = images.fractal(3, (50, 64), torch.Generator().manual_seed(0), exponent)
+    power = torch.fft.rfft(x).abs().square().mean(1)[:, 1:-1]
+    frequency = torch.fft.rfftfreq(64)[1:-1].log()
+    slope = ((power.log() - power.log().mean(1, keepdim=True)) * (frequency - frequency.mean())).sum(1)
+    slope = slope / (frequency - frequency.mean()).square().sum()
+    torch.testing.assert_close(slope, -2 * exponent, atol=0.15, rtol=0)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 64])
+def test_parts_are_the_whole_and_never_one_sample(size: int) -> None:
+    batch = Batch((torch.arange(7.0),), {"mask": torch.arange(14).view(7, 2), "flag": True})
+    parts = list(batch.parts(size))
+    assert torch.equal(torch.cat([p.args[0] for p in parts]), batch.args[0])
+    assert torch.equal(torch.cat([p.kwargs["mask"] for p in parts]), batch.kwargs["mask"])
+    assert all(2 <= p.samples <= max(size, 3) and p.kwargs["flag"] is True for p in parts)
+
+
+def test_labels_and_other_members_of_a_tuple_are_left_out() -> None:
+    x, y = torch.randn(4, 3), torch.zeros(4)
+    assert len(as_batch(nn.Linear(3, 2), (x, y)).args) == 1
+    assert len(as_batch(nn.Bilinear(3, 1, 2), (x, y[:, None], y)).args) == 2
+    assert as_batch(Keywords(), {"input_ids": y, "attention_mask": y}).args == ()
+    assert len(as_batch(TakesDict(), {"input_ids": y}).args) == 1
+
+
+def test_calibration_batches_are_gathered_up_to_the_samples_wanted() -> None:
+    batches = ((torch.full((4, 3), float(i)), torch.zeros(4)) for i in range(100))
+    whole = gathered(nn.Linear(3, 2), batches, 10)
+    assert whole.samples == 10
+    assert whole.args[0][:, 0].tolist() == [0.0] * 4 + [1.0] * 4 + [2.0] * 2
+    assert next(batches)[0][0, 0] == 3, "no more batches are taken than needed"
+
+
+def test_calibration_that_cannot_be_used() -> None:
+    with pytest.raises(OptionError, match="holds no batch"):
+        gathered(nn.Linear(3, 2), [], 10)
+    with pytest.raises(OptionError, match=r"do not fit together.*Pad all batches"):
+        gathered(nn.Linear(3, 2), [torch.zeros(4, 3), torch.zeros(4, 5)], 10)
+
+
+def test_the_mask_is_found_wherever_it_stands() -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    assert Batch((), {"attention_mask": mask}).mask.sum() == 3
+    assert Batch(({"attention_mask": mask},)).mask.sum() == 3
+    assert Batch((mask,)).mask is None
+    assert dataclasses.is_dataclass(Batch)

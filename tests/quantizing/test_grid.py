@@ -1,0 +1,65 @@
+"""Codes are the nearest cells of the plan's grid, and the two directions fit."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plans import planned
+
+from opq.errors import OptionError
+from opq.plan import LARGEST_CODE, TensorPlan
+from opq.quantizing.grid import dequantize, quantize
+
+
+def grid(step: float, threshold: float, rounding: float, shape: tuple[int, ...] = (1,)) -> TensorPlan:
+    return planned("w", shape, step=step, threshold=threshold, rounding=rounding)
+
+
+def by_definition(w: float, plan: TensorPlan) -> int:
+    """DESIGN 2.2, one weight at a time."""
+    if abs(w) < plan.threshold:
+        return 0
+    return int(math.copysign(max(1, math.floor(abs(w) / plan.step + 1 - plan.rounding)), w))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    w=st.lists(st.integers(-4096, 4096).map(lambda k: k / 256), min_size=1, max_size=40),
+    step=st.sampled_from([0.25, 0.5, 1.0, 2.0]),
+    theta=st.sampled_from([0.5, 0.625, 0.75]),
+    beta=st.none() | st.sampled_from([0.25, 1.5, 3.0]),
+)
+def test_codes_follow_the_definition(w: list[float], step: float, theta: float, beta: float | None) -> None:
+    plan = grid(step, theta * step, theta) if beta is None else grid(step, beta, 0.5)
+    assert quantize(torch.tensor(w), plan).tolist() == [by_definition(x, plan) for x in w]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_back_and_forth_is_stable(dtype: torch.dtype) -> None:
+    w = torch.randn(50, 7, generator=torch.Generator().manual_seed(0)).to(dtype).t()
+    plan = grid(0.25, 0.15, 0.6, (7, 50))
+    q = quantize(w, plan)
+    assert (q.dtype, q.shape) == (torch.int16, w.shape)
+    back = dequantize(q, plan, dtype)
+    assert back.dtype == dtype
+    assert torch.equal(quantize(back, plan), q)
+    assert float((back - w).abs().max()) <= 0.15 + 1e-2
+
+
+def test_a_weight_beyond_the_last_code_is_an_error() -> None:
+    with pytest.raises(OptionError, match="tensor 'w': step too small"):
+        quantize(torch.tensor([1.0]), grid(1 / (LARGEST_CODE + 1), 0.0, 0.5))
+
+
+def test_only_planned_tensors() -> None:
+    kept = TensorPlan(name="w", shape=(1,), dtype="F32", action="keep", reason="")
+    with pytest.raises(OptionError, match="not planned on a grid"):
+        quantize(torch.ones(1), kept)
+
+
+def test_empty() -> None:
+    assert quantize(torch.empty(0, 3), grid(1, 0.5, 0.5, (0, 3))).shape == (0, 3)

@@ -1,0 +1,272 @@
+"""The report: figures read from the file, one page that works in a browser, and the same charts for matplotlib."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import browser
+import numpy as np
+import pytest
+import torch
+
+import opq
+from opq.allocation import laplace
+from opq.cli import app
+from opq.errors import FileFormatError, MissingExtraError, OptionError, TruncatedFileError
+from opq.plan import TensorPlan
+from opq.report import figures, groups, page
+
+
+@pytest.fixture(scope="module")
+def result() -> opq.Result:
+    return opq.compress("demo:digits", bits=3, probe=False)
+
+
+@pytest.fixture(scope="module")
+def file(result: opq.Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "digits.opq.safetensors"
+    result.save(path)
+    return path
+
+
+def test_bytes_add_up(result: opq.Result) -> None:
+    drawn = figures.figures(result.reader)
+    assert drawn.file_bytes == drawn.coded_bytes + drawn.kept_bytes + drawn.other_bytes == result.bytes
+    assert drawn.source_bytes == result.source_bytes
+    assert drawn.elements == result.elements
+    for tensor in drawn.compressed:
+        codes = result.codes[tensor.plan.name].numpy()
+        assert tensor.sparsity == pytest.approx(np.mean(codes == 0))
+        assert tensor.counts.sum() == codes.size
+
+
+@pytest.mark.parametrize(("tau", "step", "theta"), [(0.1, 0.05, 0.6), (1.0, 2.5, 0.7), (3e-4, 1e-4, 0.5)])
+def test_fitted_scale(tau: float, step: float, theta: float) -> None:
+    w = np.random.default_rng(0).laplace(scale=tau, size=100_000)
+    q = np.sign(w) * np.floor(np.abs(w) / step + 1 - theta) * (np.abs(w) >= theta * step)
+    codes, counts = np.unique(q.astype(np.int64), return_counts=True)
+    fields: dict[str, Any] = {"step": step, "threshold": theta * step, "rounding": theta}
+    plan = TensorPlan(name="w", shape=(w.size,), dtype="F32", action="compress", reason="", **fields)
+    assert figures.fitted(codes, counts, plan) == pytest.approx(tau, rel=0.03)
+
+
+def test_laplacian_curve_is_the_closed_form() -> None:
+    curve = figures.laplacian_curve(0.2)
+    for rate in (0.2, 0.5, 1.0, 2.0, 4.0):
+        _, _, distortion = laplace.best_quantizer(rate)
+        assert curve.distortion_at(rate) == pytest.approx(distortion * 0.04, rel=0.02)
+
+
+def test_samples_carry_the_curve() -> None:
+    curve = figures.laplacian_curve(1.0)
+    held = figures.samples(curve)
+    rate, slope = np.array(held["rate"]), np.array(held["slope"])
+    assert (np.diff(rate) > 0).all()
+    assert (np.diff(slope) <= 1e-4).all()
+    mean = np.diff(np.array(held["distortion"])) / np.diff(rate)
+    assert ((-mean <= np.exp(slope[:-1]) * 1.001) & (-mean >= np.exp(slope[1:]) * 0.999)).all()
+
+
+def _many(layers: int, seed: int = 0) -> opq.Result:
+    """A file of three tensors a layer, small ones that differ in scale, and one large tensor."""
+    draw = np.random.default_rng(seed)
+    state = {"head": torch.from_numpy(draw.laplace(size=(64, 64)).astype(np.float32))}
+    for k in range(layers):
+        for part in ("q", "up"):
+            scale = 0.01 * (1 + k % 7)
+            state[f"layers.{k}.{part}"] = torch.from_numpy(draw.laplace(scale=scale, size=(8, 16)).astype(np.float32))
+        state[f"layers.{k}.norm"] = torch.ones(8)
+    return opq.compress(state, bits=6)
+
+
+def test_many_curves_as_few_give_the_same_rates_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = figures.figures(_many(40).reader).compressed
+    each = groups.curves(drawn)
+    monkeypatch.setattr(groups, "CURVES", 2)
+    few = groups.curves(drawn)
+    assert [c["name"] for c in few] == ["layers.*.q (40 tensors)", "all others (41 tensors)"]
+    assert sum(c["size"] for c in few) == sum(c["size"] for c in each)
+    assert sum(c["entropy"] for c in few) == pytest.approx(sum(c["entropy"] for c in each))
+
+    def total(curves: list[dict[str, Any]], level: float, what: str, weight: str) -> float:
+        at = [np.interp(-level, -np.array(c["curve"]["slope"]) - math.log(c["a"]), c["curve"][what]) for c in curves]
+        return sum(a * c["size"] * (c["a"] if weight else 1) for a, c in zip(at, curves, strict=True))
+
+    for level in (-6.0, -9.0, -12.0):
+        assert total(few, level, "rate", "") == pytest.approx(total(each, level, "rate", ""), rel=0.02)
+        assert total(few, level, "distortion", "a") == pytest.approx(total(each, level, "distortion", "a"), rel=0.05)
+
+
+def test_a_page_of_many_tensors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "ROWS", 50)
+    monkeypatch.setattr(page, "HISTOGRAMS", 10)
+    held = page.data(figures.figures(_many(100).reader))
+    assert len(held["tensors"]) == 50
+    assert len(held["histograms"]) == 10
+    assert [c["name"] for c in held["curves"]] == ["head", "layers.*.q (100 tensors)", "layers.*.up (100 tensors)"]
+    assert (held["compressed"], held["kept"]) == (201, 100)
+    assert held["reasons"][0][1:3] == [100, 800]
+
+
+class _Loads(HTMLParser):
+    """Everything that a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "data", "action")]
+
+
+def test_page_loads_nothing(file: Path, tmp_path: Path) -> None:
+    size = page.save_page(file, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert size == (tmp_path / "r.html").stat().st_size
+    seen = _Loads()
+    seen.feed(text)
+    assert seen.found == []
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\s*\(", text)
+    assert "Laplacian fitted" in text
+
+
+def test_page_says_where_its_curves_are_from(file: Path, tmp_path: Path) -> None:
+    page.save_page(file, tmp_path / "r.html", source="demo:digits")
+    held = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "r.html").read_text(), re.DOTALL)[1])
+    assert held["measured"] is True
+    assert len(held["histograms"]) == 5
+    assert all(t["weights"] for t in held["histograms"])
+
+
+def test_names_are_not_markup(tmp_path: Path) -> None:
+    name = "</script><b>x</b>"
+    result = opq.compress({name: torch.randn(20, 20, generator=torch.Generator().manual_seed(0))}, bits=4)
+    result.to_html(tmp_path / "r.html")
+    assert name not in (tmp_path / "r.html").read_text()
+
+
+def test_page_of_a_truncated_file(file: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.opq.safetensors"
+    cut.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(TruncatedFileError):
+        page.save_page(cut, tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_page_without_the_extra(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+
+    def absent(name: str) -> Any:
+        raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    with pytest.raises(MissingExtraError, match=r'pip install "opq\[report\]"'):
+        page.save_page(file, tmp_path / "r.html")
+
+
+def test_command(file: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    path = tmp_path / "r.html"
+    ran = CliRunner().invoke(app, ["report", str(file), "-o", str(path), "--json"])
+    assert json.loads(ran.stdout)["bytes"] == path.stat().st_size
+    refused = CliRunner().invoke(app, ["report", str(tmp_path / "none"), "-o", str(path)])
+    assert isinstance(refused.exception, FileFormatError)
+
+
+@pytest.mark.parametrize("kind", ["overview", "bytes", "allocation", "histogram", "curves", "entropy"])
+def test_plots_draw_something(result: opq.Result, kind: Any) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    figure = result.plot(kind)
+    figure.canvas.draw()
+    artists = [a for ax in figure.axes for a in (*ax.lines, *ax.patches)]
+    assert len(figure.axes) >= (4 if kind == "overview" else 1)
+    assert len(artists) >= 2
+
+
+def test_plot_of_nothing(result: opq.Result) -> None:
+    with pytest.raises(OptionError, match="unknown chart"):
+        result.plot("pie")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="no tensor with a uniform grid: got 'nowhere'"):
+        result.plot("histogram", tensor="nowhere")
+
+
+# --- in a browser --------------------------------------------------------------------------
+
+SOLVED = "return [...document.querySelectorAll('#solved b')].map((b) => b.innerText)"
+MOVE = "const s = document.getElementById('budget'); s.value = {}; s.dispatchEvent(new Event('input')); "
+
+
+@pytest.mark.skipif(browser.missing() is not None, reason=str(browser.missing()))
+def test_in_a_browser(result: opq.Result, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "r.html"
+    page.save_page(file, path, source="demo:digits")
+    with browser.browser() as shown:
+        shown.open(path)
+        assert shown.errors() == []
+        assert shown.run("return document.documentElement.dataset.drawn") == "yes"
+        here = shown.run(SOLVED)
+        assert here[0] == f"{result.bytes / 1e3:.1f} kB"
+        assert here[3] == "0.00 dB"
+        moved = [shown.run(MOVE.format(at) + SOLVED) for at in (300, 600)]
+        bits, errors = ([float(figures[k].split()[0]) for figures in moved] for k in (1, 3))
+        assert bits[0] < bits[1] < result.bits
+        assert errors[0] > errors[1] > 0
+        _same_as_the_solver(shown, result)
+        shown.run("document.getElementById('reset').click()")
+        assert shown.run(SOLVED) == here
+        assert shown.run("return document.querySelectorAll('#tensors tbody tr').length") == len(result.plan.compressed)
+        for width, dark in ((1100, False), (390, True)):
+            shown.shot(tmp_path / "shot.png", width=width, dark=dark)
+            assert shown.run("return document.documentElement.scrollWidth") <= width
+            assert (tmp_path / "shot.png").stat().st_size > 10_000
+        assert shown.errors() == []
+
+
+@pytest.mark.skipif(browser.missing() is not None, reason=str(browser.missing()))
+def test_many_tensors_in_a_browser(tmp_path: Path) -> None:
+    result = _many(100)
+    result.to_html(tmp_path / "r.html")
+    names = "return [...document.querySelectorAll('#tensors tbody td.name')].map((c) => c.innerText)"
+    with browser.browser() as shown:
+        shown.open(tmp_path / "r.html")
+        assert shown.errors() == []
+        assert shown.run(SOLVED)[0] == f"{result.bytes / 1e3:.1f} kB"
+        assert float(shown.run(MOVE.format(500) + SOLVED)[1]) < result.bits
+        assert shown.run(names) == [t.name for t in result.plan.compressed][:100]
+        pager = "document.querySelectorAll('.pager')[0].querySelectorAll('button')[1].click(); "
+        assert shown.run(pager + names) == [t.name for t in result.plan.compressed][100:200]
+        find = (
+            "const f = document.querySelector('.pager input'); f.value = '77.UP'; f.dispatchEvent(new Event('input'));"
+        )
+        assert shown.run(find + names) == ["layers.77.up"]
+        clear = "const f = document.querySelector('.pager input'); f.value = ''; f.dispatchEvent(new Event('input'));"
+        order = "document.querySelector('#tensors th button').click(); "
+        assert shown.run(clear + order + names)[0] == "head"
+
+
+def _same_as_the_solver(shown: browser.Page, result: opq.Result) -> None:
+    """The page's lambda for a number of bits is that of the solver on the same curves."""
+    from opq.allocation.curve import Curve
+    from opq.allocation.rate_distortion import allocate
+    from opq.allocation.stats import TensorStats
+
+    source = opq.open_source("demo:digits")
+    plans = result.plan.compressed
+    curves = [Curve.of(TensorStats.of(source.tensor(t.name))) for t in plans]
+    sizes = [t.size for t in plans]
+    for bits in (1.5, 2.5):
+        wanted = allocate(curves, sizes, [t.sensitivity for t in plans], bits * sum(sizes))
+        got = shown.run(f"return solve({bits * sum(sizes)})")
+        assert got == pytest.approx(math.log(wanted.multiplier), abs=0.05)
+        rates = shown.run(f"return curved.map((t) => rateAt(t, {got}))")
+        assert np.dot(rates, sizes) == pytest.approx(bits * sum(sizes), rel=1e-3)
+        large = [k for k, size in enumerate(sizes) if size > 5000]  # the curves of small tensors are jagged
+        assert [rates[k] for k in large] == pytest.approx([wanted.points[k].rate for k in large], abs=0.06)

@@ -1,0 +1,365 @@
+"""The probe block by block: what it gives is what the whole model gives, and one block is in memory at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stream_helpers import SMALL, checkpoint, contents, interrupted, killed, small_llama
+from torch import nn
+from typer.testing import CliRunner
+
+import opq
+from opq.base.pool import pool
+from opq.cli import app
+from opq.errors import ProbeError, ProbeWarning, WriteError
+from opq.file.folder_reader import FolderReader
+from opq.models.batch import Batch
+from opq.probing.inputs import texts
+from opq.probing.moments import Moments
+from opq.quantizing.feedback import feedback
+from opq.quantizing.grid import quantize
+from opq.streaming import block_probe
+from opq.streaming.block_probe import PROBED, Carried
+from opq.streaming.chunks import Tensors
+from opq.streaming.clock import Clock
+from opq.streaming.dense import save_dense_folder
+from opq.streaming.model_blocks import PART, Blocks, open_blocks
+from opq.streaming.run import compress_folder
+from opq.streaming.team import Team
+from opq.streaming.work_folder import Work
+
+transformers = pytest.importorskip("transformers")
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "llama": small_llama,
+    "qwen2": lambda: transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(**SMALL, num_hidden_layers=2, tie_word_embeddings=True)
+    ),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=300, n_embd=48, n_layer=2, n_head=4, n_positions=64,
+                                bos_token_id=1, eos_token_id=1)
+    ),
+}  # fmt: skip
+SHARD = 12_000
+"""Bytes: a few output shards at 3 bits."""
+
+
+def saved(kind: str, folder: Path) -> Any:
+    """A model with random weights of about the spread that trained ones have, saved in several shards."""
+    torch.manual_seed(0)
+    model = KINDS[kind]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(1 + torch.rand(len(parameter), 1))
+    model.save_pretrained(folder, max_shard_size="100KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return model
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    folder = tmp_path_factory.mktemp("source") / "model"
+    return saved(request.param, folder), folder
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source") / "model"
+    saved("llama", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an uninterrupted run writes."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    compress_folder(llama, folder, bits=3, shard_size=SHARD)
+    return folder
+
+
+@pytest.fixture
+def carried(case: tuple[Any, Path], tmp_path: Path) -> Iterator[Carried]:
+    source = opq.open_source(case[1])
+    with pool(2) as threads:
+        yield carried_of(open_blocks(source, Tensors(source), 0), tmp_path / "out", threads)
+
+
+def carried_of(blocks: Blocks, folder: Path, threads: Any) -> Carried:
+    work = Work(folder, "digest")
+    work.inner.mkdir(parents=True, exist_ok=True)
+    return Carried(blocks, "key", 0, work, Team(), threads, Clock(), lambda *_: None)
+
+
+def batch(ids: torch.Tensor) -> Batch:
+    return Batch((), {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def gradients(model: nn.Module, carried: Carried) -> dict[str, float]:
+    """`sum over texts |d v'f / d w|^2 / (weights x texts)` by automatic differentiation through the whole model, `v`
+    as the probe draws it."""
+    names = dict(model.named_parameters())
+    total = dict.fromkeys(names, 0.0)
+    for part in range(PROBED):
+        generator = torch.Generator().manual_seed(7919 * (part + 1))
+        ids = carried.blocks.ids[PART * part : PART * (part + 1)]
+        v = torch.randn((*ids.shape, 300), generator=generator)
+        for text, direction in zip(ids, v, strict=True):
+            logits = batch(text[None])(model).logits
+            found = torch.autograd.grad(logits, list(names.values()), direction[None], allow_unused=True)
+            for name, g in zip(names, found, strict=True):
+                total[name] += 0.0 if g is None else float(g.double().square().mean()) / (PART * PROBED)
+    return total
+
+
+def test_sensitivities_are_those_of_the_whole_model(case: tuple[Any, Path], carried: Carried) -> None:
+    model, found = case[0], carried.sensitivities()
+    wanted = gradients(model, carried)
+    inside = [n for n, p in model.named_parameters() if p.dim() > 1 and (".layers." in n or ".h." in n)]
+    assert len(inside) in (14, 8)
+    for name in inside:
+        assert found[name] == pytest.approx(wanted[name], rel=1e-3), name
+    positions = [n for n in found if n.endswith("wpe.weight")]
+    for name in positions:  # of the embeddings the cross terms of texts of one part are noise
+        assert found[name] == pytest.approx(wanted[name], rel=0.3)
+    tied = model.get_input_embeddings().weight is model.lm_head.weight
+    embedding = next(n for n, p in model.named_parameters() if p is model.get_input_embeddings().weight)
+    if not tied:
+        assert found[embedding] == pytest.approx(wanted[embedding], rel=0.05)
+        assert found["lm_head.weight"] == pytest.approx(wanted["lm_head.weight"], rel=0.05)
+    else:
+        assert found[embedding] == pytest.approx(wanted[embedding], rel=0.2)
+
+
+def test_moments_are_those_of_the_whole_model(case: tuple[Any, Path], carried: Carried) -> None:
+    model = case[0]
+    carried.sensitivities()
+    wanted, seen = Moments(model, batch(carried.blocks.ids)), 0
+    for k in range(len(carried.blocks)):
+        inputs = carried.inputs(k)
+        assert len({id(i) for i in inputs.values()}) == 4
+        for name, given in inputs.items():
+            for a, b in zip(given.moment(Clock()).blocks, wanted[name].blocks, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+            seen += 1
+    assert seen == len(carried.blocks) * (7 if len(inputs) == 7 else 4)
+
+
+def test_one_block_has_its_weights_at_a_time(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, real = [], Blocks.run
+
+    def counted(self: Blocks, k: int, hidden: torch.Tensor) -> torch.Tensor:
+        held.append([j for j, block in enumerate(self.blocks) if any(not p.is_meta for p in block.parameters())])
+        assert held[-1] == [k]
+        return real(self, k, hidden)
+
+    monkeypatch.setattr(Blocks, "run", counted)
+    carried.sensitivities()
+    carried.inputs(1)
+    assert len(held) == 2 * (8 + PROBED) + 8
+    assert all(p.is_meta for block in carried.blocks.blocks for p in block.parameters())
+
+
+def test_codes_are_those_of_feedback_on_the_whole_matrix(case: tuple[Any, Path], tmp_path: Path) -> None:
+    model, folder = case
+    result = compress_folder(folder, tmp_path / "out", bits=3, shard_size=SHARD)
+    assert len(result.shards) > 1
+    assert result.basis == "sensitivities and error feedback block by block, 128 synthetic texts"
+    source = opq.open_source(folder)
+    hint = source.input_hint
+    assert hint is not None
+    ids = texts(hint, samples=64, seed=0)
+    moments = Moments(model, batch(ids))
+    fed = differing = weights = 0
+    with FolderReader(tmp_path / "out") as reader:
+        for tensor in reader.plan.compressed:
+            codes, w = reader.codes(tensor.name), source.tensor(tensor.name)
+            if tensor.name in moments and "lm_head" not in tensor.name:
+                wanted = feedback(w, tensor, moments[tensor.name]).numpy()
+                fed, weights = fed + 1, weights + w.numel()
+                differing += int((codes != wanted).sum())  # moments differ in the last bits
+                assert tensor.rate < 1 or (codes != quantize(w, tensor).numpy()).mean() > 0.02
+            else:
+                assert np.array_equal(codes, quantize(w, tensor).numpy())
+    assert fed in (14, 8)
+    assert differing < 0.01 * weights
+
+
+def test_feedback_moves_the_outputs_less(case: tuple[Any, Path], tmp_path: Path) -> None:
+    model, folder = case
+    compress_folder(folder, tmp_path / "fed", bits=3)
+    compress_folder(folder, tmp_path / "plain", bits=3, probe=False)
+    ids = torch.randint(300, (64, 20), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        dense = batch(ids)(model).logits
+        errors = {}
+        for kind in ("fed", "plain"):
+            save_dense_folder(tmp_path / kind, tmp_path / f"dense-{kind}")
+            loaded = type(model).from_pretrained(tmp_path / f"dense-{kind}").eval()
+            errors[kind] = float((batch(ids)(loaded).logits - dense).square().mean())
+    assert errors["fed"] < 0.9 * errors["plain"]
+
+
+@pytest.mark.parametrize("bits", [2.0, 3.0, 4.0])
+def test_the_budget_holds_with_what_feedback_adds(bits: float, llama: Path, tmp_path: Path) -> None:
+    result = compress_folder(llama, tmp_path / "out", bits=bits, shard_size=SHARD)
+    assert 0.995 * bits <= result.bits <= bits
+    assert result.rounds == 1 if bits >= 3 else result.rounds <= 2
+    assert result.bytes == sum(p.stat().st_size for p in (tmp_path / "out").glob("*.opq.safetensors*"))
+    assert {"probe", "moments", "feedback"} <= set(result.cpu_seconds)
+
+
+def test_blocks_that_are_not_sampled_are_foreseen_by_others(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("opq.streaming.run.FED_BLOCKS", 1)
+    result = compress_folder(llama, tmp_path / "out", bits=3)
+    assert 2.985 <= result.bits <= 3
+
+
+def test_threads_do_not_change_a_byte(llama: Path, whole: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if before > 1 else 2)
+    try:
+        compress_folder(llama, tmp_path / "out", bits=3, shard_size=SHARD, workers=1)
+    finally:
+        torch.set_num_threads(before)
+    assert contents(tmp_path / "out") == contents(whole)
+    assert not (tmp_path / "out" / ".opq").exists()
+
+
+def test_slabs_give_what_the_whole_gives(
+    llama: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("opq.streaming.block_feedback.SLAB", 1000)
+    monkeypatch.setattr("opq.streaming.shards.ALONE", 3000)
+    compress_folder(llama, tmp_path / "out", bits=3, shard_size=SHARD)
+    other, same = opq.load_state_dict(tmp_path / "out"), opq.load_state_dict(whole)
+    assert all((other[n] != same[n]).float().mean() < 0.01 for n in same)
+
+
+# --- interruptions ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [6, 20, 32, 38, 43])
+def test_interrupted_it_goes_on_to_the_same_bytes(
+    stop: int, llama: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work() -> None:
+        compress_folder(llama, tmp_path / "out", bits=3, shard_size=SHARD)
+
+    assert interrupted(work, monkeypatch, stop=stop)
+    work()
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+def test_what_the_probe_has_done_is_not_done_again(
+    llama: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real = tmp_path / "out", Carried.sensitivities
+
+    def stopped(self: Carried) -> dict[str, float]:
+        real(self)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Carried, "sensitivities", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compress_folder(llama, out, bits=3, shard_size=SHARD)
+    monkeypatch.setattr(Carried, "sensitivities", real)
+    monkeypatch.setattr(Carried, "_onwards", lambda *_: pytest.fail("carried again"))
+    monkeypatch.setattr(Carried, "_back", lambda *_: pytest.fail("carried back again"))
+    compress_folder(llama, out, bits=3, shard_size=SHARD)
+    assert contents(out) == contents(whole)
+
+
+def test_killed_in_the_probe(llama: Path, whole: Path, tmp_path: Path) -> None:
+    killed(llama, tmp_path / "out", at="felt-00001", bits=3, shard_size=SHARD)
+    compress_folder(llama, tmp_path / "out", bits=3, shard_size=SHARD)
+    assert contents(tmp_path / "out") == contents(whole)
+
+
+# --- what cannot be probed -----------------------------------------------------------------------
+
+
+def test_a_folder_without_a_model_is_compressed_by_its_weights(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model")
+    result = compress_folder(folder, tmp_path / "out", bits=4)
+    assert result.basis.startswith("the weights alone: transformers does not know the model in")
+    assert all(t.sensitivity == 1 for t in result.plan.compressed)
+
+
+def test_a_model_that_is_no_stack_is_said(tmp_path: Path) -> None:
+    config = transformers.T5Config(vocab_size=300, d_model=48, d_ff=96, num_layers=2, num_heads=4, d_kv=12)
+    torch.manual_seed(0)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    with pytest.warns(ProbeWarning, match="the weights alone: the model does more between its blocks"):
+        result = compress_folder(tmp_path / "model", tmp_path / "out", bits=4)
+    assert result.basis.startswith("the weights alone: the model does more between its blocks")
+    again = compress_folder(tmp_path / "model", tmp_path / "again", bits=4, probe=False)
+    assert again.basis == "the weights alone: no probe was asked for"
+    whole = compress_folder(tmp_path / "model", tmp_path / "whole", bits=4, probe=True)
+    assert whole.basis == "sensitivities by the probe of the whole model, no error feedback"
+    assert len({t.sensitivity for t in whole.plan.compressed}) > 5
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_said(tmp_path: Path) -> None:
+    saved("llama", tmp_path / "model")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    from safetensors.torch import load_file, save_file
+
+    state = {n: t for p in (tmp_path / "model").glob("*.safetensors") for n, t in load_file(p).items()}
+    for path in (tmp_path / "model").glob("*.safetensors"):
+        path.unlink()
+    index.unlink()
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.warns(ProbeWarning, match=r"lacks a tensor of the model: got no 'layers\.1\.mlp\.up_proj\.weight'"):
+        compress_folder(tmp_path / "model", tmp_path / "out", bits=4)
+
+
+def test_a_block_that_overflows_is_said(tmp_path: Path) -> None:
+    model = saved("llama", tmp_path / "model")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(1e38)
+        model.model.layers[1].mlp.up_proj.weight.mul_(1e30)
+    model.save_pretrained(tmp_path / "model", max_shard_size="100KB")
+    with pytest.raises(ProbeError, match="block 1 of the model gives NaN or infinity"):
+        compress_folder(tmp_path / "model", tmp_path / "out", bits=4)
+
+
+def test_no_room_for_the_probe_is_said(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opq.streaming.work_folder.shutil.disk_usage", lambda _: os.terminal_size((0, 0)) and _Free())
+    with pytest.raises(WriteError, match="no room in"):
+        compress_folder(llama, tmp_path / "out", bits=4)
+
+
+class _Free:
+    free = 1_000_000
+
+
+def test_the_command_says_what_it_did(llama: Path, tmp_path: Path) -> None:
+    on = CliRunner().invoke(app, ["compress", str(llama), "--bits", "3", "-o", str(tmp_path / "on")])
+    assert "block by block, 128 synthetic texts" in on.stdout.replace("\n", " ")
+    off = CliRunner().invoke(app, ["compress", str(llama), "--bits", "3", "--no-probe", "-o", str(tmp_path / "off")])
+    assert "the weights alone: no probe was asked for" in off.stdout.replace("\n", " ")
+    assert contents(tmp_path / "on") != contents(tmp_path / "off")
+
+
+def test_rows_of_the_output_matrix_in_pieces(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = opq.open_source(llama)
+    weight = source.tensor("lm_head.weight").float()
+    h = torch.randn(16, 24, 48, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(block_probe, "_ROWS", 70)
+    with pool(1) as threads:
+        carried = carried_of(open_blocks(source, Tensors(source), 0), tmp_path / "out", threads)
+        made = [carried._at_head(h, torch.Generator().manual_seed(k)) for k in range(20)]
+    c = torch.cat([cotangent.flatten(0, 1) for cotangent, _ in made])
+    wanted = weight.t() @ weight  # the second moment of W'v
+    assert float((c.t() @ c / len(c) - wanted).norm() / wanted.norm()) < 0.08
+    assert made[0][1]["lm_head.weight"] == pytest.approx(float(h.square().sum()) / 48, rel=1e-5)
