@@ -8,19 +8,18 @@ own rules); loading what lies there takes about half a second. So little work is
 from __future__ import annotations
 
 import importlib
-import sys
-import threading
 import warnings
 from types import ModuleType
 
 from opq.base.extras import brief
+from opq.base.process_state import Turn
 from opq.base.progress import Progress
 from opq.errors import OpqWarning
 
 LITTLE = 1.0
 """Seconds of numpy for which the compiler is not loaded."""
 
-_one = threading.Lock()
+_turn = Turn()
 """numba compiles in one thread at a time anyway."""
 
 
@@ -29,20 +28,20 @@ class Loops:
 
     def __init__(self, module: str):
         self.module = module
+        self._found: ModuleType | None = None
         self._missing = False
 
     def __call__(self, seconds: float) -> ModuleType | None:
         """The module; None where numpy is to do the work, since it is little or there is no compiler.
 
         Args:
-            seconds: about what numpy would take. A module that is loaded already is used for any work.
+            seconds: about what numpy would take. What it loaded already is used for any work.
         """
-        if self._missing or (seconds < LITTLE and self.module not in sys.modules):
-            return None
-        with _one:
-            found = _compiled(self.module)
-        self._missing = found is None
-        return found
+        if not (self._missing or self._found) and seconds >= LITTLE:
+            with _turn():
+                self._found = _compiled(self.module)
+            self._missing = self._found is None
+        return self._found
 
     def prepare(self, seconds: float, progress: Progress) -> None:
         """Loads the module before the work, as a stage of its own.
@@ -51,7 +50,7 @@ class Loops:
             seconds: about what numpy would take for all that is to come.
             progress: called with ("compile", steps done, steps), where there is something to load.
         """
-        if seconds < LITTLE or self._missing or self.module in sys.modules:
+        if seconds < LITTLE or self._missing or self._found:
             return
         progress("compile", 0, 1)
         self(seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -113,6 +114,7 @@ def test_feedback_gives_the_same_codes(groups: int, rows: int, width: int, plans
             assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_file_is_the_same_with_and_without_the_compiler_and_by_any_number_of_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -151,6 +153,7 @@ print(trellis.LOOPS(1.0) is not None)
 STAGE = '[("compile", 0, 1), ("compile", 1, 1)]'
 
 
+@functools.cache
 def call(before: str = "", seen: str = STAGE, package: Path | None = None, **environment: str) -> tuple[str, bool]:
     """Digest of a file that a process of its own makes, and whether it had the compiled loops."""
     root = Path(opq.__file__).parents[1] if package is None else package
@@ -168,6 +171,7 @@ def call(before: str = "", seen: str = STAGE, package: Path | None = None, **env
 MISSING = 'sys.modules["numba"] = None'
 
 
+@pytest.mark.slow
 def test_without_numba_numpy_does_the_work() -> None:
     with_it, without = call(), call(before=MISSING)
     assert with_it[1]
@@ -186,6 +190,7 @@ sys.meta_path.insert(0, Broken())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", ["ImportError", "OSError"])
 def test_a_numba_that_cannot_be_imported_is_none(error: str) -> None:
     assert call(before=BROKEN.format(error=error)) == (call()[0], False)
