@@ -7,6 +7,7 @@ Other folders use:
 - `compiled`: where hot loops come from, machine code or numpy.
 - `dtypes`: element types by the names that safetensors gives them.
 - `extras`: packages that only some calls need, and errors in one line.
+- `format_v1`: every number that format version 1 fixes for ever.
 - `pool`: threads for work on arrays.
 - `process_state`: what threads share (random states, warning filters, flags of torch), changed by one at a time.
 - `progress`: how long work tells what it does.
@@ -22,6 +23,7 @@ __all__ = [
     "compiled",
     "dtypes",
     "extras",
+    "format_v1",
     "pool",
     "process_state",
     "progress",

@@ -91,7 +91,7 @@ class _Sweep:
     errors: torch.Tensor
     n: torch.Tensor
     loops: ModuleType | None
-    """`opq.loops`, where it is to do the coordinates one by one."""
+    """`quantizing.loops`, where it is to do the coordinates one by one."""
 
     def run(self, low: int, high: int) -> None:
         """Coordinates from low to high, those before having been fed back."""

@@ -2,7 +2,8 @@
 
 The twins in numpy are the definition: for the same arguments both give the same numbers, bit by bit. So sums are taken
 in the same order in float32, nothing is fused or re-associated (no `fastmath`), and ties are broken alike. What comes
-from other files comes as an argument: numba's cache on disk knows when this file changes, and no other.
+from other files comes as an argument, but for what the format fixes for ever: numba's cache on disk knows when this
+file changes, and no other.
 """
 
 from __future__ import annotations
@@ -16,14 +17,11 @@ import numpy.typing as npt
 from numba import njit
 
 from opq.base.arrays import Codes, Floats32, Ints
+from opq.base.format_v1 import LARGEST_PATH, RUN
 
 _F = np.float32
-RUN = 128
-"""`trellis.RUN`."""
 _TILE = 16
 """Columns whose numbers are read together: what a cache line holds."""
-FARTHEST = 2**14 - 1
-"""`trellis.FARTHEST`."""
 
 
 def kernel(*signature: str) -> Callable[[Callable[..., Any]], Any]:
@@ -88,7 +86,7 @@ def _priced(x: Floats32, length: int, bits: Floats32, price: float, prices: Floa
         k: (RUN,) room.
     """
     middle = len(bits) // 2
-    reach = min(middle, FARTHEST) // 2 * 2
+    reach = min(middle, LARGEST_PATH) // 2 * 2
     for kind in range(4):
         shift, odd = _F(kind >> 1), _F(kind & 1)
         low, high = odd - _F(reach), odd + _F(reach - 2)

@@ -21,7 +21,7 @@ import opq
 from opq import demo
 from opq.base import compiled
 from opq.errors import OpqWarning
-from opq.quantizing import loops, trellis
+from opq.quantizing import trellis
 from opq.quantizing.feedback import sweep
 from opq.quantizing.grid import quantize
 from opq.quantizing.moment import Layout, Moment
@@ -242,8 +242,7 @@ def test_loops_that_a_numba_cannot_compile_cost_time_and_a_warning(
         assert compiled.Loops("uncompilable")(10.0) is None
 
 
-def test_constants_that_the_loops_repeat_are_those_of_the_trellis() -> None:
-    assert (loops.RUN, loops.FARTHEST) == (trellis.RUN, trellis.FARTHEST)
+def test_every_state_has_a_register_of_its_own() -> None:
     assert sorted(trellis.REGISTERS) == list(range(trellis.STATES))
 
 
