@@ -5,6 +5,7 @@ source -> roles -> statistics -> [probe] -> Problem -> Plan -> codes -> file in 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from opq import methods
+from opq.base.stages import stage, timed
 from opq.compression.alpha import weighed
 from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, probe_source, wants_probe
 from opq.compression.copies import without_copies
@@ -24,6 +26,7 @@ from opq.compression.roles import Role, assign
 from opq.errors import OptionError, PatternError
 from opq.plan import Plan
 from opq.probing.sensitivity import Probe
+from opq.quantizing import feedback, trellis
 from opq.sources import open_source
 from opq.sources.base import Source
 
@@ -66,11 +69,15 @@ def compress(source: SourceLike, **options: Any) -> Result:
         OpqError: one of its subclasses for each way to be wrong; docs/errors.md lists them.
     """
     checked = Options.of(options)
-    opened = _opened(source, checked)
-    if checked.method in PUBLISHED:
-        return methods.run(opened, checked)
-    problem, coder = _problem(opened, checked)
-    return Fit(opened, problem, coder, checked.progress).run()
+    with timed() as seconds:
+        with stage("open"):
+            opened = _opened(source, checked)
+        if checked.method in PUBLISHED:
+            result = methods.run(opened, checked)
+        else:
+            problem, coder = _problem(opened, checked)
+            result = Fit(opened, problem, coder, checked.progress).run()
+    return dataclasses.replace(result, seconds=seconds)
 
 
 def solve(source: SourceLike, **options: Any) -> Plan:
@@ -103,22 +110,39 @@ def _problem(source: Source, options: Options) -> tuple[Problem[Any], Coder]:
             wanted="method='rd'",
             remedy="Use method='rd', or constraints= on sparsity with sparsity= and bits=.",
         )
-    stats = gather(source, roles, options.progress)
+    with stage("statistics"):
+        stats = gather(source, roles, options.progress)
     given = {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
     given = {**_named(options, stats), **given}
-    probed = probe_source(source, options)
+    with stage("probe"):
+        probed = probe_source(source, options)
     trellised = _trellised(roles, probed) if options.trellis else frozenset()
-    problem = Problem.of(
-        options,
-        roles,
-        stats=stats,
-        sensitivities=dict.fromkeys(stats, 1.0) | given,
-        trellised=trellised,
-    )
+    with stage("curves"):
+        problem = Problem.of(
+            options,
+            roles,
+            stats=stats,
+            sensitivities=dict.fromkeys(stats, 1.0) | given,
+            trellised=trellised,
+        )
+    with stage("compile"):
+        trellis.LOOPS.prepare(_numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
     if probed is None:
         return problem, PlainCoder(source)
     coder = DataFreeCoder(source, probed)
     return weighed(coder, problem, given)
+
+
+def _numpy_seconds(roles: Iterable[Role], trellised: frozenset[str], *, fed: bool) -> float:
+    """About how long the loops that can be compiled would take in numpy."""
+    seconds = 0.0
+    for role in roles:
+        shape, on_paths = role.spec.shape, role.name in trellised
+        if fed and role.action == "compress" and len(shape) > 1:
+            seconds += feedback.numpy_seconds(math.prod(shape[1:]), on_paths=on_paths)
+        elif on_paths:
+            seconds += trellis.numpy_seconds(math.prod(shape))
+    return seconds
 
 
 def _trellised(roles: Iterable[Role], probed: Probe | None) -> frozenset[str]:

@@ -92,7 +92,9 @@ def compress(
     start = time.perf_counter()
     with _bar(as_json) as progress:
         result = opq.compress(source, **options, progress=progress)
+    saving = time.perf_counter()
     result.save(path)
+    saved = time.perf_counter() - saving
     figures = {
         "file": str(path),
         "file_bytes": result.bytes,
@@ -102,6 +104,7 @@ def compress(
         "sparsity": result.nominal.sparsity,
         "method": result.plan.method,
         "seconds": round(time.perf_counter() - start, 3),
+        "stages": {name: round(spent, 3) for name, spent in {**result.seconds, "save": saved}.items()},
     }
     if as_json:
         _json(figures)
@@ -144,6 +147,7 @@ def _compress_folder(
     if as_json:
         figures = {"file": str(output), "file_bytes": result.bytes, "bits": result.bits, "ratio": result.ratio}
         more = {"shards": len(result.shards), "method": result.plan.method, "basis": result.basis}
+        more["stages"] = {name: round(spent, 3) for name, spent in result.seconds.items()}
         _json({**figures, **more, "seconds": seconds})
         return
     say(

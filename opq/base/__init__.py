@@ -5,6 +5,7 @@ Other folders use:
 - `arrays`: types of arrays, by what they hold.
 - `atomic`: outputs are written aside and renamed.
 - `counts`: the entropy of counts.
+- `compiled`: where hot loops come from, machine code or numpy.
 - `dtypes`: element types by the names that safetensors gives them.
 - `extras`: packages that only some calls need, and errors in one line.
 - `format_v1`: every number that format version 1 fixes for ever.
@@ -12,6 +13,7 @@ Other folders use:
 - `process_state`: what threads share (random states, warning filters, flags of torch), changed by one at a time.
 - `progress`: how long work tells what it does.
 - `rounding`: numbers rounded to a few bits, as the file holds them.
+- `stages`: where the time of one call goes.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 __all__ = [
     "arrays",
     "atomic",
+    "compiled",
     "counts",
     "dtypes",
     "extras",
@@ -27,4 +30,5 @@ __all__ = [
     "process_state",
     "progress",
     "rounding",
+    "stages",
 ]

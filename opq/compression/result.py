@@ -114,6 +114,8 @@ class Result(Compressed):
     """
 
     packed: Packed
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds on the wall that each stage of the compression took, in their order; no part of the file."""
 
     @functools.cached_property
     def reader(self) -> Reader:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.func import functional_call
 
 from opq.base.pool import give_back
+from opq.base.stages import stage
 from opq.errors import OpqError, ProbeError, ProbeWarning
 from opq.models.batch import Batch, gathered
 from opq.models.observe import batch_statistics, untouched
@@ -127,8 +128,10 @@ def probe(
             samples=samples or SAMPLES,
             seed=seed,
         )
-        batch, progress = _with_evidence(model, batch, (micro_batch, memory), progress)
-    felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, memory=memory, progress=progress)
+        with stage("evidence"):
+            batch, progress = _with_evidence(model, batch, (micro_batch, memory), progress)
+    with stage("sensitivity"):
+        felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, memory=memory, progress=progress)
     give_back()
     damping = DAMPING if calibration is None else DAMPING_REAL
     moments = Moments(model, batch, micro_batch=micro_batch, memory=memory, damping=damping)
