@@ -4,14 +4,16 @@ Other folders use:
 
 - `arrays`: types of arrays, by what they hold.
 - `atomic`: outputs are written aside and renamed.
+- `calls`: what public calls share.
 - `dtypes`: element types by the names that safetensors gives them.
 - `extras`: packages that only some calls need, and errors in one line.
 - `pool`: threads for work on arrays.
 - `process_state`: what threads share (random states, warning filters, flags of torch), changed by one at a time.
 - `progress`: how long work tells what it does.
 - `rounding`: numbers rounded to a few bits, as the file holds them.
+- `sizes`: sizes as people write them.
 """
 
 from __future__ import annotations
 
-__all__ = ["arrays", "atomic", "dtypes", "extras", "pool", "process_state", "progress", "rounding"]
+__all__ = ["arrays", "atomic", "calls", "dtypes", "extras", "pool", "process_state", "progress", "rounding", "sizes"]

@@ -5,6 +5,7 @@ Other folders use:
 - `alpha`: the exponent of the sensitivities.
 - `coders`: accuracy without data.
 - `fit`: meets the budget in bytes of the file.
+- `method`: methods as objects: what a method of compression is, and the two that need no data.
 - `options`: the options of one compression, checked before any work is done.
 - `problem`: statistics, sensitivities and a budget in bits -> the Plan. Pure.
 - `result`: what `compress` gives back.
@@ -13,4 +14,4 @@ Other folders use:
 
 from __future__ import annotations
 
-__all__ = ["alpha", "coders", "fit", "options", "problem", "result", "roles"]
+__all__ = ["alpha", "coders", "fit", "method", "options", "problem", "result", "roles"]

@@ -7,13 +7,13 @@ BatchNorm statistics are re-normalised behind it. The user's model comes back as
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
 
 from opq.base.arrays import Codes
+from opq.base.calls import warn
 from opq.base.pool import torch_threads
 from opq.compression.options import Options
 from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
@@ -55,11 +55,10 @@ def probe_source(source: Source, options: Options) -> Probe | None:
     except (ProbeError, SourceError, MissingExtraError) as error:  # the weights are read already: go on without
         if options.probe or options.calibration is not None:
             raise
-        warnings.warn(
+        warn(
             f"{source.label} is compressed with all sensitivities 1, without feedback and re-normalisation: {error} "
             "Silence this with probe=False.",
             ProbeWarning,
-            stacklevel=4,
         )
         return None
 
