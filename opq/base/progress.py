@@ -130,7 +130,8 @@ class _Page:
 
         self.text = io.StringIO()
         self.console = Console(file=self.text, force_jupyter=False, force_terminal=False, width=80)
-        self.handle: Any = display({"text/plain": ""}, raw=True, display_id=True)
+        begin: Any = display
+        self.handle: Any = begin({"text/plain": ""}, raw=True, display_id=True)
         self.next = 0.0
 
     def draw(self, bar: Bar) -> None:

@@ -61,9 +61,7 @@ class Method:
         live = [f.name for f in dataclasses.fields(self) if not f.repr and getattr(self, f.name) is not None]
         if live:
             remedy = "Leave it out, and give it anew when the method is read back."
-            raise OptionError(
-                f"{live[0]}= cannot be written as JSON", got=self, wanted="numbers and texts", remedy=remedy
-            )
+            raise OptionError(f"{live[0]}= cannot be written as JSON", wanted="numbers and texts", remedy=remedy)
         return json.dumps({"method": self.name, **self.changed()}, default=_plain, allow_nan=False)
 
     def _check(self, name: str, fits: bool, wanted: str) -> None:

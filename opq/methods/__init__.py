@@ -33,8 +33,8 @@ __all__ = [
     "ProductQuantization",
     "RateDistortion",
     "calling",
-    "options",
     "from_json",
+    "options",
     "run",
 ]
 
