@@ -63,4 +63,4 @@ def warn(message: str, kind: type[Warning]) -> None:
     level = 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, kind, stacklevel=level - 1)
+    warnings.warn(message, kind, stacklevel=level)

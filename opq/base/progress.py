@@ -68,7 +68,7 @@ def in_notebook() -> bool:
     """Whether the code runs in the kernel of a notebook."""
     if "IPython" not in sys.modules:
         return False
-    from IPython import get_ipython  # type: ignore[attr-defined]
+    from IPython import get_ipython
 
     return getattr(get_ipython(), "kernel", None) is not None
 

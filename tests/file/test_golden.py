@@ -11,12 +11,12 @@ import fuzz
 import pytest
 from paths import GOLDEN
 
-from opq.compression.options import METHODS
 from opq.file.folder_reader import open_reader
 from opq.file.header import VERSION
 from opq.file.reader import Reader
 from opq.file.stored import KINDS
 from opq.file.writer import Packed, pack
+from opq.methods import METHODS
 
 sys.path.insert(0, str(GOLDEN))
 
