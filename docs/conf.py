@@ -9,6 +9,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import benchmark_page  # noqa: E402
+import cli_page  # noqa: E402
 import error_page  # noqa: E402
 
 project, author = "opq", "the opq authors"
@@ -29,3 +30,4 @@ suppress_warnings = ["mystnb.unknown_mime_type"]
 
 benchmark_page.write(HERE / "benchmarks.md", HERE.parent / "examples" / "bench" / "results")
 error_page.write(HERE / "errors.md")
+cli_page.write(HERE / "cli.md")

@@ -1,0 +1,61 @@
+"""Writes `cli.md`, the reference of the command line, from the commands themselves."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from opq.cli import app
+
+HEAD = """# Command line
+
+`opq COMMAND --help` shows the same in a terminal. Exit codes: 0 done; 1 the input or the file is wrong, and one line on
+standard error says what and what to do; 2 wrong usage; 130 interrupted. `--json` prints one JSON object on standard
+output and nothing else. Sizes are bytes or have a unit: `500kB`, `2MB`, `1.5MiB`.
+
+`opq --version` prints the version. `opq --install-completion` makes the shell complete commands, options, methods and
+sources; `opq --show-completion` prints what it would install.
+"""
+
+
+def write(page: Path) -> None:
+    """The page, written only where it changes."""
+    group: Any = get_command(app)
+    text = "\n".join([HEAD, *(section(name, command) for name, command in group.commands.items())])
+    if not page.exists() or page.read_text() != text:
+        page.write_text(text)
+
+
+def section(name: str, command: Any) -> str:
+    """One command: what it does, how it is called, and its arguments and options in a table."""
+    arguments = [p.human_readable_name.upper() for p in command.params if p.param_type_name == "argument"]
+    usage = " ".join(["opq", name, *arguments, "[OPTIONS]"])
+    rows = [f"| {spelt(p)} | {default(p)} | {cell(p.help)} |" for p in command.params]
+    table = ["| argument or option | default | what it is |", "|---|---|---|", *rows]
+    said = " ".join(inspect.cleandoc(command.help or "").split())
+    return "\n".join([f"## opq {name}", "", said, "", "```console", f"$ {usage}", "```", "", *table, ""])
+
+
+def spelt(parameter: Any) -> str:
+    """`-o`, `--output` PATH, or the name of an argument."""
+    if parameter.param_type_name == "argument":
+        return f"`{parameter.human_readable_name.upper()}`"
+    names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
+    return names if parameter.is_flag else f"{names} {parameter.type.name.upper()}"
+
+
+def default(parameter: Any) -> str:
+    """What holds where the option is left out."""
+    if parameter.required:
+        return "needed"
+    if parameter.default is None or parameter.default is False or parameter.default == []:
+        return ""
+    return f"`{str(parameter.default).lower() if parameter.default is True else parameter.default}`"
+
+
+def cell(text: str | None) -> str:
+    """Text that stands in a table."""
+    return (text or "").replace("|", "/")
