@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from typer.main import get_command
 
@@ -21,6 +21,10 @@ sources; `opq --show-completion` prints what it would install.
 """
 
 
+KINDS = {float: "NUMBER", int: "INTEGER", str: "TEXT", Path: "PATH"}
+"""What the values of options are, by their types."""
+
+
 def write(page: Path) -> None:
     """The page, written only where it changes."""
     group: Any = get_command(app)
@@ -31,20 +35,28 @@ def write(page: Path) -> None:
 
 def section(name: str, command: Any) -> str:
     """One command: what it does, how it is called, and its arguments and options in a table."""
-    arguments = [p.human_readable_name.upper() for p in command.params if p.param_type_name == "argument"]
+    arguments = [p.name.upper() for p in command.params if p.param_type_name == "argument"]
     usage = " ".join(["opq", name, *arguments, "[OPTIONS]"])
-    rows = [f"| {spelt(p)} | {default(p)} | {cell(p.help)} |" for p in command.params]
+    types = next(
+        get_type_hints(c.callback) for c in app.registered_commands if c.callback and c.callback.__name__ == name
+    )
+    rows = [f"| {spelt(p, types[p.name])} | {default(p)} | {cell(p.help)} |" for p in command.params]
     table = ["| argument or option | default | what it is |", "|---|---|---|", *rows]
     said = " ".join(inspect.cleandoc(command.help or "").split())
     return "\n".join([f"## opq {name}", "", said, "", "```console", f"$ {usage}", "```", "", *table, ""])
 
 
-def spelt(parameter: Any) -> str:
+def spelt(parameter: Any, kind: Any) -> str:
     """`-o`, `--output` PATH, or the name of an argument."""
     if parameter.param_type_name == "argument":
-        return f"`{parameter.human_readable_name.upper()}`"
+        return f"`{parameter.name.upper()}`"
     names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
-    return names if parameter.is_flag else f"{names} {parameter.type.name.upper()}"
+    return names if parameter.is_flag else f"{names} {next(word for k, word in KINDS.items() if k in every(kind))}"
+
+
+def every(kind: Any) -> set[Any]:
+    """A type and all that it is made of."""
+    return {kind}.union(*map(every, get_args(kind)))
 
 
 def default(parameter: Any) -> str:

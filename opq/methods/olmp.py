@@ -58,7 +58,7 @@ class Olmp(SizedByItself):
         weight_decay: of SGD.
         delta: accuracy that a candidate may lose on its batches, a fraction.
         search_batches: batches that the accuracy is measured on: the more, the smaller a `delta` can be told from none.
-        bounds: of every c, in standard deviations of |w|.
+        bounds: of every c, in standard deviations of the weights' magnitudes.
         population: of the search.
         evaluations: of a search.
         sigma: first deviation of the search, divided by 10 at the start and again at two thirds of `prune_epochs`.
