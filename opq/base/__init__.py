@@ -4,8 +4,9 @@ Other folders use:
 
 - `arrays`: types of arrays, by what they hold.
 - `atomic`: outputs are written aside and renamed.
-- `counts`: the entropy of counts.
+- `calls`: what public calls share.
 - `compiled`: where hot loops come from, machine code or numpy.
+- `counts`: the entropy of counts.
 - `dtypes`: element types by the names that safetensors gives them.
 - `extras`: packages that only some calls need, and errors in one line.
 - `format_v1`: every number that format version 1 fixes for ever.
@@ -13,6 +14,7 @@ Other folders use:
 - `process_state`: what threads share (random states, warning filters, flags of torch), changed by one at a time.
 - `progress`: how long work tells what it does.
 - `rounding`: numbers rounded to a few bits, as the file holds them.
+- `sizes`: sizes as people write them.
 - `stages`: where the time of one call goes.
 """
 
@@ -21,6 +23,7 @@ from __future__ import annotations
 __all__ = [
     "arrays",
     "atomic",
+    "calls",
     "compiled",
     "counts",
     "dtypes",
@@ -30,5 +33,6 @@ __all__ = [
     "process_state",
     "progress",
     "rounding",
+    "sizes",
     "stages",
 ]

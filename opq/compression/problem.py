@@ -21,6 +21,7 @@ from opq.allocation.stats import TensorStats
 from opq.base.dtypes import dtype_name
 from opq.base.pool import torch_threads
 from opq.base.progress import Progress, silent
+from opq.base.stages import stage
 from opq.compression.options import Options
 from opq.compression.roles import Role
 from opq.errors import WeightsWarning
@@ -173,6 +174,7 @@ FAINT = 2.0**-118
 at 6 bits the error grows from 2 % (1e-36) to 100 % (1e-39)."""
 
 
+@stage("statistics")
 def gather(source: Source, roles: Sequence[Role], progress: Progress = silent) -> dict[str, TensorStats]:
     """Statistics of every tensor to compress, some tensors in memory at a time.
 
