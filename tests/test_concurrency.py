@@ -174,7 +174,7 @@ def test_processes_save_into_one_folder(tmp_path: Path) -> None:
 class Compressed(Dataset[torch.Tensor]):
     """Rows of a compressed file, read where they are asked for."""
 
-    def __init__(self, path: Path, model: nn.Module):
+    def __init__(self, path: Path, model: nn.Module) -> None:
         self.path, self.model = path, model
 
     def __len__(self) -> int:

@@ -234,7 +234,7 @@ class Pair(Team):
 
     heard: list[bytes]
 
-    def __init__(self, rank: int, heard: list[bytes], met: threading.Barrier):
+    def __init__(self, rank: int, heard: list[bytes], met: threading.Barrier) -> None:
         super().__init__(rank, 2)
         self.heard, self.met = heard, met
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_only_the_models_own_names_stand_in() -> None:
     assert set(known(model, {"weight": torch.ones(2, 3), "stranger": torch.ones(1)})) == {"weight"}
 
 
-def test_real_resnet_at_two_bits_without_data(shared) -> None:  # type: ignore[no-untyped-def]
+def test_real_resnet_at_two_bits_without_data(shared: Path) -> None:
     """Plain rounding at 1.8 bits a weight loses many of the answers, this a few points."""
     import zoo
 

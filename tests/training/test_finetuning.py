@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def mean_absolute(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("loss", ["mse", mean_absolute])
-def test_other_losses(loss) -> None:  # type: ignore[no-untyped-def]
+def test_other_losses(loss: Any) -> None:
     batches = [(x, functional.one_hot(y, 4).float()) for x, y in BATCHES]
     model = mlp()
     history = finetune(model, plan_of(model), batches, loss=loss, epochs=5, lr=0.02).history
