@@ -176,7 +176,7 @@ class Tied(nn.Module):
         self.register_buffer("positions", torch.arange(7))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.head(self.norm(self.embedding(ids)))  # type: ignore[no-any-return]
+        return self.head(self.norm(self.embedding(ids)))
 
 
 def test_tied_tensors_are_stored_once_and_tied_again(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_empty_models() -> None:
 
 def test_not_a_source() -> None:
     with pytest.raises(SourceError):
-        opq.compress(3, bits=3)  # type: ignore[arg-type]
+        opq.compress(3, bits=3)
     with pytest.raises(SourceError):
         opq.compress("nowhere/at/all.safetensors", bits=3)
 
@@ -357,4 +357,4 @@ def test_the_papers_densities_under_constraints(weights: dict[str, torch.Tensor]
     with pytest.raises(OptionError, match="bound densities"):
         opq.solve(weights, method="opq", bits=3, constraints=bound)
     with pytest.raises(OptionError, match="constraints= holds something else"):
-        opq.solve(weights, bits=3, constraints=["a"])  # type: ignore[list-item]
+        opq.solve(weights, bits=3, constraints=["a"])

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import zoo
-from torch import nn
 
 from opq.sources import open_source
 
 
 @pytest.mark.parametrize(("make", "parameters"), [(zoo.LeNet300, 266_610), (zoo.LeNet5, 431_080)])
 def test_lenets_have_their_published_size_and_classify_28_pixels(
-    make: Callable[[], nn.Module], parameters: int
+    make: type[zoo.LeNet300 | zoo.LeNet5], parameters: int
 ) -> None:
     model = make()
     assert sum(p.numel() for p in model.parameters()) == parameters
-    assert model(torch.zeros(2, *model.input_hint.image_size)).shape == (2, 10)
+    assert model.input_hint.image_size == (1, 28, 28)
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
 def test_resnet50_is_that_of_torchvision() -> None:

@@ -48,7 +48,8 @@ def test_it_is_small_has_batchnorm_and_is_a_source() -> None:
     assert source.input_hint == Digits.input_hint
     assert sum(p.numel() for p in source.build().parameters()) == 131_178
     assert WEIGHTS.stat().st_size + demo.TEST_SPLIT.stat().st_size < 300_000
-    assert load()(torch.zeros(2, *Digits.input_hint.image_size)).shape == (2, 10)
+    assert Digits.input_hint.image_size == (1, 8, 8)
+    assert load()(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
 def test_the_shipped_file_is_a_source_of_half_precision() -> None:

@@ -140,10 +140,10 @@ def test_hysteresis_leaves_the_band_as_it_is() -> None:
 # --- CLIP-Q's partition ----------------------------------------------------------------------
 
 
-@given(w=ARRAYS, p=SPARSITY, b=st.integers(1, 6))
+@given(drawn=ARRAYS, p=SPARSITY, b=st.integers(1, 6))
 @settings(deadline=None, max_examples=60)
-def test_partition_gives_interval_means_in_order(w: np.ndarray, p: float, b: int) -> None:
-    w = torch.from_numpy(w)
+def test_partition_gives_interval_means_in_order(drawn: np.ndarray, p: float, b: int) -> None:
+    w = torch.from_numpy(drawn)
     found = partition(w, p, b)
     assert len(found.values) == 2**b
     assert found.values[found.negative] == 0

@@ -15,7 +15,7 @@ from opq.models.batch import Batch
 from opq.probing.renorm import known, renormalise, statistics
 
 
-def trained(norm: nn.Module, layer: nn.Module) -> nn.Sequential:
+def trained(norm: nn.BatchNorm1d | nn.BatchNorm2d, layer: nn.Module) -> nn.Sequential:
     """A layer and a BatchNorm whose statistics are those of `real` inputs (of mean 1, deviation 3)."""
     model = nn.Sequential(layer, norm).train()
     norm.momentum = 1.0

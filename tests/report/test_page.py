@@ -193,7 +193,7 @@ def test_plots_draw_something(result: opq.Result, kind: Any) -> None:
 
 def test_plot_of_nothing(result: opq.Result) -> None:
     with pytest.raises(OptionError, match="unknown chart"):
-        result.plot("pie")  # type: ignore[arg-type]
+        result.plot("pie")
     with pytest.raises(OptionError, match="no tensor with a uniform grid: got 'nowhere'"):
         result.plot("histogram", tensor="nowhere")
 

@@ -7,7 +7,9 @@ import json
 import os
 import pickle
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,9 +50,14 @@ def test_a_checkpoint_is_mapped_anew_after_so_many_bytes(tmp_path: Path, monkeyp
     state = {f"w{i}": torch.full((100,), float(i)) for i in range(6)}
     torch.save(state, tmp_path / "m.pt")
     source = open_source(tmp_path / "m.pt")
-    loads = []
+    loads: list[Path] = []
     real = files.load_checkpoint
-    monkeypatch.setattr(files, "load_checkpoint", lambda path: loads.append(path) or real(path))
+
+    def counted(path: Path) -> Mapping[str, Any]:
+        loads.append(path)
+        return real(path)
+
+    monkeypatch.setattr(files, "load_checkpoint", counted)
     monkeypatch.setattr(files, "MAPPED_BYTES", 1000)
     assert_holds(source, state)
     assert len(loads) == 2
@@ -74,7 +81,7 @@ def test_a_pickle_of_more_than_tensors_is_refused_and_not_run(
     elif kind == "numpy":
         torch.save({"w": torch.ones(3), "loss": np.float64(3)}, path)
     elif kind == "script":
-        path = shutil.copy(_script(tmp_path), path)
+        shutil.copy(_script(tmp_path), path)
     else:
         torch.save({"w": torch.ones(3), "x": Hostile()}, path)
     with pytest.raises(UnsafeCheckpointError, match=r"m\.pt is not a state dict: got a pickle .*Save the state dict"):

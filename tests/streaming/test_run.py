@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -161,7 +162,7 @@ def test_the_folder_is_what_packing_its_plan_gives(source: Path, whole: Path) ->
         for name, shard in reader.shards.items():
             part = part_of(reader.plan, shard.names)
             specs = tuple(s for s in opened.specs if s.name in shard.names)
-            mine = run.dataclasses.replace(opened, specs=specs)
+            mine = dataclasses.replace(opened, specs=specs)
             grids = [Grid(t.name, quantize(opened.tensor(t.name), t).numpy()) for t in part.compressed]
             packed = writer.pack(part, [*grids, *keep(mine, part, {}, whole=reader.plan)])
             assert b"".join(packed.parts) == (whole / name).read_bytes()
@@ -277,7 +278,7 @@ def test_rounds_that_would_swing_end_in_the_window(first: float) -> None:
         size = history[-1]["bytes"] = round(1000 + 2.2 * (history[-1]["bits"] - 8000) / 8)
         if WINDOW * target.size <= size <= target.size:
             break
-        history.append(run._Run.corrected(None, history, target, least=0.0))  # type: ignore[arg-type]
+        history.append(run._Run.corrected(None, history, target, least=0.0))
         assert "final" not in history[-1]
     assert len(history) > 2
 
@@ -498,7 +499,7 @@ def test_a_shard_that_goes_away_meanwhile(lost: bool, tmp_path: Path) -> None:
 
 
 def test_no_room_is_said_before_the_work(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000))
     with pytest.raises(WriteError, match=r"no room in .*got 1,000 bytes free"):
         compress_folder(source, tmp_path / "out", bits=4)
     assert not list((tmp_path / "out").glob("model*"))

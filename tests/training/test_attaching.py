@@ -48,14 +48,17 @@ def trained(model: nn.Module, steps: int = 5, **options: float) -> torch.optim.A
     return optimizer
 
 
-def snapshot(model: nn.Module) -> list[tuple[type, list[tuple[str, int, torch.Tensor]]]]:
+Snapshot = list[tuple[type, list[tuple[str, int, torch.Tensor]]]]
+
+
+def snapshot(model: nn.Module) -> Snapshot:
     return [
         (type(m), [(n, id(p), p.detach().clone()) for n, p in m.state_dict(keep_vars=True).items()])
         for m in model.modules()
     ]
 
 
-def assert_same(one: list, other: list) -> None:
+def assert_same(one: Snapshot, other: Snapshot) -> None:
     assert [kind for kind, _ in one] == [kind for kind, _ in other]
     for (_, a), (_, b) in zip(one, other, strict=True):
         assert [(n, i) for n, i, _ in a] == [(n, i) for n, i, _ in b]

@@ -358,7 +358,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypat
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(opq.training.checkpoint.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(WriteError, match="no space left on device"):
         finetune(mlp(), plan_of(mlp()), BATCHES, checkpoint=path, resume=False)
     assert path.read_bytes() == before
