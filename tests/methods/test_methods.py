@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -320,7 +321,7 @@ def test_olmp_measures_the_accuracy_on_as_many_batches_as_asked(task: Task, monk
             super().__init__(search, some)
             seen.append((len(some), self.before))
 
-    monkeypatch.setattr("opq.methods.olmp.Fitness", Spy)
+    monkeypatch.setattr(sys.modules["opq.methods.olmp"], "Fitness", Spy)
     how = {"epochs": 1, "prune_epochs": 1, "evaluations": 20, "delta": 0.5, "search_batches": 2}
     opq.compress(model, method="olmp", data=batches, method_options=how)
     assert [n for n, _ in seen] == [2]

@@ -1,0 +1,47 @@
+"""A run is taken up only by the same run: every option that changes bytes is part of what it is known by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opq import constraints
+from opq.compression.options import Options
+from opq.sources import open_source
+from opq.streaming.work_folder import digest_of
+
+OTHER: dict[str, dict[str, Any]] = {
+    "bits": {"bits": 4},
+    "ratio": {"bits": None, "ratio": 10},
+    "size": {"bits": None, "size": 100_000},
+    "method": {"method": "opq"},
+    "overrides": {"overrides": {"embed*": "keep"}},
+    "constraints": {"constraints": (constraints.bits("layers*", min=2),)},
+    "sensitivities": {"sensitivities": {"embed.weight": 2.0}},
+    "alpha": {"alpha": 1.0},
+    "seed": {"seed": 1},
+    "probe": {"probe": False},
+}
+
+
+@pytest.mark.parametrize("option", OTHER)
+def test_another_value_of_an_option_is_another_run(option: str, source: Path) -> None:
+    opened = open_source(source)
+    given = {"bits": 3} | OTHER[option]
+    first = digest_of(opened, Options(bits=3), 26_000, probed=False)
+    assert first == digest_of(open_source(source), Options(bits=3), 26_000, probed=False)
+    assert first != digest_of(opened, Options(**given), 26_000, probed=False)
+
+
+def test_other_numbers_within_an_option_are_another_run(source: Path) -> None:
+    opened = open_source(source)
+    runs = [Options(bits=3, sensitivities={"embed.weight": a}) for a in (1.0, 2.0)]
+    assert len({digest_of(opened, run, 26_000, probed=False) for run in runs}) == 2
+
+
+def test_another_size_of_the_shards_or_another_way_to_probe_is_another_run(source: Path) -> None:
+    opened, options = open_source(source), Options(bits=3)
+    ways = [(26_000, False), (26_001, False), (26_000, True)]
+    assert len({digest_of(opened, options, size, probed=probed) for size, probed in ways}) == len(ways)
