@@ -28,7 +28,7 @@ def test_a_table_is_what_was_measured(table: Table) -> None:
 
 
 def test_every_entry_of_the_helper_is_of_a_table_that_is_there() -> None:
-    assert {key for key in SOURCES} <= {(table.page, table.header) for table in TABLES}
+    assert set(SOURCES) <= {(table.page, table.header) for table in TABLES}
     there = {(table.page, word) for table in TABLES for word in table.header}
     assert set(WITHOUT) <= there
 

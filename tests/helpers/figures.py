@@ -271,10 +271,7 @@ WITHOUT: dict[tuple[str, str], str] = {
         "docs/datafree.md",
         "states, rows of a path",
     ): "drawn weights at 5.2 bits; no row yet (issue: tables get one or go)",
-    (
-        "docs/datafree.md",
-        "bits saved at equal error, by the plain grid with the best dead zone",
-    ): "drawn weights; no row",
+    ("docs/datafree.md", "2.3 bits"): "drawn weights; no row yet",
     ("docs/datafree.md", "tried"): "what was tried on the way, by code that is gone; no row",
     ("docs/finetune.md", "option"): "no figures: what each option means",
     ("docs/finetune.md", "dense training"): "held-out images, on the way to the recipes; no row",
