@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif("OPQ_HUGE" not in os.environ, reason="takes minu
 RUN = r"""
 import json, re, resource, sys, time
 import numpy as np, torch
-from opq.folder import FolderReader
+from opq.file.folder_reader import FolderReader
 from opq.streaming import compress_folder
 from opq.streaming.dense import pieces
 from opq.base.pool import pool
