@@ -79,3 +79,27 @@ def test_documentation_names_nothing_private() -> None:
 
 def test_the_drawing_in_the_documentation_is_today_s() -> None:
     assert layout.drawn() == layout.drawing(), "run: python tests/helpers/layout.py"
+
+
+def test_the_files_and_functions_on_the_page_are_there() -> None:
+    """Rows `| stage | file | functions |` of docs/architecture.md."""
+    rows = re.findall(r"^\|[^|]*\| `([\w/]+\.py)` \| ([^|]*) \|$", (DOCS / "architecture.md").read_text(), re.MULTILINE)
+    assert len(rows) > 20
+    for file, names in rows:
+        text = (layout.PACKAGE / file).read_text()
+        missing = [
+            n for n in re.findall(r"`(\w+)`", names) if not re.search(rf"^(def|class) {n}\b", text, re.MULTILINE)
+        ]
+        assert not missing, (file, missing)
+
+
+def test_nothing_is_cited_that_a_reader_does_not_have() -> None:
+    """Documents of the founding, `DESIGN` and the like: what is cited stands in docs/."""
+    pages = [*layout.modules().values(), *DOCS.rglob("*.md"), *(ROOT / "examples").rglob("*.py"), ROOT / "README.md"]
+    assert not [str(path) for path in pages if re.search(r"\b(DESIGN|ARCHITECTURE|STYLE)\b", path.read_text())]
+
+
+def test_the_version_stands_in_one_place() -> None:
+    assert re.search(r'^dynamic = \["version"\]$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    holders = [ROOT / name for name in ("pyproject.toml", "CITATION.cff", "RELEASE.md", "docs/conf.py")]
+    assert not [str(path) for path in holders if re.search(rf"\b{re.escape(opq.__version__)}\b", path.read_text())]

@@ -1,4 +1,4 @@
-"""Sensitivities without data: how much the outputs feel an error in each tensor (DESIGN 2.4).
+"""Sensitivities without data: how much the outputs feel an error in each tensor (docs/mathematics.md, "Sensitivity").
 
 `a_i` is the mean over the tensor's weights of the diagonal Gauss-Newton term `E_{x,v} [(d v'f(x) / d w)^2]` with
 `v ~ N(0, I)` on the outputs and `x` synthetic. With an independent `v` per sample one backward pass per micro-batch
