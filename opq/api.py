@@ -62,6 +62,12 @@ def compress(source: SourceLike, **options: Any) -> Result:
 
     Raises:
         OpqError: one of its subclasses for each way to be wrong; docs/errors.md lists them.
+
+    Example:
+        >>> import opq
+        >>> result = opq.compress("demo:digits", bits=3, probe=False)
+        >>> 0.995 * 3 <= result.bits <= 3
+        True
     """
     checked = Options.of(options)
     opened = open_source(source)
@@ -75,6 +81,12 @@ def solve(source: SourceLike, **options: Any) -> Plan:
     """Decides only: the Plan that `compress` with the same options would apply. Nothing is touched.
 
     Takes the options of `compress`. The size of the file is predicted from the rates; `compress` measures it.
+
+    Example:
+        >>> import opq
+        >>> plan = opq.solve("demo:digits", ratio=10, probe=False)
+        >>> plan.compressed[0].name, plan.residual < 1e-6
+        ('0.weight', True)
     """
     checked = Options.of(options)
     opened = open_source(source)

@@ -10,7 +10,7 @@ import sys
 
 import layout
 import pytest
-from paths import DOCS, ROOT
+from paths import DOCS, ROOT, TESTS
 
 import opq
 
@@ -103,3 +103,13 @@ def test_the_version_stands_in_one_place() -> None:
     assert re.search(r'^dynamic = \["version"\]$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     holders = [ROOT / name for name in ("pyproject.toml", "CITATION.cff", "RELEASE.md", "docs/conf.py")]
     assert not [str(path) for path in holders if re.search(rf"\b{re.escape(opq.__version__)}\b", path.read_text())]
+
+
+def test_no_test_is_imported() -> None:
+    """What tests share stands in tests/helpers; and no two helpers or tests have one name."""
+    files = [path for path in TESTS.rglob("*.py") if "__pycache__" not in path.parts]
+    imported = re.compile(r"^\s*(?:from|import) (?:tests\.)?(?:\w+\.)*test_\w+", re.MULTILINE)
+    assert not [str(path) for path in files if imported.search(path.read_text())]
+    helpers = [path.stem for path in files if path.parent.name in ("helpers", "golden")]
+    assert len(set(helpers)) == len(helpers)
+    assert not [name for name in helpers if name.startswith("test_")]

@@ -114,6 +114,14 @@ def probe(
 
     Raises:
         ProbeError: the forward cannot be run, or gives nothing that can be differentiated.
+
+    Example:
+        >>> import opq
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 4))
+        >>> told = opq.probe(model, input_size=(3, 8, 8), samples=16)
+        >>> sorted(told.sensitivity)
+        ['0.bias', '0.weight', '2.bias', '2.weight']
     """
     model = unwrapped(model)
     if calibration is not None:

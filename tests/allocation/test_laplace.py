@@ -141,7 +141,7 @@ def test_best_quantizer_is_on_rate_and_better_than_its_neighbours(rate: float) -
     ("rate", "gap", "slope"), [(0.2, 0.025, 0.3), (0.5, 0.068, 0.48), (1.0, 0.133, 0.93), (2.0, 0.216, 3.4)]
 )
 def test_gap_to_the_rate_distortion_function(rate: float, gap: float, slope: float) -> None:
-    """docs/mathematics.md, the distance from the limit: bits that the best entropy-coded scalar quantizer spends beyond Shannon's bound."""
+    """Bits that the best entropy-coded scalar quantizer spends beyond Shannon's bound."""
     distortion = laplace.best_quantizer(rate)[2]
     points = sorted(rate_distortion(slope * f)[::-1] for f in (0.8, 1.0, 1.25))
     log_distortion, bound = [math.log(d) for d, _ in points], [r for _, r in points]

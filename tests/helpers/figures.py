@@ -123,7 +123,7 @@ def nothing(text: str) -> dict[str, str]:
 
 
 def baseline(text: str) -> dict[str, str]:
-    return {"method": {"magnitude": "magnitude", "LAMP": "lamp", "k-means": "kmeans"}[text.split(",")[0]]}
+    return {"method": {"magnitude": "magnitude", "LAMP": "lamp", "k-means": "kmeans"}[text.split(",", maxsplit=1)[0]]}
 
 
 def million(field: str) -> Callable[[Row], float | None]:
