@@ -113,3 +113,15 @@ def test_no_test_is_imported() -> None:
     helpers = [path.stem for path in files if path.parent.name in ("helpers", "golden")]
     assert len(set(helpers)) == len(helpers)
     assert not [name for name in helpers if name.startswith("test_")]
+
+
+def test_files_that_are_named_are_there() -> None:
+    """`tests/...py`, `opq/...py` and `examples/...py` in pages and sources."""
+    pages = [*layout.modules().values(), *DOCS.rglob("*.md"), *TESTS.rglob("*.py"), *ROOT.glob("*.md")]
+    pages += (ROOT / "examples").rglob("*.py")
+    named = (
+        (page, path)
+        for page in pages
+        for path in re.findall(r"\b(?:tests|opq|examples)/[a-z_/]+\.py\b", page.read_text())
+    )
+    assert not [f"{page.relative_to(ROOT)}: {path}" for page, path in named if not (ROOT / path).exists()]

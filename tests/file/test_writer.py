@@ -222,7 +222,7 @@ GOLDEN = (
     "3900000000e33f00403333331eb110ccfab13819f71d0b04760000d408e4e8adb21f6d8d7c927be1a1dea80059f12a183e68"
     "60a3bbd52ade9c620f7e0147348504b4297c030000803f000000c0"
 )
-"""`small()` as a file: no later version may change it; `python tests/test_container.py` prints it anew."""
+"""`small()` as a file: no later version may change it; `python tests/file/test_writer.py` prints it anew."""
 
 
 def test_golden_bytes() -> None:

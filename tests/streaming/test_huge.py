@@ -1,6 +1,6 @@
 """Tensors of a thousand million weights and more, in bounded memory. Not part of the ordinary run: several minutes.
 
-OPQ_HUGE=1 pytest tests/test_stream_huge.py -n 0 -s
+OPQ_HUGE=1 pytest tests/streaming/test_huge.py -n 0 -s
 """
 
 from __future__ import annotations
