@@ -14,7 +14,8 @@ from torch import nn
 
 from opq import methods
 from opq.compression.alpha import weighed
-from opq.compression.coders import Coder, DataFreeCoder, PlainCoder, probe_source
+from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, probe_source, wants_probe
+from opq.compression.copies import without_copies
 from opq.compression.fit import Fit
 from opq.compression.options import PUBLISHED, Options
 from opq.compression.problem import Problem, gather
@@ -70,7 +71,7 @@ def compress(source: SourceLike, **options: Any) -> Result:
         True
     """
     checked = Options.of(options)
-    opened = open_source(source)
+    opened = _opened(source, checked)
     if checked.method in PUBLISHED:
         return methods.run(opened, checked)
     problem, coder = _problem(opened, checked)
@@ -89,14 +90,20 @@ def solve(source: SourceLike, **options: Any) -> Plan:
         ('0.weight', True)
     """
     checked = Options.of(options)
-    opened = open_source(source)
+    opened = _opened(source, checked)
     if checked.method in PUBLISHED:
         return methods.run(opened, checked).plan
     problem, _ = _problem(opened, checked)
     return Fit(opened, problem, PlainCoder(opened), checked.progress).decide()
 
 
-def _problem(source: Source, options: Options) -> tuple[Problem, Coder]:
+def _opened(source: SourceLike, options: Options) -> Source:
+    """The source; equal tensors of bare weights are one, those of a live model may be trained apart."""
+    opened = open_source(source)
+    return opened if opened.origin in LIVE or wants_probe(opened, options) else without_copies(opened)
+
+
+def _problem(source: Source, options: Options) -> tuple[Problem[Any], Coder]:
     """The allocation problem and what makes codes of its plans."""
     roles = assign(source.specs, options.overrides)
     bounded = [role.name for role in roles if (role.min_bits, role.max_bits) != (0.0, math.inf)]
@@ -112,9 +119,9 @@ def _problem(source: Source, options: Options) -> tuple[Problem, Coder]:
     given = {**_named(options, stats), **given}
     probed = probe_source(source, options)
     trellised = _trellised(roles, probed) if options.trellis else frozenset()
-    problem = Problem(
-        options=options,
-        roles=roles,
+    problem = Problem.of(
+        options,
+        roles,
         stats=stats,
         sensitivities=dict.fromkeys(stats, 1.0) | given,
         trellised=trellised,
@@ -122,7 +129,7 @@ def _problem(source: Source, options: Options) -> tuple[Problem, Coder]:
     if probed is None:
         return problem, PlainCoder(source)
     coder = DataFreeCoder(source, probed)
-    return weighed(coder, problem, given), coder
+    return weighed(coder, problem, given)
 
 
 def _trellised(roles: Iterable[Role], probed: Probe | None) -> frozenset[str]:

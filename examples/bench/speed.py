@@ -6,6 +6,7 @@ random: nothing here depends on their values.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import time
@@ -53,12 +54,13 @@ class Clock:
         self._since = now
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class TimedCoder(DataFreeCoder):
     """Books its work."""
 
-    clock: Clock
+    clock: Clock = dataclasses.field(default_factory=Clock)
 
-    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[Codes]:
+    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
         with self.clock.part("feedback"):
             return iter(list(super().codes(tensors)))
 
@@ -77,16 +79,15 @@ def measure() -> dict[str, object]:
     with clock.part("solve and code"):
         roles = assign(source.specs)
         stats = gather(source, roles)
-        problem = Problem(options=options, roles=roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0))
+        problem = Problem.of(options, roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0))
         with clock.part("probe"):
             probe = probe_source(source, options)
             assert probe is not None
         with clock.part("moments"):
             _ = probe.moments.dense
-        coder = TimedCoder(source, probe)
-        object.__setattr__(coder, "clock", clock)
+        coder = TimedCoder(source, probe, clock=clock)
         with clock.part("feedback"):
-            problem = weighed(coder, problem, {})
+            problem, coder = weighed(coder, problem, {})
         result = Fit(source, problem, coder, options.progress).run()
     row: dict[str, object] = {"method": "rd", "budget": BITS, "file_bytes": result.bytes}
     row |= {"bits": 8 * result.bytes / parameters, "ratio": 4 * parameters / result.bytes}

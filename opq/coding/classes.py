@@ -23,10 +23,6 @@ Classes = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uin
 
 _T = TypeVar("_T", bound=np.generic)
 
-MOST_PER_AXIS = 16
-MOST = 3 * (MOST_PER_AXIS - 1) + 1
-"""Most classes of one axis, and of a tensor."""
-
 _FEWEST = 256
 """Smaller tensors have one table."""
 

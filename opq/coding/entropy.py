@@ -14,24 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from opq.base.arrays import Codes, Ints
+from opq.base.format_v1 import CHUNK, LARGE, LARGEST_CODE
 from opq.coding import classes, tables
 from opq.coding.classes import Contexts
 from opq.coding.stack import StackReader, StackWriter
 from opq.coding.symbols import DIRECT, EDGES, LAST, SYMBOL, bits_behind
 from opq.coding.tensor_model import Coding, Rows, Shape, checked
 from opq.errors import CorruptFileError, OptionError
-from opq.plan import LARGEST_CODE
 
 FEW = 1 << 14
 """Tensors of at most so many codes may do without a table."""
 
-LARGE = 1 << 19
-"""Tensors of so many codes are coded chunk by chunk, and by pages where these take at least `_PAGED` bits a code."""
-
-CHUNK = 1 << 22
-"""Codes in one chunk, rounded to whole rows."""
-
 _PAGED = 0.5
+"""Large tensors are coded by pages from so many bits a code on: below, pages cost more than 0.1 % beyond tables."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,41 +5,33 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Literal
 
 import numpy as np
 
 from opq.base.arrays import Codes, Ints, Symbols
+from opq.base.format_v1 import CODING_KINDS, LARGEST_CODE, NARROW, SCALES, CodingKind
 from opq.coding import class_tables, pages, tables
 from opq.coding.classes import Contexts
 from opq.coding.stack import Model, StackReader, StackWriter, categorical, uniform
-from opq.coding.symbols import BASE, BITS, DIRECT, EDGES, LAST, SYMBOL, any_behind
+from opq.coding.symbols import BASE, BEHIND, DIRECT, EDGES, LAST, SYMBOL, any_behind
 from opq.errors import CorruptFileError
-from opq.plan import LARGEST_CODE
 
 Shape = tuple[int, int, int]
-"""Rows, columns, positions of a kernel: `contexts.view`."""
+"""Rows, columns, positions of a kernel: `classes.view`."""
 Rows = tuple[int, int]
 """The first row of a chunk, and the first beyond."""
 
-Kind = Literal["constant", "tables", "geometric", "pages"]
-KINDS: tuple[Kind, ...] = ("constant", "tables", "geometric", "pages")
-"""All codes equal; a frequency table for each class; a geometric distribution; each class by pcodec."""
-
-_KINDS = uniform(len(KINDS))
+_KINDS = uniform(len(CODING_KINDS))
 _SYMBOLS = uniform(256)
-_SCALES = uniform(tables.SCALES)
+_SCALES = uniform(SCALES)
 _WIDTHS = uniform(2)
-
-_NARROW = 48
-"""Symbols of smaller magnitude stand for codes that 8 bits hold."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Coding:
     """The model of one tensor's codes."""
 
-    kind: Kind
+    kind: CodingKind
     low: int = 0
     """The smallest symbol."""
     alphabet: int = 0
@@ -56,9 +48,9 @@ class Coding:
     @classmethod
     def take(cls, reader: StackReader, shape: Shape) -> Coding:
         """Reads what `put` wrote; raises `CorruptFileError` on what cannot be."""
-        kind = KINDS[reader.take(_KINDS)]
+        kind = CODING_KINDS[reader.take(_KINDS)]
         if kind == "pages":
-            low, alphabet = ((-_NARROW + 1, 2 * _NARROW - 1), (-LAST, 2 * LAST + 1))[reader.take(_WIDTHS)]
+            low, alphabet = ((-NARROW + 1, 2 * NARROW - 1), (-LAST, 2 * LAST + 1))[reader.take(_WIDTHS)]
             return cls(kind, low, alphabet, class_tables.take(reader, shape))
         if kind == "tables":
             low, alphabet = reader.take(_SYMBOLS) - 128, reader.take(_SYMBOLS) + 1
@@ -75,7 +67,7 @@ class Coding:
 
     def put(self, writer: StackWriter) -> None:
         """Writes what stands before the symbols."""
-        writer.put(KINDS.index(self.kind), _KINDS)
+        writer.put(CODING_KINDS.index(self.kind), _KINDS)
         if self.kind in ("constant", "geometric"):
             writer.sint(self.offset)
         if self.kind == "geometric":
@@ -105,7 +97,7 @@ class Coding:
     @property
     def item(self) -> type[np.int8] | type[np.int16]:
         """The type in which pages hold the codes."""
-        return np.int8 if self.low > -_NARROW and self.low + self.alphabet <= _NARROW else np.int16
+        return np.int8 if self.low > -NARROW and self.low + self.alphabet <= NARROW else np.int16
 
     @functools.cached_property
     def models(self) -> list[Model]:
@@ -123,11 +115,11 @@ class Coding:
             if len(of_class):
                 writer.put(of_class, model)
         if index is not None:
-            lengths = BITS.take(index)
+            lengths = BEHIND.take(index)
             behind = np.flatnonzero(lengths)
             if len(behind):
                 widths = lengths[behind].astype(np.int32)
-                writer.bits(np.abs(codes[behind].astype(np.int32)) & ((1 << widths) - 1), widths)
+                writer.tails(np.abs(codes[behind].astype(np.int32)) & ((1 << widths) - 1), widths)
 
     def take_symbols(self, reader: StackReader, out: Codes, rows: Rows) -> None:
         """The inverse of `put_symbols`, into the flat `out`; demands that the stack is then empty."""
@@ -142,7 +134,7 @@ class Coding:
             behind = np.flatnonzero(np.abs(out) >= DIRECT)
             symbols = out[behind]
             lengths = 2 + (np.abs(symbols).astype(np.int32) - DIRECT) // 8
-            magnitudes = BASE.take(symbols + 128) + (reader.bits(lengths) if len(behind) else 0)
+            magnitudes = BASE.take(symbols + 128) + (reader.tails(lengths) if len(behind) else 0)
             out[behind] = np.where(symbols < 0, -magnitudes, magnitudes)
         reader.finish()
 

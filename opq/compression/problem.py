@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from opq.allocation.curve import Curve, Point
 from opq.allocation.paper import paper
@@ -24,27 +24,60 @@ from opq.quantizing import trellis
 from opq.sources.base import Source
 
 
+class Statistics(Protocol):
+    """What a plan needs to know of a tensor beside its curve."""
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+
+    @property
+    def max_abs(self) -> float:
+        """The largest magnitude."""
+
+    @property
+    def mean_abs(self) -> float:
+        """The mean magnitude."""
+
+
+S = TypeVar("S", bound=Statistics, covariant=True)
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Problem:
+class Problem(Generic[S]):
     """One compression problem: which tensors take part, what they look like and how much each matters."""
 
     options: Options
     roles: tuple[Role, ...]
-    stats: Mapping[str, TensorStats]
+    stats: Mapping[str, S]
     """Of every compressed tensor, in the source's order."""
     sensitivities: Mapping[str, float]
     """`a_i` of every compressed tensor."""
-    curves: Mapping[str, Curve] = dataclasses.field(default_factory=dict)
-    """Made from the statistics where not given."""
+    curves: Mapping[str, Curve]
+    """Rate and distortion of every compressed tensor; `of` makes them of whole statistics."""
     trellised: frozenset[str] = frozenset()
     """Tensors whose codes may follow the paths of a trellis; they do from `trellis.LEAST` bits a weight on."""
 
-    def __post_init__(self) -> None:
-        if not self.curves:
-            curves = {name: Curve.of(stats) for name, stats in self.stats.items()}
-            object.__setattr__(self, "curves", curves)
+    @staticmethod
+    def of(
+        options: Options,
+        roles: Sequence[Role],
+        *,
+        stats: Mapping[str, TensorStats],
+        sensitivities: Mapping[str, float],
+        trellised: frozenset[str] = frozenset(),
+    ) -> Problem[TensorStats]:
+        """The problem of tensors whose statistics are at hand; their curves are made here, once."""
+        return Problem(
+            options=options,
+            roles=tuple(roles),
+            stats=stats,
+            sensitivities=sensitivities,
+            curves={name: Curve.of(found) for name, found in stats.items()},
+            trellised=trellised,
+        )
 
-    def replace(self, *, sensitivities: Mapping[str, float]) -> Problem:
+    def replace(self, *, sensitivities: Mapping[str, float]) -> Problem[S]:
         """The same problem with other sensitivities; the curves are not made again."""
         return dataclasses.replace(self, sensitivities=sensitivities)
 
@@ -108,6 +141,7 @@ class Problem:
             "dtype": dtype_name(role.spec.dtype),
             "action": role.action,
             "reason": role.reason,
+            "exact": role.exact,
             "like": role.spec.like,
         }
         if point is not None:

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from opq.base.format_v1 import LARGEST_CODE
 from opq.base.rounding import rounded
 from opq.file.stored import Fine, Log, Raw, Stored
-from opq.plan import LARGEST_CODE
 
 Doubles = npt.NDArray[np.float64]
 

@@ -26,19 +26,15 @@ import numpy as np
 import numpy.typing as npt
 
 from opq.base.arrays import Codes, Reals
+from opq.base.format_v1 import FROM_PARITY, FROM_SHIFT, LARGEST_PATH, RUN, STATES
 from opq.errors import CorruptFileError, MismatchError
 
 States = npt.NDArray[np.uint8]
 
 _T = TypeVar("_T", bound=np.generic)
 
-RUN = 128
-"""Rows of one path: twice as long ones gain 0.03 dB and are searched for one after the other."""
-
-STATES = 64
 _ONE = np.uint8(1)
-_FROM_SHIFTS, _FROM_PARITIES = np.uint8(0o103 >> 1), np.uint8(0o024 >> 1)
-"""What a shifted grid and an odd code add to the state, whose lowest bit is the next shift."""
+_FROM_SHIFTS, _FROM_PARITIES = np.uint8(FROM_SHIFT), np.uint8(FROM_PARITY)
 
 PRICE = 0.35
 """What a bit may cost in squared errors, in squares of the (fine) step: the slope of the error at high rates."""
@@ -51,9 +47,6 @@ ERROR = 0.26
 
 SAVED = 0.2
 """Bits a weight by which codes are shorter than those of a plain grid of that error, classes of weights included."""
-
-_FARTHEST = 2**14 - 1
-"""Magnitude of the largest `k`."""
 
 _AT_ONCE = 1 << 11
 """Paths searched together: what they need beside the weights stays small."""
@@ -74,7 +67,7 @@ def step(rate: float, distortion: float, largest: float) -> float | None:
         largest: the largest magnitude, which must have a code.
     """
     fine = math.sqrt(distortion / ERROR)
-    return fine if rate >= LEAST and largest < fine * (2 * _FARTHEST - 1) else None
+    return fine if rate >= LEAST and largest < fine * (2 * LARGEST_PATH - 1) else None
 
 
 def paths(n: Codes) -> Codes:
@@ -95,9 +88,9 @@ def numbers(k: Codes) -> Codes:
     Raises:
         CorruptFileError: a `k` whose `n` 16 bits do not hold.
     """
-    if k.size and not -_FARTHEST <= int(k.min()) <= int(k.max()) <= _FARTHEST:
-        raise CorruptFileError("a path beyond 16 bits", got=(int(k.min()), int(k.max())), wanted=f"+-{_FARTHEST}")
-    return 2 * k + _shifts(k)
+    if k.size and not -LARGEST_PATH <= int(k.min()) <= int(k.max()) <= LARGEST_PATH:
+        raise CorruptFileError("a path beyond 16 bits", got=(int(k.min()), int(k.max())), wanted=f"+-{LARGEST_PATH}")
+    return np.asarray(2 * k + _shifts(k))  # also without axes, where a sum is no array
 
 
 def _shifts(k: Codes) -> Codes:
@@ -173,7 +166,7 @@ def _viterbi(x: Reals, bits: Reals) -> Codes:
     length, width = x.shape
     middle = len(bits) // 2
     k = 2 * np.rint((x[:, None] - _SHIFT) / 4 - _PARITY / 2) + _PARITY  # the best of each kind
-    reach = min(middle, _FARTHEST) // 2 * 2  # even, so that parities stay
+    reach = min(middle, LARGEST_PATH) // 2 * 2  # even, so that parities stay
     np.clip(k, _PARITY - reach, _PARITY + reach - 2, out=k)
     n = 2 * k + _SHIFT
     prices = (x[:, None] - n) ** 2 + PRICE * bits[k.astype(np.intp) + middle]

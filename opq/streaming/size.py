@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from opq.coding import classes as classes_of_weights
 from opq.coding import entropy
 from opq.coding.symbols import SYMBOL
 from opq.compression.problem import Problem
-from opq.file import stored, writer
+from opq.file import writer
 from opq.file.index import Place
 from opq.plan import Plan, TensorPlan, as_stored
 from opq.sources.base import Source
@@ -66,7 +67,7 @@ class Predictor:
         """Bytes of one payload."""
         return predicted(tensor, self.samples)
 
-    def solve(self, problem: Problem, target: float, bits: float) -> tuple[float, float]:
+    def solve(self, problem: Problem[Any], target: float, bits: float) -> tuple[float, float]:
         """Bits of codes for which all files take `target` bytes, starting from a guess; and the bytes predicted."""
         least = problem.least_bits
         for _ in range(_ROUNDS):
@@ -187,14 +188,7 @@ def fixed_bytes(source: Source, plan: Plan, shards: Sequence[Sequence[str]], tak
     for names in shards:
         part = part_of(plan, names)
         items, large = kept_items(source, part, plan)
-        places = {}
-        for item in items:
-            if isinstance(item, stored.Raw) and writer._is_scalar(item.tensor):
-                places[item.name] = Place("scalar", 0, number=int(item.tensor))
-            else:
-                draft = stored.draft(item, part[item.name])
-                number = {"fine": getattr(item, "step", 0.0), "log": getattr(item, "per_octave", 0)}.get(draft.kind, 0)
-                places[item.name] = Place(draft.kind, draft.size, number=number)
+        places = {item.name: writer.foreseen(item, part[item.name]) for item in items}
         places |= {name: Place("raw", source.by_name[name].nbytes) for name in large}
         kept = sum(place.length for place in places.values())
         places |= {t.name: Place("grid", max(1, round(predicted(t, taken)))) for t in part.compressed}

@@ -22,16 +22,16 @@ def test_of_all_exponents_the_one_whose_plan_moves_the_outputs_least_is_taken(bi
     roles = assign(source.specs)
     told = probe(source.build(), hint=source.input_hint)
     stats = gather(source, roles)
-    problem = Problem(options=Options(bits=bits), roles=roles, stats=stats, sensitivities={})
+    problem = Problem.of(Options(bits=bits), roles, stats=stats, sensitivities={})
 
     candidates = [problem.replace(sensitivities=told.sensitivities(stats, alpha=alpha)) for alpha in ALPHAS]
     errors = []
     for candidate in candidates:
         coder = DataFreeCoder(source, told)
         plan = as_stored(Fit(source, candidate, coder, silent).decide())
-        codes = dict(zip((t.name for t in plan.compressed), coder.codes(plan.compressed), strict=True))
+        codes = dict(coder.codes(plan.compressed))
         errors.append(told.output_error(coder.state(plan, codes)))
     assert len(set(errors)) == len(ALPHAS), "one plan for all exponents says nothing"
 
-    chosen = weighed(DataFreeCoder(source, told), problem, {})
+    chosen, _ = weighed(DataFreeCoder(source, told), problem, {})
     assert chosen.sensitivities == candidates[errors.index(min(errors))].sensitivities

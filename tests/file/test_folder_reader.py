@@ -9,6 +9,7 @@ from typing import Any
 
 import fuzz
 import pytest
+from file_helpers import codes_in
 
 from opq.errors import (
     ClosedReaderError,
@@ -45,7 +46,7 @@ def test_it_is_read_like_one_file(folder: Path) -> None:
         assert reader.plan == same.plan
         assert reader.bytes == sum(path.stat().st_size for path in folder.iterdir())
         assert reader.kind("steps") == "scalar"
-        assert (reader.codes("shared") == items[0].codes).all()
+        assert (reader.codes("shared") == codes_in(items[0])).all()
         with pytest.raises(MismatchError, match="no tensor 'nothing'"):
             reader.tensor("nothing")
         state = reader.state_dict()
@@ -106,7 +107,7 @@ def test_each_way_to_be_wrong_has_its_error(how: str, folder: Path) -> None:
 
 
 def test_no_index_and_one_too_large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opq.file.folder_reader._LARGEST_INDEX", 10)
+    monkeypatch.setattr("opq.file.folder_reader.LARGEST_FOLDER_INDEX", 10)
     with pytest.raises(CorruptFileError, match="too large for an index"):
         FolderReader(folder)
     monkeypatch.undo()

@@ -143,17 +143,20 @@ KEPT: Sequence[Field] = ("kept_weights", "weights_ratio")
 FILE: Sequence[Field] = ("file_bytes", "ratio")
 STAGES = ("read", "statistics", "sample", "quantize", "encode", "verify", "write")
 
+PARTS = ("network", "method", "bits per parameter", "dense", "score", "samples")
+OF_PARTS = Source(
+    results="datafree",
+    words={"network": model, "method": part},
+    numbers={
+        "bits per parameter": ("bits",),
+        "dense": ("top1_dense",),
+        "score": ("top1", least, most),
+        "samples": ("samples",),
+    },
+)
+
 SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
-    ("docs/datafree.md", ("network", "method", "bits per parameter", "dense", "score", "samples")): Source(
-        results="datafree",
-        words={"network": model, "method": part},
-        numbers={
-            "bits per parameter": ("bits",),
-            "dense": ("top1_dense",),
-            "score": ("top1", least, most),
-            "samples": ("samples",),
-        },
-    ),
+    **dict.fromkeys([("docs/datafree.md", PARTS), ("docs/research.md", PARTS)], OF_PARTS),
     ("docs/finetune.md", ("network", "file", "ratio", "dense error", "one shot", "fine-tuned")): Source(
         results="finetune",
         words={"network": model},
@@ -268,14 +271,14 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
 WITHOUT: dict[tuple[str, str], str] = {
     ("docs/datafree.md", "layer"): "no figures: how each kind of layer is treated",
     (
-        "docs/datafree.md",
+        "docs/research.md",
         "states, rows of a path",
     ): "drawn weights at 5.2 bits; no row yet (issue: tables get one or go)",
     ("docs/datafree.md", "2.3 bits"): "drawn weights; no row yet",
-    ("docs/datafree.md", "tried"): "what was tried on the way, by code that is gone; no row",
+    ("docs/research.md", "tried"): "what was tried on the way, by code that is gone; no row",
     ("docs/finetune.md", "option"): "no figures: what each option means",
-    ("docs/finetune.md", "dense training"): "held-out images, on the way to the recipes; no row",
-    ("docs/finetune.md", "recipe"): "on the way to the recipe, on another machine; no row",
+    ("docs/research.md", "dense training"): "held-out images, on the way to the recipes; no row",
+    ("docs/research.md", "recipe"): "on the way to the recipe, on another machine; no row",
     ("docs/methods/index.md", "`method=`"): "no figures: what each method takes",
     ("docs/methods/olmp.md", "epochs, of these pruning"): "on the way to the rows of the table above; no row",
     ("docs/scaling.md", "on 16 cores"): "computed from the measured rates, and said so",
@@ -287,6 +290,6 @@ WITHOUT: dict[tuple[str, str], str] = {
 
 def checked_pages() -> list[str]:
     """The pages whose tables are compared with rows."""
-    docs = ["datafree.md", "finetune.md", "scaling.md", "trust.md"]
+    docs = ["datafree.md", "finetune.md", "research.md", "scaling.md", "trust.md"]
     methods = sorted(str(path.relative_to(ROOT)) for path in Path(ROOT / "docs/methods").glob("*.md"))
     return [*(f"docs/{name}" for name in docs), *methods]

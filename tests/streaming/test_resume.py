@@ -10,7 +10,7 @@ import pytest
 from opq import constraints
 from opq.compression.options import Options
 from opq.sources import open_source
-from opq.streaming.work_folder import digest_of
+from opq.streaming.resume import Identities
 
 OTHER: dict[str, dict[str, Any]] = {
     "bits": {"bits": 4},
@@ -28,20 +28,20 @@ OTHER: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("option", OTHER)
 def test_another_value_of_an_option_is_another_run(option: str, source: Path) -> None:
-    opened = open_source(source)
+    known = Identities.of(open_source(source))
     given = {"bits": 3} | OTHER[option]
-    first = digest_of(opened, Options(bits=3), 26_000, probed=False)
-    assert first == digest_of(open_source(source), Options(bits=3), 26_000, probed=False)
-    assert first != digest_of(opened, Options(**given), 26_000, probed=False)
+    first = known.run(Options(bits=3), 26_000, probed=False)
+    assert first == Identities.of(open_source(source)).run(Options(bits=3), 26_000, probed=False)
+    assert first != known.run(Options(**given), 26_000, probed=False)
 
 
 def test_other_numbers_within_an_option_are_another_run(source: Path) -> None:
-    opened = open_source(source)
+    known = Identities.of(open_source(source))
     runs = [Options(bits=3, sensitivities={"embed.weight": a}) for a in (1.0, 2.0)]
-    assert len({digest_of(opened, run, 26_000, probed=False) for run in runs}) == 2
+    assert len({known.run(run, 26_000, probed=False) for run in runs}) == 2
 
 
 def test_another_size_of_the_shards_or_another_way_to_probe_is_another_run(source: Path) -> None:
-    opened, options = open_source(source), Options(bits=3)
+    known, options = Identities.of(open_source(source)), Options(bits=3)
     ways = [(26_000, False), (26_001, False), (26_000, True)]
-    assert len({digest_of(opened, options, size, probed=probed) for size, probed in ways}) == len(ways)
+    assert len({known.run(options, size, probed=probed) for size, probed in ways}) == len(ways)
