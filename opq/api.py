@@ -99,6 +99,12 @@ def compress(
 
     Raises:
         OpqError: one of its subclasses for each way to be wrong; docs/errors.md lists them.
+
+    Example:
+        >>> import opq
+        >>> result = opq.compress("demo:digits", bits=3, probe=False)
+        >>> 0.995 * 3 <= result.bits <= 3
+        True
     """
     with asked(locals()) as options, timed() as seconds:
         opened = _opened(source, options)
@@ -168,6 +174,12 @@ def solve(
 
     Raises:
         OpqError: as `compress`.
+
+    Example:
+        >>> import opq
+        >>> plan = opq.solve("demo:digits", ratio=10, probe=False)
+        >>> plan.compressed[0].name, plan.residual < 1e-6
+        ('0.weight', True)
     """
     with asked(locals()) as options:
         opened = _opened(source, options)

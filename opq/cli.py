@@ -13,7 +13,6 @@ import re
 import sys
 import time
 import warnings
-from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,7 +61,7 @@ FLAGS = {
 
 def _sources(incomplete: str) -> list[str]:
     """What SOURCE may go on as: a name, or a path."""
-    return [name for name in NAMES if name.startswith(incomplete)] + sorted(glob(f"{incomplete}*"))
+    return [name for name in NAMES if name.startswith(incomplete)] + sorted(map(str, Path().glob(f"{incomplete}*")))
 
 
 def _version(wanted: bool) -> None:

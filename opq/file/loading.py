@@ -34,6 +34,16 @@ def load(
         MismatchError: names or shapes differ; the model is left untouched.
         FileFormatError: the file is foreign, newer, truncated, corrupt or too large (one subclass each). All checksums
             are looked at before the model is touched.
+
+    Example:
+        >>> import os, tempfile, opq
+        >>> from opq import demo
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "digits.opq.safetensors")
+        ...     opq.compress("demo:digits", bits=4, probe=False).save(path)
+        ...     model = opq.load(path, demo.load())
+        >>> model.training
+        False
     """
     inner = unwrapped(model)
     with open_reader(path, max_expansion=max_expansion) as reader:
@@ -71,6 +81,15 @@ def load_state_dict(path: str | os.PathLike[str], *, max_expansion: float = MAX_
 
     Raises:
         FileFormatError: the file is foreign, newer, truncated or corrupt (one subclass each).
+
+    Example:
+        >>> import os, tempfile, torch, opq
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "w.opq.safetensors")
+        ...     opq.compress({"w": torch.randn(64, 32)}, bits=4).save(path)
+        ...     state = opq.load_state_dict(path)
+        >>> state["w"].shape
+        torch.Size([64, 32])
     """
     with open_reader(path, max_expansion=max_expansion) as reader:
         return reader.state_dict()

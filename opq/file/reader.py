@@ -53,6 +53,13 @@ class Reader:
         TruncatedFileError: it is shorter than its header says.
         CorruptFileError: what it says contradicts itself, or a checksum is wrong.
         FileTooLargeError: it decodes to more than `max_expansion` allows.
+
+    Example:
+        >>> import opq
+        >>> packed = opq.compress("demo:digits", bits=3, probe=False).packed
+        >>> with opq.Reader(packed) as reader:
+        ...     reader.names[0], reader.codes("0.weight").shape, reader.tensor("0.weight").dtype
+        ('0.weight', (32, 1, 3, 3), torch.float32)
     """
 
     plan: Plan

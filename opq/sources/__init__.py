@@ -58,6 +58,12 @@ def open_source(source: SourceLike, *, pretrained: bool = True) -> Source:
         MissingExtraError: a package for this kind of source is not installed.
         MissingShardError, CorruptSourceError: a file is not there or damaged.
         SourceError: the source is unknown or cannot be read.
+
+    Example:
+        >>> import opq
+        >>> source = opq.open_source("demo:digits")
+        >>> source.names[0], source.elements
+        ('0.weight', 131754)
     """
     if isinstance(source, Source):
         return source

@@ -112,6 +112,17 @@ def compress_folder(
         BusyFolderError: another process writes into the folder.
         OccupiedFolderError: it holds another compression.
         RankError: another process failed.
+
+    Example:
+        >>> import pathlib, tempfile, opq, torch
+        >>> from safetensors.torch import save_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file({"w": torch.randn(256, 64)}, f"{folder}/model.safetensors")
+        ...     result = opq.compress_folder(f"{folder}/model.safetensors", f"{folder}/out", bits=4)
+        ...     [path.name for path in sorted(pathlib.Path(folder, "out").glob("*.safetensors"))]
+        ['model-00001-of-00001.opq.safetensors']
+        >>> 3.9 < result.bits <= 4
+        True
     """
     with asked(locals()) as options:
         _check(options, shard_size)

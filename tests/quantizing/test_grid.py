@@ -20,7 +20,7 @@ def grid(step: float, threshold: float, rounding: float, shape: tuple[int, ...] 
 
 
 def by_definition(w: float, plan: TensorPlan) -> int:
-    """DESIGN 2.2, one weight at a time."""
+    """The quantizer of docs/mathematics.md, one weight at a time."""
     if abs(w) < plan.threshold:
         return 0
     return int(math.copysign(max(1, math.floor(abs(w) / plan.step + 1 - plan.rounding)), w))
