@@ -5,6 +5,8 @@ source -> roles -> statistics -> [probe] -> Problem -> Plan -> codes -> file in 
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -14,8 +16,10 @@ from torch import nn
 from opq import methods
 from opq.base.calls import checked_names
 from opq.base.progress import Progress
+from opq.base.stages import stage, timed
 from opq.compression.alpha import weighed
-from opq.compression.coders import Coder, DataFreeCoder, PlainCoder, probe_source
+from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, probe_source, wants_probe
+from opq.compression.copies import without_copies
 from opq.compression.fit import Fit
 from opq.compression.options import Options
 from opq.compression.problem import Problem, gather
@@ -26,6 +30,7 @@ from opq.methods.calling import asked
 from opq.methods.options import Settings
 from opq.plan import Plan
 from opq.probing.sensitivity import Probe
+from opq.quantizing import feedback, trellis
 from opq.sources import SourceLike, open_source
 from opq.sources.base import Source
 from opq.training.loop import Batches
@@ -64,7 +69,8 @@ def compress(
     Args:
         source: a `torch.nn.Module`, a state dict, a `.safetensors` file, a folder of (sharded) safetensors, a `.pt` or
             `.pth` file, or a name: `hf:ORG/NAME` (or a folder), `timm:NAME`, `torchvision:NAME`, `demo:NAME`.
-        bits: budget as 8 x file bytes / elements of the floating-point tensors.
+        bits: budget as 8 x file bytes / elements of the floating-point tensors. Codes have 16 bits at most, so a
+            Gaussian tensor takes no more than about 14.8 and one with far outliers less: `Result.shortfall` says so.
         ratio: budget as bytes of the source's tensors / bytes of the file.
         size: budget in bytes of the file, a number or a text such as `"2MB"`. Exactly one of the three.
         method: an object of `opq.methods` with the method's own options, or its name: `"rd"` (default), the joint
@@ -94,15 +100,17 @@ def compress(
     Raises:
         OpqError: one of its subclasses for each way to be wrong; docs/errors.md lists them.
     """
-    with asked(locals()) as options:
-        opened = open_source(source)
+    with asked(locals()) as options, timed() as seconds:
+        opened = _opened(source, options)
         if isinstance(options.how, Settings):
-            return methods.run(opened, options)
-        roles = _roles(opened, options)
-        stats = gather(opened, roles, options.progress)
-        probed = probe_source(opened, options)
-        problem, coder = _problem(opened, options, roles, stats, probed)
-        return Fit(opened, problem, coder, options.progress).run()
+            result = methods.run(opened, options)
+        else:
+            roles = _roles(opened, options)
+            stats = gather(opened, roles, options.progress)
+            probed = probe_source(opened, options)
+            problem, coder = _problem(opened, options, roles, stats, probed)
+            result = Fit(opened, problem, coder, options.progress).run()
+    return dataclasses.replace(result, seconds=seconds)
 
 
 @checked_names
@@ -162,7 +170,7 @@ def solve(
         OpqError: as `compress`.
     """
     with asked(locals()) as options:
-        opened = open_source(source)
+        opened = _opened(source, options)
         if isinstance(options.how, Settings):
             return methods.run(opened, options).plan
         roles = _roles(opened, options)
@@ -170,6 +178,13 @@ def solve(
         probed = probe_source(opened, options)
         problem, _ = _problem(opened, options, roles, stats, probed)
         return Fit(opened, problem, PlainCoder(opened), options.progress).decide()
+
+
+def _opened(source: SourceLike, options: Options) -> Source:
+    """The source; equal tensors of bare weights are one, those of a live model may be trained apart."""
+    with stage("open"):
+        opened = open_source(source)
+    return opened if opened.origin in LIVE or wants_probe(opened, options) else without_copies(opened)
 
 
 def _roles(source: Source, options: Options) -> tuple[Role, ...]:
@@ -181,21 +196,33 @@ def _roles(source: Source, options: Options) -> tuple[Role, ...]:
 
 def _problem(
     source: Source, options: Options, roles: tuple[Role, ...], stats: Mapping[str, Any], probed: Probe | None
-) -> tuple[Problem, Coder]:
+) -> tuple[Problem[Any], Coder]:
     """The allocation problem and what makes codes of its plans."""
     given = {} if options.sensitivities is None else dict.fromkeys(stats, 1.0) | dict(options.sensitivities)
     given |= {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
-    problem = Problem(
-        options=options,
-        roles=roles,
-        stats=stats,
-        sensitivities=dict.fromkeys(stats, 1.0) | given,
-        trellised=_trellised(roles, probed) if options.trellis else frozenset(),
-    )
+    trellised = _trellised(roles, probed) if options.trellis else frozenset()
+    with stage("curves"):
+        problem = Problem.of(
+            options, roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0) | given, trellised=trellised
+        )
+    with stage("compile"):
+        trellis.LOOPS.prepare(_numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
     if probed is None:
         return problem, PlainCoder(source)
     coder = DataFreeCoder(source, probed)
-    return weighed(coder, problem, given), coder
+    return weighed(coder, problem, given)
+
+
+def _numpy_seconds(roles: Iterable[Role], trellised: frozenset[str], *, fed: bool) -> float:
+    """About how long the loops that can be compiled would take in numpy."""
+    seconds = 0.0
+    for role in roles:
+        shape, on_paths = role.spec.shape, role.name in trellised
+        if fed and role.action == "compress" and len(shape) > 1:
+            seconds += feedback.numpy_seconds(math.prod(shape[1:]), on_paths=on_paths)
+        elif on_paths:
+            seconds += trellis.numpy_seconds(math.prod(shape))
+    return seconds
 
 
 def _trellised(roles: Iterable[Role], probed: Probe | None) -> frozenset[str]:

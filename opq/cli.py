@@ -137,7 +137,9 @@ def compress(
     _check_writable(path)
     start = time.perf_counter()
     result = opq.compress(source, **options, progress=_watched(as_json))
+    saving = time.perf_counter()
     result.save(path)
+    saved = time.perf_counter() - saving
     figures = {
         "file": str(path),
         "file_bytes": result.bytes,
@@ -147,6 +149,7 @@ def compress(
         "sparsity": result.nominal.sparsity,
         "method": result.plan.method,
         "seconds": round(time.perf_counter() - start, 3),
+        "stages": {name: round(spent, 3) for name, spent in {**result.seconds, "save": saved}.items()},
     }
     if as_json:
         _json(figures)
@@ -157,6 +160,8 @@ def compress(
         f"the paper's count, positions free: {result.nominal.ratio:.2f}x. Verified by decoding. "
         f"{figures['seconds']:.1f} s."
     )
+    if result.shortfall is not None:
+        say(str(result.shortfall))
     if all(tensor.sensitivity == 1 for tensor in result.plan.compressed):
         say(
             "Weights alone: no model was run. With the model itself, or an hf:, timm: or torchvision: name, much less "
@@ -183,12 +188,15 @@ def _compress_folder(
     if as_json:
         figures = {"file": str(output), "file_bytes": result.bytes, "bits": result.bits, "ratio": result.ratio}
         more = {"shards": len(result.shards), "method": result.plan.method, "basis": result.basis}
+        more["stages"] = {name: round(spent, 3) for name, spent in result.seconds.items()}
         _json({**figures, **more, "seconds": seconds})
         return
     say(
         f"{output}: {len(result.shards)} shards, {result.bytes:,} bytes, {result.bits:.3f} bits per weight, "
         f"{result.ratio:.2f}x smaller. Verified by decoding. {seconds:.1f} s."
     )
+    if result.shortfall is not None:
+        say(str(result.shortfall))
     say(f"By {result.basis}")
 
 
@@ -211,11 +219,11 @@ def verify(file: File, as_json: AsJson = False) -> None:
     from opq.file.folder_reader import open_reader, parts_of
 
     with open_reader(file) as reader, shown(_watched(as_json)) as progress:
-        names = reader.names
-        every = ((part, name) for part in parts_of(reader) for name in part.names)
+        names, own = reader.names, reader.plan.own  # tied tensors are decoded once
+        every = ((part, tensor.name) for part in parts_of(reader) for tensor in part.plan.own)
         for done, (part, name) in enumerate(every):
             part.tensor(name)
-            progress("verify", done + 1, len(names))
+            progress("verify", done + 1, len(own))
     if as_json:
         _json({"file": str(file), "tensors": len(names), "whole": True})
     else:

@@ -208,7 +208,7 @@ class BusyFolderError(WriteError):
 
 
 class OccupiedFolderError(WriteError):
-    """The output folder holds another compression, finished or not."""
+    """The output folder holds another compression, finished or not, or another file where one is to be written."""
 
     remedy = "Choose another folder, or delete what is in this one."
 
@@ -269,6 +269,10 @@ class OpqWarning(UserWarning):
 
 class ProbeWarning(OpqWarning):
     """The model could not be probed; it is compressed with all sensitivities equal to 1."""
+
+
+class WeightsWarning(OpqWarning):
+    """A tensor holds numbers that are hardly meant: NaN or infinity, or weights too small to be told from zero."""
 
 
 class SearchWarning(OpqWarning):

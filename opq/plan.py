@@ -7,21 +7,19 @@ Letters: `a` sensitivity, `step` = Delta, `threshold` = half the dead zone in un
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from opq.base.dtypes import torch_dtype
+from opq.base.format_v1 import BUDGET_KINDS
+from opq.base.format_v1 import COLUMNS as COLUMNS
+from opq.base.format_v1 import LARGEST_CODE as LARGEST_CODE
 from opq.base.rounding import rounded
 from opq.errors import BudgetError, MismatchError, OptionError
-
-LARGEST_CODE = 2**15 - 1
-"""Codes fit int16; the solver never chooses a step below max|w| / LARGEST_CODE."""
-COLUMNS = ("step", "rounding", "threshold", "sensitivity", "rate", "density", "distortion")
-
-ONE_DIMENSIONAL = "one-dimensional"
-"""The reason of weights, biases and norms that are kept by default."""
 
 Action = Literal["compress", "keep", "share"]
 BudgetKind = Literal["bits", "ratio", "size"]
@@ -39,7 +37,7 @@ class Budget:
     value: float
 
     def __post_init__(self) -> None:
-        if self.kind not in ("bits", "ratio", "size"):
+        if self.kind not in BUDGET_KINDS:
             raise BudgetError("unknown budget", got=repr(self.kind), wanted="bits, ratio or size")
         if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
             raise BudgetError(
@@ -90,7 +88,7 @@ class TensorPlan:
     """The source's element type as safetensors spells it: F32, F16, BF16, F64, I64, ..."""
     action: Action
     reason: str
-    """Why, in words, for the report."""
+    """Why, in words, for the report. Nothing is decided by it."""
     like: str | None = None
     """For `share`: the tensor that holds the values."""
     codebook: str = "grid"
@@ -106,6 +104,9 @@ class TensorPlan:
     """Predicted fraction of weights that are not zero."""
     distortion: float = 0.0
     """Predicted mean squared error per weight."""
+    exact: bool = dataclasses.field(default=False, compare=False)
+    """Kept bit for bit whatever it is: the user's wish, or numbers that must not move. Not compared: a file shows of
+    a vector how it is stored, not whether it might have been stored otherwise."""
 
     def __post_init__(self) -> None:
         if self.action not in ("compress", "keep", "share"):
@@ -123,9 +124,24 @@ class TensorPlan:
         return self.action == "compress" and self.codebook in ("grid", "trellis")
 
     @property
+    def vector(self) -> bool:
+        """Whether it is kept and may go on a fine grid: one-dimensional, floating point, not `exact`."""
+        return self.action == "keep" and not self.exact and is_vector(self.shape, self.dtype)
+
+    @property
     def size(self) -> int:
         """Number of weights."""
         return math.prod(self.shape)
+
+    @property
+    def floating(self) -> bool:
+        """Whether the source's element type is a floating-point one."""
+        return torch_dtype(self.dtype).is_floating_point
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the dense tensor in the source's element type."""
+        return self.size * torch_dtype(self.dtype).itemsize
 
     @property
     def dead_zone(self) -> float:
@@ -133,9 +149,12 @@ class TensorPlan:
         return self.threshold / self.step if self.step else 0.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The decision for a whole model: a value that every other stage reads and none changes."""
+    """The decision for a whole model: a value that every other stage reads and none changes.
+
+    `plan[name]` and `name in plan` take the same time whatever its size.
+    """
 
     method: str
     tensors: tuple[TensorPlan, ...]
@@ -148,8 +167,8 @@ class Plan:
     """Predicted size of the file."""
 
     def __post_init__(self) -> None:
-        names = Counter(t.name for t in self.tensors)
-        if len(names) != len(self.tensors):
+        if len(self._by_name) != len(self.tensors):
+            names = Counter(t.name for t in self.tensors)
             twice = sorted(name for name, times in names.items() if times > 1)
             raise OptionError("a tensor stands twice in the plan", got=", ".join(twice[:5]))
 
@@ -159,11 +178,46 @@ class Plan:
     def __len__(self) -> int:
         return len(self.tensors)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
     def __getitem__(self, name: str) -> TensorPlan:
-        for tensor in self.tensors:
-            if tensor.name == name:
-                return tensor
-        raise MismatchError(f"no tensor {name!r} in the plan", wanted=_some(t.name for t in self.tensors))
+        if name not in self._by_name:
+            raise MismatchError(f"no tensor {name!r} in the plan", wanted=_some(iter(self._by_name)))
+        return self._by_name[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone, for copies and pickles."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, TensorPlan]:
+        return {t.name: t for t in self.tensors}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tensors, in file order."""
+        return tuple(self._by_name)
+
+    @property
+    def own(self) -> tuple[TensorPlan, ...]:
+        """The tensors that hold values themselves, in file order: tied ones once."""
+        return tuple(t for t in self.tensors if t.like is None)
+
+    @property
+    def elements(self) -> int:
+        """Elements of the floating-point tensors, tied ones counted once."""
+        return sum(t.size for t in self.own if t.floating)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the dense tensors, tied ones counted once."""
+        return sum(t.nbytes for t in self.own)
+
+    def holder(self, name: str) -> TensorPlan:
+        """The tensor that holds the values of this one: itself, or the one that it shares."""
+        tensor = self[name]
+        return tensor if tensor.like is None else self[tensor.like]
 
     @property
     def compressed(self) -> tuple[TensorPlan, ...]:
@@ -191,6 +245,11 @@ class Plan:
             return cls(tensors=tensors, budget=None if budget is None else Budget(*budget), **fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise OptionError("not the JSON of a plan", got=error, remedy="Use what Plan.to_json() wrote.") from error
+
+
+def is_vector(shape: tuple[int, ...], dtype: str) -> bool:
+    """Whether a tensor is one-dimensional and floating point, by its shape and the name of its element type."""
+    return len(shape) == 1 and torch_dtype(dtype).is_floating_point
 
 
 def _spare(tensor: TensorPlan) -> dict[str, Any]:

@@ -157,10 +157,10 @@ def part(case: Case, bits: float, method: str) -> Any:
     roles = assign(case.source.specs)
     stats = gather(case.source, roles)
     paths = frozenset(stats if method == PATHS else ())
-    equal = Problem(options=options, roles=roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0), trellised=paths)
+    equal = Problem.of(options, roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0), trellised=paths)
     _ = case.probe.moments.dense
     start = time.perf_counter()
-    problem = weighed(DataFreeCoder(case.source, case.probe), equal, {}) if sensitive else equal
+    problem = weighed(DataFreeCoder(case.source, case.probe), equal, {})[0] if sensitive else equal
     coder = DataFreeCoder(case.source, case.probe, feeds_back=feeds_back, renormalises=renormalises)
     result = Fit(case.source, problem, coder, options.progress).run()
     return case.row(method, result.bytes, result.state_dict(), time.perf_counter() - start, bits)

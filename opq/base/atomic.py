@@ -14,17 +14,20 @@ from opq.errors import WriteError
 
 
 @contextmanager
-def written_aside(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def written_aside(path: str | os.PathLike[str], *, within: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write, under a temporary name in the same folder; renamed to `path` when the block ends well.
 
     The block may reopen the temporary file by its `.name` to verify it (flush first). On any failure the temporary
     file is removed and what stood at `path` stays. The file replaced hands down its permissions.
 
+    Args:
+        within: another folder for the temporary name, on the same file system.
+
     Raises:
         WriteError: an operation on the file failed.
     """
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    aside = (within or path.parent) / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
         with open(aside, "xb") as file:
             yield file

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import struct
 
-WIDTHS = (16, 24, 32, 64)
-"""Bits: the upper half of a float32, its upper three quarters, all of it, a float64."""
-
 _SMALLEST, _LARGEST = 2.0**-126, 3.4e38
 """Between these float32 is at its full precision."""
 
@@ -16,16 +13,15 @@ def rounded(value: float, width: int) -> float:
     if width == 64 or not _SMALLEST <= abs(value) < _LARGEST:
         return value
     drop = 32 - width
-    bits = _float32(value)
-    half = 1 << drop - 1 if drop else 0
-    return value_of((bits + half) >> drop, width) if (bits + half) >> drop << drop < 1 << 32 else value
+    pattern = _float32(value) + (1 << drop - 1 if drop else 0)
+    return value_of(pattern >> drop, width) if pattern >> drop << drop < 1 << 32 else value
 
 
 def fits(value: float, width: int) -> bool:
     """Whether `width` bits hold a finite number exactly."""
     if width == 64:
         return True
-    return abs(value) < _LARGEST and bits_of(value, width) << (32 - width) == _float32(value) and _exact(value)
+    return abs(value) < _LARGEST and pattern_of(value, width) << (32 - width) == _float32(value) and _exact(value)
 
 
 def _exact(value: float) -> bool:
@@ -36,13 +32,15 @@ def _float32(value: float) -> int:
     return int(struct.unpack("<I", struct.pack("<f", value))[0])
 
 
-def bits_of(value: float, width: int) -> int:
+def pattern_of(value: float, width: int) -> int:
+    """The `width` bits that hold a number, as an integer."""
     if width == 64:
         return int(struct.unpack("<Q", struct.pack("<d", value))[0])
     return _float32(value) >> (32 - width)
 
 
-def value_of(bits: int, width: int) -> float:
+def value_of(pattern: int, width: int) -> float:
+    """The inverse of `pattern_of`."""
     if width == 64:
-        return float(struct.unpack("<d", struct.pack("<Q", bits))[0])
-    return float(struct.unpack("<f", struct.pack("<I", bits << (32 - width)))[0])
+        return float(struct.unpack("<d", struct.pack("<Q", pattern))[0])
+    return float(struct.unpack("<f", struct.pack("<I", pattern << (32 - width)))[0])

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from opq.base.format_v1 import LEARNING
 from opq.coding.stack import Model, StackReader, StackWriter, categorical
 from opq.coding.tables import shares
 
 
 class Adaptive:
     """A model that learns from the symbols it has seen."""
-
-    _STEP = 24
 
     def __init__(self, weights: Sequence[int]):
         self._weights = np.array(weights, np.int64)
@@ -23,11 +22,11 @@ class Adaptive:
 
     def put(self, writer: StackWriter, symbol: int) -> None:
         writer.put(symbol, self.model())
-        self._weights[symbol] += self._STEP
+        self._weights[symbol] += LEARNING
 
     def take(self, reader: StackReader) -> int:
         symbol = reader.take(self.model())
-        self._weights[symbol] += self._STEP
+        self._weights[symbol] += LEARNING
         return symbol
 
 

@@ -9,18 +9,17 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from opq.base.format_v1 import LONGEST_CHAIN, MOST_CLASSES, MOST_CLASSES_PER_AXIS
 from opq.coding import tables
-from opq.coding.classes import MOST, MOST_PER_AXIS, Contexts
+from opq.coding.classes import Contexts
 from opq.coding.stack import Model, StackReader, StackWriter, categorical, uniform
 from opq.errors import CorruptFileError
 
 _ALONE, _AFTER = 0, 1
-_LONGEST = 1 << 16
-"""Indices of an axis whose classes may be told one after the other: no file keeps a reader busy for long."""
 
 _ORDERS = uniform(2)
-_NUMBERS = uniform(MOST + 1)
-_PER_AXIS = uniform(MOST_PER_AXIS)
+_NUMBERS = uniform(MOST_CLASSES + 1)
+_PER_AXIS = uniform(MOST_CLASSES_PER_AXIS)
 
 
 def put(writer: StackWriter, chosen: Contexts | None) -> None:
@@ -34,7 +33,7 @@ def put(writer: StackWriter, chosen: Contexts | None) -> None:
             size = int(axis.max()) + 1
             writer.put(size - 1, _PER_AXIS)
             if size > 1:
-                ways = [_alone(axis, size), *([_after(axis, size)] if len(axis) <= _LONGEST else [])]
+                ways = [_alone(axis, size), *([_after(axis, size)] if len(axis) <= LONGEST_CHAIN else [])]
                 writer.extend(min(ways, key=lambda way: len(way.finish())))
 
 
@@ -44,8 +43,8 @@ def take(reader: StackReader, shape: tuple[int, int, int]) -> Contexts | None:
     if number == 0:
         return None
     first = reader.take(_NUMBERS)
-    if first + number > MOST:
-        raise CorruptFileError("more classes than there can be", got=first + number, wanted=f"at most {MOST}")
+    if first + number > MOST_CLASSES:
+        raise CorruptFileError("more classes than there can be", got=first + number, wanted=f"at most {MOST_CLASSES}")
     r, c, d = (_take_axis(reader, length) for length in shape)
     return Contexts((r, c, d), first, number)
 
@@ -81,10 +80,10 @@ def _take_axis(reader: StackReader, length: int) -> npt.NDArray[np.uint8]:
     if size == 1:
         return axis
     if reader.take(_ORDERS) == _ALONE:
-        axis[:] = reader.many(_take_table(reader, size), length)
+        reader.fill(_take_table(reader, size), axis)
         return axis
-    if length > _LONGEST:
-        raise CorruptFileError("classes one after the other on a long axis", got=length, wanted=f"at most {_LONGEST}")
+    if length > LONGEST_CHAIN:
+        raise CorruptFileError("a chain of classes on a long axis", got=length, wanted=f"at most {LONGEST_CHAIN}")
     models = [_take_table(reader, size) for _ in range(size)]
     k = 0
     for i in range(length):

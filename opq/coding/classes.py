@@ -8,6 +8,7 @@ All decisions are made in integers, so that the same codes give the same bytes o
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -22,10 +23,6 @@ Classes = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uin
 """One class for every index of the three axes."""
 
 _T = TypeVar("_T", bound=np.generic)
-
-MOST_PER_AXIS = 16
-MOST = 3 * (MOST_PER_AXIS - 1) + 1
-"""Most classes of one axis, and of a tensor."""
 
 _FEWEST = 256
 """Smaller tensors have one table."""
@@ -53,7 +50,9 @@ class Blocks:
     """Rows and columns sorted by class (stably): there every class is a list of rectangles."""
 
     rows: npt.NDArray[np.intp]
-    columns: npt.NDArray[np.intp]
+    """Their order."""
+    by_column: npt.NDArray[np.uint8]
+    """The class of each column."""
     classes: tuple[tuple[Block, ...], ...]
     """The rectangles of each class, by row and then by column."""
 
@@ -64,12 +63,16 @@ class Blocks:
         for i, down in _runs(rows):
             for j, across in _runs(columns):
                 classes[min(max(i + j, first) - first, number - 1)].append((down, across))
-        orders = (np.argsort(rows, kind="stable"), np.argsort(columns, kind="stable"))
-        return cls(*orders, tuple(map(tuple, classes)))
+        return cls(np.argsort(rows, kind="stable"), columns, tuple(map(tuple, classes)))
+
+    @property
+    def columns(self) -> npt.NDArray[np.intp]:
+        """The order of the columns."""
+        return np.argsort(self.by_column, kind="stable")
 
     def split(self, flat: npt.NDArray[_T]) -> Iterator[npt.NDArray[_T]]:
         """The weights of each class, one array a class."""
-        table = flat.reshape(len(self.rows), len(self.columns)).take(self.rows, 0).take(self.columns, 1)
+        table = flat.reshape(len(self.rows), len(self.by_column)).take(self.rows, 0).take(self.columns, 1)
         for blocks in self.classes:
             yield np.concatenate([table[b].reshape(-1) for b in blocks] or [flat[:0]])
 
@@ -77,22 +80,52 @@ class Blocks:
         """How many weights each class has."""
         return [sum((d.stop - d.start) * (a.stop - a.start) for d, a in blocks) for blocks in self.classes]
 
-    def join(self, parts: Iterable[npt.NDArray[_T]], out: npt.NDArray[_T]) -> None:
-        """The inverse of `split`, into the flat `out`."""
-        table = np.empty((len(self.rows), len(self.columns)), out.dtype)
+    def join(self, parts: Iterable[npt.NDArray[np.integer]], out: npt.NDArray[_T]) -> None:
+        """The inverse of `split`, into the flat `out`; no part is held when the next one is asked for."""
+        if len(self.by_column) > _WIDE:
+            self._join_wide(parts, out)
+            return
+        table = out.reshape(len(self.rows), len(self.by_column))  # rows in their places, columns sorted
         for blocks, part in zip(self.classes, parts, strict=True):
             position = 0
             for down, across in blocks:
                 height, width = down.stop - down.start, across.stop - across.start
-                table[down, across] = part[position : position + height * width].reshape(height, width)
+                table[self.rows[down], across] = part[position : position + height * width].reshape(height, width)
                 position += height * width
-        back = table.take(np.argsort(self.columns), 1)
-        out[:] = back.take(np.argsort(self.rows), 0).reshape(-1)
+            del part
+        back = np.argsort(self.columns)
+        step = max(1, _AT_ONCE // len(back))
+        for row in range(0, len(table), step):
+            table[row : row + step] = table[row : row + step].take(back, 1)
+
+    def _join_wide(self, parts: Iterable[npt.NDArray[np.integer]], out: npt.NDArray[_T]) -> None:
+        """`join` of few long rows: the columns of a class are looked for piece by piece, as an order of all takes more
+        memory than the weights."""
+        table, width = out.reshape(len(self.rows), len(self.by_column)), len(self.by_column)
+        class_at = {across.start: k for k, across in _runs(self.by_column)}
+        for blocks, part in zip(self.classes, parts, strict=True):
+            position = 0
+            for down, across in blocks:
+                for row, start in itertools.product(self.rows[down], range(0, width, _AT_ONCE)):
+                    found = np.flatnonzero(self.by_column[start : start + _AT_ONCE] == class_at[across.start])
+                    table[row, start + found] = part[position : position + len(found)]
+                    position += len(found)
+            del part
+
+
+_AT_ONCE = 1 << 17
+"""Weights that a processor's cache holds."""
+
+_WIDE = 1 << 18
+"""Columns whose order takes no more memory than a chunk of weights."""
 
 
 def _runs(classes: npt.NDArray[np.uint8]) -> list[tuple[int, slice]]:
     """Each class that occurs, and where it stands when sorted."""
-    ends = np.cumsum(np.bincount(classes))
+    counts = np.zeros(1 << 8, np.int64)
+    for start in range(0, len(classes), _AT_ONCE):  # bincount makes eight bytes of each
+        counts += np.bincount(classes[start : start + _AT_ONCE], minlength=len(counts))
+    ends = np.cumsum(counts)
     starts = np.concatenate([[0], ends[:-1]])
     return [(k, slice(int(a), int(b))) for k, (a, b) in enumerate(zip(starts, ends, strict=True)) if b > a]
 
@@ -114,7 +147,7 @@ def choose(symbols: npt.NDArray[np.integer], codes: npt.NDArray[np.integer], pla
         return []
     if symbols.size > 1 << 19 or sum(symbols.shape) * 1000 < cost(plain, frequencies(roots(plain))) >> FRACTION:
         return [fine]
-    return [_refined(symbols, start, len(plain)) for start in (fine, _rounded(found, 2, 3))]
+    return [_refined(symbols, start, len(plain)) for start in (fine, _by_scale(found, 2, 3))]
 
 
 def of_sums(found: list[Ints], plain: Ints) -> Contexts | None:
@@ -122,7 +155,7 @@ def of_sums(found: list[Ints], plain: Ints) -> Contexts | None:
     lengths = [len(s) for s in found]
     if math.prod(lengths) in lengths[:2] or not _promising(found, plain):
         return None
-    return _rounded(found, 1, 4)
+    return _by_scale(found, 1, 4)
 
 
 def sums(codes: npt.NDArray[np.integer]) -> list[Ints]:
@@ -157,7 +190,7 @@ _LN2_SQUARED = 31487
 """(ln 2)^2 in units of 2^-16."""
 
 
-def _rounded(found: list[Ints], step: int, widest: int) -> Contexts:
+def _by_scale(found: list[Ints], step: int, widest: int) -> Contexts:
     """Classes by rounding the log2 of the scales to multiples of `step / 2`, `widest` on either side of the mean."""
     total = max(int(found[0].sum()), 1)
     axes = []
@@ -212,10 +245,10 @@ def _reassigned(
     lengths = _lengths(by_class)
     windows = np.stack([lengths[k : k + width].reshape(-1) for k in range(own)], 1)
     # Exact: integers below 2^53 at every partial sum.
-    bits = counts.reshape(len(rows), -1).astype(np.float64) @ windows.astype(np.float64)
+    costs = counts.reshape(len(rows), -1).astype(np.float64) @ windows.astype(np.float64)
     names = np.bincount(axes[axis], minlength=own)
-    bits += _lengths(names[None])[0]
-    best = bits.argmin(1)
+    costs += _lengths(names[None])[0]
+    best = costs.argmin(1)
     found: npt.NDArray[np.uint8] = np.subtract(best, best.min()).astype(np.uint8)
     return found
 

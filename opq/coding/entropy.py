@@ -14,24 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from opq.base.arrays import Codes, Ints
+from opq.base.format_v1 import CHUNK, LARGE, LARGEST_CODE
 from opq.coding import classes, tables
 from opq.coding.classes import Contexts
 from opq.coding.stack import StackReader, StackWriter
 from opq.coding.symbols import DIRECT, EDGES, LAST, SYMBOL, bits_behind
 from opq.coding.tensor_model import Coding, Rows, Shape, checked
 from opq.errors import CorruptFileError, OptionError
-from opq.plan import LARGEST_CODE
 
 FEW = 1 << 14
 """Tensors of at most so many codes may do without a table."""
 
-LARGE = 1 << 19
-"""Tensors of so many codes are coded chunk by chunk, and by pages where these take at least `_PAGED` bits a code."""
-
-CHUNK = 1 << 22
-"""Codes in one chunk, rounded to whole rows."""
-
 _PAGED = 0.5
+"""Large tensors are coded by pages from so many bits a code on: below, pages cost more than 0.1 % beyond tables."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -179,10 +174,10 @@ def cheapest(drafts: list[Draft]) -> Draft:
 def with_tables(shape: tuple[int, ...], low: int, chosen: Contexts | None, counts: Ints) -> Draft:
     """The draft of symbols `low, ...` with these counts, by class and symbol."""
     roots = tuple(tables.roots(c) if c.any() else np.eye(1, len(c), dtype=np.int64)[0] for c in counts)
-    bits = sum(tables.cost(c, tables.frequencies(u)) for c, u in zip(counts, roots, strict=True))
+    cost = sum(tables.cost(c, tables.frequencies(u)) for c, u in zip(counts, roots, strict=True))
     behind = int(counts.sum(0) @ bits_behind(low, low + counts.shape[1] - 1))
     coding = Coding("tables", low, counts.shape[1], chosen, roots)
-    return Draft(coding, shape, behind + (bits >> tables.FRACTION) + 1)
+    return Draft(coding, shape, behind + (cost >> tables.FRACTION) + 1)
 
 
 def write(plan: Draft, codes: npt.NDArray[np.integer]) -> bytes:

@@ -6,27 +6,29 @@ Numbers that a plan rounds beforehand (`rounded`) take two or three bytes; any o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from opq.base.rounding import WIDTHS, bits_of, fits, value_of
+from opq.base.format_v1 import WIDTHS
+from opq.base.rounding import fits, pattern_of, value_of
 from opq.coding.stack import StackReader, StackWriter, uniform
 from opq.errors import CorruptFileError
 
-_CODES = uniform(len(WIDTHS))
+_WIDTH = uniform(len(WIDTHS))
 
 
 def put(writer: StackWriter, values: Sequence[float]) -> None:
     """Writes finite numbers with one width for all."""
     code = next(k for k, width in enumerate(WIDTHS) if all(fits(v, width) for v in values))
-    writer.put(code, _CODES)
+    writer.put(code, _WIDTH)
     for value in values:
-        writer.number(bits_of(value, WIDTHS[code]), WIDTHS[code])
+        writer.number(pattern_of(value, WIDTHS[code]), WIDTHS[code])
 
 
-def take(reader: StackReader, amount: int) -> list[float]:
-    """The inverse of `put`; raises `CorruptFileError` on numbers that are not finite."""
-    width = WIDTHS[reader.take(_CODES)]
+def take(reader: StackReader, amount: int, name: Callable[[int], str]) -> list[float]:
+    """The inverse of `put`; raises `CorruptFileError` on a number that is not finite, by the name of its place."""
+    width = WIDTHS[reader.take(_WIDTH)]
     values = [value_of(reader.number(width), width) for _ in range(amount)]
-    if not all(map(math.isfinite, values)):
-        raise CorruptFileError("a number in the index is not finite")
+    for k, value in enumerate(values):
+        if not math.isfinite(value):
+            raise CorruptFileError(f"{name(k)} is not finite", got=value)
     return values

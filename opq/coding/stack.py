@@ -6,22 +6,21 @@ A thin layer over constriction's asymmetric numeral system (Duda 2013; Bamler 20
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import constriction
 import numpy as np
+import numpy.typing as npt
 
 from opq.base.arrays import Ints, Symbols
+from opq.base.format_v1 import LONGEST_NUMBER, PIECE, PRECISION
 from opq.errors import CorruptFileError
 
-PRECISION = 24
 TOTAL = 1 << PRECISION
 """What the integer frequencies of one table add up to."""
 Model = Any
 """A constriction model; the package has no types."""
-
-_LONGEST = 40
-"""Bits of the largest number that `Writer.uint` takes."""
 
 
 def categorical(frequencies: Ints) -> Model:
@@ -39,7 +38,10 @@ def uniform(size: int) -> Model:
     return constriction.stream.model.Uniform(size)
 
 
-_LENGTHS = uniform(_LONGEST + 1)
+_PIECE = 1 << 17
+"""Symbols that a processor's cache holds."""
+
+_LENGTHS = uniform(LONGEST_NUMBER + 1)
 _EACH_ITS_OWN = constriction.stream.model.Uniform()
 
 
@@ -53,14 +55,14 @@ class StackWriter:
         """One symbol, or an int32 array of them, of one model."""
         self._steps.append((symbols, model))
 
-    def bits(self, values: Symbols, lengths: Symbols) -> None:
+    def tails(self, values: Symbols, lengths: Symbols) -> None:
         """Numbers below `2^lengths`, each with a length from 1 to 24 of its own."""
         self._steps.append((values, _EACH_ITS_OWN, np.left_shift(np.int32(1), lengths)))
 
     def number(self, value: int, length: int) -> None:
         """The `length` lowest bits of a number that is not negative, `length` <= 40."""
-        for shift in range(0, length, 16):
-            part = min(16, length - shift)
+        for shift in range(0, length, PIECE):
+            part = min(PIECE, length - shift)
             self.put(value >> shift & (1 << part) - 1, uniform(1 << part))
 
     def uint(self, value: int) -> None:
@@ -72,6 +74,10 @@ class StackWriter:
     def sint(self, value: int) -> None:
         """A number of either sign."""
         self.uint(zigzag(value))
+
+    def __len__(self) -> int:
+        """How many times something was put."""
+        return len(self._steps)
 
     def extend(self, other: StackWriter) -> None:
         """What `other` holds, read after what is here."""
@@ -88,18 +94,23 @@ class StackWriter:
 class StackReader:
     """The symbols of a `Writer`, in the order in which they were put.
 
-    Any bytes decode to some symbols of the models asked for, so nothing here can fail before `finish`.
+    Any bytes decode to some symbols of the models asked for: damage shows at the end, in `finish`.
     """
 
-    def __init__(self, data: bytes | memoryview):
+    def __init__(self, data: bytes | memoryview, *, most: float = math.inf):
+        """`most`: symbols that `take` may give; what is foreseen well costs nothing, and could go on for ever."""
+        self._left = most
         if len(data) and not data[-1]:
             raise CorruptFileError("a coded stream ends in a zero byte", remedy="Fetch the file again.")
-        padded = bytes(data) + bytes(-len(data) % 4)
-        words = np.frombuffer(padded, "<u4").astype(np.uint32)
-        self._coder = constriction.stream.stack.AnsCoder(words)
+        words = np.zeros(-(-len(data) // 4), "<u4")
+        words.view(np.uint8)[: len(data)] = np.frombuffer(data, np.uint8)
+        self._coder = constriction.stream.stack.AnsCoder(words.astype(np.uint32, copy=False))
 
     def take(self, model: Model) -> int:
-        """One symbol."""
+        """One symbol; raises `CorruptFileError` when there were `most` of them."""
+        self._left -= 1
+        if self._left < 0:
+            raise CorruptFileError("a coded stream goes on for longer than its bytes can mean")
         return int(self._coder.decode(model))
 
     def many(self, model: Model, amount: int) -> Symbols:
@@ -107,14 +118,20 @@ class StackReader:
         symbols: Symbols = self._coder.decode(model, amount)
         return symbols
 
-    def bits(self, lengths: Symbols) -> Symbols:
+    def fill(self, model: Model, out: npt.NDArray[np.integer]) -> None:
+        """Symbols of one model into a flat array, in pieces: nothing wider than `out` is ever as long."""
+        for start in range(0, len(out), _PIECE):
+            part = out[start : start + _PIECE]
+            part[:] = self.many(model, len(part))
+
+    def tails(self, lengths: Symbols) -> Symbols:
         """Numbers below `2^lengths`, lengths from 1 to 24."""
         values: Symbols = self._coder.decode(_EACH_ITS_OWN, np.left_shift(np.int32(1), lengths))
         return values
 
     def number(self, length: int) -> int:
         """A number below `2^length`."""
-        return sum(self.take(uniform(1 << min(16, length - s))) << s for s in range(0, length, 16))
+        return sum(self.take(uniform(1 << min(PIECE, length - s))) << s for s in range(0, length, PIECE))
 
     def uint(self) -> int:
         """A number from 0 to 2^40 - 1."""

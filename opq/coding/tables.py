@@ -12,11 +12,9 @@ import functools
 import numpy as np
 
 from opq.base.arrays import Ints
+from opq.base.format_v1 import LARGEST_ROOT, PRECISION, SCALES, TABLE_WEIGHTS
 from opq.coding.stack import TOTAL, Model, StackReader, StackWriter, categorical, zigzag
 from opq.errors import CorruptFileError
-
-LARGEST_ROOT = 1 << 17
-"""No `u_t` is larger: counts up to 3.4e10."""
 
 FRACTION = 16
 """`log2` is in units of 2^-16 bit."""
@@ -52,10 +50,6 @@ def shares(weights: Ints) -> Ints:
     return shared
 
 
-SCALES = 28
-"""Geometric distributions that a file can name."""
-
-
 @functools.cache
 def geometric(edges: tuple[int, ...]) -> tuple[Ints, ...]:
     """Two-sided geometric distributions of `SCALES` scales, `P(q)` in proportion to `rho^|q|`, in integers only.
@@ -88,7 +82,7 @@ def _power(rho: int, exponent: int) -> int:
 
 def cost(counts: Ints, table: Ints) -> int:
     """Bits times 2^16 of symbols with these counts under these frequencies."""
-    return int((counts * ((24 << FRACTION) - log2(table))).sum())
+    return int((counts * ((PRECISION << FRACTION) - log2(table))).sum())
 
 
 def put(writer: StackWriter, u: Ints, first: int) -> None:
@@ -99,7 +93,7 @@ def put(writer: StackWriter, u: Ints, first: int) -> None:
         value = int(u[symbol - first])
         code = zigzag(value - predicted) if value < 2 * predicted else value
         length = code.bit_length()
-        writer.put(length, _lengths()[min(predicted.bit_length(), _CONTEXTS - 1)])
+        writer.put(length, _lengths()[min(predicted.bit_length(), len(TABLE_WEIGHTS) - 1)])
         writer.number(code, max(length - 1, 0))
         known[symbol] = value
 
@@ -109,7 +103,7 @@ def take(reader: StackReader, first: int, size: int) -> Ints:
     known: dict[int, int] = {}
     for symbol in _order(first, size):
         predicted = _predict(known, symbol)
-        length = reader.take(_lengths()[min(predicted.bit_length(), _CONTEXTS - 1)])
+        length = reader.take(_lengths()[min(predicted.bit_length(), len(TABLE_WEIGHTS) - 1)])
         code = (1 << length - 1) | reader.number(length - 1) if length else 0
         difference = code >> 1 if not code & 1 else -(code >> 1) - 1
         known[symbol] = predicted + difference if code < 2 * predicted else code
@@ -144,22 +138,6 @@ def _magnitude(known: dict[int, int], magnitude: int) -> int:
     return (sum(both) + len(both) // 2) // len(both) if both else 0
 
 
-_CONTEXTS = 10
-_WEIGHTS = (
-    (140, 26, 7, 4, 4, 4, 5, 4, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
-    (60, 96, 30, 10, 4, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
-    (60, 54, 54, 22, 8, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
-    (46, 48, 58, 34, 12, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
-    (32, 28, 48, 36, 36, 20, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
-    (24, 14, 30, 24, 26, 24, 60, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
-    (6, 8, 20, 30, 30, 20, 40, 70, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
-    (4, 4, 10, 20, 20, 20, 24, 40, 90, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1),
-    (2, 2, 2, 4, 8, 8, 24, 24, 50, 90, 2, 1, 1, 1, 1, 1, 1, 1, 1),
-    (2, 2, 2, 4, 8, 8, 8, 8, 30, 60, 60, 30, 20, 10, 4, 2, 2, 1, 1),
-)
-"""How often a difference has 0, 1, 2, ... bits, by the number of bits of the prediction."""
-
-
 @functools.cache
 def _lengths() -> tuple[Model, ...]:
-    return tuple(categorical(shares(np.array(w, np.int64))) for w in _WEIGHTS)
+    return tuple(categorical(shares(np.array(w, np.int64))) for w in TABLE_WEIGHTS)

@@ -5,41 +5,33 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import Literal
 
 import numpy as np
 
-from opq.base.arrays import Codes, Ints, Symbols
+from opq.base.arrays import Codes, Ints
+from opq.base.format_v1 import CODING_KINDS, LARGEST_CODE, NARROW, SCALES, CodingKind
 from opq.coding import class_tables, pages, tables
 from opq.coding.classes import Contexts
 from opq.coding.stack import Model, StackReader, StackWriter, categorical, uniform
-from opq.coding.symbols import BASE, BITS, DIRECT, EDGES, LAST, SYMBOL, any_behind
+from opq.coding.symbols import BASE, BEHIND, DIRECT, EDGES, LAST, SYMBOL, any_behind
 from opq.errors import CorruptFileError
-from opq.plan import LARGEST_CODE
 
 Shape = tuple[int, int, int]
-"""Rows, columns, positions of a kernel: `contexts.view`."""
+"""Rows, columns, positions of a kernel: `classes.view`."""
 Rows = tuple[int, int]
 """The first row of a chunk, and the first beyond."""
 
-Kind = Literal["constant", "tables", "geometric", "pages"]
-KINDS: tuple[Kind, ...] = ("constant", "tables", "geometric", "pages")
-"""All codes equal; a frequency table for each class; a geometric distribution; each class by pcodec."""
-
-_KINDS = uniform(len(KINDS))
+_KINDS = uniform(len(CODING_KINDS))
 _SYMBOLS = uniform(256)
-_SCALES = uniform(tables.SCALES)
+_SCALES = uniform(SCALES)
 _WIDTHS = uniform(2)
-
-_NARROW = 48
-"""Symbols of smaller magnitude stand for codes that 8 bits hold."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Coding:
     """The model of one tensor's codes."""
 
-    kind: Kind
+    kind: CodingKind
     low: int = 0
     """The smallest symbol."""
     alphabet: int = 0
@@ -56,9 +48,9 @@ class Coding:
     @classmethod
     def take(cls, reader: StackReader, shape: Shape) -> Coding:
         """Reads what `put` wrote; raises `CorruptFileError` on what cannot be."""
-        kind = KINDS[reader.take(_KINDS)]
+        kind = CODING_KINDS[reader.take(_KINDS)]
         if kind == "pages":
-            low, alphabet = ((-_NARROW + 1, 2 * _NARROW - 1), (-LAST, 2 * LAST + 1))[reader.take(_WIDTHS)]
+            low, alphabet = ((-NARROW + 1, 2 * NARROW - 1), (-LAST, 2 * LAST + 1))[reader.take(_WIDTHS)]
             return cls(kind, low, alphabet, class_tables.take(reader, shape))
         if kind == "tables":
             low, alphabet = reader.take(_SYMBOLS) - 128, reader.take(_SYMBOLS) + 1
@@ -75,7 +67,7 @@ class Coding:
 
     def put(self, writer: StackWriter) -> None:
         """Writes what stands before the symbols."""
-        writer.put(KINDS.index(self.kind), _KINDS)
+        writer.put(CODING_KINDS.index(self.kind), _KINDS)
         if self.kind in ("constant", "geometric"):
             writer.sint(self.offset)
         if self.kind == "geometric":
@@ -105,7 +97,7 @@ class Coding:
     @property
     def item(self) -> type[np.int8] | type[np.int16]:
         """The type in which pages hold the codes."""
-        return np.int8 if self.low > -_NARROW and self.low + self.alphabet <= _NARROW else np.int16
+        return np.int8 if self.low > -NARROW and self.low + self.alphabet <= NARROW else np.int16
 
     @functools.cached_property
     def models(self) -> list[Model]:
@@ -123,27 +115,24 @@ class Coding:
             if len(of_class):
                 writer.put(of_class, model)
         if index is not None:
-            lengths = BITS.take(index)
+            lengths = BEHIND.take(index)
             behind = np.flatnonzero(lengths)
             if len(behind):
                 widths = lengths[behind].astype(np.int32)
-                writer.bits(np.abs(codes[behind].astype(np.int32)) & ((1 << widths) - 1), widths)
+                writer.tails(np.abs(codes[behind].astype(np.int32)) & ((1 << widths) - 1), widths)
 
     def take_symbols(self, reader: StackReader, out: Codes, rows: Rows) -> None:
         """The inverse of `put_symbols`, into the flat `out`; demands that the stack is then empty."""
         if self.contexts is None:
-            np.add(reader.many(self.models[0], len(out)), self.low, out=out, casting="unsafe")
+            reader.fill(self.models[0], out)
         else:
             blocks = self.contexts.blocks(*rows)
             amounts = zip(self.models, blocks.amounts(), strict=True)
-            blocks.join((_some(reader, m, n).astype(np.int16) for m, n in amounts), out)
-            out += np.int16(self.low)
+            blocks.join((_filled(reader, model, amount) for model, amount in amounts), out)
+        out += np.int16(self.low)
         if any_behind(self.low, self.alphabet):
-            behind = np.flatnonzero(np.abs(out) >= DIRECT)
-            symbols = out[behind]
-            lengths = 2 + (np.abs(symbols).astype(np.int32) - DIRECT) // 8
-            magnitudes = BASE.take(symbols + 128) + (reader.bits(lengths) if len(behind) else 0)
-            out[behind] = np.where(symbols < 0, -magnitudes, magnitudes)
+            for start in range(0, len(out), _PIECE):
+                _take_tails(reader, out[start : start + _PIECE])
         reader.finish()
 
     def put_chunk(self, codes: Codes, rows: Rows) -> bytes:
@@ -175,29 +164,49 @@ class Coding:
             self.take_symbols(StackReader(data), out, rows)
 
     def _take_pages(self, data: memoryview, out: Codes, rows: Rows) -> None:
-        blocks = None if self.contexts is None else self.contexts.blocks(*rows)
-        parts = []
-        for amount in [len(out)] if blocks is None else blocks.amounts():
+        left = data
+
+        def page(amount: int) -> pages.Small:
+            nonlocal left
             part: pages.Small = np.empty(amount, self.item)
             if amount:
-                stop = 4 + int.from_bytes(data[:4], "little")
-                if len(data) < stop:
-                    raise CorruptFileError("a chunk ends inside a page", got=f"{len(data)} bytes", wanted=stop)
-                pages.decode(data[4:stop], part)
-                data = data[stop:]
-            parts.append(part)
-        if len(data):
-            raise CorruptFileError("a chunk goes on after its pages", got=f"{len(data)} bytes", wanted=0)
-        if blocks is None:
-            out[:] = parts[0]
-        elif self.item is np.int16:
-            blocks.join(parts, out)
+                stop = 4 + int.from_bytes(left[:4], "little")
+                if len(left) < stop:
+                    raise CorruptFileError("a chunk ends inside a page", got=f"{len(left)} bytes", wanted=stop)
+                pages.decode(left[4:stop], part)
+                left = left[stop:]
+            return part
+
+        if self.contexts is None:
+            out[:] = page(len(out))
         else:
-            narrow = np.empty(len(out), np.int8)
-            blocks.join(parts, narrow)
-            out[:] = narrow
+            blocks = self.contexts.blocks(*rows)
+            blocks.join(map(page, blocks.amounts()), out)
+        if len(left):
+            raise CorruptFileError("a chunk goes on after its pages", got=f"{len(left)} bytes", wanted=0)
         if self.item is np.int16 and int(out.min()) < -LARGEST_CODE:
             checked(int(out.min()))
+
+
+_PIECE = 1 << 17
+"""Codes that a processor's cache holds with all that is made of them."""
+
+
+def _take_tails(reader: StackReader, out: Codes) -> None:
+    """Symbols to codes in place: the lowest bits of the large ones follow on the stack."""
+    behind = np.flatnonzero(np.abs(out) >= DIRECT)
+    if not len(behind):
+        return
+    symbols = out[behind]
+    lengths = 2 + (np.abs(symbols).astype(np.int32) - DIRECT) // 8
+    magnitudes = BASE.take(symbols + 128) + reader.tails(lengths)
+    out[behind] = np.where(symbols < 0, -magnitudes, magnitudes)
+
+
+def _filled(reader: StackReader, model: Model, amount: int) -> Codes:
+    found = np.empty(amount, np.int16)
+    reader.fill(model, found)
+    return found
 
 
 def checked(code: int) -> int:
@@ -205,7 +214,3 @@ def checked(code: int) -> int:
     if abs(code) > LARGEST_CODE:
         raise CorruptFileError("a code beyond 16 bits", got=code)
     return code
-
-
-def _some(reader: StackReader, model: Model, amount: int) -> Symbols:
-    return reader.many(model, amount) if amount else np.empty(0, np.int32)

@@ -5,6 +5,7 @@ A greedy Lempel-Ziv parse with adaptive integer models: no compressor whose outp
 
 from __future__ import annotations
 
+from opq.base.format_v1 import BYTE_WEIGHTS, COPY_LENGTH_WEIGHTS, DISTANCE_WEIGHTS, REMEMBERED, STEP_WEIGHTS
 from opq.coding.adaptive import Adaptive, AdaptiveNumber
 from opq.coding.stack import StackReader, StackWriter
 from opq.errors import CorruptFileError
@@ -15,28 +16,23 @@ _TRIED = 8
 """Earlier places looked at for the longest copy."""
 _LITERAL, _COPY, _AGAIN = 0, 1, 2
 """Kinds of step: a byte; a copy from a new distance; from here on, a copy from the last distance but 0, 1, 2, 3."""
-_REMEMBERED = 4
-
-_COMMON = b"einortasgblwhmcdukvpfyxqzj._0123456789\n"
-_BYTES = [24 if b in _COMMON[:16] else 12 if b in _COMMON else 2 if 32 <= b < 127 else 1 for b in range(256)]
 
 
 class _Models:
     """All that adapts while one text is read or written."""
 
     def __init__(self) -> None:
-        after = ((40, 20, 10, 8, 6, 6), *[(24, 16, 30, 8, 6, 6)] * (1 + _REMEMBERED))
-        self.kinds = [Adaptive(weights) for weights in after]
-        self.bytes = Adaptive(_BYTES)
-        self.lengths = AdaptiveNumber([8, 14, 24, 40, 60, 40, 8, 2, *[1] * 17])
-        self.distances = AdaptiveNumber([1, 1, 2, 4, 10, 20, 30, 30, 20, 20, 16, 10, 8, 6, 4, 2, 2, *[1] * 8])
+        self.kinds = [Adaptive(weights) for weights in STEP_WEIGHTS]
+        self.bytes = Adaptive(BYTE_WEIGHTS)
+        self.lengths = AdaptiveNumber(COPY_LENGTH_WEIGHTS)
+        self.distances = AdaptiveNumber(DISTANCE_WEIGHTS)
 
 
 def put(writer: StackWriter, text: str) -> None:
     """Writes a text of less than 2^24 bytes in UTF-8."""
     data = text.encode()
     writer.uint(len(data))
-    models, last, kind = _Models(), [0] * _REMEMBERED, _LITERAL
+    models, last, kind = _Models(), [0] * REMEMBERED, _LITERAL
     seen: dict[bytes, list[int]] = {}
     position = 0
     while position < len(data):
@@ -59,7 +55,7 @@ def take(reader: StackReader, longest: int) -> str:
     size = reader.uint()
     if size > longest:
         raise CorruptFileError("a text is longer than the file can hold", got=size, wanted=f"at most {longest}")
-    models, last, kind = _Models(), [0] * _REMEMBERED, _LITERAL
+    models, last, kind = _Models(), [0] * REMEMBERED, _LITERAL
     data = bytearray()
     while len(data) < size:
         kind = models.kinds[kind].take(reader)
@@ -83,7 +79,7 @@ def take(reader: StackReader, longest: int) -> str:
 def _step(data: bytes, position: int, last: list[int], seen: dict[bytes, list[int]]) -> tuple[int, int, int]:
     """Kind, length and distance of what comes: the longest copy, a remembered distance preferred."""
     lengths = [_common(data, position - d, position) if d else 0 for d in last]
-    again = max(range(_REMEMBERED), key=lambda k: (lengths[k], -k))
+    again = max(range(REMEMBERED), key=lambda k: (lengths[k], -k))
     length, distance = 0, 0
     for start in reversed(seen.get(data[position : position + _SHORTEST], [])[-_TRIED:]):
         if (found := _common(data, start, position)) > length:
@@ -95,7 +91,7 @@ def _step(data: bytes, position: int, last: list[int], seen: dict[bytes, list[in
 
 def _moved(last: list[int], distance: int) -> list[int]:
     """The remembered distances with this one in front."""
-    return [distance, *(d for d in last if d != distance)][:_REMEMBERED]
+    return [distance, *(d for d in last if d != distance)][:REMEMBERED]
 
 
 def _common(data: bytes, start: int, position: int) -> int:

@@ -3,15 +3,30 @@
 Other folders use:
 
 - `alpha`: the exponent of the sensitivities.
+- `budget`: the one loop that meets a budget in bytes.
 - `coders`: accuracy without data.
+- `copies`: tensors of one source that hold the very same values.
 - `fit`: meets the budget in bytes of the file.
 - `method`: methods as objects: what a method of compression is, and the two that need no data.
 - `options`: the options of one compression, checked before any work is done.
 - `problem`: statistics, sensitivities and a budget in bits -> the Plan. Pure.
 - `result`: what `compress` gives back.
+- `shortfall`: why a file stays below its budget.
 - `roles`: which tensors are compressed, kept or shared, and why.
 """
 
 from __future__ import annotations
 
-__all__ = ["alpha", "coders", "fit", "method", "options", "problem", "result", "roles"]
+__all__ = [
+    "alpha",
+    "budget",
+    "coders",
+    "copies",
+    "fit",
+    "method",
+    "options",
+    "problem",
+    "result",
+    "roles",
+    "shortfall",
+]

@@ -15,6 +15,7 @@ import torch
 from opq.base.arrays import Codes
 from opq.base.calls import warn
 from opq.base.pool import torch_threads
+from opq.base.stages import stage
 from opq.compression.options import Options
 from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
 from opq.plan import Plan, TensorPlan
@@ -26,20 +27,25 @@ from opq.sources.base import Source
 
 CodesByName = dict[str, Codes]
 
-PROBED = ("module", "timm", "torchvision", "demo", "hf")
-"""Origins whose model is probed unless the user says otherwise."""
+LIVE = ("module", "timm", "torchvision", "demo", "hf")
+"""Origins with a model at hand: it is probed unless the user says otherwise."""
 
 
+def wants_probe(source: Source, options: Options) -> bool:
+    """Whether the source's model is to be probed: by the option, else where there is one or inputs are given."""
+    if options.probe is not None:
+        return options.probe
+    return source.origin in LIVE or options.calibration is not None
+
+
+@stage("probe")
 def probe_source(source: Source, options: Options) -> Probe | None:
     """The probe of the source's model; None where it is not asked for or cannot be had.
 
     A model that cannot be probed is compressed all the same, with a `ProbeWarning` that says what to pass; where the
     user asked for the probe, `probe=True`, the `ProbeError` is raised.
     """
-    wanted = options.probe
-    if wanted is None:
-        wanted = source.origin in PROBED or options.calibration is not None
-    if not wanted:
+    if not wants_probe(source, options):
         return None
     try:
         model = source.build()
@@ -71,29 +77,34 @@ class DataFreeCoder:
     probe: Probe
     feeds_back: bool = True
     renormalises: bool = True
-    made: dict[str, tuple[TensorPlan, Codes]] = dataclasses.field(default_factory=dict)
-    """Codes known already, by tensor: those of the plan that `weighed` chose."""
+    known: Mapping[str, tuple[TensorPlan, Codes]] = dataclasses.field(default_factory=dict)
+    """Codes made before, by tensor, with the plan that they are of: where that is asked for again, it is not swept."""
 
-    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[Codes]:
+    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
         """Codes of tensors: by feedback where a layer's input moments are known, else by plain rounding."""
-        if all(self.made.get(t.name, (None,))[0] == t for t in tensors):
-            return (self.made[t.name][1] for t in tensors)
-        return (found[0] for found in self.alternatives([[t] for t in tensors]))
+        if all(self.known.get(t.name, (None,))[0] == t for t in tensors):
+            return ((t.name, self.known[t.name][1]) for t in tensors)
+        return ((name, found[0]) for name, found in self.alternatives([[t] for t in tensors]))
 
-    def alternatives(self, tensors: Iterable[Sequence[TensorPlan]]) -> Iterator[list[Codes]]:
-        """Codes of tensors, each on the grids of several plans; tensors side by side on all cores."""
+    def alternatives(self, tensors: Iterable[Sequence[TensorPlan]]) -> Iterator[tuple[str, list[Codes]]]:
+        """Name and codes of tensors, each on the grids of several plans; tensors side by side on all cores.
 
-        def coded(item: tuple[Sequence[TensorPlan], Moment | None]) -> list[Codes]:
-            plans, moment = item
-            w = self.source.tensor(plans[0].name)
+        In the order of the passes that give the moments, whatever the order asked for.
+        """
+        by_name = {plans[0].name: plans for plans in tensors}
+        moments = self.probe.moments
+        fed = [name for name in by_name if self.feeds_back and name in moments]
+
+        def coded(item: tuple[str, Moment | None]) -> tuple[str, list[Codes]]:
+            name, moment = item
+            w, plans = self.source.tensor(name), by_name[name]
             found = [quantize(w, plan) for plan in plans] if moment is None else sweep(w, plans, moment)
-            return [q.numpy() for q in found]
-
-        def moment(name: str) -> Moment | None:
-            return self.probe.moments.get(name) if self.feeds_back else None
+            return name, [q.numpy() for q in found]
 
         with torch_threads() as threads:
-            yield from threads.ordered(coded, ((plans, moment(plans[0].name)) for plans in tensors))
+            yield from threads.ordered(coded, ((name, None) for name in by_name if name not in set(fed)))
+            for group in moments.groups(fed):
+                yield from threads.ordered(coded, moments.of(group).items())
 
     def kept(self, plan: Plan, codes: CodesByName) -> dict[str, torch.Tensor]:
         """Running means and variances for the quantized network."""
@@ -103,16 +114,15 @@ class DataFreeCoder:
 
     def state(self, plan: Plan, codes: CodesByName) -> dict[str, torch.Tensor]:
         """The compressed tensors as they will be read back, under every name they have."""
-        planned = {t.name: t for t in plan}
-        state = {n: dequantize(torch.from_numpy(q), planned[n], self.source.by_name[n].dtype) for n, q in codes.items()}
+        state = {n: dequantize(torch.from_numpy(q), plan[n], self.source.by_name[n].dtype) for n, q in codes.items()}
         return state | {t.name: state[t.like] for t in plan if t.like in state}
 
 
 class Coder(Protocol):
     """How planned tensors become codes, and what else of the model changes with them."""
 
-    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[Codes]:
-        """The integer codes of compressed tensors, in their order."""
+    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
+        """Name and integer codes of compressed tensors, in any order."""
 
     def kept(self, plan: Plan, codes: CodesByName) -> Mapping[str, torch.Tensor]:
         """New values of kept tensors, by name: re-normalised statistics, corrected biases."""
@@ -124,10 +134,10 @@ class PlainCoder:
 
     source: Source
 
-    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[Codes]:
+    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
         weights = ((tensor, self.source.tensor(tensor.name)) for tensor in tensors)
         with torch_threads() as threads:
-            yield from threads.ordered(lambda item: quantize(item[1], item[0]).numpy(), weights)
+            yield from threads.ordered(lambda item: (item[0].name, quantize(item[1], item[0]).numpy()), weights)
 
     def kept(self, plan: Plan, codes: CodesByName) -> Mapping[str, torch.Tensor]:
         return {}

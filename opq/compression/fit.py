@@ -8,32 +8,31 @@ One to three rounds are usual.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from opq.allocation.stats import TensorStats
 from opq.base.progress import Progress
+from opq.base.stages import stage
+from opq.compression.budget import AIM, Round, Search, by_line
 from opq.compression.coders import Coder, CodesByName
 from opq.compression.problem import Problem
 from opq.compression.result import Result
+from opq.compression.shortfall import shortfall
 from opq.compression.two_steps import two_steps
 from opq.errors import InfeasibleError
-from opq.file import stored, writer
+from opq.file import writer
 from opq.file.kept import keep
 from opq.file.stored import Grid, Trellis
 from opq.plan import Plan, as_stored
 from opq.sources.base import Source
 
-WINDOW = 0.995
-"""The file is between this fraction of the budget and the budget."""
-AIM = 0.998
-"""Where in the window the solver aims."""
 FINISHES = 4
 """Drafts that are finished at most: what else changes with the codes may make a file larger than its draft was."""
 ROUNDS = 12
-EDGE = 0.1
-"""Part of the bits between two rounds that the next one keeps from both."""
 MARGIN = 24
 """Bytes by which the text of two plans for the same tensors may differ."""
 HEADER, PLACE, TABLE = 150, 6, 24
@@ -41,18 +40,13 @@ HEADER, PLACE, TABLE = 150, 6, 24
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
-class Round:
-    """One round."""
+class Draft:
+    """The codes of a plan and their file."""
 
     plan: Plan
     codes: CodesByName
     result: Result
     """Before what else changes with the codes."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return self.result.bytes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +54,7 @@ class Fit:
     """Finds the plan whose file meets the budget."""
 
     source: Source
-    problem: Problem
+    problem: Problem[TensorStats]
     coder: Coder
     progress: Progress
 
@@ -74,67 +68,61 @@ class Fit:
             return self.finish(self.draft(self.decide()))
         target, later, overhead = self.target, 0, float(self.overhead(self.problem.sketch()))
         for _ in range(FINISHES):
-            draft, overhead = self.closest(target - later, overhead)
-            if draft is None:
+            search = Search(target=target - later, least=self.problem.least_bits, rounds=ROUNDS, step=by_line)
+            found = search.run(
+                functools.partial(self.round, overhead), functools.partial(first_bits, search.target, overhead)
+            )
+            if found.chosen is None or found.made is None:
                 break
+            draft, overhead = found.made, _overhead(found.rounds[-1])
             result = self.finish(draft)
             if result.bytes <= target:
-                return result
-            later = max(result.bytes - draft.size, later + 1)
+                return self.explained(result, most=found.chosen.most)
+            later = max(result.bytes - draft.result.bytes, later + 1)
         result = self.smallest()
         if result.bytes > target:
             raise self.infeasible(target, result.bytes)
-        return result
+        return self.explained(result, most=False)
 
-    def closest(self, target: float, overhead: float) -> tuple[Round | None, float]:
-        """The draft whose file is within the window below `target`, or the largest below it; None where none is.
+    def explained(self, result: Result, *, most: bool) -> Result:
+        """The result with what keeps it from its budget; `most`: whether no plan gives its codes more bits."""
+        why = shortfall(self.problem, result.plan, result.bytes / self.target, most=most)
+        return dataclasses.replace(result, shortfall=why)
 
-        With it the bytes of a file that are no codes, `overhead` being what is known of them before.
-        """
-        least = self.problem.least_bits
-        bits = max(8 * (AIM * target - overhead), least)
-        best: Round | None = None
-        below: tuple[float, float] | None = None
-        above: tuple[float, float] | None = None
-        for _ in range(ROUNDS):
-            draft = self.draft(self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead)))
-            size, before = draft.size, bits
-            overhead = size - bits / 8
-            if WINDOW * target <= size <= target or (draft.plan.multiplier == 0 and size <= target):
-                return draft, overhead
-            if bits <= least and size > target:
-                break
-            if size <= target and (best is None or size > best.size):
-                best = draft
-            below, above = ((bits, size), above) if size <= target else (below, (bits, size))
-            bits = between(below, above, AIM * target) if below and above else 8 * (AIM * target - overhead)
-            bits = max(bits, least)
-            if bits == before:
-                break
-        return best, overhead
+    def round(self, overhead: float, bits: float, before: Sequence[Round]) -> tuple[Round, Draft]:
+        """The file whose codes take `bits` bits, before what else changes with them."""
+        overhead = _overhead(before[-1]) if before else overhead
+        with stage("solve"):
+            plan = self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead))
+        draft = self.draft(plan)
+        return Round(bits, draft.result.bytes, most=draft.plan.multiplier == 0), draft
 
     def smallest(self) -> Result:
         """The smallest file that can be had."""
         return self.finish(self.draft(self.problem.plan(self.problem.least_bits)))
 
-    def draft(self, plan: Plan) -> Round:
+    def draft(self, plan: Plan) -> Draft:
         """Codes of a plan and their file, before what else changes with them."""
         plan = as_stored(plan)
-        codes = self.code(plan)
-        return Round(plan, codes, assemble(self.source, plan, codes, {}))
+        with stage("quantize"):
+            codes = self.code(plan)
+        with stage("encode"):
+            return Draft(plan, codes, assemble(self.source, plan, codes, {}))
 
     def code(self, plan: Plan) -> CodesByName:
         """The codes of every compressed tensor."""
         codes: CodesByName = {}
-        for tensor, found in zip(plan.compressed, self.coder.codes(plan.compressed), strict=True):
-            codes[tensor.name] = found
+        for name, found in self.coder.codes(plan.compressed):
+            codes[name] = found
             self.progress("quantize", len(codes), len(plan.compressed))
         return codes
 
-    def finish(self, draft: Round) -> Result:
+    def finish(self, draft: Draft) -> Result:
         """The result of a round, with what else of the model changes with its codes; packed again only for that."""
-        changed = self.coder.kept(draft.plan, draft.codes)
-        return assemble(self.source, draft.plan, draft.codes, changed) if changed else draft.result
+        with stage("renormalise"):
+            changed = self.coder.kept(draft.plan, draft.codes)
+        with stage("encode"):
+            return assemble(self.source, draft.plan, draft.codes, changed) if changed else draft.result
 
     def decide(self) -> Plan:
         """The plan at the budget by predicted size alone: no weight is quantized."""
@@ -152,7 +140,7 @@ class Fit:
             return plan.replace(predicted_bytes=round(found.bits / 8 + self.overhead(plan)))
         target, least = self.target, self.problem.least_bits
         overhead = self.overhead(self.problem.sketch())
-        bits = 8 * (AIM * target - overhead)
+        bits = first_bits(target, overhead)
         if bits < least:
             raise self.infeasible(target, math.ceil(least / 8 + overhead))
         return self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead))
@@ -166,7 +154,7 @@ class Fit:
 
     def overhead(self, plan: Plan) -> float:
         """Bytes that are no codes, as far as they can be foreseen: kept tensors, header, frequency tables."""
-        kept = sum(stored.draft(item, plan[item.name]).size for item in keep(self.source, plan, {}))
+        kept = sum(item.payload(plan[item.name]).size for item in keep(self.source, plan, {}))
         return kept + HEADER + PLACE * len(plan) + TABLE * len(plan.compressed)
 
     def infeasible(self, target: float, smallest: int) -> InfeasibleError:
@@ -189,19 +177,14 @@ class Fit:
         )
 
 
-def between(below: tuple[float, float], above: tuple[float, float], aim: float) -> float:
-    """The bits of the next round after two on either side of the budget: by the line through both, well inside.
+def first_bits(target: float, overhead: float) -> float:
+    """Bits of all codes for a file in the window, `overhead` being what is known of its other bytes."""
+    return 8 * (AIM * target - overhead)
 
-    By the last one's overhead alone sizes may swing from round to round, where it depends much on the bits.
 
-    Args:
-        below: bits and bytes of a file within the budget.
-        above: those of one beyond it.
-        aim: bytes wanted.
-    """
-    (low, least), (high, most) = below, above
-    share = (aim - least) / (most - least)
-    return low + min(max(share, EDGE), 1 - EDGE) * (high - low)
+def _overhead(one: Round) -> float:
+    """Bytes of a round's file that are no codes."""
+    return one.bytes - one.setting / 8
 
 
 def assemble(source: Source, plan: Plan, codes: CodesByName, changed: Mapping[str, torch.Tensor]) -> Result:

@@ -7,8 +7,11 @@ again when the true size of the file is known.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
 
 from opq.allocation.curve import Curve, Point
 from opq.allocation.paper import paper
@@ -16,35 +19,71 @@ from opq.allocation.rate_distortion import allocate
 from opq.allocation.solution import Allocation
 from opq.allocation.stats import TensorStats
 from opq.base.dtypes import dtype_name
+from opq.base.pool import torch_threads
 from opq.base.progress import Progress, silent
+from opq.base.stages import stage
 from opq.compression.options import Options
 from opq.compression.roles import Role
+from opq.errors import WeightsWarning
 from opq.plan import LARGEST_CODE, Plan, TensorPlan
 from opq.quantizing import trellis
 from opq.sources.base import Source
 
 
+class Statistics(Protocol):
+    """What a plan needs to know of a tensor beside its curve."""
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+
+    @property
+    def max_abs(self) -> float:
+        """The largest magnitude."""
+
+    @property
+    def mean_abs(self) -> float:
+        """The mean magnitude."""
+
+
+S = TypeVar("S", bound=Statistics, covariant=True)
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Problem:
+class Problem(Generic[S]):
     """One compression problem: which tensors take part, what they look like and how much each matters."""
 
     options: Options
     roles: tuple[Role, ...]
-    stats: Mapping[str, TensorStats]
+    stats: Mapping[str, S]
     """Of every compressed tensor, in the source's order."""
     sensitivities: Mapping[str, float]
     """`a_i` of every compressed tensor."""
-    curves: Mapping[str, Curve] = dataclasses.field(default_factory=dict)
-    """Made from the statistics where not given."""
+    curves: Mapping[str, Curve]
+    """Rate and distortion of every compressed tensor; `of` makes them of whole statistics."""
     trellised: frozenset[str] = frozenset()
     """Tensors whose codes may follow the paths of a trellis; they do from `trellis.LEAST` bits a weight on."""
 
-    def __post_init__(self) -> None:
-        if not self.curves:
-            curves = {name: Curve.of(stats) for name, stats in self.stats.items()}
-            object.__setattr__(self, "curves", curves)
+    @staticmethod
+    def of(
+        options: Options,
+        roles: Sequence[Role],
+        *,
+        stats: Mapping[str, TensorStats],
+        sensitivities: Mapping[str, float],
+        trellised: frozenset[str] = frozenset(),
+    ) -> Problem[TensorStats]:
+        """The problem of tensors whose statistics are at hand; their curves are made here, once."""
+        return Problem(
+            options=options,
+            roles=tuple(roles),
+            stats=stats,
+            sensitivities=sensitivities,
+            curves={name: Curve.of(found) for name, found in stats.items()},
+            trellised=trellised,
+        )
 
-    def replace(self, *, sensitivities: Mapping[str, float]) -> Problem:
+    def replace(self, *, sensitivities: Mapping[str, float]) -> Problem[S]:
         """The same problem with other sensitivities; the curves are not made again."""
         return dataclasses.replace(self, sensitivities=sensitivities)
 
@@ -108,6 +147,7 @@ class Problem:
             "dtype": dtype_name(role.spec.dtype),
             "action": role.action,
             "reason": role.reason,
+            "exact": role.exact,
             "like": role.spec.like,
         }
         if point is not None:
@@ -129,11 +169,46 @@ class Problem:
         return TensorPlan(**fields)
 
 
+FAINT = 2.0**-118
+"""Below this largest magnitude (3e-36) the steps of a grid come near the smallest that float32 holds exactly, 2^-126:
+at 6 bits the error grows from 2 % (1e-36) to 100 % (1e-39)."""
+
+
+@stage("statistics")
 def gather(source: Source, roles: Sequence[Role], progress: Progress = silent) -> dict[str, TensorStats]:
-    """Statistics of every tensor to compress, one tensor in memory at a time."""
+    """Statistics of every tensor to compress, some tensors in memory at a time.
+
+    Each tensor by one thread: torch's own threads wait for each other after every small step, which on a machine with
+    other work takes many times what they compute.
+
+    Warns, by `WeightsWarning`, of weights that all are too small for a grid, and of kept vectors that are not finite.
+    """
     names = [role.name for role in roles if role.action == "compress"]
     found = {}
-    for done, name in enumerate(names):
-        found[name] = TensorStats.of(source.tensor(name), name=name)
-        progress("statistics", done + 1, len(names))
+    with torch_threads() as threads:
+        tensors = ((name, source.tensor(name)) for name in names)
+        every = threads.weighed(
+            lambda item: TensorStats.of(item[1], name=item[0]), tensors, lambda item: item[1].numel()
+        )
+        for name, stats in zip(names, every, strict=True):
+            found[name] = stats
+            progress("statistics", len(found), len(names))
+    for name, stats in found.items():
+        if stats.max_abs < FAINT and (largest := _largest(source.tensor(name))):
+            _warn(
+                f"the weights of tensor {name!r} are at most {largest:.2g} in magnitude, too small for a grid in "
+                f"float32: some or all of them become 0. Keep them with overrides={{{name!r}: 'keep'}}, or scale them."
+            )
+    for spec in (role.spec for role in roles if role.action == "keep"):
+        vector = len(spec.shape) == 1 and spec.dtype.is_floating_point
+        if vector and not bool(torch.isfinite(source.tensor(spec.name).double()).all()):
+            _warn(f"tensor {spec.name!r} holds NaN or infinity; it is kept bit by bit.")
     return found
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    return float(tensor.double().abs().max()) if tensor.numel() else 0.0
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, WeightsWarning, stacklevel=5)

@@ -1,7 +1,11 @@
-"""What `compress` gives back: the Plan and the file in memory, and ways to look at them."""
+"""What a compression gives back: the Plan and its bytes, and ways to look at them.
+
+`Compressed` is what a file in memory (`Result`) and a folder on disk (`opq.streaming.Streamed`) have in common.
+"""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import os
@@ -11,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from opq.compression.shortfall import Shortfall
 from opq.file.reader import Reader
 from opq.file.writer import Packed
 from opq.plan import Plan
@@ -43,19 +48,74 @@ class _Codes(Mapping[str, torch.Tensor]):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Result:
+class Compressed(abc.ABC):
+    """A compressed model and its accounting, in memory or on disk."""
+
+    plan: Plan
+    label: str
+    """What was compressed."""
+    elements: int
+    """Elements of the source's floating-point tensors, tied ones counted once."""
+    source_bytes: int
+    """Bytes of the source's tensors, tied ones counted once."""
+    shortfall: Shortfall | None = None
+    """Why less of the budget is used than 99.5 %; None where that much is, where no budget was given, and of the other
+    published methods, whose sizes go in steps."""
+
+    @property
+    @abc.abstractmethod
+    def bytes(self) -> int:
+        """Bytes of what was written or will be, headers and all."""
+
+    @property
+    @abc.abstractmethod
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of each tensor's payload; 0 for shared ones."""
+
+    @property
+    def bits(self) -> float:
+        """Bits per floating-point element of the source, all bytes counted."""
+        return 8 * self.bytes / self.elements
+
+    @property
+    def ratio(self) -> float:
+        """Bytes of the source's tensors over the bytes now: the real accounting."""
+        return self.source_bytes / self.bytes
+
+    def report(self) -> Report:
+        """One row a tensor, drawn by rich: what happens to it, why, and what it costs."""
+        return Report(plan=self.plan, sizes=self.sizes, densities=self._densities, title=self._headline)
+
+    @property
+    def _densities(self) -> Mapping[str, float] | None:
+        """Measured fractions of codes that are not zero; None where the plan's predictions are to stand for them."""
+        return None
+
+    @property
+    def _headline(self) -> str:
+        size = f"{self.bytes:,} bytes, {self.bits:.3f} bits per weight, {self.ratio:.2f}x smaller"
+        short = "" if self.shortfall is None else f". {self.shortfall}"
+        return (
+            f"{self.label}: {size}, method {self.plan.method!r}, {len(self.plan.compressed)} tensors compressed{short}"
+        )
+
+    def __repr__(self) -> str:
+        return f"<opq.{type(self).__name__} {self._headline}>"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self._headline)}</p>{html_table(self.plan, self.sizes, self._densities)}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Result(Compressed):
     """A compressed model: its plan and its file, still in memory.
 
     Everything here is read from the file's own bytes, so what is seen is what `save` writes.
     """
 
-    plan: Plan
     packed: Packed
-    label: str
-    elements: int
-    """Elements of the source's floating-point tensors, tied ones counted once."""
-    source_bytes: int
-    """Bytes of the source's tensors, tied ones counted once."""
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds on the wall that each stage of the compression took, in their order; no part of the file."""
 
     @functools.cached_property
     def reader(self) -> Reader:
@@ -68,14 +128,9 @@ class Result:
         return self.packed.size
 
     @property
-    def bits(self) -> float:
-        """Bits of the file per floating-point element of the source."""
-        return 8 * self.bytes / self.elements
-
-    @property
-    def ratio(self) -> float:
-        """Bytes of the source's tensors over bytes of the file: the real accounting."""
-        return self.source_bytes / self.bytes
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of each tensor's payload; 0 for shared ones."""
+        return self.packed.sizes
 
     @functools.cached_property
     def nominal(self) -> Nominal:
@@ -103,19 +158,10 @@ class Result:
         """
         self.packed.write(path)
 
-    def report(self) -> Report:
-        """One row a tensor, drawn by rich: what happens to it, why, and what it costs."""
-        return Report(plan=self.plan, sizes=self.packed.sizes, densities=self._densities, title=self._headline)
-
     @functools.cached_property
     def _densities(self) -> dict[str, float]:
         """The fraction of codes of each compressed tensor that are not zero."""
         return {name: float(codes.count_nonzero()) / max(codes.numel(), 1) for name, codes in self.codes.items()}
-
-    @property
-    def _headline(self) -> str:
-        size = f"{self.bytes:,} bytes, {self.bits:.3f} bits per weight, {self.ratio:.2f}x smaller"
-        return f"{self.label}: {size}, method {self.plan.method!r}, {len(self.plan.compressed)} tensors compressed"
 
     def to_html(self, path: str | os.PathLike[str], *, source: Any = None) -> int:
         """Writes the report as one self-contained HTML page; returns its size in bytes. See `opq.report.save_page`."""
@@ -142,9 +188,3 @@ class Result:
 
         opened = None if source is None else open_source(source)
         return figures(self.reader, label=self.label, source=opened)
-
-    def __repr__(self) -> str:
-        return f"<opq.Result {self._headline}>"
-
-    def _repr_html_(self) -> str:
-        return f"<p>{escape(self._headline)}</p>{html_table(self.plan, self.packed.sizes, self._densities)}"

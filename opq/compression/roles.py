@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from opq.base.dtypes import dtype_name
 from opq.errors import OptionError, PatternError
-from opq.plan import ONE_DIMENSIONAL, Action
+from opq.plan import Action
 from opq.sources.base import TensorSpec
 
 SMALLEST = 64
@@ -29,6 +29,11 @@ class Role:
     spec: TensorSpec
     action: Action
     reason: str
+    """For people."""
+    exact: bool = False
+    """Kept bit for bit, where a vector might go on a fine grid."""
+    asked: bool = False
+    """Whether `overrides` name it."""
     min_bits: float = 0.0
     max_bits: float = float("inf")
     sensitivity: float | None = None
@@ -72,9 +77,9 @@ def _default(spec: TensorSpec) -> Role:
     if not spec.dtype.is_floating_point:
         return Role(spec, "keep", f"not floating point ({str(spec.dtype).removeprefix('torch.')})")
     if dtype_name(spec.dtype) == "F8_E8M0":
-        return Role(spec, "keep", "exponents without sign")
+        return Role(spec, "keep", "exponents without sign", exact=True)
     if len(spec.shape) < 2:
-        return Role(spec, "keep", ONE_DIMENSIONAL if spec.shape else "a scalar")
+        return Role(spec, "keep", "one-dimensional" if spec.shape else "a scalar")
     if spec.size < SMALLEST:
         return Role(spec, "keep", f"small: {spec.size} weights")
     if spec.kind == "buffer":
@@ -83,8 +88,9 @@ def _default(spec: TensorSpec) -> Role:
 
 
 def _overridden(role: Role, pattern: str, override: Override) -> Role:
+    role = dataclasses.replace(role, asked=True, exact=False)
     if override == "keep":
-        return dataclasses.replace(role, action="keep", reason=f"override {pattern!r}")
+        return dataclasses.replace(role, action="keep", reason=f"override {pattern!r}", exact=True)
     if not role.spec.dtype.is_floating_point or role.spec.size == 0:
         raise OptionError(
             f"overrides[{pattern!r}] compresses tensor {role.name!r}",

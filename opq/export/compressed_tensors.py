@@ -18,11 +18,11 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from opq.base.atomic import written_aside
-from opq.errors import ExportError
-from opq.export.hf_folder import config_folder, copy_side_files
+from opq.errors import ExportError, OccupiedFolderError
+from opq.export.hf_folder import config_folder
 from opq.file.reader import Reader
 from opq.plan import TensorPlan
-from opq.sources import open_source
+from opq.sources import open_source, side_files
 
 LARGEST_CODE = 127
 """Codes of 8 bits, symmetric."""
@@ -59,12 +59,16 @@ def save_compressed_tensors(
                 dense.append(tensor.name.removesuffix(".weight"))
             mapped = tensor.name in linears and error is None
             state |= _integers(reader, tensor) if mapped else {tensor.name: reader.tensor(tensor.name).clone()}
-    copy_side_files(origin, target)
+    config = _config(origin, dense).encode()
+    place = target / "config.json"
+    if place.exists() and place.read_bytes() != config:
+        raise OccupiedFolderError(f"{target} holds another file of that name", got=place.name, wanted="none")
+    side_files.copy(origin, target, but=(place.name,))
     data = to_bytes({name: value.contiguous() for name, value in state.items()}, {"format": "pt"})
     with written_aside(target / "model.safetensors") as out:
         out.write(data)
-    with written_aside(target / "config.json") as out:
-        out.write(_config(origin, dense).encode())
+    with written_aside(place) as out:
+        out.write(config)
     return len(data)
 
 

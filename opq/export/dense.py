@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import os
 
-import torch
-
 from opq.base.atomic import written_aside
 from opq.file.header import header
 from opq.file.reader import Reader
+from opq.file.stored import raw_view
 
 
 def save_dense(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
     """Writes every tensor of an opq file as an ordinary safetensors file, one tensor in memory at a time.
 
-    Tied names are written out under each name, so that any loader finds them all.
+    Tied names are written out under each name, so that any loader finds them all; they are decoded once.
 
     Returns:
         the size of the new file in bytes.
 
     Raises:
         FileFormatError: the file is not whole.
-        WriteError: the output cannot be written; nothing is left behind.
+        WriteError: the output cannot be written, or a name cannot stand in such a file; nothing is left behind.
     """
     with Reader(file) as reader, written_aside(path) as out:
         out.write(header(reader.plan))
+        places: dict[str, list[int]] = {}
+        end = out.tell()
         for tensor in reader.plan:
-            flat = reader.tensor(tensor.name).contiguous().reshape(-1)
-            if flat.numel():
-                out.write(flat.view(torch.uint8).numpy().tobytes())
-        return out.tell()
+            places.setdefault(tensor.like or tensor.name, []).append(end)
+            end += tensor.nbytes
+        for name, starts in places.items():
+            data = raw_view(reader.tensor(name))
+            for start in starts:
+                out.seek(start)
+                out.write(data)
+        return end

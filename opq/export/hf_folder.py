@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 from opq.base.atomic import written_aside
-from opq.errors import ExportError, OpqError, WriteError
+from opq.errors import ExportError, OccupiedFolderError, OpqError
 from opq.export.dense import save_dense
 from opq.file.reader import Reader
+from opq.sources import side_files
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".ot", ".index.json")
+CARD = "README.md"
+_MARK = b"## Compressed with opq"
 
 
 def save_folder(file: str | os.PathLike[str], folder: str | os.PathLike[str], like: str | os.PathLike[str]) -> int:
@@ -35,7 +37,7 @@ def save_folder(file: str | os.PathLike[str], folder: str | os.PathLike[str], li
         raise ExportError(
             "the new folder is the one that the model came from", got=str(target), wanted="another folder"
         )
-    copy_side_files(origin, target)
+    side_files.copy(origin, target)
     return save_dense(file, target / "model.safetensors")
 
 
@@ -55,17 +57,6 @@ def config_folder(like: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def copy_side_files(origin: Path, target: Path) -> None:
-    """Configuration, tokenizer and licence, everything in the folder itself but weights and model cards."""
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for path in sorted(origin.iterdir()):
-            if path.is_file() and not path.name.endswith(_WEIGHTS) and not path.name.startswith((".", "README")):
-                shutil.copyfile(path, target / path.name)
-    except OSError as error:
-        raise WriteError(f"cannot fill {target}", got=error) from error
-
-
 def save_compressed_folder(
     file: str | os.PathLike[str], folder: str | os.PathLike[str], like: str | os.PathLike[str]
 ) -> Path:
@@ -78,9 +69,12 @@ def save_compressed_folder(
     target = Path(folder)
     with Reader(file) as reader:
         card = model_card(reader, source=os.fspath(like))
-    copy_side_files(config_folder(like), target)
+    side_files.copy(config_folder(like), target, but=(CARD,))
+    place = target / CARD
+    if place.exists() and _MARK not in place.read_bytes():
+        raise OccupiedFolderError(f"{target} holds another file of that name", got=CARD, wanted="none")
     with written_aside(target / "model.opq.safetensors") as out, open(file, "rb") as whole:
         shutil.copyfileobj(whole, out)
-    with written_aside(target / "README.md") as out:
+    with written_aside(place) as out:
         out.write(card.encode())
     return target

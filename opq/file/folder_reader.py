@@ -15,14 +15,17 @@ from types import TracebackType
 import torch
 
 from opq.base.arrays import Codes
+from opq.base.format_v1 import COMMON, LARGEST_FOLDER_INDEX, VERSION
+from opq.base.format_v1 import FOLDER_INDEX as INDEX
 from opq.errors import CorruptFileError, FileFormatError, MismatchError, MissingFileError
 from opq.file.header import check_version, no_twins
 from opq.file.reader import MAX_EXPANSION, Reader
 from opq.plan import Plan
 
-INDEX = "model.opq.safetensors.index.json"
-_LARGEST_INDEX = 1 << 30
+__all__ = ["INDEX", "FolderReader", "check_payloads", "index_bytes", "open_reader", "parts_of", "read_index"]
+
 _PIECE = 1 << 24
+"""Bytes of a file that are read at once: enough for the disk's full speed."""
 
 
 class FolderReader:
@@ -155,14 +158,14 @@ def _crc(file: FileIO, start: int, stop: int) -> int:
 
 def index_bytes(where: dict[str, str]) -> bytes:
     """The index of a folder: which shard holds each tensor, in the source's order, and nothing else."""
-    return (json.dumps({"metadata": {"opq": "1"}, "weight_map": where}, indent=0) + "\n").encode()
+    return (json.dumps({"metadata": {COMMON: str(VERSION)}, "weight_map": where}, indent=0) + "\n").encode()
 
 
 def read_index(path: Path) -> dict[str, str]:
     """The inverse of `index_bytes`; trusts nothing."""
     try:
-        if path.stat().st_size > _LARGEST_INDEX:
-            raise CorruptFileError(f"{path} is too large for an index", wanted=f"at most {_LARGEST_INDEX} bytes")
+        if path.stat().st_size > LARGEST_FOLDER_INDEX:
+            raise CorruptFileError(f"{path} is too large for an index", wanted=f"at most {LARGEST_FOLDER_INDEX} bytes")
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=no_twins)
     except FileNotFoundError as error:
         remedy = "Finish the compression with the same command, or fetch the index."

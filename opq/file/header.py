@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from opq.base.dtypes import DTYPES, torch_dtype
+from opq.base.dtypes import DTYPES
+from opq.base.format_v1 import COMMON as COMMON
+from opq.base.format_v1 import LARGEST_HEADER
+from opq.base.format_v1 import VERSION as VERSION
 from opq.errors import (
     CorruptFileError,
     ForeignFileError,
     NewerFormatError,
     TruncatedFileError,
+    WriteError,
 )
 from opq.plan import Plan
 
-VERSION = 1
-"""The format version that this package writes, and the newest that it reads."""
-
-COMMON = "opq"
-"""The entry that holds the index and all small payloads."""
-
-LARGEST_HEADER = 100_000_000
-"""Bytes: the limit of safetensors."""
+METADATA = "__metadata__"
+"""The member of a safetensors header that is no tensor."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
     """A safetensors entry."""
 
-    def __init__(self, dtype: str, shape: tuple[int, ...], start: int, stop: int):
-        self.dtype, self.shape, self.start, self.stop = dtype, shape, start, stop
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
 
 
 def read_entries(data: memoryview, label: str) -> tuple[dict[str, Entry], int]:
@@ -46,7 +49,7 @@ def read_entries(data: memoryview, label: str) -> tuple[dict[str, Entry], int]:
         header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=no_twins)
     except (ValueError, RecursionError) as error:
         raise ForeignFileError(f"{label} has no JSON header", got=error) from error
-    check_version(header.pop("__metadata__", None), label)
+    check_version(header.pop(METADATA, None), label)
     entries = {name: _entry(name, fields) for name, fields in header.items()}
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
@@ -60,6 +63,14 @@ def read_entries(data: memoryview, label: str) -> tuple[dict[str, Entry], int]:
     if COMMON not in entries:
         raise CorruptFileError(f"{label} has no index", wanted=f"an entry {COMMON!r}")
     return entries, 8 + length
+
+
+def payload_starts(path: Path) -> dict[str, int]:
+    """Where the bytes of each tensor begin in a safetensors file that `safetensors` itself has opened before."""
+    with open(path, "rb") as file:
+        base = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(base - 8))
+    return {name: base + entry["data_offsets"][0] for name, entry in header.items() if name != METADATA}
 
 
 def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -97,9 +108,16 @@ def _entry(name: str, fields: object) -> Entry:
     return Entry(dtype, tuple(shape), *offsets)
 
 
-def entries_header(entries: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
-    """The safetensors header, padded so that what follows is aligned to 8 bytes."""
-    header: dict[str, object] = {"__metadata__": {COMMON: str(VERSION)}}
+def entries_header(
+    entries: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str] = {COMMON: str(VERSION)}
+) -> bytes:
+    """The header of a safetensors file, padded so that what follows is aligned to 8 bytes.
+
+    Args:
+        entries: name, element type, shape and bytes of each, in order.
+        metadata: that of a compressed file, unless given.
+    """
+    header: dict[str, object] = {METADATA: dict(metadata)}
     start = 0
     for name, dtype, shape, length in entries:
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + length]}
@@ -110,13 +128,12 @@ def entries_header(entries: Iterable[tuple[str, str, tuple[int, ...], int]]) -> 
 
 
 def header(plan: Plan) -> bytes:
-    """The header of a dense safetensors file of the plan's tensors, in the plan's order."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for tensor in plan:
-        end = position + tensor.size * torch_dtype(tensor.dtype).itemsize
-        entries[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    """The header of a dense safetensors file of the plan's tensors, in the plan's order.
+
+    Raises:
+        WriteError: a tensor has the one name that no tensor of such a file can have.
+    """
+    if METADATA in plan:
+        remedy = "Read the tensors with opq.load_state_dict."
+        raise WriteError(f"a safetensors file cannot hold a tensor called {METADATA!r}", remedy=remedy)
+    return entries_header(((t.name, t.dtype, t.shape, t.nbytes) for t in plan), {"format": "pt"})

@@ -15,7 +15,7 @@ import torch
 
 from opq.file import vectors
 from opq.file.stored import Log, Raw, Stored
-from opq.plan import ONE_DIMENSIONAL, Plan
+from opq.plan import Plan
 from opq.sources.base import BatchNormNames, Source
 
 FINEST = 13
@@ -43,8 +43,8 @@ def keep(source: Source, plan: Plan, changed: Mapping[str, torch.Tensor], *, who
             stored |= {item.name: item for item in _batchnorm(norm, value, bits)}
     for name in (t.name for t in plan if t.action == "keep" and t.name not in stored):
         tensor = value(name)
-        is_vector = plan[name].reason == ONE_DIMENSIONAL and source.by_name[name].kind == "parameter"
-        worth = is_vector and tensor.numel() >= SHORTEST and bits is not None
+        is_parameter = plan[name].vector and source.by_name[name].kind == "parameter"
+        worth = is_parameter and tensor.numel() >= SHORTEST and bits is not None
         stored[name] = vectors.fine(name, tensor, bits=bits or 0) if worth else Raw(name, tensor)
     return list(stored.values())
 
@@ -69,7 +69,7 @@ def _floating(norm: BatchNormNames) -> list[str]:
 
 def _by_default(plan: Plan, norm: BatchNormNames) -> bool:
     """Whether the user left all vectors of the layer to us."""
-    return all(plan[name].reason == ONE_DIMENSIONAL for name in _floating(norm))
+    return all(plan[name].vector for name in _floating(norm))
 
 
 def _batchnorm(norm: BatchNormNames, value: Callable[[str], torch.Tensor], bits: int) -> Iterator[Stored]:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from opq.base.arrays import Codes
-from opq.base.dtypes import DTYPES
+from opq.base.format_v1 import COMMON, MOST_ELEMENTS, SMALL
+from opq.base.format_v1 import MAX_EXPANSION as MAX_EXPANSION
 from opq.base.pool import torch_threads
 from opq.errors import (
     ClosedReaderError,
@@ -22,16 +23,11 @@ from opq.errors import (
     MismatchError,
     MissingFileError,
 )
-from opq.file import index, stored
-from opq.file.header import COMMON, Entry, read_entries
-from opq.file.index import Place
+from opq.file import index
+from opq.file.header import Entry, read_entries
+from opq.file.payload import Place
+from opq.file.stored import PAYLOADS, Raw, Share
 from opq.plan import Plan, TensorPlan
-
-MAX_EXPANSION = 10_000
-"""Bytes that decoding may take for each byte of the file."""
-
-SMALL = 1 << 26
-"""Bytes that decoding may take in any case."""
 
 
 class InMemory(Protocol):
@@ -67,8 +63,7 @@ class Reader:
         label = os.fspath(source) if isinstance(source, str | os.PathLike) else "the file in memory"
         entries, base = read_entries(self._data, label)
         self.plan, places, start = _index(self._data, entries, base)
-        self._tensors = {t.name: t for t in self.plan}
-        self._places = dict(zip(self._tensors, places, strict=True))
+        self._places = dict(zip(self.plan.names, places, strict=True))
         self._checked: set[str] = set()
         self._spans = self._laid_out(entries, base, start)
         self._limit(max_expansion)
@@ -76,7 +71,7 @@ class Reader:
     @property
     def names(self) -> tuple[str, ...]:
         """All tensors, in the source's order."""
-        return tuple(t.name for t in self.plan)
+        return self.plan.names
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -89,8 +84,8 @@ class Reader:
         return len(self._data)
 
     def kind(self, name: str) -> str:
-        """How a tensor is stored: one of `opq.file.stored.KINDS`."""
-        return self._places[self._planned(name).name].kind
+        """How a tensor is stored: one of `opq.base.format_v1.KIND_NAMES`."""
+        return self._places[self.plan[name].name].kind
 
     def codes(self, name: str) -> Codes:
         """The integer codes of a tensor that is stored by codes, in its shape (of `product`: one-dimensional).
@@ -99,23 +94,20 @@ class Reader:
             MismatchError: there is no such tensor, or it is not stored by codes.
             CorruptFileError: its bytes are damaged.
         """
-        plan = self._planned(self._planned(name).like or name)
-        kind = self._places[plan.name].kind
-        if kind in ("raw", "scalar"):
-            raise MismatchError(f"tensor {name!r} has no codes", got=kind)
+        plan = self.plan.holder(name)
         with _naming(name):
-            return stored.codes_of(kind, self._payload(plan.name), plan)
+            return PAYLOADS[self._places[plan.name].kind].codes_of(self._payload(plan.name), plan)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The dense tensor, in the source's dtype."""
-        plan = self._planned(self._planned(name).like or name)
+        plan = self.plan.holder(name)
         place = self._places[plan.name]
         with _naming(name):
-            return stored.restore(place.kind, self._payload(plan.name), plan, place.number)
+            return PAYLOADS[place.kind].restore(self._payload(plan.name), plan, place.number)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All tensors, in the source's order; tied names share one."""
-        own = [t.name for t in self.plan if t.like is None]
+        own = [t.name for t in self.plan.own]
         with torch_threads() as threads:
             held = dict(zip(own, threads.ordered(self.tensor, own), strict=True))
         return {t.name: held[t.like or t.name] for t in self.plan}
@@ -130,9 +122,6 @@ class Reader:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
-
-    def _planned(self, name: str) -> TensorPlan:
-        return self._tensors[name] if name in self._tensors else self.plan[name]
 
     def _payload(self, name: str) -> memoryview:
         start, stop = self._spans[name]
@@ -152,7 +141,7 @@ class Reader:
         own = {name for name in entries if name != COMMON}
         for tensor in self.plan:
             place = self._places[tensor.name]
-            _consistent(tensor, place, self._tensors)
+            _consistent(tensor, place, self.plan)
             if place.checksum is not None:
                 spans[tensor.name] = _own_entry(tensor, place, entries, base)
                 own.discard(tensor.name)
@@ -167,9 +156,9 @@ class Reader:
 
     def _limit(self, max_expansion: float) -> None:
         widest = max((math.prod(max(n, 1) for n in t.shape) for t in self.plan), default=0)
-        if widest >= 1 << 58:
+        if widest >= MOST_ELEMENTS:
             raise CorruptFileError("a shape that no tensor has", got=f"{widest} elements")
-        dense = sum(t.size * DTYPES[t.dtype].itemsize for t in self.plan if t.like is None)
+        dense = sum(t.nbytes for t in self.plan)  # shared ones too: who writes or copies them takes as much
         allowed = max(max_expansion * len(self._data), SMALL)
         if dense > allowed:
             raise FileTooLargeError(
@@ -178,7 +167,7 @@ class Reader:
 
 
 class _naming:
-    """Adds the tensor's name to what the core found wrong with its bytes."""
+    """Adds the tensor's name to what the core found wrong with its bytes, or with what is asked of it."""
 
     def __init__(self, name: str):
         self.name = name
@@ -187,8 +176,9 @@ class _naming:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if isinstance(error, CorruptFileError):
-            named = CorruptFileError(f"tensor {self.name!r}: {error.fact}", got=error.got, wanted=error.wanted)
+        if isinstance(error, CorruptFileError | MismatchError):
+            fact = f"tensor {self.name!r}: {error.fact}"
+            named = type(error)(fact, got=error.got, wanted=error.wanted, remedy=error.remedy)
             raise named from error
 
 
@@ -219,29 +209,19 @@ def _index(data: memoryview, entries: dict[str, Entry], base: int) -> tuple[Plan
 
 def _own_entry(tensor: TensorPlan, place: Place, entries: dict[str, Entry], base: int) -> tuple[int, int]:
     entry = entries.get(tensor.name)
-    raw = place.kind == "raw"
+    raw = place.kind == Raw.kind
     wanted = (tensor.dtype, tensor.shape) if raw else ("U8", (place.length,))
     if entry is None or (entry.dtype, entry.shape) != wanted or tensor.name == COMMON:
         raise CorruptFileError(f"tensor {tensor.name!r}: no entry like the index says", wanted=wanted)
     return base + entry.start, base + entry.stop
 
 
-def _consistent(tensor: TensorPlan, place: Place, plan: dict[str, TensorPlan]) -> None:
+def _consistent(tensor: TensorPlan, place: Place, plan: Plan) -> None:
     """What index and plan say of a tensor agrees."""
-    dtype = DTYPES[tensor.dtype]
-    if place.kind == "share":
-        other = plan[str(tensor.like)]
-        if other.like is not None or (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
-            raise CorruptFileError(f"tensor {tensor.name!r} shares what is not like it", got=other.name)
-    elif place.kind == "scalar":
-        whole = dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-        limits = torch.iinfo(dtype) if whole else None
-        if limits is None or tensor.size != 1 or not limits.min <= place.number <= limits.max:
-            raise CorruptFileError(f"tensor {tensor.name!r} is no scalar of its type", got=place.number)
-    elif place.kind == "raw":
-        if place.length != tensor.size * dtype.itemsize:
-            raise CorruptFileError(f"tensor {tensor.name!r} has the wrong length", got=place.length)
-    elif tensor.dtype not in stored.CODED_TYPES:
-        raise CorruptFileError(f"tensor {tensor.name!r}: codes of a type that has none", got=tensor.dtype)
-    elif place.kind == "log" and not place.number >= 1:
-        raise CorruptFileError(f"tensor {tensor.name!r}: no codes an octave", got=place.number)
+    if place.kind != Share.kind:
+        PAYLOADS[place.kind].check(tensor, place)
+    elif (other := plan.holder(tensor.name)).like is not None or (other.shape, other.dtype) != (
+        tensor.shape,
+        tensor.dtype,
+    ):
+        raise CorruptFileError(f"tensor {tensor.name!r} shares what is not like it", got=other.name)

@@ -1,186 +1,308 @@
-"""What a file holds of one tensor, and the bytes of it: the two directions side by side."""
+"""What a file holds of one tensor: one class for each kind of payload, to bytes and back side by side.
+
+A new kind is a class here, at the end of `KINDS`, and a name at the end of `opq.base.format_v1.KIND_NAMES`.
+"""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
-import struct
+import zlib
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from opq.base.arrays import Codes, Floats32
+from opq.base.arrays import Codes, Floats32, Reals
 from opq.base.dtypes import torch_dtype
 from opq.coding import entropy
 from opq.errors import CorruptFileError, MismatchError
-from opq.plan import TensorPlan
+from opq.file import codebook
+from opq.file.payload import Coded, Payload, Place
+from opq.file.payload import Stored as Stored
+from opq.plan import Action, TensorPlan
 from opq.quantizing import trellis
 from opq.quantizing.grid import densely, saturated, scaled
 
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+"""Types of integers that the index may hold."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Grid:
+class Grid(Coded):
     """A compressed tensor: integer multiples of its plan's step."""
 
+    kind: ClassVar[str] = "grid"
+    action: ClassVar[Action] = "compress"
     name: str
     codes: Codes
 
+    def read(self) -> Codes:
+        return self.codes
+
+    @classmethod
+    def restore(cls, data: memoryview, plan: TensorPlan, number: float) -> torch.Tensor:
+        return scaled(torch.from_numpy(cls.codes_of(data, plan)), plan.step, torch_dtype(plan.dtype))
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Trellis:
-    """A compressed tensor: integer multiples of its plan's step that follow the paths of `opq.trellis`."""
+class Trellis(Grid):
+    """A compressed tensor: integer multiples of its plan's step that follow the paths of a trellis."""
 
-    name: str
-    codes: Codes
+    kind: ClassVar[str] = "trellis"
+
+    def written(self) -> Codes:
+        return trellis.paths(self.codes)
+
+    @classmethod
+    def codes_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
+        return trellis.numbers(entropy.decode(data, plan.shape))
+
+
+class Listed(Coded):
+    """A compressed tensor: indices into a codebook of K entries of d weights."""
+
+    __slots__ = ()
+    action: ClassVar[Action] = "compress"
+    indices: npt.NDArray[np.integer]
+
+    @property
+    @abc.abstractmethod
+    def entries(self) -> Floats32:
+        """K x d."""
+
+    def read(self) -> npt.NDArray[np.integer]:
+        return self.indices
+
+    def head(self) -> bytes:
+        try:
+            return codebook.put(self.entries)
+        except MismatchError as error:
+            raise MismatchError(f"tensor {self.name!r}: {error.fact}", got=error.got, wanted=error.wanted) from error
+
+    @classmethod
+    def indices_shape(cls, plan: TensorPlan, width: int) -> tuple[int, ...]:
+        """The shape of indices into entries of `width` weights; raises `CorruptFileError` where none can be."""
+        if width != 1:
+            raise CorruptFileError("a codebook of impossible size", got=f"entries of {width} weights", wanted=1)
+        return plan.shape
+
+    @classmethod
+    def codes_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
+        return cls._split(data, plan)[1]
+
+    @classmethod
+    def restore(cls, data: memoryview, plan: TensorPlan, number: float) -> torch.Tensor:
+        entries, codes = cls._split(data, plan)
+        if codes.size and (codes.min() < 0 or codes.max() >= len(entries)):
+            raise CorruptFileError("an index beyond the codebook", got=int(codes.max()), wanted=f"below {len(entries)}")
+        dtype = torch_dtype(plan.dtype)
+        book = saturated(torch.from_numpy(entries.astype(np.float64)), dtype)
+        return densely(torch.from_numpy(codes), plan.shape, dtype, lambda q: book[q.long()])
+
+    @classmethod
+    def _split(cls, data: memoryview, plan: TensorPlan) -> tuple[Reals, Codes]:
+        entries, start = codebook.take(data)
+        return entries, entropy.decode(data[start:], cls.indices_shape(plan, entries.shape[1]))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Table:
+class Table(Listed):
     """A compressed tensor: indices into a list of values (at most 32767)."""
 
+    kind: ClassVar[str] = "table"
     name: str
     values: Floats32
     indices: npt.NDArray[np.integer]
     """In the tensor's shape."""
 
+    @property
+    def entries(self) -> Floats32:
+        return np.asarray(self.values).reshape(-1, 1)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Product:
+class Product(Listed):
     """A compressed tensor: indices into a list of vectors of d weights that follow each other in row-major order."""
 
+    kind: ClassVar[str] = "product"
     name: str
     centroids: Floats32
     """(K, d)."""
     indices: npt.NDArray[np.integer]
     """`ceil(size / d)` of them; what the last vector has too much is dropped."""
 
+    @property
+    def entries(self) -> Floats32:
+        return self.centroids
+
+    def written(self) -> npt.NDArray[np.integer]:
+        return self.indices.reshape(-1)
+
+    @classmethod
+    def indices_shape(cls, plan: TensorPlan, width: int) -> tuple[int, ...]:
+        return (-(-plan.size // width),)
+
+    def _shape(self, plan: TensorPlan) -> tuple[int, ...]:
+        amount = -(-plan.size // max(self.centroids.shape[1], 1))
+        return plan.shape if self.indices.size == amount else self.indices.shape
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Fine:
+class Fine(Coded):
     """A kept tensor on a fine grid of its own: `step` times the codes."""
 
+    kind: ClassVar[str] = "fine"
     name: str
     codes: Codes
     step: float
 
+    @property
+    def number(self) -> float:
+        return self.step
+
+    def read(self) -> Codes:
+        return self.codes
+
+    @classmethod
+    def restore(cls, data: memoryview, plan: TensorPlan, number: float) -> torch.Tensor:
+        return scaled(torch.from_numpy(cls.codes_of(data, plan)), number, torch_dtype(plan.dtype))
+
+    @classmethod
+    def check(cls, plan: TensorPlan, place: Place) -> None:
+        Coded.check(plan, place)
+        if not math.isfinite(place.number):
+            raise CorruptFileError(f"tensor {plan.name!r}: a step that is not finite", got=place.number)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Log:
+class Log(Coded):
     """A kept tensor of positive numbers: `2 ** (code / per_octave)`."""
 
+    kind: ClassVar[str] = "log"
     name: str
     codes: Codes
     per_octave: int
 
+    @property
+    def number(self) -> float:
+        return self.per_octave
+
+    def read(self) -> Codes:
+        return self.codes
+
+    @classmethod
+    def restore(cls, data: memoryview, plan: TensorPlan, number: float) -> torch.Tensor:
+        dtype = torch_dtype(plan.dtype)
+
+        def powers(codes: torch.Tensor) -> torch.Tensor:
+            return saturated(torch.from_numpy(np.exp2(codes.numpy() / number)), dtype)
+
+        with np.errstate(over="ignore"):
+            return densely(torch.from_numpy(cls.codes_of(data, plan)), plan.shape, dtype, powers)
+
+    @classmethod
+    def check(cls, plan: TensorPlan, place: Place) -> None:
+        Coded.check(plan, place)
+        if not place.number >= 1:
+            raise CorruptFileError(f"tensor {plan.name!r}: no codes an octave", got=place.number)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Raw:
+class Raw(Stored):
     """A tensor kept bit by bit."""
 
+    kind: ClassVar[str] = "raw"
     name: str
     tensor: torch.Tensor
 
+    def payload(self, plan: TensorPlan) -> Payload:
+        _same(self, plan)
+        return Payload(raw_bytes(self.tensor))
 
-Stored = Grid | Trellis | Table | Product | Fine | Log | Raw
-"""A shared tensor stands in the plan only."""
+    def digest(self, payload: bytes) -> int:
+        return zlib.crc32(payload)
 
-KINDS = ("grid", "table", "product", "fine", "log", "raw", "share", "scalar", "trellis")
-"""Their numbers in the file. `share` and `scalar` (an integer in the index) have no bytes of their own."""
+    @classmethod
+    def restore(cls, data: memoryview, plan: TensorPlan, number: float) -> torch.Tensor:
+        return raw_tensor(data, plan.shape, torch_dtype(plan.dtype))
 
-MOST_AXES = 32
-"""Axes that a tensor in a file may have."""
-
-CODED_TYPES = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ")
-"""Element types that codes may stand for."""
-
-COMPRESSED = ("grid", "table", "product", "trellis")
+    @classmethod
+    def check(cls, plan: TensorPlan, place: Place) -> None:
+        if place.length != plan.nbytes:
+            raise CorruptFileError(f"tensor {plan.name!r} has the wrong length", got=place.length, wanted=plan.nbytes)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Drafted:
-    """The bytes of a stored tensor, decided but not made."""
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Scalar(Stored):
+    """A kept tensor of one integer, which the index holds in a few bits."""
 
-    kind: str
-    head: bytes
-    draft: entropy.Draft | None = None
-    codes: npt.NDArray[np.integer] | None = None
+    kind: ClassVar[str] = "scalar"
+    name: str
+    tensor: torch.Tensor
 
     @property
-    def size(self) -> int:
-        """Bytes, within a few."""
-        return len(self.head) + (self.draft.size if self.draft else 0)
+    def number(self) -> float:
+        return int(self.tensor)
 
-    def bytes(self) -> bytes:
-        if self.draft is None or self.codes is None:
-            return self.head
-        return self.head + entropy.write(self.draft, self.codes)
+    def payload(self, plan: TensorPlan) -> Payload:
+        _same(self, plan)
+        return Payload(b"")
 
+    def digest(self, payload: bytes) -> None:
+        return None
 
-def draft(item: Stored, plan: TensorPlan) -> Drafted:
-    """How a stored tensor is coded; raises `MismatchError` where it does not fit its plan."""
-    kind = type(item).__name__.lower()
-    if isinstance(item, Raw):
-        _fits(plan, kind, tuple(item.tensor.shape), item.tensor.dtype)
-        return Drafted(kind, raw_bytes(item.tensor))
-    if isinstance(item, Product):
-        amount = -(-plan.size // max(item.centroids.shape[1], 1))
-        _fits(plan, kind, plan.shape if item.indices.size == amount else item.indices.shape)
-        codes: npt.NDArray[np.integer] = item.indices.reshape(-1)
-    else:
-        codes = item.indices if isinstance(item, Table) else item.codes
-        _fits(plan, kind, codes.shape)
-        codes = trellis.paths(item.codes) if isinstance(item, Trellis) else codes
-    return Drafted(kind, _head(item), entropy.draft(codes), codes)
+    @classmethod
+    def restore(cls, data: memoryview, plan: TensorPlan, number: float) -> torch.Tensor:
+        return torch.tensor([int(number)], dtype=torch_dtype(plan.dtype)).reshape(plan.shape)
+
+    @classmethod
+    def check(cls, plan: TensorPlan, place: Place) -> None:
+        dtype = torch_dtype(plan.dtype)
+        limits = torch.iinfo(dtype) if dtype in WHOLE else None
+        if limits is None or plan.size != 1 or not limits.min <= place.number <= limits.max:
+            raise CorruptFileError(f"tensor {plan.name!r} is no scalar of its type", got=place.number)
 
 
-def restore(kind: str, data: memoryview, plan: TensorPlan, number: float) -> torch.Tensor:
-    """The dense tensor of a payload.
+class Share:
+    """No payload: the values are those of another tensor. Stands in the plan only."""
 
-    Args:
-        number: of `fine` the step, of `log` the codes an octave, of `scalar` the integer itself.
-    """
-    dtype = torch_dtype(plan.dtype)
-    if kind == "scalar":
-        return torch.tensor([int(number)], dtype=dtype).reshape(plan.shape)
-    if kind == "raw":
-        return raw_tensor(data, plan.shape, dtype)
-    values, position = _values(kind, data)
-    codes = _decoded(kind, data[position:], plan, values)
-    if kind in ("grid", "trellis", "fine"):
-        return scaled(torch.from_numpy(codes), number if kind == "fine" else plan.step, dtype)
-    if kind == "log":
-        with np.errstate(over="ignore"):
-            return densely(torch.from_numpy(codes), plan.shape, dtype, lambda q: _powers(q, number, dtype))
-    if codes.size and (codes.min() < 0 or codes.max() >= len(values)):
-        raise CorruptFileError("an index beyond the codebook", got=int(codes.max()), wanted=f"below {len(values)}")
-    book = saturated(torch.from_numpy(values.astype(np.float64)), dtype)
-    return densely(torch.from_numpy(codes), plan.shape, dtype, lambda q: book[q.long()])
+    kind: ClassVar[str] = "share"
+    action: ClassVar[Action] = "share"
 
 
-def codes_of(kind: str, data: memoryview, plan: TensorPlan) -> Codes:
-    """The integer codes of a payload: of `product` one-dimensional, else in the tensor's shape."""
-    values, position = _values(kind, data)
-    return _decoded(kind, data[position:], plan, values)
+KINDS: tuple[type[Stored | Share], ...] = (Grid, Table, Product, Fine, Log, Raw, Share, Scalar, Trellis)
+"""In the order of their numbers in the file, `KIND_NAMES`."""
+
+PAYLOADS: dict[str, type[Stored]] = {kind.kind: kind for kind in KINDS if issubclass(kind, Stored)}
+"""The kinds that a reader restores from, by name."""
 
 
-def _decoded(kind: str, coded: memoryview, plan: TensorPlan, values: npt.NDArray[np.floating]) -> Codes:
-    codes = entropy.decode(coded, indices_shape(kind, plan, values))
-    return trellis.numbers(codes) if kind == "trellis" else codes
+def smallest(item: Stored) -> Stored:
+    """The item, or the same tensor as a scalar of the index where it is one integer."""
+    if isinstance(item, Raw) and item.tensor.numel() == 1 and item.tensor.dtype in WHOLE:
+        return Scalar(item.name, item.tensor) if abs(int(item.tensor)) < 1 << 38 else item
+    return item
 
 
-def indices_shape(kind: str, plan: TensorPlan, values: npt.NDArray[np.floating]) -> tuple[int, ...]:
-    return (-(-plan.size // values.shape[1]),) if kind == "product" else plan.shape
-
-
-def _powers(codes: torch.Tensor, per_octave: float, dtype: torch.dtype) -> torch.Tensor:
-    return saturated(torch.from_numpy(np.exp2(codes.numpy() / per_octave)), dtype)
+def _same(item: Raw | Scalar, plan: TensorPlan) -> None:
+    item._fits(plan, tuple(item.tensor.shape))
+    if item.tensor.dtype != torch_dtype(plan.dtype):
+        got = item.tensor.dtype
+        raise MismatchError(f"tensor {plan.name!r}: type of the stored tensor", got=got, wanted=plan.dtype)
 
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
     """The elements of a tensor in row-major order, little-endian."""
+    return bytes(raw_view(tensor))
+
+
+def raw_view(tensor: torch.Tensor) -> memoryview:
+    """`raw_bytes` without a copy, where the tensor lies so already."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def raw_tensor(data: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -193,45 +315,3 @@ def raw_tensor(data: memoryview, shape: tuple[int, ...], dtype: torch.dtype) -> 
     if dtype == torch.bool and np.frombuffer(data, np.uint8).max() > 1:
         raise CorruptFileError("a truth value that is neither 0 nor 1")
     return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
-
-
-def _fits(plan: TensorPlan, kind: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
-    wanted = "compress" if kind in COMPRESSED else "keep"
-    if plan.action != wanted or (wanted == "compress" and plan.codebook != kind):
-        raise MismatchError(f"tensor {plan.name!r}: stored as {kind}", wanted=f"{plan.action}, {plan.codebook}")
-    if len(shape) > MOST_AXES:
-        raise MismatchError(f"tensor {plan.name!r}: too many axes", got=len(shape), wanted=f"at most {MOST_AXES}")
-    if tuple(shape) != plan.shape:
-        raise MismatchError(f"tensor {plan.name!r}: shape of the stored tensor", got=shape, wanted=plan.shape)
-    if kind != "raw" and plan.dtype not in CODED_TYPES:
-        raise MismatchError(f"tensor {plan.name!r}: stored by codes", got=plan.dtype, wanted=", ".join(CODED_TYPES))
-    if dtype is not None and dtype != torch_dtype(plan.dtype):
-        raise MismatchError(f"tensor {plan.name!r}: type of the stored tensor", got=dtype, wanted=plan.dtype)
-
-
-def _head(item: Stored) -> bytes:
-    """The codebook: bytes a number (2 or 4), how many entries, of what length, and the numbers."""
-    if not isinstance(item, Table | Product):
-        return b""
-    values = np.ascontiguousarray(item.values if isinstance(item, Table) else item.centroids, np.float32)
-    if not 0 < len(values) <= 0x7FFF or not np.isfinite(values).all():
-        raise MismatchError(f"tensor {item.name!r}: codebook", got=len(values), wanted="1 to 32767 finite entries")
-    width = values.shape[1] if isinstance(item, Product) else 1
-    half = np.clip(values, -65504, 65504).astype("<f2")
-    short = bool((half.astype(np.float32) == values).all())
-    body = half.tobytes() if short else values.astype("<f4").tobytes()
-    return struct.pack("<BHH", 2 if short else 4, len(values), width) + body
-
-
-def _values(kind: str, data: memoryview) -> tuple[npt.NDArray[np.floating], int]:
-    """The codebook and where the codes begin; empty where the kind has none."""
-    if kind not in ("table", "product"):
-        return np.empty((0, 1), np.float32), 0
-    if len(data) < 5:
-        raise CorruptFileError("a codebook is cut off", got=f"{len(data)} bytes", wanted="at least 5")
-    each, number, width = struct.unpack("<BHH", data[:5])
-    end = 5 + each * number * width
-    if each not in (2, 4) or not number or not width or end > len(data) or (kind == "table" and width != 1):
-        raise CorruptFileError("a codebook of impossible size", got=f"{number} x {width} of {each} bytes")
-    values = np.frombuffer(data[5:end], "<f2" if each == 2 else "<f4").reshape(number, width)
-    return (values if kind == "product" else values[:, 0]), end

@@ -11,14 +11,12 @@ import dataclasses
 import math
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from opq.base.arrays import Floats
+from opq.base.format_v1 import LARGEST_CODE
 from opq.base.rounding import rounded
 from opq.file.stored import Fine, Log, Raw, Stored
-from opq.plan import LARGEST_CODE
-
-Doubles = npt.NDArray[np.float64]
 
 BITS = 6
 """Steps in the root mean square of a vector, as a power of two: an error 47 dB below it."""
@@ -52,8 +50,9 @@ def fine(name: str, tensor: torch.Tensor, *, bits: int = BITS) -> Stored:
     Args:
         bits: 6 gives a signal-to-noise ratio of 47 dB, each further one 6 dB more.
     """
-    stored = _on_grid(name, _doubles(tensor), _step(_doubles(tensor), bits))
-    return Raw(name, tensor) if stored is None else stored
+    values = _doubles(tensor)
+    stored = _on_grid(name, values, _step(values, bits))
+    return Raw(name, tensor) if stored is None or _lost(values, stored) else stored
 
 
 def batchnorm(norm: Norm, *, bits: int = BITS) -> list[Stored]:
@@ -82,19 +81,24 @@ def batchnorm(norm: Norm, *, bits: int = BITS) -> list[Stored]:
     return raw if new_bias is None else [new_weight, new_bias, coarse_mean, coarse_var]
 
 
-def _doubles(tensor: torch.Tensor) -> Doubles:
-    values: Doubles = tensor.detach().cpu().to(torch.float64).numpy()
+def _lost(values: Floats, stored: Fine) -> bool:
+    """Whether numbers so small that their squares are 0 would all become 0."""
+    return bool(values.any()) and not stored.codes.any()
+
+
+def _doubles(tensor: torch.Tensor) -> Floats:
+    values: Floats = tensor.detach().cpu().to(torch.float64).numpy()
     return values
 
 
-def _step(values: Doubles, bits: int) -> float:
+def _step(values: Floats, bits: int) -> float:
     """`2^-bits` of the root mean square, in few bits; 1 where all are zero."""
     square = float(np.mean(np.square(values))) if values.size else 0.0
     step = math.ldexp(math.sqrt(square), -bits) if math.isfinite(square) else 0.0
     return rounded(step, 16) or 1.0
 
 
-def _on_grid(name: str, values: Doubles, step: float) -> Fine | None:
+def _on_grid(name: str, values: Floats, step: float) -> Fine | None:
     """The values in steps, or None where they are beyond 16 bits or not finite."""
     if not np.isfinite(values).all() or (values.size and np.abs(values).max() > LARGEST_CODE * step):
         return None

@@ -7,18 +7,16 @@ import os
 import zlib
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-import torch
-
 from opq.base.atomic import written_aside
 from opq.base.dtypes import torch_dtype
+from opq.base.format_v1 import COMMON
 from opq.base.pool import torch_threads
 from opq.errors import MismatchError, WriteError
 from opq.file import index, stored
-from opq.file.header import COMMON, entries_header
-from opq.file.index import Place
+from opq.file.header import METADATA, entries_header
+from opq.file.payload import Place, Stored
 from opq.file.reader import Reader
-from opq.file.stored import Fine, Grid, Log, Product, Raw, Stored, Table, Trellis
+from opq.file.stored import Fine, Grid, Log, Product, Raw, Table, Trellis
 from opq.plan import Plan, TensorPlan
 
 OWN_ENTRY = 1 << 16
@@ -64,7 +62,7 @@ class Packed:
                     raise WriteError(f"tensor {name!r} does not decode to what was written", remedy="Write it again.")
 
     def _same(self, reader: Reader, name: str) -> bool:
-        if reader.kind(name) == "raw":
+        if reader.kind(name) == Raw.kind:
             return zlib.crc32(stored.raw_bytes(reader.tensor(name))) == self.digests[name]
         return zlib.crc32(reader.codes(name).data) == self.digests[name]
 
@@ -79,9 +77,11 @@ def pack(plan: Plan, items: Iterable[Stored]) -> Packed:
         MismatchError: items are missing, too many, or not what the plan says of them.
     """
     by_name = _by_name(plan, items)
-    own = [t for t in plan if t.like is None]
+    own = plan.own
     with torch_threads() as threads:
-        made = dict(zip((t.name for t in own), threads.ordered(lambda t: _made(by_name[t.name], t), own), strict=True))
+        made = dict(
+            zip((t.name for t in own), threads.ordered(lambda t: encoded(by_name[t.name], t), own), strict=True)
+        )
     large = own_entries(plan, {name: m.place for name, m in made.items()})
     own_entry = set(large)
     places = [_place(made.get(t.name), t.name in own_entry) for t in plan]
@@ -91,15 +91,14 @@ def pack(plan: Plan, items: Iterable[Stored]) -> Packed:
     return Packed(
         parts,
         {name: len(m.payload) for name, m in made.items()},
-        {name: m.digest for name, m in made.items() if m.place.kind != "scalar"},
+        {name: m.digest for name, m in made.items() if m.digest is not None},
     )
 
 
 def own_entries(plan: Plan, places: Mapping[str, Place]) -> list[str]:
     """The tensors whose payloads are entries of their own, in the file's order; `places` without shared tensors."""
-    large = [name for name, p in places.items() if p.length >= OWN_ENTRY and name not in (COMMON, "__metadata__")]
-    planned = {t.name: t for t in plan}
-    return sorted(large, key=lambda name: (-_alignment(planned[name], places[name]), name))
+    large = [name for name, p in places.items() if p.length >= OWN_ENTRY and name not in (COMMON, METADATA)]
+    return sorted(large, key=lambda name: (-_alignment(plan[name], places[name]), name))
 
 
 def frame(plan: Plan, places: Iterable[Place], large: Iterable[str], small: bytes) -> tuple[bytes, bytes]:
@@ -108,13 +107,16 @@ def frame(plan: Plan, places: Iterable[Place], large: Iterable[str], small: byte
     Args:
         places: of all tensors of the plan, in its order; those of `large` with their checksums.
         small: the other payloads, in the plan's order.
+
+    Raises:
+        WriteError: a name or a shape has no place in a file, or there are too many tensors or too long names.
     """
     listed = list(places)
-    by_name = {t.name: (t, p) for t, p in zip(plan, listed, strict=True)}
-    head = index.encode(plan, listed)
+    placed = {t.name: (t, p) for t, p in zip(plan, listed, strict=True)}
+    head = index.encode_whole(plan, listed)
     body = len(head).to_bytes(4, "little") + head + small
     common = zlib.crc32(body).to_bytes(4, "little") + body
-    entries = [_entry(*by_name[name]) for name in large]
+    entries = [_entry(*placed[name]) for name in large]
     return entries_header([*entries, (COMMON, "U8", (len(common),), len(common))]), common
 
 
@@ -131,52 +133,43 @@ def size_of(plan: Plan, items: Iterable[Stored]) -> int:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Made:
+class Encoded:
     """A payload, what the index says of it, and a digest of what it decodes to."""
 
     payload: bytes
     place: Place
-    digest: int
+    digest: int | None
+    """As `Stored.digest`."""
 
 
 def _by_name(plan: Plan, items: Iterable[Stored]) -> dict[str, Stored]:
     listed = list(items)
     by_name = {item.name: item for item in listed}
-    wanted = {t.name for t in plan if t.like is None}
+    wanted = {t.name for t in plan.own}
     if len(by_name) != len(listed) or set(by_name) != wanted:
         wrong = sorted({item.name for item in listed} ^ wanted) or [i.name for i in listed]
         raise MismatchError("the stored tensors are not those of the plan", got=", ".join(wrong[:5]))
-    planned = {t.name: t for t in plan}
     for tensor in plan:
-        other = planned.get(tensor.like, tensor) if tensor.like is not None else tensor
+        other = tensor if tensor.like is None or tensor.like not in plan else plan[tensor.like]
         if other.like is not None or (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
             raise MismatchError(f"tensor {tensor.name!r} shares what is not like it", got=other.name)
     return by_name
 
 
-def _made(item: Stored, tensor: TensorPlan) -> _Made:
-    if isinstance(item, Raw) and _is_scalar(item.tensor):
-        stored.draft(item, tensor)
-        return _Made(b"", Place("scalar", 0, number=int(item.tensor)), 0)
-    draft = stored.draft(item, tensor)
-    payload = draft.bytes()
-    number = {"fine": getattr(item, "step", 0.0), "log": getattr(item, "per_octave", 0)}.get(draft.kind, 0)
-    digest = zlib.crc32(payload) if isinstance(item, Raw) else zlib.crc32(_codes_of(item))
-    return _Made(payload, Place(draft.kind, len(payload), number=number), digest)
+def encoded(item: Stored, tensor: TensorPlan) -> Encoded:
+    """The bytes of one tensor; raises `MismatchError` where it does not fit its plan."""
+    item = stored.smallest(item)
+    payload = item.payload(tensor).bytes()
+    return Encoded(payload, Place(item.kind, len(payload), number=item.number), item.digest(payload))
 
 
-def _codes_of(item: Grid | Trellis | Table | Product | Fine | Log) -> memoryview:
-    codes = item.indices if isinstance(item, (Table, Product)) else item.codes
-    return np.ascontiguousarray(codes, np.int16).data
+def foreseen(item: Stored, tensor: TensorPlan) -> Place:
+    """What the index will say of one tensor, its length within a few bytes; no code is written."""
+    item = stored.smallest(item)
+    return Place(item.kind, item.payload(tensor).size, number=item.number)
 
 
-def _is_scalar(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is one integer that the index holds in a few bits."""
-    whole = tensor.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    return tensor.numel() == 1 and whole and abs(int(tensor)) < 1 << 38
-
-
-def _place(made: _Made | None, own: bool) -> Place:
+def _place(made: Encoded | None, own: bool) -> Place:
     if made is None:
         return Place("share", 0)
     return dataclasses.replace(made.place, checksum=zlib.crc32(made.payload) if own else None)

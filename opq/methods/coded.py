@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from opq.base.counts import entropy
 from opq.base.rounding import rounded
 from opq.file import stored as payloads
 from opq.methods.product import ProductCode, by_frequency, decode
@@ -77,10 +78,8 @@ def _measured(w: torch.Tensor, seen: torch.Tensor, codes: npt.NDArray[np.integer
     """`rate` (the entropy of the codes, bits per weight), `density` and `distortion`."""
     if not w.numel():
         return {"rate": 0.0, "density": 0.0, "distortion": 0.0}
-    counts = np.unique(codes, return_counts=True)[1]
-    entropy = -float((counts * np.log2(counts / counts.sum())).sum())
     return {
-        "rate": abs(entropy) / w.numel(),
+        "rate": entropy(np.unique(codes, return_counts=True)[1]) / w.numel(),
         "density": float((seen != 0).double().mean()),
         "distortion": float((w.detach().float() - seen).double().square().mean()),
     }

@@ -153,4 +153,5 @@ def _digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
 def _planned(role: Role, coded: Coded | None) -> TensorPlan:
     spec = role.spec
     return TensorPlan(name=role.name, shape=spec.shape, dtype=dtype_name(spec.dtype), action=role.action,
-                      reason=role.reason, like=spec.like, **(coded.fields if coded is not None else {}))  # fmt: skip
+                      reason=role.reason,
+                      exact=role.exact, like=spec.like, **(coded.fields if coded is not None else {}))  # fmt: skip

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from opq.compression.budget import Round, Search, by_halves
 from opq.compression.result import Result
 from opq.errors import InfeasibleError, OptionError
 from opq.methods.job import Job
 from opq.methods.options import Pruning
 
-WINDOW = 0.995
-ROUNDS = 20
+HALVINGS = 20
 
 
 def at_budget(job: Job, make: Callable[[float], Result], *, least: float = 0.0) -> tuple[float, Result]:
     """The sparsity that the user gave, or the lowest found whose file is not above the budget, and its result.
 
-    Bisection on the kept fraction in octaves; stops within 0.5 % below the budget.
+    The kept fraction is halved in octaves (`opq.compression.budget`); stops within 0.5 % below the budget.
 
     Args:
         make: the result at a sparsity.
@@ -36,30 +36,21 @@ def at_budget(job: Job, make: Callable[[float], Result], *, least: float = 0.0) 
     if budget is None:
         assert settings.sparsity is not None
         return settings.sparsity, make(settings.sparsity)
+    fewest = -math.log2(sum(w.numel() for w in job.weights.values()))
+
+    def one(octaves: float, before: Sequence[Round]) -> tuple[Round, tuple[float, Result]]:
+        sparsity = 1 - 2.0**octaves if before else least
+        result = make(sparsity)
+        if len(before) >= 2:
+            job.options.progress("budget", len(before) - 1, HALVINGS)
+        return Round(octaves, result.bytes, most=not before), (sparsity, result)
+
     target = budget.bytes(elements=job.source.elements, source_bytes=job.source.bytes)
-    low, high = -math.log2(1 - least), math.log2(sum(w.numel() for w in job.weights.values()))
-    best = least, make(least)
-    if best[1].bytes <= target:
-        return best
-    best = _at(high, make)
-    if best[1].bytes > target:
+    search = Search(target=target, least=fewest, rounds=HALVINGS + 2, step=by_halves)
+    found = search.run(one, lambda: math.log2(1 - least))
+    if found.made is None:
         raise InfeasibleError(
             f"no file of {job.source.label} by {job.options.method} is that small",
-            got=f"a budget of {target:.0f} bytes", wanted=f"at least {best[1].bytes} bytes",
+            got=f"a budget of {target:.0f} bytes", wanted=f"at least {found.rounds[-1].bytes} bytes",
         )  # fmt: skip
-    for done in range(ROUNDS):
-        if best[1].bytes >= WINDOW * target:
-            break
-        middle = (low + high) / 2
-        tried = _at(middle, make)
-        if tried[1].bytes <= target:
-            best, high = tried, middle
-        else:
-            low = middle
-        job.options.progress("budget", done + 1, ROUNDS)
-    return best
-
-
-def _at(octaves: float, make: Callable[[float], Result]) -> tuple[float, Result]:
-    sparsity = 1 - 2.0**-octaves
-    return sparsity, make(sparsity)
+    return found.made

@@ -1,53 +1,25 @@
-"""Second moments of what every layer is given: `S = E[x x']`, the quadratic that error feedback minimises.
+"""The moments of all layers of a model, by weight name, whatever memory they take.
 
-Letters: `S` second moment, `x` one input of a layer's weight matrix (for a convolution: one patch), `d` its length.
-The moments come from one pass of the dense network per group of layers; groups are formed so that the moments held
-at one time fit in `memory` bytes. What re-normalisation wants of the dense network is taken on the first pass.
+Where all of them fit in memory together one pass of the network gives them, when the first is asked for, and they are
+kept. Else nothing is kept: a pass for every group of layers that fits, or for one layer alone. What a call costs
+depends on what it asks for, never on what was asked before.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations_with_replacement
+import functools
+from collections.abc import Iterable, Iterator, Mapping
 
-import torch
 from torch import nn
 
-from opq.base.pool import Pool, give_back, torch_threads
 from opq.models.batch import Batch
-from opq.models.observe import batch_statistics, untouched, watching
-from opq.models.outputs import counted, floating
-from opq.probing.layers import Layer, inputs_of, layers
-from opq.probing.renorm import Statistics, Tally
-from opq.quantizing.moment import DAMPING, DAMPING_REAL, Layout, Moment, widths
-
-PRIOR = 0.5
-"""Trace of `W'W` in the moment of a head, as a fraction of that of S: it meets one input a sample, behind pooling."""
-ROWS, FEWEST = 4, 16384
-"""Inputs to look at, per coordinate and at least: of a convolution that many of its positions."""
-TILE = 512
-"""Side of the squares that a moment is summed in: fixed, so that the sums do not depend on the number of threads."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False, slots=True)
-class Dense:
-    """What else a pass of the dense network shows."""
-
-    statistics: Statistics
-    """Mean and variance at every BatchNorm's input."""
-    outputs: list[torch.Tensor]
-    """The floating-point outputs of the first micro-batch, 0 on tokens that do not count."""
+from opq.probing.collector import Collector, Dense
+from opq.probing.layers import Layer, layers
+from opq.quantizing.moment import DAMPING, Layout, Moment
 
 
 class Moments(Mapping[str, Moment]):
-    """The moments of a model's layers by weight name, computed in groups when first asked for.
-
-    While all of them fit in `memory` bytes each is computed once and kept; else only the last group is kept, so ask
-    in the order of iteration. The model must not change in between.
-    """
+    """`S_i` of every layer that error feedback knows. The model must not change while this is in use."""
 
     def __init__(
         self,
@@ -58,12 +30,10 @@ class Moments(Mapping[str, Moment]):
         memory: int = 2**30,
         damping: float = DAMPING,
     ):
-        self._model, self._batch, self._micro_batch, self._damping = model, batch, micro_batch, damping
+        """`memory`: bytes of moments and their factors held at one time."""
+        self._collector = Collector(model, batch, micro_batch, damping)
         self._layers = layers(model)
-        self._group_of = _grouped(self._layers, memory)
-        self._held: dict[str, Moment] = {}
-        self._group: int | None = None
-        self._dense: Dense | None = None
+        self._memory = memory
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layers)
@@ -76,127 +46,50 @@ class Moments(Mapping[str, Moment]):
 
     def __getitem__(self, name: str) -> Moment:
         """The moment of one weight's inputs; raises `KeyError` for a weight of no supported layer, or never used."""
-        self._collect(self._group_of[name])
-        return self._held[name]
+        layer = self._layers[name]
+        found = self._first[0] if self.fit else self._collector.moments({name: layer})
+        return found[name]
 
     def layout(self, name: str) -> Layout | None:
         """How a weight is a stack of matrices; None for a weight of no supported layer."""
         return self._layers[name].layout if name in self._layers else None
 
+    @functools.cached_property
+    def fit(self) -> bool:
+        """Whether the moments of all layers fit in memory together."""
+        return len(self.groups(self._layers)) <= 1
+
+    def groups(self, names: Iterable[str]) -> list[tuple[str, ...]]:
+        """Some weights in groups whose moments fit in memory together, in the order of the network's layers."""
+        wanted = set(names)
+        return list(_grouped({n: layer for n, layer in self._layers.items() if n in wanted}, self._memory))
+
+    def of(self, group: Iterable[str]) -> dict[str, Moment | None]:
+        """The moments of one group, by one pass at most; None for a weight that the network never uses."""
+        names = list(group)
+        wanted = {name: self._layers[name] for name in names}
+        found = self._first[0] if self.fit else self._collector.moments(wanted)
+        return {name: found.get(name) for name in names}
+
     @property
     def dense(self) -> Dense:
-        """Statistics and outputs of the dense network, from the pass that gave the first moments."""
-        if self._dense is None:
-            self._collect(0)
-        assert self._dense is not None
-        return self._dense
+        """Statistics and outputs of the dense network."""
+        return self._first[1]
 
-    @torch.no_grad()
-    def _collect(self, group: int) -> None:
-        """One pass of the model: the moments of a group of layers, and `dense` where it is not known."""
-        if group == self._group:
-            return
-        self._held, self._group = {}, None
-        with torch_threads() as threads:
-            sums = _Sums({n: layer for n, layer in self._layers.items() if self._group_of[n] == group}, threads)
-            tally = Tally()
-            outputs: list[torch.Tensor] = []
-            with contextlib.ExitStack() as stack:
-                stack.enter_context(untouched(self._model))
-                norms = stack.enter_context(batch_statistics(self._model))
-                stack.enter_context(watching(sums.modules, sums.see))
-                if self._dense is None:
-                    stack.enter_context(watching(dict(norms), tally.see))
-                for part in self._batch.to(self._model).parts(self._micro_batch):
-                    sums.expect(part, self._batch.samples)
-                    output = part(self._model)
-                    outputs = outputs or [counted(o.clone(), part.mask) for o in floating(output)]
-                self._held, self._group = sums.moments(self._damping), group
-        self._dense = self._dense or Dense(tally.statistics, outputs)
-        give_back()
+    @functools.cached_property
+    def _first(self) -> tuple[dict[str, Moment], Dense]:
+        """What every use begins with: what the dense network shows, and all moments where they fit in memory."""
+        return self._collector.both(self._layers if self.fit else {})
 
 
-class _Sums:
-    """Sums of `x x'` of some layers, by weight name, over one pass."""
-
-    def __init__(self, wanted: Mapping[str, Layer], threads: Pool):
-        self._wanted, self._threads = wanted, threads
-        self.modules = {layer.module_name: layer.module for layer in wanted.values()}
-        self._names = {layer.module_name: name for name, layer in wanted.items()}
-        self._sums: dict[str, list[torch.Tensor]] = {}
-        self._counts = dict.fromkeys(wanted, 0)
-        self._mask: torch.Tensor | None = None
-        self._share, self._samples = 1.0, 0
-
-    def expect(self, part: Batch, samples: int) -> None:
-        """The micro-batch that comes next, of so many samples in all."""
-        self._mask, self._share, self._samples = part.mask, part.samples / samples, samples
-
-    def see(self, module_name: str, module: nn.Module, given: Sequence[torch.Tensor]) -> None:
-        """Adds the inputs of one call of one module."""
-        name = self._names[module_name]
-        layer = self._wanted[name]
-        positions = math.ceil(max(FEWEST, ROWS * layer.width) * self._share)
-        x = inputs_of(module, [self._real(x) for x in given], layer.layout, positions, self._counts[name])
-        if name not in self._sums:
-            self._sums[name] = [x.new_zeros(x.shape[0], w, w) for w in widths(layer.width)]
-        for piece, total in zip(torch.split(x, widths(layer.width), dim=-1), self._sums[name], strict=True):
-            _add_products(piece, total, self._threads)
-        self._counts[name] += int(x.shape[1])
-
-    def moments(self, damping: float) -> dict[str, Moment]:
-        """The means, of the layers that were run."""
-        for name, blocks in self._sums.items():
-            for total in blocks:
-                total.div_(self._counts[name])
-                for i, j in _tiles(total.shape[-1]):
-                    if i != j:
-                        total[:, j, i] = total[:, i, j].transpose(1, 2)
-        return {name: self._moment(name, blocks, damping) for name, blocks in self._sums.items()}
-
-    def _moment(self, name: str, blocks: Sequence[torch.Tensor], damping: float) -> Moment:
-        """One layer's; that of a head, from too few inputs, completed by what its weights say of those it learnt from.
-
-        What a layer learnt from varies in the directions that its weights tell apart, and `W'W` is their moment.
-        """
-        layer, inputs = self._wanted[name], self._counts[name]
-        if inputs > self._samples or inputs >= layer.width:
-            return Moment(layer.layout, tuple(blocks), damping)
-        pieces = torch.split(layer.weight.detach().float(), widths(layer.width), dim=-1)
-        for piece, total in zip(pieces, blocks, strict=True):
-            own = piece.transpose(1, 2) @ piece
-            trace, of_own = (m.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] for m in (total, own))
-            total += PRIOR * trace / of_own.clamp(min=torch.finfo(own.dtype).tiny) * own
-        return Moment(layer.layout, tuple(blocks), max(damping, DAMPING_REAL))
-
-    def _real(self, x: torch.Tensor) -> torch.Tensor:
-        """Float32, and of texts (samples, length, d) only the tokens that count."""
-        x = x.detach().float()
-        masked = self._mask is not None and x.dim() == 3 and x.shape[:2] == self._mask.shape
-        return x[self._mask] if masked else x
-
-
-def _grouped(found: Mapping[str, Layer], memory: int) -> dict[str, int]:
-    groups, group, held = {}, 0, 0
+def _grouped(found: Mapping[str, Layer], memory: int) -> Iterator[tuple[str, ...]]:
+    group: list[str] = []
+    held = 0
     for name, layer in found.items():
-        if held and held + layer.bytes > memory:
-            group, held = group + 1, 0
-        groups[name], held = group, held + layer.bytes
-    return groups
-
-
-def _tiles(width: int) -> list[tuple[slice, slice]]:
-    """Squares that cover a (width, width) matrix on and above its diagonal."""
-    sides = [slice(start, min(start + TILE, width)) for start in range(0, width, TILE)]
-    return list(combinations_with_replacement(sides, 2))
-
-
-def _add_products(x: torch.Tensor, total: torch.Tensor, threads: Pool) -> None:
-    """Adds `x'x` of (groups, rows, d) to `total` (groups, d, d), on and above the diagonal of tiles."""
-
-    def add(tile: tuple[slice, slice]) -> None:
-        i, j = tile
-        total[:, i, j].baddbmm_(x[:, :, i].transpose(1, 2), x[:, :, j])
-
-    for _ in threads.ordered(torch.no_grad()(add), _tiles(total.shape[-1])):
-        pass
+        if group and held + layer.bytes > memory:
+            yield tuple(group)
+            group, held = [], 0
+        group.append(name)
+        held += layer.bytes
+    if group:
+        yield tuple(group)

@@ -20,6 +20,7 @@ from torch.func import functional_call
 from opq.base.calls import warn
 from opq.base.pool import give_back
 from opq.base.progress import shown
+from opq.base.stages import stage
 from opq.errors import OpqError, ProbeError, ProbeWarning
 from opq.models.batch import Batch, gathered
 from opq.models.observe import batch_statistics, untouched
@@ -133,8 +134,10 @@ def probe(
     with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
         tell: SampleProgress | None = functools.partial(told, "probe")
         if calibration is None:
-            batch, tell = _with_evidence(model, batch, (micro_batch, memory), tell)
-        felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, memory=memory, progress=tell)
+            with stage("evidence"):
+                batch, tell = _with_evidence(model, batch, (micro_batch, memory), tell)
+        with stage("sensitivity"):
+            felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, memory=memory, progress=tell)
     give_back()
     damping = DAMPING if calibration is None else DAMPING_REAL
     moments = Moments(model, batch, micro_batch=micro_batch, memory=memory, damping=damping)

@@ -69,7 +69,7 @@ def dequantize(q: torch.Tensor, plan: TensorPlan, dtype: torch.dtype = torch.flo
 
 def scaled(q: torch.Tensor, step: float, dtype: torch.dtype) -> torch.Tensor:
     """`step * q`, piece by piece, so that it takes little memory beside the weights."""
-    if dtype == torch.float32 and fits(step, 32) and step < _FAR:  # one rounding, as from float64
+    if dtype == torch.float32 and fits(step, 32) and abs(step) < _FAR:  # one rounding, as from float64
         return densely(q, q.shape, dtype, lambda some: some.to(dtype) * step)
     return densely(q, q.shape, dtype, lambda some: saturated(some.to(torch.float64) * step, dtype))
 

@@ -25,20 +25,20 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from opq.base import compiled
 from opq.base.arrays import Codes, Reals
+from opq.base.format_v1 import FROM_PARITY, FROM_SHIFT, LARGEST_PATH, RUN, STATES
 from opq.errors import CorruptFileError, MismatchError
+
+LOOPS = compiled.Loops("opq.quantizing.loops")
+"""The search, and feedback's steps, in machine code."""
 
 States = npt.NDArray[np.uint8]
 
 _T = TypeVar("_T", bound=np.generic)
 
-RUN = 128
-"""Rows of one path: twice as long ones gain 0.03 dB and are searched for one after the other."""
-
-STATES = 64
 _ONE = np.uint8(1)
-_FROM_SHIFTS, _FROM_PARITIES = np.uint8(0o103 >> 1), np.uint8(0o024 >> 1)
-"""What a shifted grid and an odd code add to the state, whose lowest bit is the next shift."""
+_FROM_SHIFTS, _FROM_PARITIES = np.uint8(FROM_SHIFT), np.uint8(FROM_PARITY)
 
 PRICE = 0.35
 """What a bit may cost in squared errors, in squares of the (fine) step: the slope of the error at high rates."""
@@ -52,11 +52,11 @@ ERROR = 0.26
 SAVED = 0.2
 """Bits a weight by which codes are shorter than those of a plain grid of that error, classes of weights included."""
 
-_FARTHEST = 2**14 - 1
-"""Magnitude of the largest `k`."""
-
 _AT_ONCE = 1 << 11
 """Paths searched together: what they need beside the weights stays small."""
+
+TALLEST = _AT_ONCE * RUN
+"""Rows searched in one go."""
 
 _NARROW, _narrow = 1 << 8, threading.Lock()
 """Fewer paths are searched by one thread at a time: their steps are so short that several threads wait for the
@@ -74,7 +74,12 @@ def step(rate: float, distortion: float, largest: float) -> float | None:
         largest: the largest magnitude, which must have a code.
     """
     fine = math.sqrt(distortion / ERROR)
-    return fine if rate >= LEAST and largest < fine * (2 * _FARTHEST - 1) else None
+    return fine if rate >= LEAST and largest < fine * (2 * LARGEST_PATH - 1) else None
+
+
+def numpy_seconds(weights: int) -> float:
+    """About how long the search for so many weights takes in numpy."""
+    return 3e-7 * weights
 
 
 def paths(n: Codes) -> Codes:
@@ -95,22 +100,39 @@ def numbers(k: Codes) -> Codes:
     Raises:
         CorruptFileError: a `k` whose `n` 16 bits do not hold.
     """
-    if k.size and not -_FARTHEST <= int(k.min()) <= int(k.max()) <= _FARTHEST:
-        raise CorruptFileError("a path beyond 16 bits", got=(int(k.min()), int(k.max())), wanted=f"+-{_FARTHEST}")
-    return 2 * k + _shifts(k)
+    if k.size and not -LARGEST_PATH <= int(k.min()) <= int(k.max()) <= LARGEST_PATH:
+        raise CorruptFileError("a path beyond 16 bits", got=(int(k.min()), int(k.max())), wanted=f"+-{LARGEST_PATH}")
+    n = k.reshape(len(k) if k.ndim else 1, -1).copy() if k.size else k
+    down, across = _piece(n.shape)
+    for row in range(0, len(n) if k.size else 0, down):
+        for column in range(0, n.shape[1], across):
+            some = n[row : row + down, column : column + across]
+            some[:] = 2 * some + _shifts(some)
+    return n.reshape(k.shape)
+
+
+def _piece(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows, whole runs of them, and columns whose shifts are found at once: what they need beside stays small."""
+    across = max(1, min(shape[-1] if shape else 1, _AT_ONCE))
+    return RUN * max(1, _AT_ONCE // across), across
 
 
 def _shifts(k: Codes) -> Codes:
-    """`b_t` of every code: whether its grid is shifted."""
+    """`b_t` of every code: whether its grid is shifted. Eight columns at a time, a bit each."""
     if not k.size:
         return np.zeros_like(k)
     odd = (k & 1).astype(np.uint8).reshape(k.shape[0] if k.ndim else 1, -1)
-    runs = _runs(odd)
-    shifts, state = np.empty_like(runs), np.zeros_like(runs[:, 0])
-    for t in range(runs.shape[1]):
-        shifts[:, t] = state & _ONE
-        state = _next(state, runs[:, t])
-    return shifts.reshape(-1, odd.shape[1])[: len(odd)].reshape(k.shape).astype(np.int16)
+    parities = _runs(np.packbits(odd, axis=1))
+    shifts = np.zeros_like(parities)
+    for t in range(1, parities.shape[1]):
+        row = shifts[:, t]
+        row ^= shifts[:, t - 1]
+        for behind, before in ((6, shifts), (2, parities), (4, parities)):
+            if t >= behind:
+                row ^= before[:, t - behind]
+    rows, columns = odd.shape
+    flat = np.unpackbits(shifts.reshape(-1, shifts.shape[2])[:rows], axis=1, count=columns)
+    return flat.reshape(k.shape).astype(np.int16)
 
 
 def _runs(table: npt.NDArray[_T]) -> npt.NDArray[_T]:
@@ -143,6 +165,23 @@ def _machine() -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
 
 
 _BEFORE, _KIND = _machine()
+
+
+def _registers() -> npt.NDArray[np.intp]:
+    """The name that `loops.search` has for every state: a shift register's content."""
+    names, found = np.zeros(STATES, np.intp), [(0, 0)]
+    for state, register in found:
+        for parity in (0, 1):
+            newest = parity ^ register >> 5 ^ register & 1
+            following = _next(np.array(state, np.uint8), np.array(parity, np.uint8))
+            after = int(following), register >> 1 | newest << 5
+            if after not in found:
+                found.append(after)
+        names[state] = register
+    return names
+
+
+REGISTERS = _registers()
 _SHIFT, _PARITY = np.array([[0, 0, 1, 1], [0, 1, 0, 1]], np.float32)[:, :, None]
 """Of every kind: whether the coarse grid is shifted, and the parity of `k`."""
 
@@ -154,9 +193,13 @@ def nearest(x: Reals, bits: Reals) -> Codes:
         bits: what each `k` costs, by `costs`; the first one is of `-len(bits) / 2`. No other `k` is taken.
     """
     rows, columns = x.shape
-    if rows > (most := _AT_ONCE * RUN):
-        return np.concatenate([nearest(some, bits) for some in np.split(x, range(most, rows, most))])
+    if rows > TALLEST:
+        return np.concatenate([nearest(some, bits) for some in np.split(x, range(TALLEST, rows, TALLEST))])
     n, at_once = np.empty((rows, columns), np.int16), max(1, _AT_ONCE // max(-(-rows // RUN), 1))
+    loops = LOOPS(numpy_seconds(x.size)) if x.dtype == np.float32 else None
+    if loops is not None:
+        loops.search(np.ascontiguousarray(x), bits, np.float32(PRICE), REGISTERS, n)
+        return n
     for start in range(0, columns if rows else 0, at_once):
         part = slice(start, start + at_once)
         runs = _runs(x[:, part])  # paths end in rows of zeros
@@ -173,7 +216,7 @@ def _viterbi(x: Reals, bits: Reals) -> Codes:
     length, width = x.shape
     middle = len(bits) // 2
     k = 2 * np.rint((x[:, None] - _SHIFT) / 4 - _PARITY / 2) + _PARITY  # the best of each kind
-    reach = min(middle, _FARTHEST) // 2 * 2  # even, so that parities stay
+    reach = min(middle, LARGEST_PATH) // 2 * 2  # even, so that parities stay
     np.clip(k, _PARITY - reach, _PARITY + reach - 2, out=k)
     n = 2 * k + _SHIFT
     prices = (x[:, None] - n) ** 2 + PRICE * bits[k.astype(np.intp) + middle]
@@ -201,8 +244,12 @@ def costs(x: Reals) -> Reals:
     """Bits of each `k` around 0, by how often numbers (in units of the step) fall to it on either grid."""
     flat = x.reshape(-1)
     middle = int(np.abs(flat).max(initial=0)) + 2  # twice what is met: fed-back errors lead further out
-    counts = np.full(2 * middle, 0.5)
-    for shift in (0, 1):
+    counts = np.zeros(2 * middle, np.int64)
+    loops = LOOPS(numpy_seconds(flat.size)) if flat.dtype == np.float32 else None
+    if loops is not None:
+        loops.counted(np.ascontiguousarray(flat), middle, counts)
+    for shift in (0, 1) if loops is None else ():
         counts += np.bincount(np.rint((flat - shift) / 2).astype(np.int64) + middle, minlength=2 * middle)
-    bits: Reals = -np.log2(counts / counts.sum()).astype(np.float32)
+    smooth = counts + 0.5
+    bits: Reals = -np.log2(smooth / smooth.sum()).astype(np.float32)
     return bits

@@ -16,13 +16,15 @@ from opq.allocation import laplace
 from opq.allocation.curve import THETAS, Curve, lower_hull
 from opq.allocation.stats import TensorStats
 from opq.base.arrays import Floats, Ints
-from opq.base.dtypes import torch_dtype
+from opq.base.counts import entropy
 from opq.file.reader import Reader
 from opq.plan import Plan, TensorPlan
 from opq.sources.base import Source
 
 POINTS = 48
 """Points by which a curve is drawn and solved on the page."""
+_FARTHEST = 1e120
+"""Squares of 2^20 times such a number, and their sums, are within float64."""
 _STEPS = 20
 """Octaves of steps below 32 tau that a fitted curve covers."""
 
@@ -51,8 +53,7 @@ class Drawn:
     @property
     def entropy_bytes(self) -> float:
         """Zeroth-order entropy of the codes, in bytes in all."""
-        n = self.counts.sum()
-        return float(self.counts @ np.log2(n / self.counts)) / 8 if n else 0.0
+        return entropy(self.counts) / 8
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,14 +98,13 @@ def figures(reader: Reader, *, label: str = "", source: Source | None = None) ->
         source: what was compressed, for its own curves and histograms.
     """
     plan, sizes = reader.plan, reader.sizes
-    own = [t for t in plan if t.like is None]
     return Figures(
         label=label,
         plan=plan,
         tensors=tuple(_drawn(reader, t, sizes[t.name], source) for t in plan),
         file_bytes=reader.bytes,
-        source_bytes=sum(t.size * torch_dtype(t.dtype).itemsize for t in own),
-        elements=sum(t.size for t in own if torch_dtype(t.dtype).is_floating_point),
+        source_bytes=plan.source_bytes,
+        elements=plan.elements,
         measured=source is not None,
     )
 
@@ -115,7 +115,7 @@ def _drawn(reader: Reader, tensor: TensorPlan, size: int, source: Source | None)
         return Drawn(tensor, size, none, none, 0.0, None)
     values_there, counts = np.unique(reader.codes(tensor.name), return_counts=True)
     codes = values_there.astype(np.int64)
-    if not tensor.stepped:
+    if not tensor.stepped or not _squares(tensor):
         return Drawn(tensor, size, codes, counts, 0.0, None)
     tau = fitted(codes, counts, tensor)
     if source is not None and tensor.name in source.by_name:
@@ -125,6 +125,14 @@ def _drawn(reader: Reader, tensor: TensorPlan, size: int, source: Source | None)
         heights, edges = np.histogram(values.float().numpy(), bins=160, range=(-reach, reach), density=True)
         return Drawn(tensor, size, codes, counts, stats.mean_abs, Curve.of(stats), (edges, heights))
     return Drawn(tensor, size, codes, counts, tau, laplacian_curve(tau) if tau else None)
+
+
+def _squares(tensor: TensorPlan) -> bool:
+    """Whether the squares of a tensor's weights, and what they weigh, are numbers: no curve is drawn of others.
+
+    A file may hold any finite step and sensitivity.
+    """
+    return all(1 / _FARTHEST < value < _FARTHEST for value in (tensor.step, tensor.sensitivity))
 
 
 def fitted(codes: Ints, counts: Ints, tensor: TensorPlan) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from opq.base.dtypes import torch_dtype
+from opq.base.counts import entropy
 from opq.file.folder_reader import open_reader
 from opq.plan import Plan
 from opq.report.accounting import NOTHING, Nominal, of_codes
@@ -91,10 +91,10 @@ def examine(path: str | os.PathLike[str]) -> Inspection:
         plan, sizes, file_bytes = reader.plan, reader.sizes, reader.bytes
         figures, counts = [], NOTHING
         for tensor in plan:
-            entropy = sparsity = 0.0
+            information = sparsity = 0.0
             if tensor.action == "compress":
                 codes = reader.codes(tensor.name)
-                entropy, sparsity = _entropy(codes), float(np.mean(codes == 0)) if codes.size else 0.0
+                information, sparsity = _entropy(codes), float(np.mean(codes == 0)) if codes.size else 0.0
                 counts += of_codes(torch.from_numpy(codes)) if tensor.stepped and codes.size else NOTHING
             figures.append(
                 TensorFigures(
@@ -106,7 +106,7 @@ def examine(path: str | os.PathLike[str]) -> Inspection:
                     step=tensor.step,
                     dead_zone=tensor.dead_zone,
                     sparsity=sparsity,
-                    entropy_bytes=entropy,
+                    entropy_bytes=information,
                     coded_bytes=sizes.get(tensor.name, 0),
                 )
             )
@@ -114,9 +114,7 @@ def examine(path: str | os.PathLike[str]) -> Inspection:
 
 
 def _summed(path: Path, file_bytes: int, plan: Plan, figures: tuple[TensorFigures, ...], counts: Nominal) -> Inspection:
-    own = [t for t in plan if t.action != "share"]
-    elements = sum(t.size for t in own if torch_dtype(t.dtype).is_floating_point)
-    source_bytes = sum(t.size * torch_dtype(t.dtype).itemsize for t in own)
+    elements, source_bytes = plan.elements, plan.source_bytes
     coded = sum(f.coded_bytes for f in figures if f.action == "compress")
     return Inspection(
         file=str(path),
@@ -141,5 +139,4 @@ def _summed(path: Path, file_bytes: int, plan: Plan, figures: tuple[TensorFigure
 
 def _entropy(codes: npt.NDArray[np.int16]) -> float:
     """Zeroth-order entropy of the codes, in bytes in all."""
-    _, counts = np.unique(codes, return_counts=True)
-    return float(counts @ np.log2(codes.size / counts)) / 8 if codes.size else 0.0
+    return entropy(np.unique(codes, return_counts=True)[1]) / 8

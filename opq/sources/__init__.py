@@ -30,6 +30,7 @@ __all__ = [
     "hints",
     "names",
     "open_source",
+    "side_files",
     "zoo",
 ]
 

@@ -15,26 +15,31 @@ from opq.streaming.block_probe import Inputs
 from opq.streaming.chunks import Tensors
 from opq.streaming.clock import Clock
 from opq.streaming.encode import Narrow, joined, narrow
-
-SLAB = 1 << 22
-"""Weights swept at once."""
+from opq.streaming.limits import LIMITS
 
 
 def fed_codes(
-    plans: Sequence[TensorPlan], inputs: Mapping[str, Inputs], tensors: Tensors, pool: Pool, clock: Clock
+    plans: Sequence[TensorPlan],
+    inputs: Mapping[str, Inputs],
+    tensors: Tensors,
+    pool: Pool,
+    clock: Clock,
+    *,
+    slab: int = LIMITS.slab,
 ) -> dict[str, Narrow]:
     """The codes of each tensor, flat.
 
     Args:
         plans: of some matrices of one block, on grids.
         inputs: what each is given.
+        slab: weights swept at once.
     """
 
     def one(job: tuple[TensorPlan, int, int]) -> Narrow:
         plan, start, stop = job
         return fed_rows(plan, [(start, stop)], inputs[plan.name], tensors, clock)
 
-    slabs = [[(plan, *rows) for rows in _slabs(plan, inputs[plan.name])] for plan in plans]
+    slabs = [[(plan, *rows) for rows in _slabs(plan, inputs[plan.name], slab)] for plan in plans]
     jobs = [job for some in itertools.zip_longest(*slabs) for job in some if job is not None]
     pieces: dict[str, list[Narrow]] = {plan.name: [] for plan in plans}
     for job, codes in zip(jobs, pool.ordered(one, jobs), strict=True):
@@ -56,7 +61,7 @@ def fed_rows(
         return narrow(np.concatenate([codes[a:b] for a, b in spans]) if inputs.layout.transposed else codes).reshape(-1)
 
 
-def _slabs(plan: TensorPlan, inputs: Inputs) -> list[tuple[int, int]]:
+def _slabs(plan: TensorPlan, inputs: Inputs, slab: int) -> list[tuple[int, int]]:
     rows = plan.shape[0]
-    each = rows if inputs.layout.transposed else max(1, SLAB * rows // plan.size)
+    each = rows if inputs.layout.transposed else max(1, slab * rows // plan.size)
     return [(start, min(start + each, rows)) for start in range(0, rows, each)]

@@ -35,8 +35,6 @@ from opq.streaming.work_folder import Work, check_space
 
 PROBED = 2
 """Parts that the reverse sweep takes: a mean over so many weights needs few texts."""
-_ROWS = 4096
-"""Rows of the output matrix in memory at one time."""
 
 Progress = Callable[[str, int, int], None]
 Felt = dict[str, float]
@@ -85,6 +83,8 @@ class Carried:
     pool: Pool
     clock: Clock
     progress: Progress
+    rows: int = 4096
+    """Rows of the output matrix in memory at one time."""
 
     def sensitivities(self) -> Felt:
         """`a_i` of every matrix that the outputs depend on, by the source's names."""
@@ -178,8 +178,8 @@ class Carried:
         if name is None:
             return torch.randn(h.shape, generator=generator), {}
         cotangent, rows = torch.zeros_like(h), self.blocks.spec(name).shape[0]
-        for start in range(0, rows, _ROWS):
-            weight = self.blocks.head_rows(start, min(start + _ROWS, rows))
+        for start in range(0, rows, self.rows):
+            weight = self.blocks.head_rows(start, min(start + self.rows, rows))
             cotangent += torch.randn((*h.shape[:-1], len(weight)), generator=generator) @ weight
         return cotangent, {name: float(h.double().square().sum()) / h.shape[-1]}
 

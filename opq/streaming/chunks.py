@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from opq.errors import CorruptSourceError, MissingShardError
+from opq.file.header import payload_starts
 from opq.sources.base import Source
 
 
@@ -33,7 +33,7 @@ class Tensors:
         self.source = source
         self._spans: dict[str, _Span] = {}
         for path in sorted({p for p in source.files.values() if p.suffix == ".safetensors"}):
-            starts = _starts(path)
+            starts = payload_starts(path)
             mine = (n for n, p in source.files.items() if p == path and n in starts)
             self._spans |= {name: _Span(path, starts[name]) for name in mine}
 
@@ -69,11 +69,3 @@ def _fill(path: Path, offset: int, data: npt.NDArray[np.uint8]) -> None:
         raise MissingShardError(f"{path} is not there any more") from error
     except OSError as error:
         raise CorruptSourceError(f"{path} cannot be read", got=error.strerror or error) from error
-
-
-def _starts(path: Path) -> dict[str, int]:
-    """Where the bytes of each tensor begin; `specs_of` has checked the header before."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}

@@ -20,7 +20,8 @@ from opq.file.folder_reader import FolderReader
 from opq.file.reader import Reader
 from opq.plan import LARGEST_CODE, TensorPlan
 from opq.quantizing.grid import dequantize
-from opq.streaming.work_folder import check_space, copy_side_files, shard_name
+from opq.sources import side_files
+from opq.streaming.work_folder import check_space, shard_name
 
 DENSE_INDEX = "model.safetensors.index.json"
 
@@ -51,6 +52,7 @@ def save_dense_folder(
             raise OptionError("the output is the input", got=str(target), wanted="another folder")
         try:
             target.mkdir(parents=True, exist_ok=True)
+            side_files.check(origin, target)
             check_space(target, sum(_nbytes(t) for t in reader.plan))
         except OSError as error:
             raise WriteError(f"cannot write into {target}", got=error.strerror or error) from error
@@ -60,7 +62,7 @@ def save_dense_folder(
             name = shard_name(k, len(reader.shards), ".safetensors")
             total += _save(part, target / name, threads)
             where |= dict.fromkeys(part.names, name)
-        copy_side_files(origin, target)
+        side_files.copy(origin, target)
         total_size = sum(_nbytes(t) for t in reader.plan)
         index = {"metadata": {"total_size": total_size}, "weight_map": {name: where[name] for name in reader.names}}
         with written_aside(target / DENSE_INDEX) as out:

@@ -2,7 +2,7 @@
 
 Large tensors are cut as their entropy coder cuts them, into chunks of whole rows. Three sweeps: count symbols and
 sum magnitudes; count symbols by class; encode, decode again and compare. Codes stay in memory between sweeps, in one
-byte a weight where that holds them, unless the tensor is larger than `CACHED`: then it is read and quantized anew.
+byte a weight where that holds them, unless the tensor is too large for that: then it is read and quantized anew.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ from opq.errors import WriteError
 from opq.plan import LARGEST_CODE, TensorPlan
 from opq.quantizing.grid import quantize
 from opq.streaming.clock import Clock
-
-CACHED = 1 << 27
-"""Weights whose codes are kept in memory between the sweeps."""
+from opq.streaming.limits import LIMITS
 
 Narrow = npt.NDArray[np.int8] | npt.NDArray[np.int16]
 Read = Callable[[int, int], torch.Tensor]
@@ -93,7 +91,15 @@ def joined(pieces: Sequence[Narrow]) -> Narrow:
     return np.concatenate(pieces, dtype=np.int16) if wide else np.concatenate(pieces, dtype=np.int8)
 
 
-def encode(plan: TensorPlan, read: Read, clock: Clock, run: Map = map, codes: Narrow | None = None) -> Coded:
+def encode(
+    plan: TensorPlan,
+    read: Read,
+    clock: Clock,
+    run: Map = map,
+    codes: Narrow | None = None,
+    *,
+    cached: int = LIMITS.cached,
+) -> Coded:
     """The payload of one compressed tensor, verified by decoding.
 
     Args:
@@ -101,6 +107,7 @@ def encode(plan: TensorPlan, read: Read, clock: Clock, run: Map = map, codes: Na
         read: its weights.
         run: `map`, or a parallel one.
         codes: of the whole tensor, flat, where they are not its weights rounded one by one.
+        cached: weights of which the codes stay in memory between the sweeps.
 
     Raises:
         WriteError: the bytes do not decode to the codes.
@@ -108,7 +115,7 @@ def encode(plan: TensorPlan, read: Read, clock: Clock, run: Map = map, codes: Na
     parts = entropy.chunks(plan.shape)
     if len(parts) == 1 or not entropy.is_large(plan.shape):
         return _whole(plan, read, clock, codes)
-    source = _Chunks(plan, read, clock, parts, codes)
+    source = _Chunks(plan, read, clock, parts, codes, keep=plan.size <= cached)
     draft = _draft(source, run)
 
     def chunk(k: int) -> bytes:
@@ -154,11 +161,13 @@ class _Chunks:
         clock: Clock,
         parts: list[tuple[tuple[int, int], slice]],
         codes: Narrow | None = None,
+        *,
+        keep: bool = True,
     ):
         self.plan, self.parts = plan, parts
         self._read, self._clock, self._quantizer = read, clock, Quantizer(plan)
         self._kept: list[Narrow | None] = [None if codes is None else codes[part] for _, part in parts]
-        self._keep = plan.size <= CACHED
+        self._keep = keep
 
     def narrow(self, k: int) -> Narrow:
         found = self._kept[k]

@@ -21,6 +21,7 @@ from safetensors.numpy import load, save
 from opq.allocation.curve import THETAS, Curve
 from opq.allocation.stats import HALF, SHIFT, TensorStats
 from opq.base.pool import Pool
+from opq.compression.copies import copies
 from opq.errors import CorruptSourceError, NonFiniteError
 from opq.sources.base import Source, TensorSpec
 from opq.streaming.chunks import Tensors
@@ -31,8 +32,6 @@ PIECE = 1 << 22
 _CACHED = 1 << 19
 _NUMBERS = ("min_abs", "max_abs", "mean_abs", "mean_square")
 _COLUMNS = ("log_step", "theta", "rate", "distortion", "density")
-_WORTH = 1 << 12
-"""Smaller tensors are not looked at for being equal."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
@@ -164,18 +163,8 @@ def unpacked(data: bytes) -> dict[str, Measure]:
 def ties(source: Source, measures: Mapping[str, Measure], tensors: Tensors) -> dict[str, str]:
     """Tensors that hold the very same values as one before them, element by element: written twice by whoever saved
     a tied model in several files."""
-    groups: dict[object, list[str]] = {}
-    for name, found in measures.items():
-        spec = source.by_name[name]
-        if spec.size >= _WORTH and found.min_abs < found.max_abs:
-            groups.setdefault((found.digest, spec.shape, spec.dtype), []).append(name)
-    same: dict[str, str] = {}
-    for names in groups.values():
-        for k, name in enumerate(names):
-            first = next((n for n in names[:k] if n not in same and _equal(tensors, n, name, source)), None)
-            if first is not None:
-                same[name] = first
-    return same
+    digests = {name: found.digest for name, found in measures.items() if found.min_abs < found.max_abs}
+    return copies(source.by_name, digests, lambda one, other: _equal(tensors, one, other, source))
 
 
 def _equal(tensors: Tensors, one: str, other: str, source: Source) -> bool:

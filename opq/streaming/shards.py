@@ -21,7 +21,7 @@ from opq.file.folder_reader import check_payloads
 from opq.file.index import Place
 from opq.file.kept import keep
 from opq.file.reader import Reader
-from opq.plan import ONE_DIMENSIONAL, Plan, TensorPlan
+from opq.plan import Plan, TensorPlan
 from opq.sources.base import Source, TensorSpec
 from opq.streaming import encode
 from opq.streaming.block_feedback import fed_codes
@@ -29,9 +29,9 @@ from opq.streaming.block_probe import Carried
 from opq.streaming.chunks import Tensors
 from opq.streaming.clock import Clock
 from opq.streaming.encode import Coded, Narrow
+from opq.streaming.limits import LIMITS, Limits
+from opq.streaming.work_folder import Work
 
-ALONE = encode.CACHED
-"""Larger tensors are coded one at a time, their chunks in parallel."""
 STREAMED = 1 << 22
 """Kept tensors of more elements than this are copied piece by piece."""
 _BUFFER = 1 << 24
@@ -68,7 +68,7 @@ def part_of(plan: Plan, names: Sequence[str]) -> Plan:
 
 def kept_items(source: Source, part: Plan, whole: Plan) -> tuple[list[stored.Stored], list[str]]:
     """Stored forms of the kept tensors of a shard, and the names of those that are copied piece by piece."""
-    large = [t.name for t in part if t.action == "keep" and t.size > STREAMED and t.reason != ONE_DIMENSIONAL]
+    large = [t.name for t in part if t.action == "keep" and t.size > STREAMED and not t.vector]
     small = part.replace(tensors=tuple(t for t in part if t.name not in large))
     names = {t.name for t in small}
     mine = dataclasses.replace(source, specs=tuple(s for s in source.specs if s.name in names))
@@ -83,8 +83,10 @@ class Shards:
     tensors: Tensors
     pool: Pool
     clock: Clock
+    work: Work
     carried: Carried | None = None
     """Where errors are fed back: what the matrices of each block are given."""
+    limits: Limits = LIMITS
 
     def write(self, path: Path, part: Plan, whole: Plan) -> int:
         """One file of the format of `opq.file.writer.pack`: written aside, read back, renamed. Returns its size.
@@ -92,8 +94,9 @@ class Shards:
         Raises:
             WriteError: it cannot be written or verified; nothing is left behind.
         """
+        inner = self.work.inner
         try:
-            with tempfile.TemporaryFile(dir=path.parent / ".opq") as spool, written_aside(path) as out:
+            with tempfile.TemporaryFile(dir=inner) as spool, written_aside(path, within=inner) as out:
                 places, offsets, small = self._payloads(part, whole, spool)
                 large = writer.own_entries(part, {n: p for n, p in places.items() if p.kind != "share"})
                 header, common = writer.frame(part, [places[t.name] for t in part], large, small)
@@ -132,18 +135,20 @@ class Shards:
         """Name, kind, number and payload of every tensor that is not shared."""
         items, large = kept_items(self.source, part, whole)
         for item in items:
-            made = writer._made(item, part[item.name])
+            made = writer.encoded(item, part[item.name])
             yield item.name, made.place.kind, made.place.number, Coded.of([made.payload])
         for name in large:
             yield name, "raw", 0, self._raw(name)
         for group, codes in self._grouped(part):
-            ordinary = [t for t in group if t.size <= ALONE]
+            ordinary = [t for t in group if t.size <= self.limits.alone]
             one = functools.partial(self._one, codes)
             for tensor, coded in zip(ordinary, self.pool.weighed(one, ordinary, lambda t: t.size), strict=True):
                 yield tensor.name, "grid", 0, coded
-            for tensor in (t for t in group if t.size > ALONE):
+            for tensor in (t for t in group if t.size > self.limits.alone):
                 found = codes.get(tensor.name)
-                coded = encode.encode(tensor, self._reads(tensor), self.clock, self.pool.ordered, found)
+                coded = encode.encode(
+                    tensor, self._reads(tensor), self.clock, self.pool.ordered, found, cached=self.limits.cached
+                )
                 yield tensor.name, "grid", 0, coded
 
     def _grouped(self, part: Plan) -> Iterator[tuple[list[TensorPlan], dict[str, Narrow]]]:
@@ -157,13 +162,15 @@ class Shards:
                 continue
             inputs = self.carried.inputs(block)
             fed = [t for t in group if t.name in inputs]
-            yield group, fed_codes(fed, inputs, self.tensors, self.pool, self.clock)
+            yield group, fed_codes(fed, inputs, self.tensors, self.pool, self.clock, slab=self.limits.slab)
 
     def _block(self, name: str) -> int | None:
         return None if self.carried is None else self.carried.blocks.block_of(name)
 
     def _one(self, codes: dict[str, Narrow], tensor: TensorPlan) -> Coded:
-        return encode.encode(tensor, self._reads(tensor), self.clock, codes=codes.get(tensor.name))
+        return encode.encode(
+            tensor, self._reads(tensor), self.clock, codes=codes.get(tensor.name), cached=self.limits.cached
+        )
 
     def _reads(self, tensor: TensorPlan) -> encode.Read:
         return lambda start, stop: self.tensors.read(tensor.name, start, stop)
@@ -217,9 +224,10 @@ def _check(path: Path, part: Plan) -> None:
 
 
 def finished(path: Path, part: Plan) -> int | None:
-    """The size of a shard that an earlier run wrote by this very plan; None where there is none."""
+    """The size of a shard that an earlier run wrote by this very plan; None where there is none, or it was damaged."""
     if path.is_file():
         with contextlib.suppress(FileFormatError), Reader(path, max_expansion=float("inf")) as reader:
             if reader.plan == part:
+                check_payloads(reader, path)
                 return path.stat().st_size
     return None

@@ -11,17 +11,19 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from opq.base.arrays import Codes
+from opq.base.counts import entropy as entropy_of
 from opq.base.pool import Pool
 from opq.coding import classes as classes_of_weights
 from opq.coding import entropy
 from opq.coding.symbols import SYMBOL
 from opq.compression.problem import Problem
-from opq.file import stored, writer
+from opq.file import writer
 from opq.file.index import Place
 from opq.plan import Plan, TensorPlan, as_stored
 from opq.sources.base import Source
@@ -66,7 +68,7 @@ class Predictor:
         """Bytes of one payload."""
         return predicted(tensor, self.samples)
 
-    def solve(self, problem: Problem, target: float, bits: float) -> tuple[float, float]:
+    def solve(self, problem: Problem[Any], target: float, bits: float) -> tuple[float, float]:
         """Bits of codes for which all files take `target` bytes, starting from a guess; and the bytes predicted."""
         least = problem.least_bits
         for _ in range(_ROUNDS):
@@ -112,8 +114,7 @@ def _spans(plan: TensorPlan, rows: int, width: int) -> list[tuple[int, int]]:
 
 def _entropy(codes: npt.NDArray[np.int8] | npt.NDArray[np.int16]) -> float:
     """Bits of all codes together."""
-    counts = np.unique(codes, return_counts=True)[1]
-    return float(counts @ np.log2(codes.size / counts))
+    return entropy_of(np.unique(codes, return_counts=True)[1])
 
 
 def _estimated(codes: Codes, shape: tuple[int, ...], ideal: float) -> Sample:
@@ -141,8 +142,7 @@ def _estimated(codes: Codes, shape: tuple[int, ...], ideal: float) -> Sample:
 
 def _side_bits(classes: npt.NDArray[np.uint8]) -> float:
     """Bits a row of naming its class."""
-    counts = np.unique(classes, return_counts=True)[1]
-    return float(counts @ np.log2(classes.size / counts)) / classes.size
+    return entropy_of(np.unique(classes, return_counts=True)[1]) / classes.size
 
 
 def samples(
@@ -187,14 +187,7 @@ def fixed_bytes(source: Source, plan: Plan, shards: Sequence[Sequence[str]], tak
     for names in shards:
         part = part_of(plan, names)
         items, large = kept_items(source, part, plan)
-        places = {}
-        for item in items:
-            if isinstance(item, stored.Raw) and writer._is_scalar(item.tensor):
-                places[item.name] = Place("scalar", 0, number=int(item.tensor))
-            else:
-                draft = stored.draft(item, part[item.name])
-                number = {"fine": getattr(item, "step", 0.0), "log": getattr(item, "per_octave", 0)}.get(draft.kind, 0)
-                places[item.name] = Place(draft.kind, draft.size, number=number)
+        places = {item.name: writer.foreseen(item, part[item.name]) for item in items}
         places |= {name: Place("raw", source.by_name[name].nbytes) for name in large}
         kept = sum(place.length for place in places.values())
         places |= {t.name: Place("grid", max(1, round(predicted(t, taken)))) for t in part.compressed}

@@ -67,6 +67,15 @@ class Team:
         """What `work` gives on rank 0, on every rank; nobody else does it."""
         return self.each(work if self.rank == 0 else bytes)[0]
 
+    def once(self, work: Callable[[], None]) -> None:
+        """Rank 0 works; the others wait until it is done."""
+
+        def done() -> bytes:
+            work()
+            return b""
+
+        self.first(done)
+
     def mine(self, weights: list[int]) -> list[int]:
         """The numbers of the items that are this rank's: the heaviest first, each to the rank with the least so far."""
         loads = [0] * self.size

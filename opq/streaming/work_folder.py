@@ -1,29 +1,22 @@
-"""The output folder while it is being written: its lock, what is done so far, and what lies beside the weights.
+"""The output folder while it is being written: its lock, and what is done so far.
 
-Everything temporary is in the subfolder `.opq`, which goes when the work is done. Whatever has its final name is whole.
+Everything temporary is in the subfolder `.opq`, which goes when the work is done; nothing else is ever deleted, so
+that other files in the folder stay. Whatever has its final name is whole.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from opq.base.atomic import written_aside
-from opq.compression import roles
-from opq.compression.options import Options
 from opq.errors import BusyFolderError, OccupiedFolderError, WriteError
-from opq.sources.base import Source, TensorSpec
-from opq.sources.files import TORCH_SUFFIXES
-
-_WEIGHTS = (".safetensors", *TORCH_SUFFIXES, ".onnx", ".h5", ".msgpack", ".ot", ".gguf", ".index.json")
-LARGEST_SIDE_FILE = 1 << 28
 
 
 def shard_name(number: int, total: int, suffix: str = ".opq.safetensors") -> str:
@@ -67,22 +60,21 @@ class Work:
         """
         before = self.state
         resumed = before.get("digest") == self.digest
-        if not resumed and (other := next(self.folder.glob("*.opq.safetensors*"), None)) is not None:
+        if not resumed and (other := next(self.folder.glob("[!.]*.opq.safetensors*"), None)) is not None:
             what = "an unfinished compression of another source or with other options" if before else "a compression"
             raise OccupiedFolderError(f"{self.folder} holds {what}", got=other.name)
-        for folder in (self.folder, self.inner):
-            for part in folder.glob(".*.part"):
-                part.unlink()
+        self._clear()
         if not resumed:
             self.save({"digest": self.digest, "rounds": []})
 
-    def key(self, source: Source, specs: Sequence[TensorSpec]) -> str:
-        """What the measures of some tensors of one source file are known by."""
-        described = [(s.name, s.shape, str(s.dtype)) for s in specs]
-        return hashlib.sha256(repr((_identity(source, specs[0].name), described)).encode()).hexdigest()[:32]
+    def _clear(self) -> None:
+        """Removes what a killed process was writing; all of that is in the folder's own subfolder."""
+        for part in self.inner.glob(".*.part"):
+            part.unlink()
 
     def finish(self) -> None:
         """Removes what was temporary, the state last."""
+        self._clear()
         for kind in ("measure-*", "probe-*"):
             for path in self.inner.glob(kind):
                 path.unlink()
@@ -134,57 +126,9 @@ def _lock(handle: int) -> bool:
     return True
 
 
-def digest_of(source: Source, options: Options, shard_size: int, *, probed: bool) -> str:
-    """What a run is known by: the files' names, sizes, times and headers, and every option that changes bytes."""
-    hashed = hashlib.sha256(source_key(source).encode())
-    names = ("bits", "ratio", "size", "method", "overrides", "constraints", "sensitivities", "alpha", "seed", "probe")
-    hashed.update(repr([(name, getattr(options, name)) for name in names]).encode())
-    hashed.update(repr((shard_size, roles.SMALLEST, probed)).encode())
-    return hashed.hexdigest()
-
-
-def source_key(source: Source) -> str:
-    """What a source is known by: the files' names, sizes, times and headers."""
-    hashed = hashlib.sha256()
-    hashed.update(repr(sorted({repr(_identity(source, spec.name)) for spec in source.specs})).encode())
-    hashed.update(repr([(s.name, s.shape, str(s.dtype), s.like) for s in source.specs]).encode())
-    return hashed.hexdigest()
-
-
-_HERE = os.urandom(16).hex()
-
-
-def _identity(source: Source, name: str) -> tuple[object, ...]:
-    """Name, size and time of change of the file that holds a tensor; values in memory are never known again."""
-    if name not in source.files:
-        return (_HERE, id(source))
-    path = source.files[name]
-    status = path.stat()
-    return (path.name, status.st_size, status.st_mtime_ns)
-
-
 def check_space(folder: Path, wanted: float) -> None:
     """Raises `WriteError` where the disk has no room for so many bytes."""
     free = shutil.disk_usage(folder).free
     if free < wanted:
         remedy = "Free some space, or choose a folder on another disk."
         raise WriteError(f"no room in {folder}", got=f"{free:,} bytes free", wanted=f"{wanted:,.0f}", remedy=remedy)
-
-
-def side_files(folder: Path) -> list[Path]:
-    """The small files that belong to the model: all in the folder itself but weights, their indexes and dot files."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file()
-        and not path.name.startswith(".")
-        and not path.name.endswith(_WEIGHTS)
-        and path.stat().st_size <= LARGEST_SIDE_FILE
-    )
-
-
-def copy_side_files(origin: Path, target: Path) -> None:
-    """Copies them, each aside and renamed."""
-    for path in side_files(origin):
-        with open(path, "rb") as given, written_aside(target / path.name) as out:
-            shutil.copyfileobj(given, out)

@@ -83,11 +83,10 @@ def _wrong_names(found: dict[str, tuple[int, ...]], plan: Plan) -> list[str]:
 
 def _wrong_ties(groups: list[list[str]], plan: Plan) -> list[str]:
     """Tensors that are one in the model and two in the plan, or the other way round."""
-    planned = {t.name: t for t in plan}
     group_of = {name: names for names in groups for name in names}
     wrong = []
     for t in plan.compressed:
-        own = [n for n in group_of[t.name] if n != t.name and planned[n].action != "share"]
+        own = [n for n in group_of[t.name] if n != t.name and plan[n].action != "share"]
         wrong += [f"{t.name} and {n} are one tensor in the model, two in the plan" for n in own]
         tied = [p.name for p in plan if p.like == t.name and p.name not in group_of[t.name]]
         wrong += [f"{t.name} and {n} are two tensors in the model, one in the plan" for n in tied]

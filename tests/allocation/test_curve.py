@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from opq.allocation import laplace
 from opq.allocation.curve import THETAS, Curve, _grid, measure
 from opq.allocation.stats import TensorStats
-from opq.coding.symbols import BITS, SYMBOL
+from opq.coding.symbols import BEHIND, SYMBOL
 from opq.plan import LARGEST_CODE, TensorPlan
 from opq.quantizing.grid import quantize
 
@@ -43,7 +43,7 @@ def coded(w: torch.Tensor, step: float, theta: float, rounding: float | None = N
     index = q.numpy().astype(np.int32).reshape(-1) + 2**15
     p = np.unique(SYMBOL[index], return_counts=True)[1] / q.numel()
     error = (q.double() * step - w.double()).square().mean()
-    return float(BITS[index].mean() - (p * np.log2(p)).sum()), float(error), float((q != 0).double().mean())
+    return float(BEHIND[index].mean() - (p * np.log2(p)).sum()), float(error), float((q != 0).double().mean())
 
 
 @pytest.mark.parametrize("kind", ["laplace", "gauss", "skew", "tails"])

@@ -16,7 +16,7 @@ from opq.coding import classes as contexts
 from opq.coding import entropy, tables
 from opq.coding.entropy import coded_size, decode, encode
 from opq.coding.stack import TOTAL, StackReader, StackWriter, categorical, uniform
-from opq.coding.symbols import BASE, BITS, LAST, SYMBOL
+from opq.coding.symbols import BASE, BEHIND, LAST, SYMBOL
 from opq.coding.tensor_model import Coding
 from opq.errors import CorruptFileError, OptionError
 
@@ -323,7 +323,7 @@ def test_chunks_longer_than_the_payload_are_refused() -> None:
 
 def test_every_code_is_a_symbol_and_the_bits_behind_it() -> None:
     codes = np.arange(-32767, 32768)
-    symbol, bits = SYMBOL[codes + 2**15].astype(int), BITS[codes + 2**15].astype(int)
+    symbol, bits = SYMBOL[codes + 2**15].astype(int), BEHIND[codes + 2**15].astype(int)
     behind = np.abs(codes) & ((1 << bits) - 1)
     magnitude = BASE[symbol + 128] + np.where(np.abs(symbol) < 32, 0, behind)
     np.testing.assert_array_equal(np.where(symbol < 0, -magnitude, magnitude), codes)

@@ -87,3 +87,10 @@ def test_an_override_without_meaning(specs, override: object) -> None:  # type: 
 def test_integers_cannot_be_compressed(specs) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(OptionError, match=r"compresses tensor 'norm\.num_batches_tracked'"):
         assign(specs, {"norm.*": "compress"})
+
+
+def test_what_the_user_keeps_is_exact_and_what_the_rules_keep_need_not_be(specs) -> None:  # type: ignore[no-untyped-def]
+    roles = {r.name: r for r in assign(specs, {"linear.bias": "keep", "norm.*": "keep", "norm.weight": "compress"})}
+    assert (roles["linear.bias"].exact, roles["linear.bias"].asked) == (True, True)
+    assert (roles["norm.weight"].exact, roles["norm.weight"].asked) == (False, True)
+    assert (roles["conv1.bias"].exact, roles["conv1.bias"].asked) == (False, False)

@@ -106,7 +106,7 @@ def test_each_way_to_be_wrong_has_its_error(how: str, folder: Path) -> None:
 
 
 def test_no_index_and_one_too_large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opq.file.folder_reader._LARGEST_INDEX", 10)
+    monkeypatch.setattr("opq.file.folder_reader.LARGEST_FOLDER_INDEX", 10)
     with pytest.raises(CorruptFileError, match="too large for an index"):
         FolderReader(folder)
     monkeypatch.undo()

@@ -11,6 +11,9 @@ from types import SimpleNamespace
 import fuzz
 import pytest
 
+from opq.coding import class_tables
+from opq.coding.entropy import draft
+from opq.coding.symbols import any_behind
 from opq.errors import CorruptFileError, TruncatedFileError
 
 CASES = 20_000
@@ -37,6 +40,24 @@ def test_the_valid_files_are_read() -> None:
         assert set(state) == {tensor.name for tensor in plan}
     parts = fuzz.taken_apart(fuzz.seeds()[0])
     assert fuzz.everything(fuzz.put_together(parts))[0] == parts.plan
+
+
+def test_the_valid_files_hold_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones by tables, with bits behind symbols, told alone and after one another; large ones by pages."""
+    _, items = fuzz.classes()
+    small = draft(items[0].codes).coding
+    assert (small.kind, small.classes, small.contexts.first) == ("tables", 5, 1)
+    assert any_behind(small.low, small.alphabet)
+    ways = [
+        [len(way(a, int(a.max()) + 1).finish()) for way in (class_tables._alone, class_tables._after)]
+        for a in small.contexts.axes[:2]
+    ]
+    assert [after < alone for alone, after in ways] == [True, False]
+    for name, value in (("LARGE", 1 << 10), ("CHUNK", 1 << 9)):  # as `fuzz.narrowed` has them
+        monkeypatch.setattr(fuzz.entropy, name, value)
+    pages, tables, equal = (draft(item.codes).coding for item in fuzz.large()[1])
+    assert (pages.kind, tables.kind, equal.kind) == ("pages", "tables", "constant")
+    assert pages.classes > 1
 
 
 def test_the_judge_sees_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

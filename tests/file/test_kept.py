@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 import opq
-from opq.file.kept import FINEST, fine_bits
+from opq.file import writer
+from opq.file.kept import FINEST, fine_bits, keep
+from opq.file.reader import Reader
+from opq.file.stored import Grid
 from opq.plan import Plan, TensorPlan
+from opq.sources import open_source
 
 
 class Net(nn.Module):
@@ -107,3 +113,32 @@ def test_dead_channels_of_bare_weights_are_coded_too() -> None:
     assert 0 < float(var[3]) == float(var[7]) < 1e-11
     others = net.norm.running_var > 1e-3  # type: ignore[operator]
     assert torch.allclose(var[others], net.norm.running_var[others], rtol=6e-3)  # type: ignore[index]
+
+
+# --- words do not steer ---------------------------------------------------------------------------
+
+
+def test_other_words_store_the_same_bytes(result: opq.Result) -> None:
+    """Reasons are for people: whatever they say, every kept tensor is stored as before."""
+    torch.manual_seed(0)
+    source = open_source(Net())
+    for words in ("one-dimensional", "override '*'", "2-D weight", ""):
+        told = result.plan.replace(tensors=tuple(dataclasses.replace(t, reason=words) for t in result.plan))
+        stored = keep(source, told, {})
+        codes = [Grid(t.name, result.codes[t.name].numpy()) for t in told.compressed]
+        packed = writer.pack(told, [*stored, *codes])
+        assert packed.digests == result.packed.digests
+        assert packed.sizes == result.packed.sizes
+
+
+def test_a_plan_read_from_a_file_keeps_exact_what_was_exact() -> None:
+    torch.manual_seed(0)
+    net = Net()
+    result = opq.compress(net, bits=9, probe=False, overrides={"norm.*": "keep", "conv.bias": "keep"})
+    read = Reader(result.packed).plan
+    assert read == result.plan
+    exact = {t.name for t in read if t.exact}
+    assert {"norm.weight", "norm.bias", "norm.running_mean", "norm.running_var", "conv.bias"} <= exact
+    assert not {"head.bias", "bare.running_mean", "bare.running_var"} & exact
+    kinds = [{item.name: type(item) for item in keep(open_source(net), plan, {})} for plan in (read, result.plan)]
+    assert kinds[0] == kinds[1]

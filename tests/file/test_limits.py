@@ -13,7 +13,7 @@ from opq.coding import entropy, text
 from opq.coding.stack import StackReader as Stack
 from opq.coding.stack import StackWriter
 from opq.errors import CorruptFileError, FileTooLargeError, MismatchError, OptionError
-from opq.file import reader, stored
+from opq.file import codebook, reader, stored
 from opq.file import writer as container
 from opq.file.reader import Reader
 from opq.file.stored import Grid, Product, Raw, Stored, Table
@@ -96,7 +96,7 @@ def test_another_codebook_is_refused(values: np.ndarray) -> None:
 
 @pytest.mark.parametrize(("value", "width"), [(65504.0, 2), (65505.0, 4), (0.1, 4), (0.125, 2), (-65504.0, 2)])
 def test_a_codebook_takes_two_bytes_a_number_where_these_hold_it(value: float, width: int) -> None:
-    head = stored._head(Table("t", np.array([value, 0.0], np.float32), np.zeros(1, np.int64)))
+    head = codebook.put(np.array([[value], [0.0]], np.float32))
     assert head[0] == width
     assert len(head) == 5 + 2 * width
 

@@ -411,7 +411,7 @@ def number(*values: int) -> bytes:
 def later(names: str) -> bytes:
     """A file of a later version of the format, which knows one kind of tensor or element type more."""
     tensor = kept("b", torch.zeros(2))
-    place = Place("later" if names == "KINDS" else "raw", 8)
+    place = Place("later" if names == "KIND_NAMES" else "raw", 8)
     if names == "DTYPE_NAMES":
         tensor = dataclasses.replace(tensor, dtype="later")
     with pytest.MonkeyPatch.context() as patch:
@@ -525,8 +525,8 @@ WRONG: dict[str, tuple[bytes, type[FileFormatError], str]] = {
         CorruptFileError,
         "no codes an octave",
     ),
-    "two of one name": (with_index(twice(ONE), [Place("raw", 8)] * 2, bytes(16)), CorruptFileError, "cannot be"),
-    "a kind of the future": (later("KINDS"), NewerFormatError, "unknown kind of tensor"),
+    "two of one name": (with_index(twice(ONE), [Place("raw", 8)] * 2, bytes(16)), CorruptFileError, "twice"),
+    "a kind of the future": (later("KIND_NAMES"), NewerFormatError, "unknown kind of tensor"),
     "a type of the future": (later("DTYPE_NAMES"), NewerFormatError, "unknown element type"),
     "more tensors than bytes": (with_head(number(1 << 33)), CorruptFileError, "more tensors than the index can name"),
     "more text than bytes": (with_head(number(1, 1 << 30)), CorruptFileError, "text is longer"),

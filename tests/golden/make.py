@@ -1,19 +1,23 @@
-"""Writes the golden files of the present format version anew; a released version's are never written again.
+"""Writes the golden files of the present format version; a released version's are never written again.
 
+    python tests/golden/make.py --add
     python tests/golden/make.py --regenerate
 
-`vN/` then holds one small file for each method and for each kind of tensor, `vN/expected.json` what each decodes to,
-and `plain.py` the bytes of the smallest.
+`vN/` holds one small file for each method and for each kind of tensor, and those of `branches.py`; `vN/expected.json`
+what each decodes to, and `plain.py` the bytes of the smallest. `--add` writes the files that are missing and touches no
+other; `--regenerate` writes all of them anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +26,9 @@ import torch
 from torch import nn
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "helpers"))
+sys.path[:0] = [str(HERE), str(HERE.parent / "helpers")]
 
+import branches  # noqa: E402
 import fuzz  # noqa: E402
 
 import opq  # noqa: E402
@@ -96,19 +101,31 @@ def odd_state() -> dict[str, torch.Tensor]:
     return state
 
 
-def files() -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of each golden file."""
-    for name, options in METHODS.items():
-        trained = {"data": batches(), "evaluate": lambda model: 50.0} if name in ("clipq", "olmp") else {}
-        torch.manual_seed(0)
-        probed = {"input_size": (1, 8, 8)} if name == "rd" else {}
-        yield name, packed(opq.compress(network(), **options, **trained, **probed))
-    yield "types", packed(opq.compress(odd_state(), bits=9))
-    yield "plain", packed(opq.compress(network().state_dict(), bits=3))
-    yield "pages", b"".join(pack(*pages()).parts)
-    yield "kinds", b"".join(pack(*fuzz.every_kind()).parts)
-    yield "classes", b"".join(pack(*fuzz.classes()).parts)
-    yield "entries", fuzz.seeds()[2]
+def files() -> dict[str, Callable[[], bytes]]:
+    """How each golden file is made, by name."""
+    return {
+        **{name: functools.partial(by_method, name) for name in METHODS},
+        "types": lambda: packed(opq.compress(odd_state(), bits=9)),
+        "plain": lambda: packed(opq.compress(network().state_dict(), bits=3)),
+        **{name: functools.partial(written, made) for name, made in WRITTEN.items()},
+        "entries": lambda: fuzz.seeds()[fuzz.ENTRIES],
+        **{name: functools.partial(by_hand, made) for name, made in branches.CRAFTED.items()},
+    }
+
+
+def by_method(name: str) -> bytes:
+    trained = {"data": batches(), "evaluate": lambda model: 50.0} if name in ("clipq", "olmp") else {}
+    torch.manual_seed(0)
+    probed = {"input_size": (1, 8, 8)} if name == "rd" else {}
+    return packed(opq.compress(network(), **METHODS[name], **trained, **probed))
+
+
+def written(made: Callable[[], branches.Made]) -> bytes:
+    return b"".join(pack(*made()).parts)
+
+
+def by_hand(made: Callable[[], fuzz.Parts]) -> bytes:
+    return fuzz.put_together(made())
 
 
 def pages() -> tuple[Plan, list[Stored]]:
@@ -118,6 +135,25 @@ def pages() -> tuple[Plan, list[Stored]]:
     codes[rng.random(codes.shape) < 0.15] = 1
     codes[::2] *= rng.integers(-2, 3, codes[::2].shape).astype(np.int16)
     return Plan(method="rd", tensors=(fuzz.planned("w", (1024, 512)),)), [Grid("w", codes)]
+
+
+def steep() -> tuple[Plan, list[Stored]]:
+    """Codes whose rows and columns differ in scale, some of them large: one table all the same, and bits behind it."""
+    scale = np.exp2(np.arange(32) % 7)[:, None] * np.exp2(np.arange(24) % 3)
+    codes = np.rint(np.random.default_rng(5).laplace(size=(32, 24)) * scale).astype(np.int16)
+    return Plan(method="opq", tensors=(fuzz.planned("w", (32, 24), "F16"), fuzz.planned("z", (4, 4)))), [
+        Grid("w", codes),
+        Grid("z", np.zeros((4, 4), np.int16)),
+    ]
+
+
+WRITTEN: dict[str, Callable[[], branches.Made]] = {
+    "pages": pages,
+    "kinds": fuzz.every_kind,
+    "classes": steep,
+    **branches.WRITTEN,
+}
+"""Files of a plan and stored tensors: the writer gives the same bytes at any time."""
 
 
 def two_matrices() -> dict[str, torch.Tensor]:
@@ -135,9 +171,15 @@ def expected(path: Path) -> dict[str, str]:
     """What a file, or a folder, decodes to: type, shape and SHA-256 of each tensor."""
     with open_reader(path) as reader:
         state = reader.state_dict()
-        plan = hashlib.sha256(reader.plan.to_json().encode()).hexdigest()[:32]
+        plan = hashlib.sha256(said(reader.plan).encode()).hexdigest()[:32]
         found = {t.name: f"{t.dtype} {list(t.shape)} {digest(raw_bytes(state[t.name]))}" for t in reader.plan}
         return {"(plan)": plan, **found}
+
+
+def said(plan: Plan) -> str:
+    """A plan's JSON without `exact`, which a reader derives from the kind of a payload."""
+    tensors = tuple(dataclasses.replace(t, exact=False) for t in plan)
+    return plan.replace(tensors=tensors).to_json()
 
 
 def digest(data: bytes) -> str:
@@ -146,19 +188,26 @@ def digest(data: bytes) -> str:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--regenerate", action="store_true", required=True)
-    options.parse_args()
+    way = options.add_mutually_exclusive_group(required=True)
+    way.add_argument("--add", action="store_true")
+    way.add_argument("--regenerate", action="store_true")
+    chosen = options.parse_args()
     if VERSION <= RELEASED:
         raise SystemExit(f"format version {VERSION} is released: its golden files stay as they are")
     folder = HERE / f"v{VERSION}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for name, data in files():
-        (folder / f"{name}.opq.safetensors").write_bytes(data)
-        print(f"{name}: {len(data):,} bytes")
-    opq.compress_folder(two_matrices(), folder / "shards", bits=3, shard_size=4096, workers=1)
-    found = {path.name: expected(path) for path in sorted(folder.iterdir())}
-    (folder / "expected.json").write_text(json.dumps(found, indent=1) + "\n")
+    if chosen.regenerate:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    held = folder / "expected.json"
+    found = json.loads(held.read_text()) if held.exists() else {}
+    for name, make in files().items():
+        if not (path := folder / f"{name}.opq.safetensors").exists():
+            path.write_bytes(make())
+            print(f"{name}: {path.stat().st_size:,} bytes")
+    if not (folder / "shards").exists():
+        opq.compress_folder(two_matrices(), folder / "shards", bits=3, shard_size=4096, workers=1)
+    found |= {path.name: expected(path) for path in sorted(folder.iterdir()) if path != held and path.name not in found}
+    held.write_text(json.dumps(found, indent=1) + "\n")
     small = {name: (folder / f"{name}.opq.safetensors").read_bytes().hex() for name in ("kinds", "classes")}
     (HERE / "plain.py").write_text(plain(small))
 

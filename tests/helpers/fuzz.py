@@ -32,6 +32,7 @@ import torch
 from plans import kept, planned
 
 from opq.base.dtypes import DTYPES
+from opq.base.format_v1 import DTYPE_NAMES, KIND_NAMES
 from opq.coding import entropy
 from opq.errors import (
     CorruptFileError,
@@ -44,7 +45,7 @@ from opq.errors import (
 from opq.file import index, reader
 from opq.file.index import Place
 from opq.file.reader import Reader
-from opq.file.stored import KINDS, Fine, Grid, Log, Product, Raw, Stored, Table, Trellis, raw_bytes
+from opq.file.stored import Fine, Grid, Log, Product, Raw, Stored, Table, Trellis, raw_bytes
 from opq.file.writer import Packed, pack
 from opq.plan import Budget, Plan, TensorPlan
 from opq.quantizing.trellis import numbers
@@ -118,10 +119,10 @@ def every_kind() -> tuple[Plan, list[Stored]]:
 
 
 def classes() -> tuple[Plan, list[Stored]]:
-    """Codes whose rows and columns differ in scale, some of them large: tables by class, and bits behind symbols."""
-    scale = np.exp2(np.arange(32) % 7)[:, None] * np.exp2(np.arange(24) % 3)
-    codes = np.rint(np.random.default_rng(5).laplace(size=(32, 24)) * scale).astype(np.int16)
-    return Plan(method="opq", tensors=(planned("w", (32, 24), "F16"), planned("z", (4, 4)))), [
+    """Codes whose rows differ in scale, some of them large: tables by class, and bits behind symbols."""
+    scale = np.repeat([0.05, 20], 32)[:, None] * np.ones((1, 12))
+    codes = np.rint(np.random.default_rng(5).laplace(size=(64, 12)) * scale).astype(np.int16)
+    return Plan(method="opq", tensors=(planned("w", (64, 12), "F16"), planned("z", (4, 4)))), [
         Grid("w", codes),
         Grid("z", np.zeros((4, 4), np.int16)),
     ]
@@ -336,7 +337,7 @@ FORGED: dict[str, tuple[Any, ...]] = {
     "name": ("", "opq", "__metadata__", "grid", "a\nb", "\\", "é" * 40, "\x1b[2J", "../../x"),
     "shape": ((), (0,), (1,), (7,), (12, 8), (8, 13), (2, 48), (96,), (1 << 20, 1 << 20), (1 << 39, 1 << 39),
               (0, 1 << 39, 1 << 39), (1,) * 32, (1 << 40,)),
-    "dtype": index.DTYPE_NAMES,
+    "dtype": DTYPE_NAMES,
     "step": (0.0, -1.0, 5e-324, 1e300, float("nan"), float("inf")),
     "rounding": (0.0, -1.0, 1e300, float("nan")),
     "threshold": (-1.0, 1e-300, 1e300, float("inf")),
@@ -346,7 +347,7 @@ FORGED: dict[str, tuple[Any, ...]] = {
     "distortion": (-1.0, float("inf")),
 }  # fmt: skip
 PLACED: dict[str, tuple[Any, ...]] = {
-    "kind": KINDS,
+    "kind": KIND_NAMES,
     "length": (0, 1, 2, 3, 4, 5, 7, 8, 9, 1 << 16, 1 << 31, 1 << 39),
     "checksum": (None, 0),
     "number": (0, 1, -1, 300, 1 << 20, -(1 << 30), 1e-300, 1e300, float("nan")),

@@ -24,8 +24,9 @@ from opq.compression.problem import Problem, gather
 from opq.compression.roles import assign
 from opq.models.batch import Batch
 from opq.plan import LARGEST_CODE, TensorPlan, as_stored
+from opq.probing.collector import PRIOR
 from opq.probing.layers import inputs_of, layers, spread
-from opq.probing.moments import PRIOR, Moments
+from opq.probing.moments import Moments
 from opq.probing.sensitivity import Probe
 from opq.probing.sensitivity import probe as make_probe
 from opq.quantizing import moment as moment_module
@@ -152,7 +153,7 @@ def test_moments_and_codes_do_not_depend_on_the_number_of_threads() -> None:
             source, moments = open_source(model), Moments(model, Batch((x,)))
             probe = Probe(model, {}, moments, Batch((x,)))
             coder = DataFreeCoder(source, probe)
-            found.append((moments["0.weight"].blocks[0], next(coder.codes([dataclasses.replace(PLAN, step=0.02)]))))
+            found.append((moments["0.weight"].blocks[0], next(coder.codes([dataclasses.replace(PLAN, step=0.02)]))[1]))
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
@@ -303,14 +304,14 @@ def test_the_chosen_candidates_codes_are_those_of_the_first_round(monkeypatch: p
     source, options = open_source(model.eval()), Options(bits=5)
     roles = assign(source.specs)
     stats = gather(source, roles)
-    problem = Problem(options=options, roles=roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0))
+    problem = Problem.of(options, roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0))
     probe = make_probe(model, input_size=(3, 16, 16), samples=8)
-    coder = DataFreeCoder(source, probe)
-    chosen = weighed(coder, problem, {})
+    chosen, coder = weighed(DataFreeCoder(source, probe), problem, {})
     plan = as_stored(Fit(source, chosen, coder, silent).decide())
     fresh = list(DataFreeCoder(source, probe).codes(plan.compressed))
     monkeypatch.setattr(sys.modules["opq.compression.coders"], "sweep", None)
-    for q, again in zip(coder.codes(plan.compressed), fresh, strict=True):
+    for (name, q), (same, again) in zip(coder.codes(plan.compressed), fresh, strict=True):
+        assert name == same
         assert (q != again).mean() < 0.02
     with pytest.raises(TypeError):
         list(coder.codes([dataclasses.replace(t, step=2 * t.step) for t in plan.compressed]))
@@ -325,6 +326,62 @@ def test_moments_do_not_depend_on_the_memory_allowed() -> None:
     assert "1.weight" not in free
     with pytest.raises(KeyError):
         free["1.weight"]
+
+
+@pytest.mark.parametrize("memory", [1, 2**30], ids=["tight", "free"])
+def test_what_moments_cost_does_not_depend_on_the_order_of_asking(memory: int) -> None:
+    model, calls = network(), [0]
+    model.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    passes = {}
+    for names in (["0.weight", "3.weight", "6.weight"], ["6.weight", "0.weight", "3.weight"]):
+        moments = Moments(model, Batch((torch.randn(12, 3, 10, 10),)), micro_batch=12, memory=memory)
+        before, asked = calls[0], [*names, *reversed(names)]
+        for name in asked:
+            _ = moments[name]
+        for group in moments.groups(names):
+            assert set(moments.of(group)) == set(group)
+        passes[tuple(names)] = calls[0] - before
+    assert set(passes.values()) == {1} if memory > 1 else {6 + 3}
+
+
+def test_groups_hold_what_fits_in_memory_whatever_the_order_of_the_names() -> None:
+    model, batch = network(), Batch((torch.randn(12, 3, 10, 10),))
+    largest = max(layer.bytes for layer in layers(model).values())
+    tight = Moments(model, batch, memory=largest)
+    names = ["6.weight", "0.weight", "3.weight"]
+    assert [name for group in tight.groups(names) for name in group] == ["0.weight", "3.weight", "6.weight"]
+    assert all(sum(layers(model)[n].bytes for n in group) <= largest for group in tight.groups(names))
+    assert len(tight.groups(names)) > 1
+    assert tight.groups(["3.weight"]) == [("3.weight",)]
+    assert tight.groups([]) == []
+    assert len(tight.dense.outputs) == 1
+
+
+def test_codes_do_not_depend_on_the_memory_allowed_nor_on_the_order_of_the_tensors() -> None:
+    model, batch = network(), Batch((torch.randn(12, 3, 10, 10),))
+    source = open_source(model)
+    plans = [
+        planned(n, s.shape, "F32", step=0.05, threshold=0.03) for n, s in source.by_name.items() if len(s.shape) > 1
+    ]
+    found = []
+    for memory, asked in ((2**30, plans), (1, plans), (1, plans[::-1])):
+        coder = DataFreeCoder(source, Probe(model, {}, Moments(model, batch, memory=memory), batch))
+        found.append({name: codes.tolist() for name, codes in coder.codes(asked)})
+    assert found[0] == found[1] == found[2]
+    assert set(found[0]) == {plan.name for plan in plans}
+
+
+def test_choosing_alpha_leaves_the_coder_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16))
+    source, options = open_source(model.eval()), Options(bits=5)
+    roles = assign(source.specs)
+    stats = gather(source, roles)
+    problem = Problem.of(options, roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0))
+    coder = DataFreeCoder(source, make_probe(model, input_size=(3, 16, 16), samples=8))
+    _, chosen = weighed(coder, problem, {})
+    assert not coder.known
+    assert set(chosen.known) == set(stats)
 
 
 def test_a_moment_is_the_mean_of_the_outer_products() -> None:

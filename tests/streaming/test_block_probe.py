@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 import opq
 from opq.base.pool import pool
 from opq.cli import app
+from opq.compression.options import Options
 from opq.errors import ProbeError, ProbeWarning, WriteError
 from opq.file.folder_reader import FolderReader
 from opq.models.batch import Batch
@@ -24,13 +26,13 @@ from opq.probing.inputs import texts
 from opq.probing.moments import Moments
 from opq.quantizing.feedback import feedback
 from opq.quantizing.grid import quantize
-from opq.streaming import block_probe
 from opq.streaming.block_probe import PROBED, Carried
 from opq.streaming.chunks import Tensors
 from opq.streaming.clock import Clock
 from opq.streaming.dense import save_dense_folder
+from opq.streaming.limits import Limits
 from opq.streaming.model_blocks import PART, Blocks, open_blocks
-from opq.streaming.run import compress_folder
+from opq.streaming.run import compress_folder, streamed
 from opq.streaming.team import Team
 from opq.streaming.work_folder import Work
 
@@ -215,11 +217,8 @@ def test_the_budget_holds_with_what_feedback_adds(bits: float, llama: Path, tmp_
     assert {"probe", "moments", "feedback"} <= set(result.cpu_seconds)
 
 
-def test_blocks_that_are_not_sampled_are_foreseen_by_others(
-    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("opq.streaming.run.FED_BLOCKS", 1)
-    result = compress_folder(llama, tmp_path / "out", bits=3)
+def test_blocks_that_are_not_sampled_are_foreseen_by_others(llama: Path, tmp_path: Path) -> None:
+    result = streamed(llama, tmp_path / "out", Options(bits=3), limits=Limits(fed_blocks=1))
     assert 2.985 <= result.bits <= 3
 
 
@@ -234,12 +233,8 @@ def test_threads_do_not_change_a_byte(llama: Path, whole: Path, tmp_path: Path) 
     assert not (tmp_path / "out" / ".opq").exists()
 
 
-def test_slabs_give_what_the_whole_gives(
-    llama: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("opq.streaming.block_feedback.SLAB", 1000)
-    monkeypatch.setattr("opq.streaming.shards.ALONE", 3000)
-    compress_folder(llama, tmp_path / "out", bits=3, shard_size=SHARD)
+def test_slabs_give_what_the_whole_gives(llama: Path, whole: Path, tmp_path: Path) -> None:
+    streamed(llama, tmp_path / "out", Options(bits=3), shard_size=SHARD, limits=Limits(slab=1000, alone=3000))
     other, same = opq.load_state_dict(tmp_path / "out"), opq.load_state_dict(whole)
     assert all((other[n] != same[n]).float().mean() < 0.01 for n in same)
 
@@ -351,13 +346,13 @@ def test_the_command_says_what_it_did(llama: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "on") != contents(tmp_path / "off")
 
 
-def test_rows_of_the_output_matrix_in_pieces(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_the_output_matrix_in_pieces(llama: Path, tmp_path: Path) -> None:
     source = opq.open_source(llama)
     weight = source.tensor("lm_head.weight").float()
     h = torch.randn(16, 24, 48, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(block_probe, "_ROWS", 70)
     with pool(1) as threads:
         carried = carried_of(open_blocks(source, Tensors(source), 0), tmp_path / "out", threads)
+        carried = dataclasses.replace(carried, rows=70)
         made = [carried._at_head(h, torch.Generator().manual_seed(k)) for k in range(20)]
     c = torch.cat([cotangent.flatten(0, 1) for cotangent, _ in made])
     wanted = weight.t() @ weight  # the second moment of W'v

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -25,7 +26,7 @@ from opq.base.pool import pool
 from opq.cli import app
 from opq.coding import entropy
 from opq.coding.tensor_model import Coding
-from opq.compression.fit import WINDOW
+from opq.compression.options import Options
 from opq.errors import (
     BusyFolderError,
     CorruptFileError,
@@ -43,16 +44,20 @@ from opq.errors import (
 from opq.file import writer
 from opq.file.folder_reader import INDEX, FolderReader
 from opq.file.kept import keep
+from opq.file.reader import Reader
 from opq.file.stored import Grid
 from opq.plan import TensorPlan
 from opq.quantizing.grid import dequantize, quantize
 from opq.sources.base import TensorSpec
-from opq.streaming import encode, run
+from opq.streaming import encode, first_pass
 from opq.streaming.clock import Clock
 from opq.streaming.dense import Rebuild, save_dense_folder
+from opq.streaming.limits import Limits
 from opq.streaming.measure import Counter, of_patterns
-from opq.streaming.run import compress_folder
-from opq.streaming.shards import part_of, partition
+from opq.streaming.resume import sampled
+from opq.streaming.rounds import Rounds
+from opq.streaming.run import compress_folder, streamed
+from opq.streaming.shards import finished, part_of, partition
 from opq.streaming.work_folder import locked
 
 FLOATS = [torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -125,9 +130,8 @@ def test_coding_in_pieces_is_coding_the_whole(case: str, monkeypatch: pytest.Mon
     coded = encode.encode(plan, read, Clock())
     assert b"".join(coded.parts) == wanted
     assert (coded.length, coded.checksum) == (len(wanted), encode.Coded.of([wanted]).checksum)
-    monkeypatch.setattr(encode, "CACHED", 0)
     with pool(2) as threads:
-        assert encode.encode(plan, read, Clock(), threads.ordered) == coded
+        assert encode.encode(plan, read, Clock(), threads.ordered, cached=0) == coded
     large = entropy.Large.of(wanted, plan.shape)
     pieces = [large.codes(k) for k in reversed(range(len(large.chunks)))]
     assert len(pieces) > 1
@@ -161,7 +165,7 @@ def test_the_folder_is_what_packing_its_plan_gives(source: Path, whole: Path) ->
         for name, shard in reader.shards.items():
             part = part_of(reader.plan, shard.names)
             specs = tuple(s for s in opened.specs if s.name in shard.names)
-            mine = run.dataclasses.replace(opened, specs=specs)
+            mine = dataclasses.replace(opened, specs=specs)
             grids = [Grid(t.name, quantize(opened.tensor(t.name), t).numpy()) for t in part.compressed]
             packed = writer.pack(part, [*grids, *keep(mine, part, {}, whole=reader.plan)])
             assert b"".join(packed.parts) == (whole / name).read_bytes()
@@ -257,29 +261,13 @@ def test_float8_does_not_overflow_to_nan(dtype: torch.dtype) -> None:
     assert 0 < back[2] < largest
 
 
-def test_where_no_size_is_in_the_window_the_best_below_it_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "WINDOW", 1.0)
+def test_where_no_size_is_in_the_window_the_best_below_it_is_taken(tmp_path: Path) -> None:
+    limits = Limits(window=1.0, rounds=5)
     w = torch.linspace(-448, 448, 64 * 64).reshape(64, 64).to(torch.float8_e4m3fn)
-    result = compress_folder({"w": w}, tmp_path / "out", size=1800)
-    assert result.rounds == run.ROUNDS + 1
+    result = streamed({"w": w}, tmp_path / "out", Options(size=1800), limits=limits)
+    assert result.rounds == limits.rounds + 1
     assert 900 < result.bytes <= 1800
     assert result.bytes == sum(p.stat().st_size for p in (tmp_path / "out").iterdir())
-
-
-@pytest.mark.parametrize("first", [7600.0, 8400.0])
-def test_rounds_that_would_swing_end_in_the_window(first: float) -> None:
-    """Where bytes move more than twice as fast as bits, each correction by itself would lead further away."""
-    target = run._Target(size=1000, shards=[], index=b"")
-    history: list[dict[str, Any]] = [{"bits": first, "predicted": 998.0}]
-    while True:
-        size = history[-1]["bytes"] = round(1000 + 2.2 * (history[-1]["bits"] - 8000) / 8)
-        if WINDOW * target.size <= size <= target.size:
-            break
-        history.append(run._Run.corrected(None, history, target, least=0.0))  # type: ignore[arg-type]
-        assert "final" not in history[-1]
-    assert len(history) > 2
 
 
 def test_from_pretrained_accepts_what_comes_back(tmp_path: Path) -> None:
@@ -360,7 +348,7 @@ def test_interrupted_again_and_again(
 
 def test_killed_it_goes_on_to_the_same_bytes(source: Path, whole: Path, tmp_path: Path) -> None:
     killed(source, tmp_path / "out", at="model-00002", bits=4, shard_size=SHARD)
-    assert list((tmp_path / "out").glob(".*.part"))
+    assert list((tmp_path / "out" / ".opq").glob(".*.part"))
     compress_folder(source, tmp_path / "out", bits=4, shard_size=SHARD)
     assert contents(tmp_path / "out") == contents(whole)
 
@@ -368,7 +356,7 @@ def test_killed_it_goes_on_to_the_same_bytes(source: Path, whole: Path, tmp_path
 def test_statistics_are_not_taken_twice(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InfeasibleError):
         compress_folder(source, tmp_path / "out", bits=0.01)
-    monkeypatch.setattr(run, "measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(first_pass, "measure", lambda *_: pytest.fail("measured again"))
     result = compress_folder(source, tmp_path / "out", bits=3)
     assert result.rounds == 1
 
@@ -388,16 +376,83 @@ def test_a_changed_source_is_measured_anew(tmp_path: Path, monkeypatch: pytest.M
     assert result.plan["head.weight"].action == "compress"
 
 
+def swapped_in_place(path: Path) -> None:
+    """Other bytes in a file, of which size and times stay."""
+    status, data = path.stat(), bytearray(path.read_bytes())
+    data[-3000:] = bytes(b ^ 1 for b in data[-3000:])
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+
+
+def test_a_source_that_changed_with_its_size_and_time_kept_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint(tmp_path / "model")
+    assert stopped(folder, tmp_path / "early", monkeypatch, stop=4)
+    assert stopped(folder, tmp_path / "late", monkeypatch, stop=7)
+    swapped_in_place(folder / "model-00002-of-00003.safetensors")
+    compress_folder(folder, tmp_path / "early", bits=4, shard_size=SHARD)
+    compress_folder(folder, tmp_path / "fresh", bits=4, shard_size=SHARD)
+    assert contents(tmp_path / "early") == contents(tmp_path / "fresh")
+    with pytest.raises(OccupiedFolderError, match="an unfinished compression of another source"):
+        compress_folder(folder, tmp_path / "late", bits=4, shard_size=SHARD)
+
+
+def test_of_a_large_source_file_some_bytes_everywhere_are_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(bytes(20_000))
+    before = sampled(path, 20_000, whole=1000, piece=16)
+    for at in (0, 9_996, 19_999):
+        data = bytearray(20_000)
+        for k in range(at - 320, at + 320):
+            data[min(max(k, 0), 19_999)] = 1
+        path.write_bytes(data)
+        assert sampled(path, 20_000, whole=1000, piece=16) != before, at
+
+
+@pytest.mark.parametrize("where", ["in a payload", "at the end", "cut short"])
+def test_a_finished_shard_that_was_damaged_is_written_again(
+    where: str, source: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert stopped(source, out, monkeypatch, stop=9)
+    victim = next(iter(sorted(out.glob("model-*"))))
+    data = bytearray(victim.read_bytes())
+    if where == "cut short":
+        del data[-10:]
+    else:
+        data[len(data) // 2 if where == "in a payload" else -1] ^= 255
+    victim.write_bytes(data)
+    compress_folder(source, out, bits=4, shard_size=SHARD)
+    assert contents(out) == contents(whole)
+
+
+def test_a_large_payload_that_was_damaged_is_found_out_by_its_checksum(tmp_path: Path) -> None:
+    """Such payloads are entries of their own, which opening a file does not read."""
+    compress_folder({"w": weights(700, 512, seed=0, dtype=torch.float32)}, tmp_path / "out", bits=4)
+    path = next((tmp_path / "out").glob("model-*"))
+    with Reader(path) as reader:
+        plan = reader.plan
+    assert finished(path, plan) == path.stat().st_size
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    with Reader(path) as reader:
+        assert reader.plan == plan
+    assert finished(path, plan) is None
+
+
 def test_a_second_round_corrects_a_wrong_prediction(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = run._Run.first_round
+    real = Rounds.foreseen
 
-    def wrong(self: Any, problem: Any, target: Any) -> dict[str, Any]:
-        found = real(self, problem, target)
-        return {**found, "bits": 1.05 * found["bits"]}
+    def wrong(self: Rounds) -> tuple[float, float]:
+        bits, predicted = real(self)
+        return 1.05 * bits, predicted
 
-    monkeypatch.setattr(run._Run, "first_round", wrong)
+    monkeypatch.setattr(Rounds, "foreseen", wrong)
     assert stopped(source, tmp_path / "out", monkeypatch, stop=11)
     result = compress_folder(source, tmp_path / "out", bits=4, shard_size=SHARD)
     assert result.rounds == 2

@@ -1,0 +1,143 @@
+"""A payload: what is common to all kinds of it, whose classes stand in `opq.file.stored`."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import zlib
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from opq.base.arrays import Codes
+from opq.base.format_v1 import CODED_TYPES, MOST_AXES
+from opq.coding import entropy
+from opq.errors import CorruptFileError, MismatchError
+from opq.plan import Action, TensorPlan
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor's bytes are."""
+
+    kind: str
+    """One of `KIND_NAMES`."""
+    length: int
+    """Bytes of the payload."""
+    checksum: int | None = None
+    """CRC-32 of a payload that is an entry of its own; None where it lies in the common entry."""
+    number: float = 0.0
+    """Of `fine` the step, of `log` the codes an octave, of `scalar` the integer itself."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Payload:
+    """The bytes of a stored tensor, decided but not made."""
+
+    head: bytes
+    draft: entropy.Draft | None = None
+    codes: npt.NDArray[np.integer] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes, within a few."""
+        return len(self.head) + (self.draft.size if self.draft else 0)
+
+    def bytes(self) -> bytes:
+        """The bytes themselves."""
+        if self.draft is None or self.codes is None:
+            return self.head
+        return self.head + entropy.write(self.draft, self.codes)
+
+
+class Stored(abc.ABC):
+    """One kind of payload. An instance is what a file holds of one tensor; the class reads such payloads back."""
+
+    __slots__ = ()
+    kind: ClassVar[str]
+    """Its name, one of `KIND_NAMES`."""
+    action: ClassVar[Action] = "keep"
+    """What the plan says of such tensors."""
+    name: str
+    """The tensor's name."""
+
+    @property
+    def number(self) -> float:
+        """What the index holds of it beside the length, as `Place.number`."""
+        return 0.0
+
+    @abc.abstractmethod
+    def payload(self, plan: TensorPlan) -> Payload:
+        """Its bytes to be; raises `MismatchError` where it does not fit its plan."""
+
+    @classmethod
+    @abc.abstractmethod
+    def restore(cls, data: memoryview, plan: TensorPlan, number: float) -> torch.Tensor:
+        """The dense tensor of a payload; raises `CorruptFileError` where the bytes are none."""
+
+    @abc.abstractmethod
+    def digest(self, payload: bytes) -> int | None:
+        """CRC-32 of what the payload decodes to: of the codes, or of the elements; None where the index has it all."""
+
+    @classmethod
+    def codes_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
+        """The integer codes of a payload, in the tensor's shape; raises `MismatchError` where the kind has none."""
+        raise MismatchError("no codes", got=cls.kind)
+
+    @classmethod
+    @abc.abstractmethod
+    def check(cls, plan: TensorPlan, place: Place) -> None:
+        """Raises `CorruptFileError` where index and plan contradict each other."""
+
+    def _fits(self, plan: TensorPlan, shape: tuple[int, ...]) -> None:
+        if plan.action != self.action or (self.action == "compress" and plan.codebook != self.kind):
+            raise MismatchError(
+                f"tensor {plan.name!r}: stored as {self.kind}", wanted=f"{plan.action}, {plan.codebook}"
+            )
+        if len(shape) > MOST_AXES:
+            raise MismatchError(f"tensor {plan.name!r}: too many axes", got=len(shape), wanted=f"at most {MOST_AXES}")
+        if tuple(shape) != plan.shape:
+            raise MismatchError(f"tensor {plan.name!r}: shape of the stored tensor", got=shape, wanted=plan.shape)
+
+
+class Coded(Stored):
+    """A payload of integer codes, behind a codebook or not."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def read(self) -> npt.NDArray[np.integer]:
+        """The codes as `codes_of` gives them back."""
+
+    def written(self) -> npt.NDArray[np.integer]:
+        """The codes as they stand in the payload."""
+        return self.read()
+
+    def head(self) -> bytes:
+        """What stands before the codes."""
+        return b""
+
+    def payload(self, plan: TensorPlan) -> Payload:
+        self._fits(plan, self._shape(plan))
+        if plan.dtype not in CODED_TYPES:
+            raise MismatchError(f"tensor {plan.name!r}: stored by codes", got=plan.dtype, wanted=", ".join(CODED_TYPES))
+        codes = self.written()
+        return Payload(self.head(), entropy.draft(codes), codes)
+
+    def digest(self, payload: bytes) -> int:
+        return zlib.crc32(np.ascontiguousarray(self.read(), np.int16).data)
+
+    @classmethod
+    def codes_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
+        return entropy.decode(data, plan.shape)
+
+    @classmethod
+    def check(cls, plan: TensorPlan, place: Place) -> None:
+        if plan.dtype not in CODED_TYPES:
+            raise CorruptFileError(f"tensor {plan.name!r}: codes of a type that has none", got=plan.dtype)
+
+    def _shape(self, plan: TensorPlan) -> tuple[int, ...]:
+        """The shape of the weights that the codes stand for."""
+        return self.read().shape

@@ -1,0 +1,158 @@
+"""One pass of the dense network: second moments of what some layers are given, `S = E[x x']`.
+
+Letters: `S` second moment, `x` one input of a layer's weight matrix (for a convolution: one patch), `d` its length.
+The quadratic form of `S` is what error feedback minimises. What re-normalisation wants of the dense network is taken
+on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations_with_replacement
+
+import torch
+from torch import nn
+
+from opq.base.pool import Pool, give_back, torch_threads
+from opq.base.stages import stage
+from opq.models.batch import Batch
+from opq.models.observe import batch_statistics, untouched, watching
+from opq.models.outputs import counted, floating
+from opq.probing.layers import Layer, inputs_of
+from opq.probing.renorm import Statistics, Tally
+from opq.quantizing.moment import DAMPING_REAL, Moment, widths
+
+PRIOR = 0.5
+"""Trace of `W'W` in the moment of a head, as a fraction of that of S: it meets one input a sample, behind pooling."""
+ROWS, FEWEST = 4, 16384
+"""Inputs to look at, per coordinate and at least: of a convolution that many of its positions."""
+TILE = 512
+"""Side of the squares that a moment is summed in: fixed, so that the sums do not depend on the number of threads."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class Dense:
+    """What else a pass of the dense network shows."""
+
+    statistics: Statistics
+    """Mean and variance at every BatchNorm's input."""
+    outputs: list[torch.Tensor]
+    """The floating-point outputs of the first micro-batch, 0 on tokens that do not count."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class Collector:
+    """A model and the inputs that its layers are watched on; the model must not change while it is in use."""
+
+    model: nn.Module
+    batch: Batch
+    micro_batch: int
+    damping: float
+
+    def moments(self, wanted: Mapping[str, Layer]) -> dict[str, Moment]:
+        """The moments of some layers by weight name, by one pass; those that the model never runs are left out."""
+        return self._run(wanted, dense=False)[0]
+
+    def both(self, wanted: Mapping[str, Layer]) -> tuple[dict[str, Moment], Dense]:
+        """The moments of some layers, and what else the pass shows."""
+        return self._run(wanted, dense=True)
+
+    @torch.no_grad()
+    def _run(self, wanted: Mapping[str, Layer], *, dense: bool) -> tuple[dict[str, Moment], Dense]:
+        with stage("moments"), torch_threads() as threads:
+            sums, tally = _Sums(wanted, threads), Tally()
+            outputs: list[torch.Tensor] = []
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(untouched(self.model))
+                norms = stack.enter_context(batch_statistics(self.model))
+                stack.enter_context(watching(sums.modules, sums.see))
+                if dense:
+                    stack.enter_context(watching(dict(norms), tally.see))
+                for part in self.batch.to(self.model).parts(self.micro_batch):
+                    sums.expect(part, self.batch.samples)
+                    output = part(self.model)
+                    if dense:
+                        outputs = outputs or [counted(o.clone(), part.mask) for o in floating(output)]
+                found = sums.moments(self.damping)
+        give_back()
+        return found, Dense(tally.statistics, outputs)
+
+
+class _Sums:
+    """Sums of `x x'` of some layers, by weight name, over one pass."""
+
+    def __init__(self, wanted: Mapping[str, Layer], threads: Pool):
+        self._wanted, self._threads = wanted, threads
+        self.modules = {layer.module_name: layer.module for layer in wanted.values()}
+        self._names = {layer.module_name: name for name, layer in wanted.items()}
+        self._sums: dict[str, list[torch.Tensor]] = {}
+        self._counts = dict.fromkeys(wanted, 0)
+        self._mask: torch.Tensor | None = None
+        self._share, self._samples = 1.0, 0
+
+    def expect(self, part: Batch, samples: int) -> None:
+        """The micro-batch that comes next, of so many samples in all."""
+        self._mask, self._share, self._samples = part.mask, part.samples / samples, samples
+
+    def see(self, module_name: str, module: nn.Module, given: Sequence[torch.Tensor]) -> None:
+        """Adds the inputs of one call of one module."""
+        name = self._names[module_name]
+        layer = self._wanted[name]
+        positions = math.ceil(max(FEWEST, ROWS * layer.width) * self._share)
+        x = inputs_of(module, [self._real(x) for x in given], layer.layout, positions, self._counts[name])
+        if name not in self._sums:
+            self._sums[name] = [x.new_zeros(x.shape[0], w, w) for w in widths(layer.width)]
+        for piece, total in zip(torch.split(x, widths(layer.width), dim=-1), self._sums[name], strict=True):
+            _add_products(piece, total, self._threads)
+        self._counts[name] += int(x.shape[1])
+
+    def moments(self, damping: float) -> dict[str, Moment]:
+        """The means, of the layers that were run."""
+        for name, blocks in self._sums.items():
+            for total in blocks:
+                total.div_(self._counts[name])
+                for i, j in _tiles(total.shape[-1]):
+                    if i != j:
+                        total[:, j, i] = total[:, i, j].transpose(1, 2)
+        return {name: self._moment(name, blocks, damping) for name, blocks in self._sums.items()}
+
+    def _moment(self, name: str, blocks: Sequence[torch.Tensor], damping: float) -> Moment:
+        """One layer's; that of a head, from too few inputs, completed by what its weights say of those it learnt from.
+
+        What a layer learnt from varies in the directions that its weights tell apart, and `W'W` is their moment.
+        """
+        layer, inputs = self._wanted[name], self._counts[name]
+        if inputs > self._samples or inputs >= layer.width:
+            return Moment(layer.layout, tuple(blocks), damping)
+        pieces = torch.split(layer.weight.detach().float(), widths(layer.width), dim=-1)
+        for piece, total in zip(pieces, blocks, strict=True):
+            own = piece.transpose(1, 2) @ piece
+            trace, of_own = (m.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] for m in (total, own))
+            total += PRIOR * trace / of_own.clamp(min=torch.finfo(own.dtype).tiny) * own
+        return Moment(layer.layout, tuple(blocks), max(damping, DAMPING_REAL))
+
+    def _real(self, x: torch.Tensor) -> torch.Tensor:
+        """Float32, and of texts (samples, length, d) only the tokens that count."""
+        x = x.detach().float()
+        masked = self._mask is not None and x.dim() == 3 and x.shape[:2] == self._mask.shape
+        return x[self._mask] if masked else x
+
+
+def _tiles(width: int) -> list[tuple[slice, slice]]:
+    """Squares that cover a (width, width) matrix on and above its diagonal."""
+    sides = [slice(start, min(start + TILE, width)) for start in range(0, width, TILE)]
+    return list(combinations_with_replacement(sides, 2))
+
+
+def _add_products(x: torch.Tensor, total: torch.Tensor, threads: Pool) -> None:
+    """Adds `x'x` of (groups, rows, d) to `total` (groups, d, d), on and above the diagonal of tiles."""
+
+    def add(tile: tuple[slice, slice]) -> None:
+        i, j = tile
+        total[:, i, j].baddbmm_(x[:, :, i].transpose(1, 2), x[:, :, j])
+
+    for _ in threads.ordered(torch.no_grad()(add), _tiles(total.shape[-1])):
+        pass

@@ -1,0 +1,112 @@
+"""Pass one: every tensor to a curve, shared out by source shard, and the allocation problem that these make."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from opq.compression.coders import probe_source
+from opq.compression.copies import tied
+from opq.compression.options import Options
+from opq.compression.problem import Problem
+from opq.compression.roles import Role, assign
+from opq.errors import PatternError
+from opq.probing.sensitivity import weights
+from opq.sources.base import Source
+from opq.streaming.block_probe import Carried
+from opq.streaming.measure import Measure, measure, packed, scale_square, scales_of, ties, unpacked
+from opq.streaming.task import Task
+
+
+def prepared(task: Task) -> tuple[Task, Problem[Measure]]:
+    """The task with the ties that its tensors' values show, and the problem of its tensors."""
+    roles = roles_of(task.source, task.options)
+    found = measures(task, [role for role in roles if role.action == "compress"])
+    same = json.loads(task.team.first(lambda: json.dumps(ties(task.source, found, task.tensors)).encode()))
+    if same:
+        task = dataclasses.replace(task, source=tied(task.source, same))
+        roles = roles_of(task.source, task.options)
+    found = {r.name: found[r.name] for r in roles if r.action == "compress"}
+    with task.clock("solve"):
+        return task, Problem(
+            options=task.options,
+            roles=roles,
+            stats=found,
+            sensitivities=sensitivities(task, roles, found),
+            curves={name: one.curve for name, one in found.items()},
+        )
+
+
+def roles_of(source: Source, options: Options) -> tuple[Role, ...]:
+    """As `opq.compression.roles.assign`, and the scales of float8 weights are kept."""
+    scales = set(scales_of(source).values())
+    return tuple(
+        dataclasses.replace(role, action="keep", reason="scales of float8 weights", exact=True)
+        if role.name in scales and role.action == "compress" and not role.asked
+        else role
+        for role in assign(source.specs, options.overrides)
+    )
+
+
+def measures(task: Task, roles: Sequence[Role]) -> dict[str, Measure]:
+    """Of every compressed tensor, in the source's order; each rank measures whole source shards."""
+    groups: dict[Path | None, list[Role]] = {}
+    for role in roles:
+        groups.setdefault(task.source.files.get(role.name), []).append(role)
+    listed = list(groups.values())
+    mine = task.team.mine([sum(role.spec.nbytes for role in group) for group in listed])
+
+    def work() -> bytes:
+        found: dict[str, Measure] = {}
+        for k in mine:
+            found |= _shard(task, listed[k], len(found), len(roles))
+        return packed(found)
+
+    gathered: dict[str, Measure] = {}
+    for part in task.team.each(work):
+        gathered |= unpacked(part)
+    return {role.name: gathered[role.name] for role in roles}
+
+
+def _shard(task: Task, roles: Sequence[Role], done: int, total: int) -> dict[str, Measure]:
+    """Of one source shard: those of an earlier run, or new ones, kept for a later one."""
+    specs = [role.spec for role in roles]
+    kept_as = task.identities.measures(specs)
+    if (before := task.work.get(kept_as)) is not None:
+        return unpacked(before)
+    found = {}
+    for name, one in measure(specs, task.tensors, task.pool, task.clock):
+        found[name] = one
+        task.options.progress("statistics", done + len(found), total)
+    task.work.put(kept_as, packed(found))
+    return found
+
+
+def sensitivities(task: Task, roles: Sequence[Role], found: dict[str, Measure]) -> dict[str, float]:
+    """All 1, unless probed or given; float8 weights by the mean square of their scales."""
+    source, options = task.source, task.options
+    a = dict.fromkeys(found, 1.0)
+    for name, scale in scales_of(source).items():
+        if name in a:
+            a[name] = scale_square(source, scale)
+    alpha = 1.0 if options.alpha is None else options.alpha
+    if task.carried is not None:
+        a |= felt(source, task.carried, found, alpha)
+    elif options.probe and (probed := probe_source(source, options)) is not None:
+        a |= probed.sensitivities(found, alpha=alpha)
+    given = options.sensitivities or {}
+    if unknown := sorted(set(given) - set(a)):
+        raise PatternError("sensitivities= names no compressed tensor", got=", ".join(unknown[:5]))
+    a |= given
+    return a | {r.name: r.sensitivity for r in roles if r.name in a and r.sensitivity is not None}
+
+
+def felt(source: Source, carried: Carried, found: dict[str, Measure], alpha: float) -> dict[str, float]:
+    """By the probe in blocks; a tied tensor feels for all its names, one that was never felt as the middle one."""
+    sums: dict[str, float] = {}
+    for name, square in carried.sensitivities().items():
+        holder = source.by_name[name].like or name
+        sums[holder] = sums.get(holder, 0.0) + square
+    return weights(sums, found, alpha)

@@ -1,0 +1,170 @@
+"""The budget of a folder: what the first round takes is foreseen from samples, later ones are corrected by its size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from opq.compression.budget import AIM, Round, Search, by_line
+from opq.compression.problem import Problem
+from opq.compression.shortfall import Shortfall, shortfall
+from opq.errors import CertificateError, InfeasibleError
+from opq.plan import Plan, as_stored
+from opq.streaming import size as prediction
+from opq.streaming.block_probe import Carried
+from opq.streaming.measure import Measure
+from opq.streaming.resume import History
+from opq.streaming.second_pass import Target, write
+from opq.streaming.task import Task
+
+NEAR = 0.005
+"""Samples are taken anew while the solution moves by more than this fraction."""
+GROWN = 0.02
+"""What error feedback adds to the bits is measured anew when these have moved by more than this fraction."""
+Samples = dict[str, prediction.Sample]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Written:
+    """The files of the round that was chosen, all on disk."""
+
+    plan: Plan
+    bytes: int
+    rounds: int
+    """How often pass two was run."""
+    shortfall: Shortfall | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Growth:
+    """What error feedback adds to the bits of tensors, by a factor, and the bits at which that was measured."""
+
+    factors: dict[str, float]
+    bits: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rounds:
+    """Pass two, again with a corrected budget where the size came out wrong."""
+
+    task: Task
+    problem: Problem[Measure]
+    target: Target
+    history: History
+
+    def run(self) -> Written:
+        """Writes the files of the round that meets the budget, or of the largest below it.
+
+        Weights of few values (float8) make the size jump as steps move; then no size may be in the window.
+
+        Raises:
+            InfeasibleError: no files are that small.
+            CertificateError: no round was within the budget.
+        """
+        limits, least = self.task.limits, max(self.problem.least_bits, 1.0)
+        search = Search(target=self.target.size, least=least, rounds=limits.rounds, step=by_line, window=limits.window)
+        found = search.run(self.make, self.first, list(self.history.done))
+        if found.chosen is None:
+            if (last := found.rounds[-1]).setting <= least:
+                raise self.infeasible(last.bytes)
+            got = [one.bytes for one in found.rounds]
+            raise CertificateError("no round met the budget", got=got, wanted=f"at most {self.target.size:.0f}")
+        number = found.rounds.index(found.chosen)
+        plan, again = self.plan(found.chosen.setting, self.history.predicted[number]), number + 1 < len(found.rounds)
+        size = write(self.task, plan, self.target) if again else int(found.chosen.bytes)
+        short = shortfall(self.problem, plan, size / self.target.size, most=found.chosen.most)
+        return Written(plan, size, len(found.rounds) + again, short)
+
+    def make(self, bits: float, before: Sequence[Round]) -> tuple[Round, Plan]:
+        """All files at so many bits of codes."""
+        if before:
+            self.history.begin(bits, AIM * self.target.size)
+        plan = self.plan(bits, self.history.predicted[-1])
+        one = Round(bits, write(self.task, plan, self.target), most=plan.multiplier == 0)
+        self.history.end(one)
+        return one, plan
+
+    def plan(self, bits: float, predicted: float) -> Plan:
+        """The plan of a round."""
+        with self.task.clock("solve"):
+            return as_stored(self.problem.plan(bits).replace(predicted_bytes=round(predicted)))
+
+    def infeasible(self, smallest: float) -> InfeasibleError:
+        """The error that says what can be had."""
+        needed = 8 * smallest * 1.005 / self.task.source.elements
+        return InfeasibleError(
+            f"no folder of {self.task.source.label} is that small",
+            got=f"a budget of {self.target.size:.0f} bytes",
+            wanted=f"about {smallest * 1.005:.0f} bytes, that is bits={needed:.4f}, or more",
+        )
+
+    # --- the first round ---------------------------------------------------------------------
+
+    def first(self) -> float:
+        """Bits of codes by which the predicted size is the budget; those of an earlier run where it had begun."""
+        if self.history.begun is None:
+            self.history.begin(*self.foreseen())
+        assert self.history.begun is not None
+        return self.history.begun
+
+    def foreseen(self) -> tuple[float, float]:
+        """Bits of codes, and the bytes of all files that are predicted of them, from samples."""
+        wanted, least = AIM * self.target.size, self.problem.least_bits
+        with self.task.clock("solve"):
+            sketch = self.problem.sketch()
+            nothing = {t.name: prediction.Sample(1.0, 24.0) for t in sketch.compressed}
+            bits = max(8 * (wanted - self.fixed(sketch, nothing) - 24 * len(nothing)), least, 1.0)
+        growth = _Growth({}, 0.0)
+        for _ in range(self.task.limits.samplings):
+            before, guess = bits, self.problem.plan(bits)
+            taken, growth = self.samples(guess, growth)
+            with self.task.clock("solve"):
+                fixed = self.fixed(guess, taken)
+                bits, predicted = prediction.Predictor(taken, fixed).solve(self.problem, wanted, bits)
+            if abs(bits - before) < NEAR * before:
+                break
+        if bits <= least and predicted > 1.01 * self.target.size:
+            raise self.infeasible(predicted)
+        return bits, predicted
+
+    def fixed(self, plan: Plan, taken: Samples) -> float:
+        """Bytes that are no codes."""
+        return len(self.target.index) + prediction.fixed_bytes(self.task.source, plan, self.target.shards, taken)
+
+    def samples(self, plan: Plan, growth: _Growth) -> tuple[Samples, _Growth]:
+        """Of every compressed tensor, each rank takes some; and what error feedback adds, measured anew if need be."""
+        task, sizes = self.task, [t.size for t in plan.compressed]
+        small = sum(sizes) <= prediction.SMALL
+        mine = [plan.compressed[k] for k in task.team.mine([min(size, prediction.WHOLE) for size in sizes])]
+
+        def work() -> bytes:
+            return prediction.text_of(prediction.samples(mine, task.tensors, task.pool, task.clock, small=small))
+
+        taken: Samples = {}
+        for part in task.team.each(work):
+            taken |= prediction.from_text(part)
+        bits = sum(t.rate * t.size for t in plan.compressed)
+        if task.carried is not None and abs(bits - growth.bits) > GROWN * bits:
+            growth = _Growth(self.grown(task.carried, plan, taken, small), bits)
+        factors = growth.factors
+        return {n: dataclasses.replace(s, ratio=s.ratio * factors.get(n, 1.0)) for n, s in taken.items()}, growth
+
+    def grown(self, carried: Carried, plan: Plan, plain: Samples, small: bool) -> dict[str, float]:
+        """What error feedback adds to the bits of each tensor, measured in some of the blocks."""
+        task, blocks = self.task, carried.blocks
+        every = range(0, len(blocks), -(-len(blocks) // task.limits.fed_blocks))
+        mine = list(every)[task.team.rank :: task.team.size]
+
+        def work() -> bytes:
+            taken: Samples = {}
+            for k in mine:
+                inputs = carried.inputs(k)
+                chosen = [t for t in plan.compressed if t.name in inputs]
+                taken |= prediction.samples(chosen, task.tensors, task.pool, task.clock, small=small, inputs=inputs)
+            return prediction.text_of(taken)
+
+        fed: Samples = {}
+        for part in task.team.each(work):
+            fed |= prediction.from_text(part)
+        roles = {name: role for k in range(len(blocks)) for role, name in blocks.named(k).items()}
+        return prediction.growth(plain, fed, roles)
