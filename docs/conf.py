@@ -9,6 +9,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import benchmark_page  # noqa: E402
+import cli_page  # noqa: E402
 import error_page  # noqa: E402
 
 project, author = "opq", "the opq authors"
@@ -22,10 +23,11 @@ myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
-autodoc_class_signature = "separated"
+autodoc_class_signature = "mixed"
 napoleon_google_docstring = True
 copybutton_prompt_text = "$ "
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 benchmark_page.write(HERE / "benchmarks.md", HERE.parent / "examples" / "bench" / "results")
 error_page.write(HERE / "errors.md")
+cli_page.write(HERE / "cli.md")

@@ -16,23 +16,27 @@ if TYPE_CHECKING:
     from opq.file.loading import load, load_state_dict
     from opq.file.reader import Reader
     from opq.plan import Budget, Plan, TensorPlan
-    from opq.probing.sensitivity import probe
-    from opq.sources import open_source
+    from opq.probing.sensitivity import Probe, probe
+    from opq.sources import Source, open_source
     from opq.streaming.run import compress_folder
     from opq.training.attaching import attach, detach
     from opq.training.collecting import collect
-    from opq.training.finetuning import finetune
-    from opq.training.loop import Training
+    from opq.training.finetuning import Finetuned, finetune
+    from opq.training.loop import Epoch, Training
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Budget": "plan",
+    "Epoch": "training.loop",
+    "Finetuned": "training.finetuning",
     "OpqError": "errors",
     "OpqWarning": "errors",
     "Plan": "plan",
+    "Probe": "probing.sensitivity",
     "Reader": "file.reader",
     "Result": "compression.result",
+    "Source": "sources",
     "TensorPlan": "plan",
     "Training": "training.loop",
     "attach": "training.attaching",
@@ -51,11 +55,15 @@ _HOMES = {
 
 __all__ = [
     "Budget",
+    "Epoch",
+    "Finetuned",
     "OpqError",
     "OpqWarning",
     "Plan",
+    "Probe",
     "Reader",
     "Result",
+    "Source",
     "TensorPlan",
     "Training",
     "attach",

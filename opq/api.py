@@ -5,119 +5,224 @@ source -> roles -> statistics -> [probe] -> Problem -> Plan -> codes -> file in 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from torch import nn
 
 from opq import methods
+from opq.base.calls import checked_names
+from opq.base.progress import Progress
+from opq.base.stages import stage, timed
 from opq.compression.alpha import weighed
 from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, probe_source, wants_probe
 from opq.compression.copies import without_copies
 from opq.compression.fit import Fit
-from opq.compression.options import PUBLISHED, Options
+from opq.compression.options import Options
 from opq.compression.problem import Problem, gather
 from opq.compression.result import Result
-from opq.compression.roles import Role, assign
-from opq.errors import OptionError, PatternError
+from opq.compression.roles import Override, Role, assign
+from opq.constraints import Constraint
+from opq.methods.calling import asked
+from opq.methods.options import Settings
 from opq.plan import Plan
 from opq.probing.sensitivity import Probe
-from opq.sources import open_source
+from opq.quantizing import feedback, trellis
+from opq.sources import SourceLike, open_source
 from opq.sources.base import Source
+from opq.training.loop import Batches
 
-SourceLike = nn.Module | Mapping[str, Any] | str | os.PathLike[str] | Source
-"""A module, a state dict, a path, a name such as `hf:ORG/NAME`, or an opened `Source`."""
+MethodName = Literal["rd", "opq", "clipq", "kmeans", "lamp", "magnitude", "olmp", "pq"]
+"""The short form of a method."""
 
 
-def compress(source: SourceLike, **options: Any) -> Result:
+@checked_names
+def compress(
+    source: SourceLike,
+    *,
+    bits: float | None = None,
+    ratio: float | None = None,
+    size: float | str | None = None,
+    method: MethodName | methods.Method = "rd",
+    overrides: Mapping[str, Override] | None = None,
+    constraints: Sequence[Constraint] = (),
+    sensitivities: Mapping[str, float] | None = None,
+    probe: bool | None = None,
+    calibration: Iterable[Any] | None = None,
+    input_size: Sequence[int] | None = None,
+    example_inputs: Any = None,
+    alpha: float | None = None,
+    trellis: bool = False,
+    sparsity: float | None = None,
+    data: Batches | None = None,
+    evaluate: Callable[[nn.Module], Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    method_options: Any = None,
+    seed: int = 0,
+    progress: Progress | bool | None = None,
+) -> Result:
     """Compresses a pre-trained network into a small file: no data, no search, no training.
 
     Args:
         source: a `torch.nn.Module`, a state dict, a `.safetensors` file, a folder of (sharded) safetensors, a `.pt` or
             `.pth` file, or a name: `hf:ORG/NAME` (or a folder), `timm:NAME`, `torchvision:NAME`, `demo:NAME`.
-        bits: budget as 8 x file bytes / elements of the floating-point tensors.
+        bits: budget as 8 x file bytes / elements of the floating-point tensors. Codes have 16 bits at most, so a
+            Gaussian tensor takes no more than about 14.8 and one with far outliers less: `Result.shortfall` says so.
         ratio: budget as bytes of the source's tensors / bytes of the file.
-        size: budget in bytes of the file. Exactly one of the three.
-        method: `"rd"` (default), the joint rate-distortion optimum, or `"opq"`, the paper's two steps. For comparison
-            the other published methods: `"clipq"`, `"kmeans"`, `"lamp"`, `"magnitude"`, `"olmp"`, `"pq"`.
-        sparsity: with `method="opq"`: fraction of weights pruned, `bits` being bits per kept weight, as in the paper.
+        size: budget in bytes of the file, a number or a text such as `"2MB"`. Exactly one of the three.
+        method: an object of `opq.methods` with the method's own options, or its name: `"rd"` (default), the joint
+            rate-distortion optimum, or `"opq"`, the paper's two steps. For comparison the other published methods:
+            `"clipq"`, `"kmeans"`, `"lamp"`, `"magnitude"`, `"olmp"`, `"pq"`.
         overrides: glob pattern -> `"keep"`, `"compress"` or numbers (`bits`, `min_bits`, `max_bits`, `sensitivity`).
-        constraints: objects of `opq.constraints`, solved through cvxpy.
-        sensitivities: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
-        probe: measure sensitivities on synthetic inputs, feed quantization errors back and re-normalise BatchNorm.
-            By default where the source has a model that can be run.
-        calibration: batches of real inputs, used in place of synthetic ones.
+        constraints: of `rd` and `opq`: objects of `opq.constraints`, solved through cvxpy.
+        sensitivities: of `rd` and `opq`: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
+        probe: of `rd` and `opq`: measure sensitivities on synthetic inputs, feed quantization errors back and
+            re-normalise BatchNorm. By default where the source has a model that can be run.
+        calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones.
         input_size: shape of one input without the batch dimension, where the model does not say.
         example_inputs: an example of what the forward takes, where the model does not say.
-        alpha: exponent of the probe's sensitivities, 0 to 1; by default chosen by the predicted error of the outputs.
-        trellis: trellis-coded quantization where a tensor gets 1.5 bits a weight or more: the smallest error at a
-            size, more work, and a result that is not to be fine-tuned. With `method="rd"`, without `constraints=`.
+        alpha: of `rd` and `opq`: exponent of the probe's sensitivities, 0 to 1; by default chosen by the predicted
+            error of the outputs.
+        trellis: of `rd`: trellis-coded quantization where a tensor gets 1.5 bits a weight or more: the smallest error
+            at a size, more work, and a result that cannot be fine-tuned. Not with `constraints=`.
+        sparsity: of `opq`: fraction of weights pruned, `bits` being bits per kept weight, as in the paper.
+        data: of the other methods: batches of (inputs, targets), or a function of the epoch that gives them.
+        evaluate: of the other methods: the model's score in percent, where a search needs it.
+        checkpoint: of the other methods: a path to resume an interrupted search or training from.
+        method_options: of the other methods: the rest of their own options by name, where `method` is a name.
         seed: of the synthetic inputs; the same seed gives the same bytes.
-        progress: called with (stage, done, total).
-        data: with the other methods: batches of (inputs, targets), or a function of the epoch that gives them.
-        evaluate: with the other methods: the model's score in percent, where a search needs it.
-        checkpoint: with the other methods: a path to resume an interrupted search or training from.
-        method_options: with the other methods: their own options, the fields of a class in `opq.methods.settings`.
+        progress: called with (stage, done, total); True for a bar, False for none. By default a bar appears after two
+            seconds, on a terminal or in a notebook only.
 
     Raises:
         OpqError: one of its subclasses for each way to be wrong; docs/errors.md lists them.
     """
-    checked = Options.of(options)
-    opened = _opened(source, checked)
-    if checked.method in PUBLISHED:
-        return methods.run(opened, checked)
-    problem, coder = _problem(opened, checked)
-    return Fit(opened, problem, coder, checked.progress).run()
+    with asked(locals()) as options, timed() as seconds:
+        opened = _opened(source, options)
+        if isinstance(options.how, Settings):
+            result = methods.run(opened, options)
+        else:
+            roles = _roles(opened, options)
+            stats = gather(opened, roles, options.progress)
+            probed = probe_source(opened, options)
+            problem, coder = _problem(opened, options, roles, stats, probed)
+            result = Fit(opened, problem, coder, options.progress).run()
+    return dataclasses.replace(result, seconds=seconds)
 
 
-def solve(source: SourceLike, **options: Any) -> Plan:
+@checked_names
+def solve(
+    source: SourceLike,
+    *,
+    bits: float | None = None,
+    ratio: float | None = None,
+    size: float | str | None = None,
+    method: MethodName | methods.Method = "rd",
+    overrides: Mapping[str, Override] | None = None,
+    constraints: Sequence[Constraint] = (),
+    sensitivities: Mapping[str, float] | None = None,
+    probe: bool | None = None,
+    calibration: Iterable[Any] | None = None,
+    input_size: Sequence[int] | None = None,
+    example_inputs: Any = None,
+    alpha: float | None = None,
+    trellis: bool = False,
+    sparsity: float | None = None,
+    data: Batches | None = None,
+    evaluate: Callable[[nn.Module], Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    method_options: Any = None,
+    seed: int = 0,
+    progress: Progress | bool | None = None,
+) -> Plan:
     """Decides only: the Plan that `compress` with the same options would apply. Nothing is touched.
 
-    Takes the options of `compress`. The size of the file is predicted from the rates; `compress` measures it.
+    The size of the file is predicted from the rates; `compress` measures it.
+
+    Args:
+        source: as of `compress`, and so is all that follows.
+        bits: budget as 8 x file bytes / elements of the floating-point tensors.
+        ratio: budget as bytes of the source's tensors / bytes of the file.
+        size: budget in bytes of the file, a number or a text such as `"2MB"`. Exactly one of the three.
+        method: an object of `opq.methods`, or its name: `"rd"`, `"opq"`, or one of the other published methods, which
+            decide only by doing their work.
+        overrides: glob pattern -> `"keep"`, `"compress"` or numbers (`bits`, `min_bits`, `max_bits`, `sensitivity`).
+        constraints: of `rd` and `opq`: objects of `opq.constraints`, solved through cvxpy.
+        sensitivities: of `rd` and `opq`: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
+        probe: of `rd` and `opq`: whether to measure sensitivities on synthetic inputs.
+        calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones.
+        input_size: shape of one input without the batch dimension, where the model does not say.
+        example_inputs: an example of what the forward takes, where the model does not say.
+        alpha: of `rd` and `opq`: exponent of the probe's sensitivities, 0 to 1.
+        trellis: of `rd`: trellis-coded quantization where a tensor gets 1.5 bits a weight or more.
+        sparsity: of `opq`: fraction of weights pruned, `bits` being bits per kept weight.
+        data: of the other methods: batches of (inputs, targets), or a function of the epoch that gives them.
+        evaluate: of the other methods: the model's score in percent, where a search needs it.
+        checkpoint: of the other methods: a path to resume an interrupted search or training from.
+        method_options: of the other methods: the rest of their own options by name, where `method` is a name.
+        seed: of the synthetic inputs.
+        progress: called with (stage, done, total); True for a bar, False for none.
+
+    Raises:
+        OpqError: as `compress`.
     """
-    checked = Options.of(options)
-    opened = _opened(source, checked)
-    if checked.method in PUBLISHED:
-        return methods.run(opened, checked).plan
-    problem, _ = _problem(opened, checked)
-    return Fit(opened, problem, PlainCoder(opened), checked.progress).decide()
+    with asked(locals()) as options:
+        opened = _opened(source, options)
+        if isinstance(options.how, Settings):
+            return methods.run(opened, options).plan
+        roles = _roles(opened, options)
+        stats = gather(opened, roles, options.progress)
+        probed = probe_source(opened, options)
+        problem, _ = _problem(opened, options, roles, stats, probed)
+        return Fit(opened, problem, PlainCoder(opened), options.progress).decide()
 
 
 def _opened(source: SourceLike, options: Options) -> Source:
     """The source; equal tensors of bare weights are one, those of a live model may be trained apart."""
-    opened = open_source(source)
+    with stage("open"):
+        opened = open_source(source)
     return opened if opened.origin in LIVE or wants_probe(opened, options) else without_copies(opened)
 
 
-def _problem(source: Source, options: Options) -> tuple[Problem[Any], Coder]:
-    """The allocation problem and what makes codes of its plans."""
+def _roles(source: Source, options: Options) -> tuple[Role, ...]:
+    """The part that every tensor plays, once the method has agreed to it."""
     roles = assign(source.specs, options.overrides)
-    bounded = [role.name for role in roles if (role.min_bits, role.max_bits) != (0.0, math.inf)]
-    if options.method == "opq" and bounded:
-        raise OptionError(
-            "overrides= bounds the bits of a tensor",
-            got=f"method='opq' and {bounded[0]!r}",
-            wanted="method='rd'",
-            remedy="Use method='rd', or constraints= on sparsity with sparsity= and bits=.",
-        )
-    stats = gather(source, roles, options.progress)
-    given = {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
-    given = {**_named(options, stats), **given}
-    probed = probe_source(source, options)
+    options.how.check_roles(roles)
+    return roles
+
+
+def _problem(
+    source: Source, options: Options, roles: tuple[Role, ...], stats: Mapping[str, Any], probed: Probe | None
+) -> tuple[Problem[Any], Coder]:
+    """The allocation problem and what makes codes of its plans."""
+    given = {} if options.sensitivities is None else dict.fromkeys(stats, 1.0) | dict(options.sensitivities)
+    given |= {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
     trellised = _trellised(roles, probed) if options.trellis else frozenset()
-    problem = Problem.of(
-        options,
-        roles,
-        stats=stats,
-        sensitivities=dict.fromkeys(stats, 1.0) | given,
-        trellised=trellised,
-    )
+    with stage("curves"):
+        problem = Problem.of(
+            options, roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0) | given, trellised=trellised
+        )
+    with stage("compile"):
+        trellis.LOOPS.prepare(_numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
     if probed is None:
         return problem, PlainCoder(source)
     coder = DataFreeCoder(source, probed)
     return weighed(coder, problem, given)
+
+
+def _numpy_seconds(roles: Iterable[Role], trellised: frozenset[str], *, fed: bool) -> float:
+    """About how long the loops that can be compiled would take in numpy."""
+    seconds = 0.0
+    for role in roles:
+        shape, on_paths = role.spec.shape, role.name in trellised
+        if fed and role.action == "compress" and len(shape) > 1:
+            seconds += feedback.numpy_seconds(math.prod(shape[1:]), on_paths=on_paths)
+        elif on_paths:
+            seconds += trellis.numpy_seconds(math.prod(shape))
+    return seconds
 
 
 def _trellised(roles: Iterable[Role], probed: Probe | None) -> frozenset[str]:
@@ -125,13 +230,3 @@ def _trellised(roles: Iterable[Role], probed: Probe | None) -> frozenset[str]:
     names = {role.name for role in roles if role.action == "compress" and len(role.spec.shape) >= 2}
     layouts = {name: probed.moments.layout(name) for name in names} if probed is not None else {}
     return frozenset(name for name in names if not ((layout := layouts.get(name)) and layout.transposed))
-
-
-def _named(options: Options, stats: Mapping[str, Any]) -> dict[str, float]:
-    """Sensitivities of the option `sensitivities=`: given at all, it stands for every tensor."""
-    if options.sensitivities is None:
-        return {}
-    unknown = sorted(set(options.sensitivities) - set(stats))
-    if unknown:
-        raise PatternError("sensitivities= names no compressed tensor", got=", ".join(unknown[:5]))
-    return dict.fromkeys(stats, 1.0) | dict(options.sensitivities)

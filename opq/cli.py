@@ -9,27 +9,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from glob import glob
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 import opq
+from opq.base.progress import shown
 from opq.errors import OpqError, OptionError, WriteError
-from opq.plan import Plan
-from opq.report.table import printable
+
+if TYPE_CHECKING:
+    from opq.plan import Plan
 
 app = typer.Typer(
     help="Pre-trained networks as small files: one call, no data, no search.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -37,6 +37,48 @@ out = Console(markup=False)
 err = Console(stderr=True, markup=False)
 
 SUFFIX = ".opq.safetensors"
+METHODS = ("rd", "opq", "kmeans", "lamp", "magnitude", "pq")
+"""Those that a shell can ask for: the others need data."""
+FORMATS = ("onnx", "hf", "hub", "compressed-tensors", "safetensors")
+NAMES = ("demo:digits", "hf:", "timm:", "torchvision:")
+
+IN_SHELL = {
+    **{name: f"--{name.replace('_', '-')}" for name in ("bits", "ratio", "size", "method", "sparsity", "input_size")},
+    **{name: f"--{name.replace('_', '-')}" for name in ("seed", "shard_size", "workers", "classes", "batch")},
+    "overrides": "--override",
+}
+"""Options of the calls that have a value, as the shell has them."""
+FLAGS = {
+    "trellis": "--trellis",
+    "trellis=True": "--trellis",
+    "trellis=False": "no --trellis",
+    "probe": "--probe",
+    "probe=True": "--probe",
+    "probe=False": "--no-probe",
+    "strict=False": "--no-strict",
+}
+"""Those that have none."""
+
+
+def _sources(incomplete: str) -> list[str]:
+    """What SOURCE may go on as: a name, or a path."""
+    return [name for name in NAMES if name.startswith(incomplete)] + sorted(glob(f"{incomplete}*"))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"opq {opq.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _opq(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Pre-trained networks as small files: one call, no data, no search."""
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts, nothing else.")]
 File = Annotated[Path, typer.Argument(help="A file, or a folder of shards, written by opq.", show_default=False)]
@@ -44,14 +86,20 @@ File = Annotated[Path, typer.Argument(help="A file, or a folder of shards, writt
 
 @app.command()
 def compress(
-    source: Annotated[str, typer.Argument(help="A path, or hf:ORG/NAME, timm:NAME, torchvision:NAME, demo:NAME.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="A path, or hf:ORG/NAME, timm:NAME, torchvision:NAME, demo:NAME.", autocompletion=_sources),
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The file to write; of a folder also a folder.")
     ] = None,
     bits: Annotated[float | None, typer.Option(help="Budget: 8 x file bytes / weights.")] = None,
     ratio: Annotated[float | None, typer.Option(help="Budget: bytes of the source / bytes of the file.")] = None,
-    size: Annotated[float | None, typer.Option(help="Budget: bytes of the file.")] = None,
-    method: Annotated[str, typer.Option(help="rd (rate-distortion optimum) or opq (the paper).")] = "rd",
+    size: Annotated[str | None, typer.Option(help="Budget: bytes of the file, such as 500kB, 2MB or 1.5MiB.")] = None,
+    method: Annotated[
+        str,
+        typer.Option(help="rd (rate-distortion optimum) or opq (the paper).", autocompletion=lambda: list(METHODS)),
+    ] = "rd",
     sparsity: Annotated[float | None, typer.Option(help="With --method opq: fraction of weights pruned.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Glob pattern of tensors to keep; may be repeated.")] = None,
     override: Annotated[
@@ -67,7 +115,7 @@ def compress(
     as_json: AsJson = False,
 ) -> None:
     """Compress SOURCE into a small file."""
-    options = {
+    options: dict[str, Any] = {
         "bits": bits,
         "ratio": ratio,
         "size": size,
@@ -80,9 +128,7 @@ def compress(
         "seed": seed,
     }
     if dry_run:
-        with _bar(as_json) as progress:
-            plan = opq.solve(source, **options, progress=progress)
-        _show_plan(plan, as_json)
+        _show_plan(opq.solve(source, **options, progress=_watched(as_json)), as_json)
         return
     if output is not None and _streams(source, output):
         _compress_folder(source, output, options, shard_size, workers, as_json)
@@ -90,9 +136,10 @@ def compress(
     path = output or Path(_default_name(source))
     _check_writable(path)
     start = time.perf_counter()
-    with _bar(as_json) as progress:
-        result = opq.compress(source, **options, progress=progress)
+    result = opq.compress(source, **options, progress=_watched(as_json))
+    saving = time.perf_counter()
     result.save(path)
+    saved = time.perf_counter() - saving
     figures = {
         "file": str(path),
         "file_bytes": result.bytes,
@@ -102,6 +149,7 @@ def compress(
         "sparsity": result.nominal.sparsity,
         "method": result.plan.method,
         "seconds": round(time.perf_counter() - start, 3),
+        "stages": {name: round(spent, 3) for name, spent in {**result.seconds, "save": saved}.items()},
     }
     if as_json:
         _json(figures)
@@ -112,6 +160,8 @@ def compress(
         f"the paper's count, positions free: {result.nominal.ratio:.2f}x. Verified by decoding. "
         f"{figures['seconds']:.1f} s."
     )
+    if result.shortfall is not None:
+        say(str(result.shortfall))
     if all(tensor.sensitivity == 1 for tensor in result.plan.compressed):
         say(
             "Weights alone: no model was run. With the model itself, or an hf:, timm: or torchvision: name, much less "
@@ -129,25 +179,24 @@ def _compress_folder(
     source: str, output: Path, options: dict[str, Any], shard_size: int, workers: int | None, as_json: bool
 ) -> None:
     """The streamed path; of the processes of a `torchrun` the first one prints."""
-    from opq.streaming.run import compress_folder
-
-    unused = {"sparsity", "input_size"}
-    given = {name: value for name, value in options.items() if name not in unused or value is not None}
     start, first = time.perf_counter(), os.environ.get("RANK", "0") == "0"
-    with _bar(as_json or not first) as progress:
-        result = compress_folder(source, output, shard_size=shard_size, workers=workers, **given, progress=progress)
+    progress = _watched(as_json or not first)
+    result = opq.compress_folder(source, output, shard_size=shard_size, workers=workers, **options, progress=progress)
     seconds = round(time.perf_counter() - start, 3)
     if not first:
         return
     if as_json:
         figures = {"file": str(output), "file_bytes": result.bytes, "bits": result.bits, "ratio": result.ratio}
         more = {"shards": len(result.shards), "method": result.plan.method, "basis": result.basis}
+        more["stages"] = {name: round(spent, 3) for name, spent in result.seconds.items()}
         _json({**figures, **more, "seconds": seconds})
         return
     say(
         f"{output}: {len(result.shards)} shards, {result.bytes:,} bytes, {result.bits:.3f} bits per weight, "
         f"{result.ratio:.2f}x smaller. Verified by decoding. {seconds:.1f} s."
     )
+    if result.shortfall is not None:
+        say(str(result.shortfall))
     say(f"By {result.basis}")
 
 
@@ -169,7 +218,7 @@ def verify(file: File, as_json: AsJson = False) -> None:
     """Decode every tensor of FILE and check every checksum."""
     from opq.file.folder_reader import open_reader, parts_of
 
-    with open_reader(file) as reader, _bar(as_json) as progress:
+    with open_reader(file) as reader, shown(_watched(as_json)) as progress:
         names, own = reader.names, reader.plan.own  # tied tensors are decoded once
         every = ((part, tensor.name) for part in parts_of(reader) for tensor in part.plan.own)
         for done, (part, name) in enumerate(every):
@@ -224,7 +273,10 @@ def report(
 @app.command()
 def export(
     file: File,
-    to: Annotated[str, typer.Option(help="onnx, hf, hub, compressed-tensors or safetensors.")],
+    to: Annotated[
+        str,
+        typer.Option(help="onnx, hf, hub, compressed-tensors or safetensors.", autocompletion=lambda: list(FORMATS)),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file or folder to write.")],
     model: Annotated[
         str | None, typer.Option(help="What was compressed: hf:, timm:, torchvision:, demo:, a folder.")
@@ -238,7 +290,7 @@ def export(
     from opq.export.hf_folder import save_compressed_folder, save_folder
     from opq.export.onnx_model import save_onnx
 
-    if to not in ("onnx", "hf", "hub", "compressed-tensors", "safetensors"):
+    if to not in FORMATS:
         raise OptionError("unknown --to", got=repr(to), wanted="onnx, hf, hub, compressed-tensors or safetensors")
     if to == "safetensors":
         figures: dict[str, Any] = {"bytes": dense.save_dense(file, output)}
@@ -284,10 +336,9 @@ def evaluate(
     for which in ("dense", "compressed"):
         if which == "compressed":
             opq.load(file, network)
-        with _bar(as_json) as progress:
-            scores[which] = evaluation.evaluate(
-                network, images, hint=opened.input_hint, classes=names, batch=batch, progress=progress
-            )
+        scores[which] = evaluation.evaluate(
+            network, images, hint=opened.input_hint, classes=names, batch=batch, progress=_watched(as_json)
+        )
     if as_json:
         _json({which: dataclasses.asdict(score) for which, score in scores.items()})
         return
@@ -325,9 +376,9 @@ def demo(
 
     model = load()
     before = shipped.accuracy(model)
-    with tempfile.TemporaryDirectory() as folder, _bar(as_json) as progress:
+    with tempfile.TemporaryDirectory() as folder:
         path = output or Path(folder) / f"digits{SUFFIX}"
-        result = opq.compress("demo:digits", bits=bits, progress=progress)
+        result = opq.compress("demo:digits", bits=bits, progress=_watched(as_json))
         result.save(path)
         after = shipped.accuracy(opq.load(path, load()))
     figures = {
@@ -354,7 +405,7 @@ def main() -> None:
         app()
     except OpqError as error:
         err.print("error", style="bold red", end=" ")
-        err.print(f"{type(error).__name__}: {_line(error)}", highlight=False, soft_wrap=True)
+        err.print(f"{type(error).__name__}: {_line(in_shell(str(error)))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         err.print("interrupted; nothing was written")
@@ -363,10 +414,28 @@ def main() -> None:
 
 def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
     err.print("warning", style="yellow", end=" ")
-    err.print(_line(message), highlight=False, soft_wrap=True)
+    err.print(_line(in_shell(str(message))), highlight=False, soft_wrap=True)
+
+
+def in_shell(text: str) -> str:
+    """A message of the library in the command line's words: `--bits 3` for `bits=3`, `--no-probe` for `probe=False`."""
+
+    def spelt(found: re.Match[str]) -> str:
+        name, value = found[1], found[2].strip("'")
+        if f"{name}={value}" in FLAGS:
+            return FLAGS[f"{name}={value}"]
+        if name in FLAGS and not value:
+            return FLAGS[name]
+        if name in IN_SHELL:
+            return f"no {IN_SHELL[name]}" if value == "None" else f"{IN_SHELL[name]} {value}".rstrip()
+        return found[0]
+
+    return re.sub(r"(?<![\w./:*-])([a-z_]+)=('[\w-]*'|[\w.+-]*\w|)", spelt, text)
 
 
 def _line(message: object) -> str:
+    from opq.report.table import printable
+
     return printable(str(message).replace("\n", " "))
 
 
@@ -392,22 +461,9 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
     )
 
 
-@contextmanager
-def _bar(quiet: bool) -> Iterator[Any]:
-    """A progress bar as the library's progress callback; silent for scripts and where nobody looks."""
-    if quiet or not err.is_terminal:
-        yield lambda stage, done, total: None
-        return
-    columns = (TextColumn("{task.description:>12}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True) as drawn:
-        tasks: dict[str, TaskID] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = drawn.add_task(stage, total=total)
-            drawn.update(tasks[stage], completed=done, total=total)
-
-        yield progress
+def _watched(quiet: bool) -> bool:
+    """Whether a bar is drawn: not for scripts, nor where nobody looks."""
+    return not quiet and err.is_terminal
 
 
 def _overrides(keep: list[str], numbers: list[str]) -> dict[str, Any] | None:

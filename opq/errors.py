@@ -208,7 +208,7 @@ class BusyFolderError(WriteError):
 
 
 class OccupiedFolderError(WriteError):
-    """The output folder holds another compression, finished or not."""
+    """The output folder holds another compression, finished or not, or another file where one is to be written."""
 
     remedy = "Choose another folder, or delete what is in this one."
 

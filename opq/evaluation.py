@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from opq.base.extras import brief, need
-from opq.base.progress import Progress, silent
+from opq.base.progress import Progress, shown
 from opq.errors import ClassNamesError, DataError
 from opq.models.observe import evaluating
 from opq.sources.base import InputHint
@@ -89,13 +89,16 @@ def evaluate(
     hint: InputHint | None,
     classes: Sequence[str] | None = None,
     batch: int = 32,
-    progress: Progress = silent,
+    progress: Progress | bool | None = None,
 ) -> Score:
     """The accuracy of a classifier, in inference mode.
 
     Args:
         hint: the input that the model wants; images are scaled, cut and normalised to it.
         classes: the model's class names in order, where neither the model nor the folders' names say.
+        batch: images at a time.
+        progress: called with (stage, images done, images in all); True for a bar, False for none. By default a bar
+            appears after two seconds, on a terminal or in a notebook only.
 
     Raises:
         ClassNamesError: a folder is no class of the model, or a label is beyond its outputs.
@@ -107,7 +110,7 @@ def evaluate(
         )
     start, right, among, done = time.perf_counter(), 0, 0, 0
     labels: Tensor | None = None
-    with torch.inference_mode(), evaluating(model):
+    with shown(progress) as told, torch.inference_mode(), evaluating(model):
         for pixels in _batches(images, hint, batch):
             scores = _scores(model(pixels))
             if labels is None:
@@ -116,7 +119,7 @@ def evaluate(
             best = scores.topk(min(5, scores.shape[-1]), dim=-1).indices
             right, among = right + int((best[:, :1] == own).sum()), among + int((best == own).any(-1).sum())
             done += len(pixels)
-            progress("evaluate", done, images.count)
+            told("evaluate", done, images.count)
     return Score(done, right / done, among / done, time.perf_counter() - start)
 
 

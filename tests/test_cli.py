@@ -123,7 +123,7 @@ def test_overrides(run: Run, checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (["--bits", 3, "--size", 100], "BudgetError: the budget is not one option: got bits=3.0, size=100.0"),
+        (["--bits", 3, "--size", 100], "BudgetError: the budget is not one option: got --bits 3.0, --size 100"),
         ([], "BudgetError: the budget is not one option: got none of them"),
         (["--bits", 3, "--keep", "zzz"], "PatternError: overrides: pattern 'zzz' matches no tensor"),
         (["--bits", 3, "--override", "a.weight"], "--override is not understood: got 'a.weight'"),

@@ -1,99 +1,54 @@
-"""One call of the whole package on ResNet-50's shapes: prints seconds by part and peak memory as one line of JSON.
+"""One call of the whole package on ResNet-50's shapes: seconds by stage and peak memory, as one line of JSON.
+
+    python examples/bench/speed.py [--no-probe] [--trellis] [--repeat N]
 
 A process of its own, so that the peak is that of the call; `datafree.py --only resnet50-speed` runs it. The weights are
-random: nothing here depends on their values.
+random: nothing here depends on their values. Of several calls the last one is told, with the seconds of all.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import json
 import resource
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import zoo
 
-from opq.base.arrays import Codes
-from opq.compression.alpha import weighed
-from opq.compression.coders import CodesByName, DataFreeCoder, probe_source
-from opq.compression.fit import Fit
-from opq.compression.options import Options
-from opq.compression.problem import Problem, gather
-from opq.compression.roles import assign
-from opq.plan import Plan, TensorPlan
-from opq.sources import open_source
+import opq
 
 BITS = 3.0
 
 
-class Clock:
-    """Seconds on the wall by part; of parts within parts, to the inner one."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._parts: list[str] = []
-        self._since = time.perf_counter()
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        self._count()
-        self._parts.append(name)
-        try:
-            yield
-        finally:
-            self._count()
-            self._parts.pop()
-
-    def _count(self) -> None:
-        now = time.perf_counter()
-        if self._parts:
-            self.seconds[self._parts[-1]] = self.seconds.get(self._parts[-1], 0.0) + now - self._since
-        self._since = now
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TimedCoder(DataFreeCoder):
-    """Books its work."""
-
-    clock: Clock = dataclasses.field(default_factory=Clock)
-
-    def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
-        with self.clock.part("feedback"):
-            return iter(list(super().codes(tensors)))
-
-    def kept(self, plan: Plan, codes: CodesByName) -> dict[str, torch.Tensor]:
-        with self.clock.part("renorm"):
-            return super().kept(plan, codes)
-
-
-def measure() -> dict[str, object]:
-    """What `opq.compress(model, bits=3)` does, part by part."""
+def measure(*, probe: bool, trellis: bool, repeat: int) -> dict[str, object]:
+    """What `opq.compress(model, bits=3)`, saving and loading take."""
     torch.manual_seed(0)
     model = zoo.resnet50()
+    source = model if probe else dict(model.state_dict())
     parameters = sum(p.numel() for p in model.parameters())
-    before, cpu, start, clock = peak(), time.process_time(), time.perf_counter(), Clock()
-    source, options = open_source(model), Options(bits=BITS)
-    with clock.part("solve and code"):
-        roles = assign(source.specs)
-        stats = gather(source, roles)
-        problem = Problem.of(options, roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0))
-        with clock.part("probe"):
-            probe = probe_source(source, options)
-            assert probe is not None
-        with clock.part("moments"):
-            _ = probe.moments.dense
-        coder = TimedCoder(source, probe, clock=clock)
-        with clock.part("feedback"):
-            problem, coder = weighed(coder, problem, {})
-        result = Fit(source, problem, coder, options.progress).run()
+    before, every = peak(), []
+    for _ in range(repeat):
+        cpu, start = time.process_time(), time.perf_counter()
+        result = opq.compress(source, bits=BITS, trellis=trellis)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        every.append(round(seconds, 3))
+    reached = peak() - before
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "resnet50.opq.safetensors"
+        times = [time.perf_counter()]
+        result.save(path)
+        times.append(time.perf_counter())
+        opq.load_state_dict(path)
+        times.append(time.perf_counter())
     row: dict[str, object] = {"method": "rd", "budget": BITS, "file_bytes": result.bytes}
     row |= {"bits": 8 * result.bytes / parameters, "ratio": 4 * parameters / result.bytes}
-    row |= {"samples": probe.batch.samples, "threads": torch.get_num_threads(), "peak_bytes": peak() - before}
-    row |= {name: seconds for name, seconds in clock.seconds.items() if name != "solve and code"}
-    return row | {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
+    row |= {"probe": probe, "trellis": trellis, "threads": torch.get_num_threads(), "peak_bytes": reached}
+    row |= {"stages": {name: round(spent, 3) for name, spent in result.seconds.items()}}
+    row |= {"save": round(times[1] - times[0], 3), "load": round(times[2] - times[1], 3)}
+    return row | {"seconds": seconds, "cpu_seconds": cpu, "every": every}
 
 
 def peak() -> int:
@@ -102,4 +57,8 @@ def peak() -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure()))
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("--no-probe", dest="probe", action="store_false", help="weights alone")
+    asked.add_argument("--trellis", action="store_true")
+    asked.add_argument("--repeat", type=int, default=1, help="calls in all")
+    print(json.dumps(measure(**vars(asked.parse_args()))))

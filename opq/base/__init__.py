@@ -4,6 +4,8 @@ Other folders use:
 
 - `arrays`: types of arrays, by what they hold.
 - `atomic`: outputs are written aside and renamed.
+- `calls`: what public calls share.
+- `compiled`: where hot loops come from, machine code or numpy.
 - `counts`: the entropy of counts.
 - `dtypes`: element types by the names that safetensors gives them.
 - `extras`: packages that only some calls need, and errors in one line.
@@ -12,6 +14,8 @@ Other folders use:
 - `process_state`: what threads share (random states, warning filters, flags of torch), changed by one at a time.
 - `progress`: how long work tells what it does.
 - `rounding`: numbers rounded to a few bits, as the file holds them.
+- `sizes`: sizes as people write them.
+- `stages`: where the time of one call goes.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from __future__ import annotations
 __all__ = [
     "arrays",
     "atomic",
+    "calls",
+    "compiled",
     "counts",
     "dtypes",
     "extras",
@@ -27,4 +33,6 @@ __all__ = [
     "process_state",
     "progress",
     "rounding",
+    "sizes",
+    "stages",
 ]

@@ -7,6 +7,7 @@ Other folders use:
 - `coders`: accuracy without data.
 - `copies`: tensors of one source that hold the very same values.
 - `fit`: meets the budget in bytes of the file.
+- `method`: methods as objects: what a method of compression is, and the two that need no data.
 - `options`: the options of one compression, checked before any work is done.
 - `problem`: statistics, sensitivities and a budget in bits -> the Plan. Pure.
 - `result`: what `compress` gives back.
@@ -16,4 +17,16 @@ Other folders use:
 
 from __future__ import annotations
 
-__all__ = ["alpha", "budget", "coders", "copies", "fit", "options", "problem", "result", "roles", "shortfall"]
+__all__ = [
+    "alpha",
+    "budget",
+    "coders",
+    "copies",
+    "fit",
+    "method",
+    "options",
+    "problem",
+    "result",
+    "roles",
+    "shortfall",
+]

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from opq.allocation.stats import TensorStats
 from opq.base.progress import silent
+from opq.base.stages import stage
 from opq.compression.coders import CodesByName, DataFreeCoder
 from opq.compression.fit import Fit
 from opq.compression.options import ALPHAS, Options
@@ -45,14 +46,17 @@ def _best(coder: C, candidates: Sequence[Problem[TensorStats]]) -> tuple[Problem
     """The problem whose plan at its budget moves the outputs least on synthetic inputs, and its plan's codes."""
     plain = [dataclasses.replace(candidate, trellised=frozenset()) for candidate in candidates]  # as good to choose by
     try:
-        plans = [as_stored(Fit(coder.source, candidate, coder, silent).decide()) for candidate in plain]
+        with stage("solve"):
+            plans = [as_stored(Fit(coder.source, candidate, coder, silent).decide()) for candidate in plain]
     except InfeasibleError:  # by prediction; at the smallest file all are alike, and `Fit.run` measures it
         return candidates[0], coder
     codes: list[CodesByName] = [{} for _ in plans]
-    for name, found in coder.alternatives(list(zip(*(plan.compressed for plan in plans), strict=True))):
-        for of_plan, q in zip(codes, found, strict=True):
-            of_plan[name] = q
-    errors = [coder.probe.output_error(coder.state(plan, q)) for plan, q in zip(plans, codes, strict=True)]
+    with stage("quantize"):
+        for name, found in coder.alternatives(list(zip(*(plan.compressed for plan in plans), strict=True))):
+            for of_plan, q in zip(codes, found, strict=True):
+                of_plan[name] = q
+    with stage("compare"):
+        errors = [coder.probe.output_error(coder.state(plan, q)) for plan, q in zip(plans, codes, strict=True)]
     best = errors.index(min(errors))
     known = {t.name: (t, codes[best][t.name]) for t in plans[best].compressed}
     return candidates[best], dataclasses.replace(coder, known=known)

@@ -7,14 +7,15 @@ BatchNorm statistics are re-normalised behind it. The user's model comes back as
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
 
 from opq.base.arrays import Codes
+from opq.base.calls import warn
 from opq.base.pool import torch_threads
+from opq.base.stages import stage
 from opq.compression.options import Options
 from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
 from opq.plan import Plan, TensorPlan
@@ -37,6 +38,7 @@ def wants_probe(source: Source, options: Options) -> bool:
     return source.origin in LIVE or options.calibration is not None
 
 
+@stage("probe")
 def probe_source(source: Source, options: Options) -> Probe | None:
     """The probe of the source's model; None where it is not asked for or cannot be had.
 
@@ -59,11 +61,10 @@ def probe_source(source: Source, options: Options) -> Probe | None:
     except (ProbeError, SourceError, MissingExtraError) as error:  # the weights are read already: go on without
         if options.probe or options.calibration is not None:
             raise
-        warnings.warn(
+        warn(
             f"{source.label} is compressed with all sensitivities 1, without feedback and re-normalisation: {error} "
             "Silence this with probe=False.",
             ProbeWarning,
-            stacklevel=4,
         )
         return None
 

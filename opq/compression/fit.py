@@ -16,6 +16,7 @@ import torch
 
 from opq.allocation.stats import TensorStats
 from opq.base.progress import Progress
+from opq.base.stages import stage
 from opq.compression.budget import AIM, Round, Search, by_line
 from opq.compression.coders import Coder, CodesByName
 from opq.compression.problem import Problem
@@ -76,20 +77,24 @@ class Fit:
             draft, overhead = found.made, _overhead(found.rounds[-1])
             result = self.finish(draft)
             if result.bytes <= target:
-                most = found.chosen.most
-                return dataclasses.replace(
-                    result, shortfall=shortfall(self.problem, result.plan, result.bytes / target, most=most)
-                )
+                return self.explained(result, most=found.chosen.most)
             later = max(result.bytes - draft.result.bytes, later + 1)
         result = self.smallest()
         if result.bytes > target:
             raise self.infeasible(target, result.bytes)
-        return result
+        return self.explained(result, most=False)
+
+    def explained(self, result: Result, *, most: bool) -> Result:
+        """The result with what keeps it from its budget; `most`: whether no plan gives its codes more bits."""
+        why = shortfall(self.problem, result.plan, result.bytes / self.target, most=most)
+        return dataclasses.replace(result, shortfall=why)
 
     def round(self, overhead: float, bits: float, before: Sequence[Round]) -> tuple[Round, Draft]:
         """The file whose codes take `bits` bits, before what else changes with them."""
         overhead = _overhead(before[-1]) if before else overhead
-        draft = self.draft(self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead)))
+        with stage("solve"):
+            plan = self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead))
+        draft = self.draft(plan)
         return Round(bits, draft.result.bytes, most=draft.plan.multiplier == 0), draft
 
     def smallest(self) -> Result:
@@ -99,8 +104,10 @@ class Fit:
     def draft(self, plan: Plan) -> Draft:
         """Codes of a plan and their file, before what else changes with them."""
         plan = as_stored(plan)
-        codes = self.code(plan)
-        return Draft(plan, codes, assemble(self.source, plan, codes, {}))
+        with stage("quantize"):
+            codes = self.code(plan)
+        with stage("encode"):
+            return Draft(plan, codes, assemble(self.source, plan, codes, {}))
 
     def code(self, plan: Plan) -> CodesByName:
         """The codes of every compressed tensor."""
@@ -112,8 +119,10 @@ class Fit:
 
     def finish(self, draft: Draft) -> Result:
         """The result of a round, with what else of the model changes with its codes; packed again only for that."""
-        changed = self.coder.kept(draft.plan, draft.codes)
-        return assemble(self.source, draft.plan, draft.codes, changed) if changed else draft.result
+        with stage("renormalise"):
+            changed = self.coder.kept(draft.plan, draft.codes)
+        with stage("encode"):
+            return assemble(self.source, draft.plan, draft.codes, changed) if changed else draft.result
 
     def decide(self) -> Plan:
         """The plan at the budget by predicted size alone: no weight is quantized."""

@@ -19,7 +19,9 @@ from opq.allocation.rate_distortion import allocate
 from opq.allocation.solution import Allocation
 from opq.allocation.stats import TensorStats
 from opq.base.dtypes import dtype_name
+from opq.base.pool import torch_threads
 from opq.base.progress import Progress, silent
+from opq.base.stages import stage
 from opq.compression.options import Options
 from opq.compression.roles import Role
 from opq.errors import WeightsWarning
@@ -172,27 +174,40 @@ FAINT = 2.0**-118
 at 6 bits the error grows from 2 % (1e-36) to 100 % (1e-39)."""
 
 
+@stage("statistics")
 def gather(source: Source, roles: Sequence[Role], progress: Progress = silent) -> dict[str, TensorStats]:
-    """Statistics of every tensor to compress, one tensor in memory at a time.
+    """Statistics of every tensor to compress, some tensors in memory at a time.
+
+    Each tensor by one thread: torch's own threads wait for each other after every small step, which on a machine with
+    other work takes many times what they compute.
 
     Warns, by `WeightsWarning`, of weights that all are too small for a grid, and of kept vectors that are not finite.
     """
     names = [role.name for role in roles if role.action == "compress"]
     found = {}
-    for done, name in enumerate(names):
-        tensor = source.tensor(name)
-        found[name] = TensorStats.of(tensor, name=name)
-        if tensor.numel() and found[name].max_abs < FAINT and (largest := float(tensor.double().abs().max())):
+    with torch_threads() as threads:
+        tensors = ((name, source.tensor(name)) for name in names)
+        every = threads.weighed(
+            lambda item: TensorStats.of(item[1], name=item[0]), tensors, lambda item: item[1].numel()
+        )
+        for name, stats in zip(names, every, strict=True):
+            found[name] = stats
+            progress("statistics", len(found), len(names))
+    for name, stats in found.items():
+        if stats.max_abs < FAINT and (largest := _largest(source.tensor(name))):
             _warn(
                 f"the weights of tensor {name!r} are at most {largest:.2g} in magnitude, too small for a grid in "
                 f"float32: some or all of them become 0. Keep them with overrides={{{name!r}: 'keep'}}, or scale them."
             )
-        progress("statistics", done + 1, len(names))
     for spec in (role.spec for role in roles if role.action == "keep"):
         vector = len(spec.shape) == 1 and spec.dtype.is_floating_point
         if vector and not bool(torch.isfinite(source.tensor(spec.name).double()).all()):
             _warn(f"tensor {spec.name!r} holds NaN or infinity; it is kept bit by bit.")
     return found
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    return float(tensor.double().abs().max()) if tensor.numel() else 0.0
 
 
 def _warn(text: str) -> None:

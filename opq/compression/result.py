@@ -59,7 +59,8 @@ class Compressed(abc.ABC):
     source_bytes: int
     """Bytes of the source's tensors, tied ones counted once."""
     shortfall: Shortfall | None = None
-    """Why less of the budget is used than 99.5 %; None where that much is, or where no budget was given."""
+    """Why less of the budget is used than 99.5 %; None where that much is, where no budget was given, and of the other
+    published methods, whose sizes go in steps."""
 
     @property
     @abc.abstractmethod
@@ -113,6 +114,8 @@ class Result(Compressed):
     """
 
     packed: Packed
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Seconds on the wall that each stage of the compression took, in their order; no part of the file."""
 
     @functools.cached_property
     def reader(self) -> Reader:

@@ -14,7 +14,7 @@ import functools
 import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,11 +26,59 @@ from opq.methods.bayes import Record, minimise
 from opq.methods.clip import partition
 from opq.methods.coded import Coded, in_table
 from opq.methods.job import Job
-from opq.methods.options import ClipQ
+from opq.methods.options import SizedByItself
 from opq.methods.training_copy import Live, error, straight
 
 Theta = Mapping[str, tuple[float, int]]
 """(p, b) by tensor name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class ClipQ(SizedByItself):
+    """`clipq`: clip, partition, quantize in every step of training; (p, b) of a layer by Bayesian optimisation.
+
+    Args:
+        data: batches of (inputs, targets) in an iterable that can be read once an epoch, or a function of the epoch
+            that gives one. Needed.
+        evaluate: the model's score in percent, for the search; None: measured on `subset` batches of `data`.
+        checkpoint: a path from which an interrupted search or training goes on.
+        epochs: passes over `data` with the quantizer in every step.
+        lr: learning rate of Adam.
+        distill: weight of a teacher's outputs in the loss, 0 to 1.
+        teacher: the module whose outputs are distilled; None: the network as it came.
+        theta: (p, b) by tensor name or glob pattern, p the fraction clipped and b the bits; None: searched.
+        weight: lambda, the error (a fraction) that saving the whole network is worth.
+        evaluations: of the error, per layer.
+        startup: of these, drawn at random before the Gaussian process is asked.
+        most_bits: the largest b that is tried.
+        subset: batches of `data` that the error is measured on.
+
+    Raises:
+        OptionError: a value has no meaning.
+    """
+
+    name: ClassVar[str] = "clipq"
+    sized_by: ClassVar[str] = "lambda (weight=) or theta="
+
+    epochs: int = 10
+    theta: Theta | None = None
+    weight: float = 1.0
+    evaluations: int = 24
+    startup: int = 8
+    most_bits: int = 5
+    subset: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("theta", self.theta is None or isinstance(self.theta, Mapping), "a mapping of names to (p, b)")
+        self._number("weight", 0, math.inf)
+        self._number("evaluations", 1, math.inf, whole=True)
+        self._number("startup", 1, math.inf, whole=True)
+        self._number("most_bits", 1, 8, whole=True)
+        self._number("subset", 1, math.inf, whole=True)
+
+    def run(self, job: Job) -> Result:
+        return clipq(job)
 
 
 class ClipPartitionQuantize(nn.Module):
@@ -133,14 +181,14 @@ def _progress(job: Job, before: int, total: int, done: int) -> None:
 
 def eps(job: Job, live: Live, settings: ClipQ) -> float:
     """The error, a fraction: from `evaluate` (percent right), or measured on a subset of the data."""
-    if job.options.evaluate is not None:
+    if settings.evaluate is not None:
         live.model.eval()
         with torch.no_grad():
-            right: Any = job.options.evaluate(live.model)
+            right: Any = settings.evaluate(live.model)
         if not isinstance(right, (int, float, torch.Tensor, np.generic)):
             raise OptionError("evaluate= gave no number", got=repr(right), wanted="percent right, 0 to 100")
         return 1 - float(right) / 100
-    data: Any = job.options.data
+    data: Any = settings.data
     return error(live.model, data(0) if callable(data) else data, settings.subset)
 
 

@@ -38,7 +38,12 @@ class Job:
 
     source: Source
     options: Options
-    settings: Settings
+
+    @property
+    def settings(self) -> Settings:
+        """The method's own options."""
+        assert isinstance(self.options.how, Settings), "the caller asks for a published method"
+        return self.options.how
 
     @functools.cached_property
     def roles(self) -> tuple[Role, ...]:
@@ -58,13 +63,14 @@ class Job:
 
     def checkpoint(self, stage: str) -> Path | None:
         """Where a stage leaves what it goes on from: the user's path with the stage's name added."""
-        path = self.options.checkpoint
+        path = self.settings.checkpoint
         return None if path is None else Path(f"{os.fspath(path)}.{stage}")
 
     def signature(self, settings: Settings) -> str:
         """Of weights, method, settings, teacher and seed: what a search or a training goes on for."""
         options = self.options
-        parts = [_digests(self.weights), options.method, options.seed, str(options.budget), str(settings)]
+        parts = [_digests(self.weights), options.method, options.seed, str(options.budget)]
+        parts.append(str(dataclasses.replace(settings, checkpoint=None)))
         if settings.teacher is not None:
             parts.append(_digests(settings.teacher.state_dict()))
         return json.dumps(parts)
@@ -77,7 +83,7 @@ class Job:
             SourceError: the source is bare weights.
         """
         model = self.source.build()
-        check_data(self.options.data, model, self.options.method, self.settings.teacher)
+        check_data(self.settings.data, model, self.options.method, self.settings.teacher)
         return Live.copy_of(model)
 
     def train(self, live: Live, stage: str, optimizer: torch.optim.Optimizer, batches: Batches | None = None) -> None:
@@ -93,7 +99,7 @@ class Job:
         settings, options = self.settings, self.options
         torch.manual_seed(options.seed)
         Loop(live.model, Plan(method=f"{stage} {self.signature(settings)}", tensors=()),
-             options.data if batches is None else batches,
+             _given(settings.data) if batches is None else batches,
              Training(epochs=settings.epochs, distill=settings.distill),
              objective=Objective("cross_entropy", self._teacher(), settings.distill), optimizer=optimizer,
              evaluate=None, checkpoint=self.checkpoint(stage),
@@ -133,6 +139,11 @@ class Job:
     def kept(self, live: Live) -> dict[str, torch.Tensor]:
         """The kept tensors as trained."""
         return {r.name: live.seen(r.name) for r in self.roles if r.action == "keep" and r.name in live.sites}
+
+
+def _given(data: Batches | None) -> Batches:
+    assert data is not None, "looked at by check_data"
+    return data
 
 
 def _digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:

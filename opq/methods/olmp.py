@@ -12,21 +12,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import warnings
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from opq.base.calls import warn
 from opq.compression.result import Result
 from opq.compression.roles import Role
 from opq.errors import SearchError, SearchWarning
 from opq.methods import ncs
 from opq.methods.coded import on_grid
 from opq.methods.job import Job
-from opq.methods.options import Olmp
+from opq.methods.options import SizedByItself
 from opq.methods.pruning import hysteresis
 from opq.methods.training_copy import Live, straight
 from opq.models.observe import evaluating
@@ -36,6 +37,84 @@ INFEASIBLE = 1.1
 """Fitness of what loses too much accuracy; the remaining fraction is at most 1."""
 EDGE = 0.02
 """Fraction of the bounds' interval within which a threshold stands at its end."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Olmp(SizedByItself):
+    """`olmp`: thresholds of layers by negatively correlated search, prune and adjust alternating, then retraining.
+
+    Args:
+        data: batches of (inputs, targets) in an iterable that can be read once an epoch, or a function of the epoch
+            that gives one. Needed.
+        evaluate: not used: the accuracy is measured on `search_batches`.
+        checkpoint: a path from which an interrupted training goes on.
+        epochs: passes over `data` in all; a search at the start of each while pruning goes on.
+        prune_epochs: of these, the ones in which pruning goes on.
+        lr: learning rate.
+        distill: weight of a teacher's outputs in the loss, 0 to 1.
+        teacher: the module whose outputs are distilled; None: the network as it came.
+        optimizer: `"sgd"` or `"adam"`.
+        momentum: of SGD.
+        weight_decay: of SGD.
+        delta: accuracy that a candidate may lose on its batches, a fraction.
+        search_batches: batches that the accuracy is measured on: the more, the smaller a `delta` can be told from none.
+        bounds: of every c, in standard deviations of the weights' magnitudes.
+        population: of the search.
+        evaluations: of a search.
+        sigma: first deviation of the search, divided by 10 at the start and again at two thirds of `prune_epochs`.
+        gamma: for `conv` and `linear`: a layer's mask follows c in a step with probability 1 / (1 + gamma step).
+        bits: levels of a kept weight in the file: 2^(bits-1) - 1 on each side of zero.
+
+    Raises:
+        OptionError: a value has no meaning.
+    """
+
+    name: ClassVar[str] = "olmp"
+    sized_by: ClassVar[str] = "delta=, bounds= and prune_epochs="
+
+    epochs: int = 32
+    prune_epochs: int = 16
+    lr: float = 0.01
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    delta: float = 0.08
+    search_batches: int = 1
+    bounds: tuple[float, float] = (0.0, 20.0)
+    population: int = 10
+    evaluations: int = 1600
+    sigma: float = 50.0
+    gamma: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"conv": 2e-5, "linear": 2e-4})
+    bits: int = 6
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._number("epochs", 1, math.inf, whole=True)
+        self._number("prune_epochs", 1, self.epochs, whole=True)
+        self._number("momentum", 0, 1)
+        self._number("weight_decay", 0, math.inf)
+        self._number("delta", 0, 1)
+        self._number("search_batches", 1, math.inf, whole=True)
+        self._check("bounds", _is_interval(self.bounds), "(low, high) with low < high")
+        self._number("population", 2, math.inf, whole=True)
+        self._number("evaluations", self.population, math.inf, whole=True)
+        self._number("sigma", 0, math.inf)
+        self._number("bits", 2, 15, whole=True)
+        kinds = isinstance(self.gamma, Mapping) and set(self.gamma) == {"conv", "linear"}
+        self._check("gamma", kinds and all(_is_positive(g) for g in self.gamma.values()), "numbers for conv and linear")
+        self._check("optimizer", self.optimizer in ("sgd", "adam"), "'sgd' or 'adam'")
+
+    def run(self, job: Job) -> Result:
+        return olmp(job)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value >= 0
+
+
+def _is_interval(value: Any) -> bool:
+    pair = isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(v, (int, float)) for v in value)
+    return pair and bool(value[0] < value[1])
 
 
 class Layer(nn.Module):
@@ -103,7 +182,7 @@ class Search:
             SearchError: the first search meets no c within the accuracy constraint.
         """
         before = torch.get_rng_state()
-        data: Any = self.job.options.data
+        data: Any = self.settings.data
         some = itertools.islice(data(epoch) if callable(data) else data, self.settings.search_batches)
         fitness = Fitness(self, [inputs_and_targets(batch) for batch in some])
         torch.set_rng_state(before)
@@ -181,7 +260,7 @@ def olmp(job: Job) -> Result:
     everything = dict(itertools.chain.from_iterable(surgeries.values()))
     live.put(everything)
     search = Search(live, surgeries, job, settings)
-    data: Any = job.options.data
+    data: Any = settings.data
 
     def batches(epoch: int) -> Iterable[Any]:
         if epoch < settings.prune_epochs:
@@ -207,11 +286,9 @@ def _warn_at_the_bound(surgeries: Mapping[str, list[tuple[str, Surgery]]], setti
     }
     if held:
         found = ", ".join(f"{name} ({c:.1f})" for name, c in held.items())
-        warnings.warn(
-            f"olmp: thresholds stand at the upper bound of c, {high:g}, and more could go: {found}. "
-            "Raise method_options['bounds'].",
+        warn(
+            f"olmp: thresholds stand at the upper bound of c, {high:g}, and more could go: {found}. Raise bounds=.",
             SearchWarning,
-            stacklevel=5,
         )
 
 

@@ -5,12 +5,15 @@ prune, train, cut every tensor into blocks of d weights, k-means with K centroid
 
 from __future__ import annotations
 
+import dataclasses
+from typing import ClassVar
+
 import torch
 
 from opq.compression.result import Result
 from opq.methods.coded import Coded, in_product
 from opq.methods.job import Job
-from opq.methods.options import ProductQuantization
+from opq.methods.options import Pruning
 from opq.methods.product import block_size, encode
 from opq.methods.prune_and_share import prune_and_share
 
@@ -18,6 +21,45 @@ BLOCKS_A_CENTROID = 4
 """A tensor has at least so many blocks for each of its centroids, so that its codebook is no larger than it saves."""
 FEWEST = 16
 """Where that leaves fewer centroids than this, blocks are made smaller."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class ProductQuantization(Pruning):
+    """`pq`: prune, train, product-quantize, train the codebooks.
+
+    Args:
+        data: batches of (inputs, targets) in an iterable that can be read once an epoch, or a function of the epoch
+            that gives one. Needed where `epochs` is above 0.
+        evaluate: not used.
+        checkpoint: a path from which an interrupted training goes on.
+        epochs: passes over `data` after pruning, and again after quantization; 0: nothing is trained.
+        lr: learning rate of Adam.
+        distill: weight of a teacher's outputs in the loss, 0 to 1.
+        teacher: the module whose outputs are distilled; None: the network as it came.
+        sparsity: fraction pruned; None: what meets the budget of the file.
+        scope: `"network"`, one threshold for all, or `"tensor"`, the same sparsity in every tensor.
+        centroids: K, vectors of a codebook; 256 gives 8-bit codes.
+        linear: d, weights of a vector, for matrices.
+        conv: d for convolutions.
+
+    Raises:
+        OptionError: a value has no meaning.
+    """
+
+    name: ClassVar[str] = "pq"
+
+    centroids: int = 256
+    linear: int = 4
+    conv: int = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._number("centroids", 2, 4096, whole=True)
+        self._number("linear", 1, 4096, whole=True)
+        self._number("conv", 1, 4096, whole=True)
+
+    def run(self, job: Job) -> Result:
+        return pq(job)
 
 
 def pq(job: Job) -> Result:

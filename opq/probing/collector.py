@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from opq.base.pool import Pool, give_back, torch_threads
+from opq.base.stages import stage
 from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched, watching
 from opq.models.outputs import counted, floating
@@ -61,7 +62,7 @@ class Collector:
 
     @torch.no_grad()
     def _run(self, wanted: Mapping[str, Layer], *, dense: bool) -> tuple[dict[str, Moment], Dense]:
-        with torch_threads() as threads:
+        with stage("moments"), torch_threads() as threads:
             sums, tally = _Sums(wanted, threads), Tally()
             outputs: list[torch.Tensor] = []
             with contextlib.ExitStack() as stack:

@@ -35,12 +35,18 @@ def applies(model: nn.Module, batch: Batch) -> bool:
 
 
 def decided(
-    model: nn.Module, batch: Batch, *, micro_batch: int = 16, see: Callable[[int], None] = lambda done: None
+    model: nn.Module,
+    batch: Batch,
+    *,
+    micro_batch: int = 16,
+    steps: int = STEPS,
+    see: Callable[[int], None] = lambda done: None,
 ) -> Batch:
     """The batch with its images moved; as it is where that does not apply, or the outputs hold no scores of classes.
 
     Args:
         model: comes back untouched.
+        steps: at most, an image.
         see: called with the number of images that are done, after each micro-batch.
     """
     images = batch.images
@@ -52,7 +58,7 @@ def decided(
             parameter.requires_grad_(False)
         for part in batch.to(model).parts(micro_batch):
             x = part.images
-            for _ in range(STEPS):
+            for _ in range(steps):
                 x = None if x is None else _moved(model, part, x, reach)
             if x is None:
                 return batch

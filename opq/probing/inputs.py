@@ -18,14 +18,14 @@ from torch import nn
 from opq.errors import OptionError, ProbeError
 from opq.models.batch import Batch, as_batch, binds
 from opq.models.observe import batch_statistics, untouched
-from opq.probing import images as image_noise
+from opq.probing.making import TEXTS, Maker
 from opq.sources.base import InputHint
 from opq.sources.hints import hint_of_module
 
 IMAGE_SIDES = (224, 32, 28, 64, 96, 299, 16, 8)
 """Sides in pixels to try, after the one that the network's strides suggest."""
-TOKENS, TEXTS = 24, 2
-"""Tokens of one synthetic text where the model allows as many, and texts a sample: short texts tell more a token."""
+TOKENS = 24
+"""Tokens of one synthetic text where the model allows as many."""
 VOCABULARY = 1000
 """Token ids to draw from where the model does not say how many it has."""
 
@@ -51,7 +51,7 @@ def synthetic(
     """
     if samples < 2:
         raise OptionError("samples=", got=samples, wanted="at least 2")
-    make = _Maker(torch.Generator().manual_seed(seed), samples)
+    make = Maker(torch.Generator().manual_seed(seed), samples)
     if example_inputs is not None:
         given = as_batch(model, example_inputs)
         alone = sum(1 for _ in given.tensors) == 1
@@ -65,46 +65,10 @@ def synthetic(
 
 def texts(hint: InputHint, *, samples: int = 64, seed: int = 0) -> torch.Tensor:
     """The token ids that `synthetic` makes of this hint for a language model, (TEXTS samples, length) int64."""
-    return _Maker(torch.Generator().manual_seed(seed), samples).tokens(*_text_sizes(hint))
+    return Maker(torch.Generator().manual_seed(seed), samples).tokens(*_text_sizes(hint))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Maker:
-    """Draws from one generator."""
-
-    generator: torch.Generator
-    samples: int
-
-    def signal(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Noise of mean 0 and deviation 1: like images or 1/f where a sample has spatial dimensions, else white."""
-        if len(shape) == 3 and shape[0] <= 4 and min(shape[1:]) >= 8:
-            return image_noise.images(self.samples, shape, self.generator)
-        if len(shape) >= 3 and min(shape[1:]) > 1:
-            return image_noise.fractal(self.samples, shape, self.generator, torch.ones(self.samples))
-        return torch.randn((self.samples, *shape), generator=self.generator)
-
-    def tokens(self, vocabulary: int, length: int) -> torch.Tensor:
-        """Token ids, (TEXTS samples, length) int64, uniform over the vocabulary."""
-        return torch.randint(vocabulary, (TEXTS * self.samples, length), generator=self.generator)
-
-    def like(self, example: torch.Tensor, *, alone: bool) -> torch.Tensor:
-        """Noise in the kind, scale and shape of an example: floats keep its mean and deviation, integers its values.
-
-        Args:
-            alone: whether the forward takes nothing else; then floats that are all the same, such as
-                `torch.zeros(1, 3, 224, 224)`, are no mask but show a shape only.
-        """
-        shape = tuple(example.shape[1:]) if example.dim() else ()
-        if example.is_floating_point():
-            mean, deviation = float(example.float().mean()), float(example.float().std(correction=0))
-            mean, deviation = (0.0, 1.0) if alone and deviation == 0 else (mean, deviation)
-            return (mean + deviation * self.signal(shape)).to(example.dtype)
-        seen = example.flatten()
-        picks = torch.randint(seen.numel(), (self.samples, *shape), generator=self.generator)
-        return seen.cpu()[picks]
-
-
-def _candidates(model: nn.Module, hint: InputHint | None, make: _Maker) -> Iterator[Batch]:
+def _candidates(model: nn.Module, hint: InputHint | None, make: Maker) -> Iterator[Batch]:
     """From the surest to the boldest guess."""
     hint = hint or _hint_of(model)
     if hint is not None and hint.vocabulary:
@@ -115,7 +79,7 @@ def _candidates(model: nn.Module, hint: InputHint | None, make: _Maker) -> Itera
     yield from (Batch((make.signal(shape),)) for shape in _shapes(model))
 
 
-def _texts(model: nn.Module, make: _Maker, hint: InputHint) -> Iterator[Batch]:
+def _texts(model: nn.Module, make: Maker, hint: InputHint) -> Iterator[Batch]:
     vocabulary, length = _text_sizes(hint)
     ids = make.tokens(vocabulary, length)
     named = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

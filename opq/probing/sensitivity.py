@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import warnings
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +17,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from opq.base.calls import warn
 from opq.base.pool import give_back
+from opq.base.progress import shown
+from opq.base.stages import stage
 from opq.errors import OpqError, ProbeError, ProbeWarning
 from opq.models.batch import Batch, gathered
 from opq.models.observe import batch_statistics, untouched
@@ -98,7 +101,7 @@ def probe(
     seed: int = 0,
     micro_batch: int = 16,
     memory: int = 2**30,
-    progress: SampleProgress | None = None,
+    progress: SampleProgress | bool | None = None,
 ) -> Probe:
     """Sensitivities and input moments of a model from synthetic inputs; the model comes back untouched.
 
@@ -110,7 +113,8 @@ def probe(
         seed: the same seed gives the same probe.
         micro_batch: samples in memory at one time, at most.
         memory: bytes of activations, and of second moments, held at one time.
-        progress: called with (samples done, samples in all).
+        progress: called with (samples done, samples in all); True for a bar, False for none. By default a bar appears
+            after two seconds, on a terminal or in a notebook only.
 
     Raises:
         ProbeError: the forward cannot be run, or gives nothing that can be differentiated.
@@ -127,8 +131,13 @@ def probe(
             samples=samples or SAMPLES,
             seed=seed,
         )
-        batch, progress = _with_evidence(model, batch, (micro_batch, memory), progress)
-    felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, memory=memory, progress=progress)
+    with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
+        tell: SampleProgress | None = functools.partial(told, "probe")
+        if calibration is None:
+            with stage("evidence"):
+                batch, tell = _with_evidence(model, batch, (micro_batch, memory), tell)
+        with stage("sensitivity"):
+            felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, memory=memory, progress=tell)
     give_back()
     damping = DAMPING if calibration is None else DAMPING_REAL
     moments = Moments(model, batch, micro_batch=micro_batch, memory=memory, damping=damping)
@@ -155,10 +164,9 @@ def _with_evidence(
         raise
     except Exception as error:  # a stranger's network may refuse to be differentiated: noise will do
         fact = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
-        warnings.warn(
+        warn(
             f"the images of the probe stay plain noise: {type(model).__name__} has no gradient for them, {fact}",
             ProbeWarning,
-            stacklevel=3,
         )
         return batch, progress
     return batch, lambda done, total: see(before + done)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -25,6 +26,11 @@ LEAF = 8
 """Coordinates fed back one by one, not by a product of matrices."""
 ROWS_AT_ONCE = 4096
 """Rows of the matrix swept together."""
+
+
+def numpy_seconds(coordinates: int, *, on_paths: bool) -> float:
+    """About how long the coordinates one by one take in numpy, of a matrix of some hundred rows."""
+    return coordinates * (1e-3 if on_paths else 4e-5)
 
 
 def feedback(w: torch.Tensor, plan: TensorPlan, moment: Moment) -> torch.Tensor:
@@ -56,7 +62,7 @@ def sweep(w: torch.Tensor, plans: Sequence[TensorPlan], moment: Moment) -> list[
     codes = torch.empty((len(plans), groups, rows, width), dtype=torch.int16)
     start = 0
     for order, n in moment.factors:
-        at, n = start + order.cpu(), n.cpu()
+        at, n = start + order.cpu(), n.cpu().contiguous()
         for first in range(0, rows, at_once):
             part = slice(first, first + at_once)
             codes[:, :, part, at] = _swept(matrix[:, part, at], grid, len(plans), n)
@@ -68,7 +74,9 @@ def _swept(w: torch.Tensor, grid: _Grid | _Paths, plans: int, n: torch.Tensor) -
     """Codes (plans, groups, rows, d) of `w` (groups, rows, d), coordinates in the order of `N` (groups, d, d)."""
     target = w.transpose(1, 2)[:, :, None].contiguous()  # (groups, d, 1, rows): one coordinate is contiguous
     values = target.repeat(1, 1, plans, 1)  # to be rounded; then the codes
-    sweep = _Sweep(grid, target.numpy(), values.numpy(), torch.empty_like(values), n)
+    seconds = numpy_seconds(w.shape[2], on_paths=isinstance(grid, _Paths))
+    loops = trellis.LOOPS(seconds) if grid.compiles(values) else None
+    sweep = _Sweep(grid, target.numpy(), values.numpy(), torch.empty_like(values), n, loops)
     sweep.run(0, w.shape[2])
     return values.to(torch.int16).permute(2, 0, 3, 1)
 
@@ -82,6 +90,8 @@ class _Sweep:
     values: Floats32
     errors: torch.Tensor
     n: torch.Tensor
+    loops: ModuleType | None
+    """`quantizing.loops`, where it is to do the coordinates one by one."""
 
     def run(self, low: int, high: int) -> None:
         """Coordinates from low to high, those before having been fed back."""
@@ -96,6 +106,9 @@ class _Sweep:
 
     def _one_by_one(self, low: int, high: int) -> None:
         errors, n = self.errors.numpy(), self.n.numpy()
+        if self.loops is not None:
+            self.grid.feed(self.loops, (self.target, self.values, errors, n), (low, high))
+            return
         for j in range(low, high):
             value = self.values[:, j]
             value[...] = self.grid.codes(value)
@@ -116,13 +129,21 @@ class _Grid:
     @classmethod
     def of(cls, plans: Sequence[TensorPlan]) -> _Grid:
         columns = [[p.step, 1 - p.rounding, p.threshold / p.step] for p in plans]
-        return cls(*np.array(columns, dtype=np.float32).T[:, :, None])
+        return cls(*np.array(columns, dtype=np.float32).T.copy()[:, :, None])
 
     def codes(self, x: Floats32) -> Floats32:
         """The codes of `x` (groups, plans, rows), as `quantize` gives them but as floats and held within int16."""
         scaled = np.abs(x) / self.step
         levels = np.minimum(np.maximum(np.floor(scaled + self.shift), 1), LARGEST_CODE)
         return np.asarray(np.copysign(levels * (scaled >= self.dead), x))
+
+    def feed(self, loops: ModuleType, arrays: tuple[Floats32, ...], part: tuple[int, int]) -> None:
+        """`_Sweep._one_by_one` in machine code."""
+        loops.feed_grid(*arrays, self.step, self.shift, self.dead, np.float32(LARGEST_CODE), *part)
+
+    def compiles(self, values: torch.Tensor) -> bool:
+        """Whether `feed` does for these values (groups, d, plans, rows)."""
+        return True
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
@@ -140,3 +161,11 @@ class _Paths:
     def codes(self, x: Floats32) -> Floats32:
         """The codes of `x` (groups, 1, rows), as floats; rows and groups follow each other as in the weight."""
         return trellis.nearest(x.reshape(-1, 1) / self.step, self.bits).reshape(x.shape).astype(np.float32)
+
+    def feed(self, loops: ModuleType, arrays: tuple[Floats32, ...], part: tuple[int, int]) -> None:
+        """`_Sweep._one_by_one` in machine code."""
+        loops.feed_paths(*arrays, self.step, self.bits, np.float32(trellis.PRICE), trellis.REGISTERS, *part)
+
+    def compiles(self, values: torch.Tensor) -> bool:
+        """Whether `feed` does for these values (groups, d, 1, rows)."""
+        return values.shape[0] * values.shape[3] <= trellis.TALLEST

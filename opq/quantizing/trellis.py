@@ -25,9 +25,13 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from opq.base import compiled
 from opq.base.arrays import Codes, Reals
 from opq.base.format_v1 import FROM_PARITY, FROM_SHIFT, LARGEST_PATH, RUN, STATES
 from opq.errors import CorruptFileError, MismatchError
+
+LOOPS = compiled.Loops("opq.quantizing.loops")
+"""The search, and feedback's steps, in machine code."""
 
 States = npt.NDArray[np.uint8]
 
@@ -51,6 +55,9 @@ SAVED = 0.2
 _AT_ONCE = 1 << 11
 """Paths searched together: what they need beside the weights stays small."""
 
+TALLEST = _AT_ONCE * RUN
+"""Rows searched in one go."""
+
 _NARROW, _narrow = 1 << 8, threading.Lock()
 """Fewer paths are searched by one thread at a time: their steps are so short that several threads wait for the
 interpreter's lock most of the time, and take a fifth longer together."""
@@ -68,6 +75,11 @@ def step(rate: float, distortion: float, largest: float) -> float | None:
     """
     fine = math.sqrt(distortion / ERROR)
     return fine if rate >= LEAST and largest < fine * (2 * LARGEST_PATH - 1) else None
+
+
+def numpy_seconds(weights: int) -> float:
+    """About how long the search for so many weights takes in numpy."""
+    return 3e-7 * weights
 
 
 def paths(n: Codes) -> Codes:
@@ -106,16 +118,21 @@ def _piece(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _shifts(k: Codes) -> Codes:
-    """`b_t` of every code: whether its grid is shifted."""
+    """`b_t` of every code: whether its grid is shifted. Eight columns at a time, a bit each."""
     if not k.size:
         return np.zeros_like(k)
     odd = (k & 1).astype(np.uint8).reshape(k.shape[0] if k.ndim else 1, -1)
-    runs = _runs(odd)
-    shifts, state = np.empty_like(runs), np.zeros_like(runs[:, 0])
-    for t in range(runs.shape[1]):
-        shifts[:, t] = state & _ONE
-        state = _next(state, runs[:, t])
-    return shifts.reshape(-1, odd.shape[1])[: len(odd)].reshape(k.shape).astype(np.int16)
+    parities = _runs(np.packbits(odd, axis=1))
+    shifts = np.zeros_like(parities)
+    for t in range(1, parities.shape[1]):
+        row = shifts[:, t]
+        row ^= shifts[:, t - 1]
+        for behind, before in ((6, shifts), (2, parities), (4, parities)):
+            if t >= behind:
+                row ^= before[:, t - behind]
+    rows, columns = odd.shape
+    flat = np.unpackbits(shifts.reshape(-1, shifts.shape[2])[:rows], axis=1, count=columns)
+    return flat.reshape(k.shape).astype(np.int16)
 
 
 def _runs(table: npt.NDArray[_T]) -> npt.NDArray[_T]:
@@ -148,6 +165,23 @@ def _machine() -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
 
 
 _BEFORE, _KIND = _machine()
+
+
+def _registers() -> npt.NDArray[np.intp]:
+    """The name that `loops.search` has for every state: a shift register's content."""
+    names, found = np.zeros(STATES, np.intp), [(0, 0)]
+    for state, register in found:
+        for parity in (0, 1):
+            newest = parity ^ register >> 5 ^ register & 1
+            following = _next(np.array(state, np.uint8), np.array(parity, np.uint8))
+            after = int(following), register >> 1 | newest << 5
+            if after not in found:
+                found.append(after)
+        names[state] = register
+    return names
+
+
+REGISTERS = _registers()
 _SHIFT, _PARITY = np.array([[0, 0, 1, 1], [0, 1, 0, 1]], np.float32)[:, :, None]
 """Of every kind: whether the coarse grid is shifted, and the parity of `k`."""
 
@@ -159,9 +193,13 @@ def nearest(x: Reals, bits: Reals) -> Codes:
         bits: what each `k` costs, by `costs`; the first one is of `-len(bits) / 2`. No other `k` is taken.
     """
     rows, columns = x.shape
-    if rows > (most := _AT_ONCE * RUN):
-        return np.concatenate([nearest(some, bits) for some in np.split(x, range(most, rows, most))])
+    if rows > TALLEST:
+        return np.concatenate([nearest(some, bits) for some in np.split(x, range(TALLEST, rows, TALLEST))])
     n, at_once = np.empty((rows, columns), np.int16), max(1, _AT_ONCE // max(-(-rows // RUN), 1))
+    loops = LOOPS(numpy_seconds(x.size)) if x.dtype == np.float32 else None
+    if loops is not None:
+        loops.search(np.ascontiguousarray(x), bits, np.float32(PRICE), REGISTERS, n)
+        return n
     for start in range(0, columns if rows else 0, at_once):
         part = slice(start, start + at_once)
         runs = _runs(x[:, part])  # paths end in rows of zeros
@@ -206,8 +244,12 @@ def costs(x: Reals) -> Reals:
     """Bits of each `k` around 0, by how often numbers (in units of the step) fall to it on either grid."""
     flat = x.reshape(-1)
     middle = int(np.abs(flat).max(initial=0)) + 2  # twice what is met: fed-back errors lead further out
-    counts = np.full(2 * middle, 0.5)
-    for shift in (0, 1):
+    counts = np.zeros(2 * middle, np.int64)
+    loops = LOOPS(numpy_seconds(flat.size)) if flat.dtype == np.float32 else None
+    if loops is not None:
+        loops.counted(np.ascontiguousarray(flat), middle, counts)
+    for shift in (0, 1) if loops is None else ():
         counts += np.bincount(np.rint((flat - shift) / 2).astype(np.int64) + middle, minlength=2 * middle)
-    bits: Reals = -np.log2(counts / counts.sum()).astype(np.float32)
+    smooth = counts + 0.5
+    bits: Reals = -np.log2(smooth / smooth.sum()).astype(np.float32)
     return bits

@@ -21,6 +21,7 @@ __all__ = [
     "BatchNormNames",
     "InputHint",
     "Source",
+    "SourceLike",
     "TensorSpec",
     "base",
     "digits",
@@ -33,13 +34,14 @@ __all__ = [
     "zoo",
 ]
 
+SourceLike = nn.Module | Mapping[str, Any] | str | os.PathLike[str] | Source
+"""A module, a state dict, a path, a name such as `hf:ORG/NAME`, or an opened `Source`."""
+
 _SCHEMES = ("hf", "timm", "torchvision", "demo")
 _KINDS = "a module, a state dict, a path, or hf:, timm:, torchvision: or demo: and a name"
 
 
-def open_source(
-    source: nn.Module | Mapping[str, Any] | str | os.PathLike[str] | Source, *, pretrained: bool = True
-) -> Source:
+def open_source(source: SourceLike, *, pretrained: bool = True) -> Source:
     """The source of the weights. Nothing is copied; files are read tensor by tensor when asked.
 
     Args:

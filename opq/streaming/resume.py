@@ -65,18 +65,19 @@ class Identities:
 
 def _identity(path: Path) -> tuple[object, ...]:
     status = path.stat()
-    return (path.name, status.st_size, status.st_mtime_ns, _digest(path, status.st_size))
+    return (path.name, status.st_size, status.st_mtime_ns, sampled(path, status.st_size))
 
 
-def _digest(path: Path, size: int) -> str:
+def sampled(path: Path, size: int, *, whole: int = WHOLE, piece: int = PIECE) -> str:
+    """The digest of a file of up to `whole` bytes, or of `PIECES` pieces of `piece` bytes of a larger one."""
     hashed = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
-        if size <= WHOLE:
-            hashed.update(file.read(WHOLE))
+        if size <= whole:
+            hashed.update(file.read(whole))
         else:
             for k in range(PIECES):
-                file.seek(k * (size - PIECE) // (PIECES - 1))
-                hashed.update(file.read(PIECE))
+                file.seek(k * (size - piece) // (PIECES - 1))
+                hashed.update(file.read(piece))
     return hashed.hexdigest()
 
 

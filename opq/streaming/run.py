@@ -13,16 +13,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from opq.base.calls import refusing, warn
 from opq.base.pool import pool
-from opq.compression.options import DATA_FREE, Options
+from opq.base.progress import Progress
+from opq.compression.method import DataFree, Opq, RateDistortion
+from opq.compression.options import Options
+from opq.compression.roles import Override
+from opq.constraints import Constraint
 from opq.errors import OptionError, ProbeWarning, RankError
-from opq.sources import open_source, side_files
+from opq.methods.calling import asked
+from opq.sources import SourceLike, open_source, side_files
 from opq.sources.base import Source
 from opq.streaming import work_folder as folders
 from opq.streaming.block_probe import Carried
@@ -52,15 +57,28 @@ _UNUSED = (
     "method_options",
     "trellis",
 )
+"""Options of `opq.compress` that do not stream."""
+_WHY = "does not go with a folder as output"
 
 
+@refusing(_UNUSED, _WHY)
 def compress_folder(
-    source: Any,
+    source: SourceLike,
     output: str | os.PathLike[str],
     *,
+    bits: float | None = None,
+    ratio: float | None = None,
+    size: float | str | None = None,
+    method: Literal["rd", "opq"] | RateDistortion | Opq = "rd",
+    overrides: Mapping[str, Override] | None = None,
+    constraints: Sequence[Constraint] = (),
+    sensitivities: Mapping[str, float] | None = None,
+    probe: bool | None = None,
+    alpha: float | None = None,
+    seed: int = 0,
+    progress: Progress | bool | None = None,
     shard_size: int = SHARD_SIZE,
     workers: int | None = None,
-    **options: Any,
 ) -> Streamed:
     """Compresses a checkpoint of any size into a folder of `.opq.safetensors` shards with an index.
 
@@ -71,13 +89,23 @@ def compress_folder(
     Args:
         source: as of `opq.compress`; a folder of safetensors is what streams.
         output: the folder to fill.
+        bits: budget as 8 x bytes of all files / elements of the floating-point tensors.
+        ratio: budget as bytes of the source's tensors / bytes of all files.
+        size: budget in bytes of all files, a number or a text such as `"2GB"`. Exactly one of the three.
+        method: `"rd"` or `"opq"`, or an object of `opq.methods` that is one of them, without a trellis or a sparsity.
+        overrides: glob pattern -> `"keep"`, `"compress"` or numbers (`bits`, `min_bits`, `max_bits`, `sensitivity`).
+        constraints: objects of `opq.constraints`, solved through cvxpy.
+        sensitivities: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
+        probe: by default the probe and error feedback are done block by block where the source is a language model in
+            Hugging Face layout that transformers builds (`Streamed.basis` says what was done), and other models are
+            compressed by their weights alone; True measures sensitivities on the whole model where blocks cannot be
+            had, which must fit in memory for it; False never probes. docs/scaling.md has the details.
+        alpha: exponent of the probe's sensitivities, 0 to 1; by default 1.
+        seed: of the synthetic inputs; the same seed gives the same bytes.
+        progress: called with (stage, done, total); True for a bar, False for none. By default a bar appears after two
+            seconds, on a terminal or in a notebook only.
         shard_size: bytes of an output shard, met as far as whole tensors allow.
         workers: threads; by default one a core.
-        options: of `opq.compress`: bits, ratio, size, method (`"rd"` or `"opq"`), overrides, constraints,
-            sensitivities, alpha, seed, progress. By default the probe and error feedback are done block by block where
-            the source is a language model in Hugging Face layout that transformers builds (`Streamed.basis` says what
-            was done); others are compressed by their weights alone, and `probe=True` measures sensitivities on the
-            whole model, which must fit in memory for it. docs/scaling.md has the details.
 
     Raises:
         OpqError: as `opq.compress`, and
@@ -85,7 +113,20 @@ def compress_folder(
         OccupiedFolderError: it holds another compression.
         RankError: another process failed.
     """
-    return streamed(source, Path(output), _checked(options, shard_size), shard_size=shard_size, workers=workers)
+    with asked(locals()) as options:
+        _check(options, shard_size)
+        return streamed(source, Path(output), options, shard_size=shard_size, workers=workers)
+
+
+def _check(options: Options, shard_size: int) -> None:
+    how = options.how
+    if not isinstance(how, DataFree):
+        raise OptionError(f"method={how.name!r} does not stream", wanted="rd or opq")
+    given = [name for name in _UNUSED if getattr(how, name, None) not in (None, False)]
+    if given:
+        raise OptionError(f"{given[0]}= {_WHY}", remedy="Write one file, or leave it out.")
+    if not (isinstance(shard_size, int) and shard_size >= 1 << 12):
+        raise OptionError("shard_size= is out of range", got=shard_size, wanted="at least 4096 bytes")
 
 
 def streamed(
@@ -148,18 +189,6 @@ def _streamed(task: Task, basis: str) -> Streamed:
     )
 
 
-def _checked(options: dict[str, Any], shard_size: int) -> Options:
-    checked = Options.of(options)
-    if checked.method not in DATA_FREE:
-        raise OptionError(f"method={checked.method!r} does not stream", wanted=" or ".join(DATA_FREE))
-    given = [name for name in _UNUSED if getattr(checked, name) is not None and getattr(checked, name) is not False]
-    if given:
-        raise OptionError(f"{given[0]}= does not go with a folder as output", remedy="Write one file, or leave it out.")
-    if not (isinstance(shard_size, int) and shard_size >= 1 << 12):
-        raise OptionError("shard_size= is out of range", got=shard_size, wanted="at least 4096 bytes")
-    return checked
-
-
 def _blocks(source: Source, options: Options, tensors: Tensors, team: Team) -> tuple[Blocks | None, str]:
     """The model in blocks where it is to be probed and can be, and what the compression rests on."""
     blocks, basis = None, "the weights alone: no probe was asked for"
@@ -173,7 +202,7 @@ def _blocks(source: Source, options: Options, tensors: Tensors, team: Team) -> t
             else:
                 basis = f"the weights alone: {error}"
                 if source.folder is not None and source.buildable:
-                    warnings.warn(f"{source.label} is compressed by {basis}", ProbeWarning, stacklevel=4)
+                    warn(f"{source.label} is compressed by {basis}", ProbeWarning)
     if len(said := set(team.each(basis.encode))) > 1:
         got = "; ".join(sorted(words.decode() for words in said))
         raise RankError("the processes see different models", got=got, remedy="Install the same packages everywhere.")

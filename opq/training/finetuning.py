@@ -16,7 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from opq.base.progress import Progress, silent
+from opq.base.calls import checked_names
+from opq.base.progress import Progress, shown
 from opq.compression.result import Result
 from opq.errors import AttachError, OptionError
 from opq.models.observe import evaluating
@@ -44,6 +45,7 @@ class Finetuned:
         processes.barrier()
 
 
+@checked_names
 def finetune(
     model: nn.Module,
     plan: Plan | Result,
@@ -54,8 +56,19 @@ def finetune(
     optimizer: torch.optim.Optimizer | Callable[[Any], torch.optim.Optimizer] | None = None,
     evaluate: Callable[[nn.Module], Any] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    progress: Progress = silent,
-    **options: Any,
+    progress: Progress | bool | None = None,
+    epochs: int = 1,
+    lr: float = 1e-3,
+    schedule: Literal["cosine", "linear", "constant"] = "cosine",
+    clip: float | None = None,
+    amp: Literal["bf16", "fp16"] | None = None,
+    bn: Literal["update", "freeze"] = "update",
+    reestimate_bn: int = 0,
+    distill: float = 0.5,
+    temperature: float = 2.0,
+    seed: int | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = True,
 ) -> Finetuned:
     """Trains the weights of a pruned and quantized network, its masks and codebooks fixed.
 
@@ -71,9 +84,20 @@ def finetune(
         optimizer: an optimizer over the model's parameters, or a function that makes one; by default Adam.
         evaluate: called with the model in inference mode after each epoch; what it returns is in the history.
         checkpoint: a file to write after each epoch and to resume from, exactly, after an interruption.
-        progress: called with (stage, steps done, steps in all).
-        **options: the fields of `opq.Training`: epochs, lr, schedule, clip, amp, bn, reestimate_bn, distill,
-            temperature, seed, checkpoint_every, resume.
+        progress: called with (stage, steps done, steps in all); True for a bar, False for none. By default a bar
+            appears after two seconds, on a terminal or in a notebook only.
+        epochs: passes over `batches`.
+        lr: learning rate of Adam, where no optimizer is given.
+        schedule: of the learning rate, from its start to 0 at the end; `"constant"` leaves it.
+        clip: the largest norm of the gradient.
+        amp: mixed precision; weights, masks and codebooks stay in the model's own type.
+        bn: whether BatchNorm statistics follow the training batches.
+        reestimate_bn: at the end, BatchNorm statistics are taken anew as plain means over so many training batches.
+        distill: weight of the teacher's part of the loss, 0 to 1; the rest is `loss`.
+        temperature: of the softmax of teacher and student in distillation.
+        seed: seeds torch's generator before training, where given.
+        checkpoint_every: steps between checkpoints; None: one at the end of each epoch.
+        resume: go on from the checkpoint where it exists.
 
     Raises:
         TrainingError: the loss is not finite; the last good checkpoint stays.
@@ -81,11 +105,8 @@ def finetune(
         OffCodebookError: something other than this loop moved a mask or a step.
         OptionError: an option is unknown or out of range, or all parameters are frozen.
     """
-    unknown = sorted(set(options) - {f.name for f in dataclasses.fields(Training)})
-    if unknown:
-        known = ", ".join(f.name for f in dataclasses.fields(Training))
-        raise OptionError("unknown option of opq.finetune", got=", ".join(unknown), wanted=known)
-    how = Training(**options)
+    given = locals()
+    how = Training(**{f.name: given[f.name] for f in dataclasses.fields(Training)})
     inner = unwrapped(model)
     dense = _teacher(inner, teacher)
     if not is_attached(inner):
@@ -99,10 +120,10 @@ def finetune(
         raise OptionError("no parameter of the model is to be trained", got="all frozen", remedy=remedy)
     made = torch.optim.Adam(trainable, how.lr, fused=_fusable(trainable)) if optimizer is None else optimizer
     made = made if isinstance(made, torch.optim.Optimizer) else made(trainable)
-    loop = Loop(model, plan if isinstance(plan, Plan) else plan.plan, batches, how,
-                objective=Objective(loss, dense, how.distill, how.temperature), optimizer=made, evaluate=evaluate,
-                checkpoint=None if checkpoint is None else Path(checkpoint), progress=progress)  # fmt: skip
-    with contextlib.nullcontext() if dense is None else evaluating(dense):
+    with shown(progress) as told, contextlib.nullcontext() if dense is None else evaluating(dense):
+        loop = Loop(model, plan if isinstance(plan, Plan) else plan.plan, batches, how,
+                    objective=Objective(loss, dense, how.distill, how.temperature), optimizer=made, evaluate=evaluate,
+                    checkpoint=None if checkpoint is None else Path(checkpoint), progress=told)  # fmt: skip
         loop.train()
     return Finetuned(result=collect(inner, plan), history=tuple(loop.history))
 

@@ -1,4 +1,4 @@
-"""One tensor's fixed mask and grid, and where a live model keeps its tensors under it.
+"""One tensor's fixed mask and grid: what its forward pass sees, and what its gradient is.
 
 Letters: `w` the plain weight that the optimizer sees, `m` its mask (True: kept), `step` = Delta.
 The forward pass sees

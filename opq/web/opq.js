@@ -203,26 +203,27 @@ function shares(weights) {
     sum += weights[s];
     if (weights[s] > weights[most]) most = s;
   }
+  const found = new Array(weights.length);
   let missing = TOTAL;
-  const found = weights.map((weight) => {
+  for (let s = 0; s < weights.length; s++) {
+    const weight = weights[s];
     // below 2^52 doubles divide exactly enough for the floor
-    const share = weight < 2 ** 28
+    found[s] = 1 + (weight < 2 ** 28
       ? Math.floor((weight * spare) / sum)
-      : Number((BigInt(weight) * BigInt(spare)) / BigInt(sum));
-    missing -= share + 1;
-    return share + 1;
-  });
+      : Number((BigInt(weight) * BigInt(spare)) / BigInt(sum)));
+    missing -= found[s];
+  }
   found[most] += missing;
   return found;
 }
 
-/** Frequencies made ready for many symbols: their sums, and for each 2^12 states the first symbol that may be meant. */
+/** Frequencies made ready for many symbols: their sums, and for each 2^14 states the first symbol that may be meant. */
 function ready(frequencies) {
   const starts = new Int32Array(frequencies.length + 1);
   for (let s = 0; s < frequencies.length; s++) starts[s + 1] = starts[s] + frequencies[s];
-  const guess = new Uint8Array(4096);
-  for (let k = 0, s = 0; k < 4096; k++) {
-    while (starts[s + 1] <= k << 12) s++;
+  const guess = new Uint8Array(1024);
+  for (let k = 0, s = 0; k < 1024; k++) {
+    while (starts[s + 1] <= k << 14) s++;
     guess[k] = s;
   }
   return { starts, guess };
@@ -275,7 +276,7 @@ class Stack {
     let { top, middle, low, left } = this;
     const { words } = this;
     for (let i = from; i < to; i++) {
-      let s = guess[low >>> 12];
+      let s = guess[low >>> 14];
       while (starts[s + 1] <= low) s++;
       out[i] = s + offset;
       const start = starts[s];
@@ -466,8 +467,11 @@ function base(symbol) {
   return beyond < 0 ? symbol : (8 + (beyond & 7)) << ((beyond >> 3) + 2);
 }
 
+const geometrics = [];
+
 /** The two-sided geometric frequencies of the symbols -111 to 111, in fractions of 2^-36. */
 function geometric(scale) {
+  if (geometrics[scale]) return geometrics[scale];
   const one = 1n << 36n;
   const rho = one - ((one >> BigInt(scale >> 1)) * (scale & 1 ? 5n : 7n)) / 10n;
   const power = (exponent) => {
@@ -480,7 +484,7 @@ function geometric(scale) {
   };
   const tails = Array.from({ length: LAST + 2 }, (_, s) => power(base(s)));
   const masses = Array.from({ length: LAST + 1 }, (_, s) => Number(tails[s] - tails[s + 1]));
-  return shares([...masses.slice(1).reverse(), ...masses]);
+  return (geometrics[scale] = ready(shares([...masses.slice(1).reverse(), ...masses])));
 }
 
 // --- classes of rows, columns and kernel positions ----------------------------------------------
@@ -601,11 +605,8 @@ function page(data, bits, out, from, to) {
     whole();
     const states = [read(bins.log), read(bins.log), read(bins.log), read(bins.log)];
     whole();
-    for (const stop = from + amount; from < stop; ) {
-      const next = Math.min(from + 256, stop);
-      skip(takeBatch(view, at, bins, states, out, from, next) - at);
-      from = next;
-    }
+    skip(takeBatches(view, at, end, bins, states, out, from, from + amount) - at);
+    from += amount;
     whole();
   }
   if (from !== to) throw bad("too few integers");
@@ -613,30 +614,31 @@ function page(data, bits, out, from, to) {
 
 const offsetBits = new Uint8Array(256);
 
-/** At most 256 integers: first all their bins, by four states that take turns, then all offsets in the bins. */
-function takeBatch(view, at, bins, states, out, from, to) {
-  const { nodes, values, behind, bits } = bins;
-  let s0 = states[0];
-  let s1 = states[1];
-  let s2 = states[2];
-  let s3 = states[3];
-  for (let i = from; i < to; i++) {
-    const node = nodes[s0];
-    const count = (node >>> 16) & 15;
-    out[i] = values[s0];
-    offsetBits[i & 255] = node >>> 20;
-    s0 = s1;
-    s1 = s2;
-    s2 = s3;
-    s3 = (node & 0xffff) + ((view.getUint32(at >>> 3, true) >>> (at & 7)) & ((1 << count) - 1));
-    at += count;
+/** Integers in batches of 256: first all their bins, by four states that take turns, then all offsets in the bins. */
+function takeBatches(view, at, end, bins, states, out, from, stop) {
+  const { nodes, values, behind } = bins;
+  const spare = 32 - bins.bits;
+  let [s0, s1, s2, s3] = states;
+  while (from < stop && at <= end) {
+    const to = Math.min(from + 256, stop);
+    for (let i = from; i < to; i++) {
+      const node = nodes[s0];
+      const count = (node >>> 16) & 15;
+      out[i] = values[s0];
+      offsetBits[i & 255] = node >>> 20;
+      s0 = s1;
+      s1 = s2;
+      s2 = s3;
+      s3 = (node & 0xffff) + ((view.getUint32(at >>> 3, true) >>> (at & 7)) & ((1 << count) - 1));
+      at += count;
+    }
+    if (behind) at = takeOffsets(view, at, spare, out, from, to);
+    from = to;
   }
-  states[0] = s0;
-  states[1] = s1;
-  states[2] = s2;
-  states[3] = s3;
-  if (!behind) return at;
-  const spare = 32 - bits;
+  return at;
+}
+
+function takeOffsets(view, at, spare, out, from, to) {
   for (let i = from; i < to; i++) {
     const count = offsetBits[i & 255];
     if (!count) continue;
@@ -706,7 +708,7 @@ function takeCoding(stack, axes) {
   }
   const offset = checked(stack.sint());
   if (kind === "constant") return { kind, offset };
-  return { kind, offset, low: -LAST, behind: true, classes: null, models: [ready(geometric(stack.uniform(28)))] };
+  return { kind, offset, low: -LAST, behind: true, classes: null, models: [geometric(stack.uniform(28))] };
 }
 
 function checked(code) {
@@ -930,13 +932,7 @@ function dense({ kind, dtype, number, values, length, as }, codes, out, from) {
     out.set(codes, from / length);
     return out;
   }
-  let least = 0;
-  let most = 0;
-  for (let i = 0; i < codes.length; i++) {
-    const code = codes[i];
-    if (code < least) least = code;
-    else if (code > most) most = code;
-  }
+  const [least, most] = extent(codes);
   const rounding = (numbers) => converted(rounded(numbers, dtype), dtype, as);
   if (values) {
     const entries = values.length / length;
@@ -950,6 +946,18 @@ function dense({ kind, dtype, number, values, length, as }, codes, out, from) {
   if (most - least >= codes.length) out.set(rounding(Float64Array.from(codes, value)), from);
   else gather(rounding(Float64Array.from({ length: most - least + 1 }, (_, k) => value(k + least))), codes, least, 1, out, from);
   return out;
+}
+
+/** The smallest and the largest code, or 0. */
+function extent(codes) {
+  let least = 0;
+  let most = 0;
+  for (let i = 0; i < codes.length; i++) {
+    const code = codes[i];
+    if (code < least) least = code;
+    if (code > most) most = code;
+  }
+  return [least, most];
 }
 
 function gather(book, codes, least, length, out, from) {
@@ -1156,13 +1164,15 @@ class Memory {
 
 /** A Blob or File, read piece by piece. */
 class OfBlob {
-  constructor(blob) {
-    this.blob = blob;
-    this.size = blob.size;
+  constructor(blob, { signal, received }) {
+    Object.assign(this, { blob, size: blob.size, signal, received });
   }
 
   async read(start, stop) {
-    return new Uint8Array(await this.blob.slice(start, stop).arrayBuffer());
+    this.signal?.throwIfAborted();
+    const bytes = new Uint8Array(await this.blob.slice(start, stop).arrayBuffer());
+    this.received(bytes.length);
+    return bytes;
   }
 }
 
@@ -1316,9 +1326,9 @@ async function ofUrl(url, options) {
 }
 
 /** A file on disk, where there is one. */
-async function ofFile(url) {
+async function ofFile(url, options) {
   try {
-    return new OfBlob(await builtin("node:fs").openAsBlob(url));
+    return new OfBlob(await builtin("node:fs").openAsBlob(url), options);
   } catch (cause) {
     throw new OpqError("missing", `cannot open ${url}`, { got: cause.message, cause });
   }
@@ -1326,10 +1336,10 @@ async function ofFile(url) {
 
 async function sourceOf(source, options) {
   options.signal?.throwIfAborted();
-  if (source instanceof URL) return source.protocol === "file:" && builtin("node:fs") ? ofFile(source) : ofUrl(source.href, options);
+  if (source instanceof URL) return source.protocol === "file:" && builtin("node:fs") ? ofFile(source, options) : ofUrl(source.href, options);
   if (source instanceof ArrayBuffer) return new Memory(new Uint8Array(source));
   if (ArrayBuffer.isView(source)) return new Memory(new Uint8Array(source.buffer, source.byteOffset, source.byteLength));
-  if (source instanceof Blob) return new OfBlob(source);
+  if (source instanceof Blob) return new OfBlob(source, options);
   if (typeof source?.body?.getReader === "function") return new Held(new Flow(source.body, options));
   if (typeof source?.getReader === "function") return new Held(new Flow(source, options));
   throw new OpqError("missing", "nothing that can be opened", {
@@ -1355,6 +1365,8 @@ const WORKER = "opq-decoder";
 const builtin = (name) => globalThis.process?.getBuiltinModule?.(name);
 const threads = builtin("node:worker_threads");
 
+let importing;
+
 /** A worker that runs recipes, the same way in a page and in Node. */
 function newWorker() {
   if (!globalThis.Worker && threads) {
@@ -1368,7 +1380,8 @@ function newWorker() {
   } catch {
     // a module from another origin: one of this origin imports it
     const script = new Blob([`import ${JSON.stringify(import.meta.url)};`], { type: "text/javascript" });
-    worker = new Worker(URL.createObjectURL(script), { type: "module", name: WORKER });
+    importing ??= URL.createObjectURL(script);
+    worker = new Worker(importing, { type: "module", name: WORKER });
   }
   const listen = (then, fail) => {
     worker.onmessage = (event) => then(event.data);
@@ -1398,7 +1411,7 @@ const pool = {
       this.timer = setTimeout(() => this.end(), 1000);
       this.timer.unref?.();
     }
-    if (error) throw new OpqError(error.code, error.fact, error);
+    if (error) throw error.code ? new OpqError(error.code, error.fact, error) : new Error(error.fact);
     return data;
   },
 
@@ -1436,7 +1449,7 @@ function answered(task) {
     return { data: run(task) };
   } catch (failure) {
     const { code, fact, got, wanted } = named(failure);
-    return { error: code ? { code, fact, got, wanted } : { code: "corrupt", fact: String(failure) } };
+    return { error: { code, fact: fact ?? String(failure), got, wanted } };
   }
 }
 
@@ -1513,6 +1526,10 @@ class Model {
     const listed = [...this.#tensors.values()].filter((tensor) => tensor.like === undefined);
     const own = listed.filter((tensor) => tensor.checksum !== undefined).sort((a, b) => a.start - b.start);
     const order = [...own, ...listed.filter((tensor) => tensor.checksum === undefined)];
+    const shared = new Map();
+    for (const { name, like } of this.#tensors.values()) {
+      if (like !== undefined) shared.set(like, [...(shared.get(like) ?? []), name]);
+    }
     const sizes = order.map((tensor) => product(tensor.shape) * width(tensor.dtype));
     const room = Math.max(SMALL, ...sizes);
     const waiting = []; // being decoded, in order
@@ -1548,9 +1565,7 @@ class Model {
         waiting.shift();
         held -= sizes[next - waiting.length - 1];
         yield tensor;
-        for (const other of this.#tensors.values()) {
-          if (other.like === tensor.name) yield { ...tensor, name: other.name, like: tensor.name };
-        }
+        for (const name of shared.get(tensor.name) ?? []) yield { ...tensor, name, like: tensor.name };
       }
     } finally {
       flow?.close();
@@ -1609,9 +1624,9 @@ function until(signal, promise) {
   if (!signal) return promise;
   return new Promise((resolve, reject) => {
     const stop = () => reject(signal.reason);
-    signal.throwIfAborted();
-    signal.addEventListener("abort", stop);
     promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", stop));
+    signal.addEventListener("abort", stop);
+    if (signal.aborted) stop();
   });
 }
 
@@ -1862,7 +1877,7 @@ export async function open(source, options = {}) {
     const files = new Map(source.map((file) => [file.name, file]));
     const index = source.find((file) => file.name?.endsWith(".index.json"));
     if (!index) throw new OpqError("missing", `these files hold no ${INDEX}`);
-    return openFolder(new OfBlob(index), (name) => files.get(name) ?? missing(name), { ...all, label: index.name });
+    return openFolder(new OfBlob(index, { received() {} }), (name) => files.get(name) ?? missing(name), { ...all, label: index.name });
   }
   let from = addressOf(source);
   if (!(from instanceof URL)) return openFile(from, { ...all, label: source?.name ?? "the file" });

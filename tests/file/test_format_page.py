@@ -18,6 +18,8 @@ from opq.plan import COLUMNS, TensorPlan
 from opq.quantizing import trellis
 
 PAGE = (DOCS / "format.md").read_text()
+PROSE = " ".join(PAGE.split())
+"""Without breaks of lines."""
 
 
 def rows(title: str) -> list[list[str]]:
@@ -107,7 +109,7 @@ def test_the_element_types_and_kinds_are_on_the_page() -> None:
         assert by_number[str(number)] == [f"`{name}`", str(DTYPES[name].itemsize)]
     assert [f"`{name}`" for name in format_v1.KIND_NAMES] == rows("kind")[1][1 : 1 + len(format_v1.KIND_NAMES)]
     assert all(f"| {k} `{name}` |" in PAGE for k, name in enumerate(format_v1.KIND_NAMES))
-    coded = " ".join(re.search(r"Kinds 0 to 4 and 8 stand for (.*?) only\.", PAGE, re.DOTALL)[1].split())  # type: ignore[index]
+    (coded,) = re.findall(r"Kinds 0 to 4 and 8 stand for (.*?) only\.", PROSE)
     assert re.findall(r"[BF]\w+", coded) == list(format_v1.CODED_TYPES)
 
 
@@ -136,7 +138,7 @@ def test_the_models_of_rows_and_texts_are_on_the_page() -> None:
         assert list(model._weights) == [weight] * count
     assert f"| `same` | {listed(of.same._weights)} |" in table
     assert f"| `own` | {listed(of.own._weights)} |" in table
-    assert f"grows by {format_v1.LEARNING}." in PAGE
+    assert f"grows by {format_v1.LEARNING}." in PROSE
 
 
 def test_the_columns_are_on_the_page() -> None:
@@ -147,21 +149,30 @@ def test_the_columns_are_on_the_page() -> None:
 
 
 def test_limits_and_lengths_are_on_the_page() -> None:
-    assert "`N < 2^19 = 524288`" in PAGE
+    assert "`N < 2^19 = 524288`" in PROSE
     assert format_v1.LARGE == 1 << 19
-    assert "`max(1, 2^22 // (C K))` rows" in PAGE
+    assert "`max(1, 2^22 // (C K))` rows" in PROSE
     assert format_v1.CHUNK == 1 << 22
-    assert f"paths of {format_v1.RUN} rows" in PAGE
-    assert f"within +-{format_v1.LARGEST_PATH}" in PAGE
-    assert f"at most {format_v1.MOST_AXES} axes" in PAGE
-    assert f"`first + number` is at most {format_v1.MOST_CLASSES}" in PAGE
-    assert f"axes of at most {format_v1.LONGEST_CHAIN}." in PAGE
-    assert f"{format_v1.LARGEST_HEADER:,}" in PAGE
+    assert f"paths of {format_v1.RUN} rows" in PROSE
+    assert f"within +-{format_v1.LARGEST_PATH}" in PROSE
+    assert f"at most {format_v1.MOST_AXES} axes" in PROSE
+    assert f"`first + number` is at most {format_v1.MOST_CLASSES}" in PROSE
+    assert f"axes of at most {format_v1.LONGEST_CHAIN}." in PROSE
+    assert f"{format_v1.LARGEST_HEADER:,}" in PROSE
     expansion = f"{format_v1.MAX_EXPANSION:,} bytes for each byte of the file, or {format_v1.SMALL >> 20} MiB"
-    assert f"at most {expansion}" in PAGE
-    assert f"All within +-{symbols.LAST}".lower() in PAGE
+    assert f"at most {expansion}" in PROSE
+    assert f"all within +-{symbols.LAST}" in PROSE
+    for said, limit in (
+        ("at most `min(64 + 2 n, 2^20)` tensors", format_v1.most_tensors),
+        ("a text of at most `min(2^20 + 64 n, 2^24 - 1)` bytes", format_v1.most_text),
+        ("at most `min(2^16 + 64 n, 2^24)` symbols", format_v1.most_symbols),
+    ):
+        assert said in PROSE
+        formula = said.split("`")[1].replace("^", "**").replace(" n", " * n")
+        given = ({"n": n, "min": min} for n in (0, 1000, 1 << 20))
+        assert all(eval(formula, g) == limit(g["n"]) for g in given)  # noqa: S307 (a formula of our own page)
     for size in (28, 41, 47, 256):
-        assert f"`uniform({size})`" in PAGE
+        assert f"`uniform({size})`" in PROSE
     assert format_v1.SCALES == 28
 
 

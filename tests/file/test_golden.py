@@ -18,12 +18,12 @@ from opq.coding import classes, entropy
 from opq.coding.stack import StackReader
 from opq.coding.symbols import DIRECT
 from opq.coding.tensor_model import Coding
-from opq.compression.options import METHODS
 from opq.file import codebook, stored
 from opq.file.folder_reader import open_reader
 from opq.file.header import VERSION
 from opq.file.reader import Reader
 from opq.file.writer import Packed, pack
+from opq.methods import METHODS
 from opq.plan import TensorPlan
 from opq.quantizing import trellis
 

@@ -12,7 +12,8 @@ from torch import nn
 from opq.errors import OptionError, ProbeError
 from opq.models.batch import Batch, as_batch, gathered
 from opq.probing import images
-from opq.probing.inputs import TEXTS, synthetic
+from opq.probing.inputs import synthetic
+from opq.probing.making import TEXTS
 from opq.sources.base import InputHint
 
 

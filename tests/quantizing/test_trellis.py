@@ -98,6 +98,7 @@ def test_long_columns_are_searched_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     whole = trellis.nearest(x, bits)
     trellis.paths(whole)
     monkeypatch.setattr(trellis, "_AT_ONCE", 2)
+    monkeypatch.setattr(trellis, "TALLEST", 2 * trellis.RUN)
     assert np.array_equal(trellis.nearest(x, bits), whole)
 
 

@@ -108,13 +108,18 @@ def test_links_of_the_hugging_face_cache_lead_to_its_blobs(tmp_path: Path) -> No
     assert contents(tmp_path / "out") == {"config.json": b"{}", "1_Pooling/config.json": b"pooling"}
 
 
+def linked(place: Path, to: str) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(to)
+
+
 TAKEN: dict[str, Callable[[Path], object]] = {
     "another text": lambda out: filled(out, {"README.md": "mine"}),
-    "a folder": lambda out: (out / "README.md").mkdir(parents=True),
-    "a link": lambda out: (filled(out, {"mine.md": "# theirs"}) / "README.md").symlink_to("mine.md"),
-    "a dangling link": lambda out: (filled(out, {}) or out).mkdir() or (out / "README.md").symlink_to("nowhere"),
+    "a folder": lambda out: filled(out, {"README.md/mine.txt": "mine"}),
+    "a link": lambda out: linked(filled(out, {"mine.md": "# theirs"}) / "README.md", "mine.md"),
+    "a dangling link": lambda out: linked(out / "README.md", "nowhere"),
     "a file for a folder": lambda out: filled(out, {"1_Pooling": "mine"}),
-    "a link for a folder": lambda out: (filled(out, {"x/config.json": "{}"}) / "1_Pooling").symlink_to("x"),
+    "a link for a folder": lambda out: linked(filled(out, {"x/config.json": "{}"}) / "1_Pooling", "x"),
 }
 
 

@@ -49,11 +49,12 @@ from opq.file.stored import Grid
 from opq.plan import TensorPlan
 from opq.quantizing.grid import dequantize, quantize
 from opq.sources.base import TensorSpec
-from opq.streaming import encode, first_pass, resume
+from opq.streaming import encode, first_pass
 from opq.streaming.clock import Clock
 from opq.streaming.dense import Rebuild, save_dense_folder
 from opq.streaming.limits import Limits
 from opq.streaming.measure import Counter, of_patterns
+from opq.streaming.resume import sampled
 from opq.streaming.rounds import Rounds
 from opq.streaming.run import compress_folder, streamed
 from opq.streaming.shards import finished, part_of, partition
@@ -398,20 +399,16 @@ def test_a_source_that_changed_with_its_size_and_time_kept_is_another(
         compress_folder(folder, tmp_path / "late", bits=4, shard_size=SHARD)
 
 
-def test_of_a_large_source_file_some_bytes_everywhere_are_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(resume, "WHOLE", 1000)
-    monkeypatch.setattr(resume, "PIECE", 16)
+def test_of_a_large_source_file_some_bytes_everywhere_are_looked_at(tmp_path: Path) -> None:
     path = tmp_path / "large"
     path.write_bytes(bytes(20_000))
-    before = resume._digest(path, 20_000)
+    before = sampled(path, 20_000, whole=1000, piece=16)
     for at in (0, 9_996, 19_999):
         data = bytearray(20_000)
         for k in range(at - 320, at + 320):
             data[min(max(k, 0), 19_999)] = 1
         path.write_bytes(data)
-        assert resume._digest(path, 20_000) != before, at
+        assert sampled(path, 20_000, whole=1000, piece=16) != before, at
 
 
 @pytest.mark.parametrize("where", ["in a payload", "at the end", "cut short"])

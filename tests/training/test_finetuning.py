@@ -375,7 +375,7 @@ def test_a_checkpoint_without_a_folder_is_said_before_training(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"epoch": 3}, "unknown option of opq.finetune: got epoch, wanted epochs, lr"),
+        ({"epoch": 3}, r"unknown option 'epoch'. Did you mean epochs=\?"),
         ({"epochs": -1}, "epochs= is out of range: got -1"),
         ({"lr": "fast"}, "lr= is out of range: got 'fast'"),
         ({"distill": 1.5}, "distill= is out of range: got 1.5, wanted a number from 0 to 1"),

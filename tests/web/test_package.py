@@ -11,9 +11,10 @@ from pathlib import Path
 
 import node
 import pytest
-from paths import ROOT, TESTS
+from paths import GOLDEN, ROOT, TESTS
 
 import opq
+from opq.file.reader import Reader
 
 WEB = node.MODULE.parent
 MOST = 30_000
@@ -77,3 +78,23 @@ def test_all_that_the_types_promise_is_there() -> None:
     code = f"import({json.dumps(node.MODULE.as_uri())}).then((m) => console.log(JSON.stringify(Object.keys(m))))"
     found = set(json.loads(subprocess.run(["node", "-e", code], capture_output=True, text=True, check=True).stdout))
     assert found == declared | {"default", "narrowed"}  # the last is for the tests
+
+
+@pytest.mark.skipif(shutil.which("deno") is None, reason="no deno on this machine")
+def test_deno_reads_a_file_with_and_without_workers(tmp_path: Path) -> None:
+    path = GOLDEN / "v1/pages.opq.safetensors"
+    code = f"""
+    import * as opq from {json.dumps(node.MODULE.as_uri())};
+    for (const workers of [0, 1]) {{
+      const model = await opq.open(new URL({json.dumps(path.as_uri())}), {{ workers }});
+      const {{ data }} = await model.tensor("w");
+      console.log(data.length, data.reduce((sum, value) => sum + value, 0));
+    }}
+    """
+    (tmp_path / "read.mjs").write_text(code)
+    command = ["deno", "run", "--no-config", "--allow-read", "read.mjs"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with Reader(path) as reader:
+        codes, step = reader.codes("w"), reader.plan["w"].step
+    assert done.stdout.splitlines() == [f"{codes.size} {step * int(codes.sum())}".removesuffix(".0")] * 2
