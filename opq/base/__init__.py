@@ -6,6 +6,7 @@ Other folders use:
 - `atomic`: outputs are written aside and renamed.
 - `dtypes`: element types by the names that safetensors gives them.
 - `extras`: packages that only some calls need, and errors in one line.
+- `paths`: what stands at a path, looked at before it is opened.
 - `pool`: threads for work on arrays.
 - `process_state`: what threads share (random states, warning filters, flags of torch), changed by one at a time.
 - `progress`: how long work tells what it does.
@@ -14,4 +15,4 @@ Other folders use:
 
 from __future__ import annotations
 
-__all__ = ["arrays", "atomic", "dtypes", "extras", "pool", "process_state", "progress", "rounding"]
+__all__ = ["arrays", "atomic", "dtypes", "extras", "paths", "pool", "process_state", "progress", "rounding"]
