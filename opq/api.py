@@ -58,13 +58,16 @@ def compress(source: SourceLike, **options: Any) -> Result:
         data: with the other methods: batches of (inputs, targets), or a function of the epoch that gives them.
         evaluate: with the other methods: the model's score in percent, where a search needs it.
         checkpoint: with the other methods: a path to resume an interrupted search or training from.
+        dequantize: of a checkpoint that is quantized already, compress the weights that its codes stand for; without
+            it, codes and all that decodes them are kept as they are.
+        trust_remote_code: run Python code that a model's folder or repository brings; never by default.
         method_options: with the other methods: their own options, the fields of a class in `opq.methods.settings`.
 
     Raises:
         OpqError: one of its subclasses for each way to be wrong; docs/errors.md lists them.
     """
     checked = Options.of(options)
-    opened = open_source(source)
+    opened = _source(source, checked)
     if checked.method in PUBLISHED:
         return methods.run(opened, checked)
     problem, coder = _problem(opened, checked)
@@ -77,11 +80,15 @@ def solve(source: SourceLike, **options: Any) -> Plan:
     Takes the options of `compress`. The size of the file is predicted from the rates; `compress` measures it.
     """
     checked = Options.of(options)
-    opened = open_source(source)
+    opened = _source(source, checked)
     if checked.method in PUBLISHED:
         return methods.run(opened, checked).plan
     problem, _ = _problem(opened, checked)
     return Fit(opened, problem, PlainCoder(opened), checked.progress).decide()
+
+
+def _source(source: SourceLike, options: Options) -> Source:
+    return open_source(source, dequantize=options.dequantize, trust_remote_code=options.trust_remote_code)
 
 
 def _problem(source: Source, options: Options) -> tuple[Problem, Coder]:

@@ -100,7 +100,7 @@ def _opened(path: Path, mode: int) -> tuple[Path, BinaryIO]:
 
 def _named(handle: int, path: Path) -> BinaryIO:
     """An open file whose `name` is its path."""
-    return open(path, "wb", opener=lambda *_: handle)  # noqa: SIM115  (the caller closes it)
+    return open(path, "wb", opener=lambda *_: handle)
 
 
 def _sync(folder: Path) -> None:

@@ -49,5 +49,5 @@ def json_object(path: str | os.PathLike[str], *, largest: int = LARGEST_JSON) ->
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if not isinstance(content, dict):
-        raise ValueError(f"it holds a {type(content).__name__}, not an object")
+        raise ValueError(f"{type(content).__name__}, not an object")
     return content

@@ -47,6 +47,8 @@ class Options:
     evaluate: Callable[[Any], float] | None = None
     checkpoint: str | os.PathLike[str] | None = None
     method_options: Any = None
+    dequantize: bool = False
+    trust_remote_code: bool = False
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
