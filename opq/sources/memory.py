@@ -182,7 +182,7 @@ def specs_of(tensors: Mapping[str, Tensor]) -> Iterator[TensorSpec]:
     first: dict[object, str] = {}
     for name, tensor in tensors.items():
         like = first.setdefault(_identity(name, tensor), name)
-        shape, pairs = tuple(tensor.shape), tensor.dtype == torch.complex128
+        shape, pairs = () if is_lazy(tensor) else tuple(tensor.shape), tensor.dtype == torch.complex128
         yield TensorSpec(
             name,
             (*shape, 2) if pairs else shape,
