@@ -24,7 +24,7 @@ ONE_DIMENSIONAL = "one-dimensional"
 """The reason of weights, biases and norms that are kept by default."""
 
 SMALLEST_BUDGET, LARGEST_BUDGET = 1e-30, 1e30
-LARGEST_FILE = 2.0**44
+LARGEST_FILE = 2.0**40
 """Bytes: what a budget beyond all need comes down to."""
 
 Action = Literal["compress", "keep", "share"]
