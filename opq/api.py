@@ -5,6 +5,7 @@ source -> roles -> statistics -> [probe] -> Problem -> Plan -> codes -> file in 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,7 @@ from torch import nn
 
 from opq import methods
 from opq.compression.alpha import weighed
-from opq.compression.coders import Coder, DataFreeCoder, PlainCoder, probe_source
+from opq.compression.coders import Coder, DataFreeCoder, PlainCoder, basis_of, probe_source
 from opq.compression.fit import Fit
 from opq.compression.options import PUBLISHED, Options
 from opq.compression.problem import Problem, gather
@@ -69,9 +70,12 @@ def compress(source: SourceLike, **options: Any) -> Result:
     checked = Options.of(options)
     opened = _source(source, checked)
     if checked.method in PUBLISHED:
-        return methods.run(opened, checked)
+        basis = f"method {checked.method!r}"
+        return described(methods.run(opened, checked), opened, basis)
     problem, coder = _problem(opened, checked)
-    return Fit(opened, problem, coder, checked.progress).run()
+    result = Fit(opened, problem, coder, checked.progress).run()
+    probed = coder.probe if isinstance(coder, DataFreeCoder) else None
+    return described(result, opened, basis_of(opened, checked, probed))
 
 
 def solve(source: SourceLike, **options: Any) -> Plan:
@@ -85,6 +89,11 @@ def solve(source: SourceLike, **options: Any) -> Plan:
         return methods.run(opened, checked).plan
     problem, _ = _problem(opened, checked)
     return Fit(opened, problem, PlainCoder(opened), checked.progress).decide()
+
+
+def described(result: Result, source: Source, basis: str) -> Result:
+    """The result with what it was made from and by."""
+    return dataclasses.replace(result, basis=basis, left_out=source.ignored, inputs=source.inputs)
 
 
 def _source(source: SourceLike, options: Options) -> Source:

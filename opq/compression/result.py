@@ -7,10 +7,12 @@ import functools
 import os
 from collections.abc import Iterator, Mapping
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from opq.base.atomic import refuse_inputs
 from opq.file.reader import Reader
 from opq.file.writer import Packed
 from opq.plan import Plan
@@ -56,6 +58,12 @@ class Result:
     """Elements of the source's floating-point tensors, tied ones counted once."""
     source_bytes: int
     """Bytes of the source's tensors, tied ones counted once."""
+    basis: str = ""
+    """What sensitivities and codes rest on: a probe of the model, or the weights alone, and why."""
+    left_out: tuple[str, ...] = ()
+    """What the source holds and no file does: settings, metadata, tensors that its model does not load."""
+    inputs: tuple[Path, ...] = ()
+    """Files and folders that the weights came from, which `save` does not replace."""
 
     @functools.cached_property
     def reader(self) -> Reader:
@@ -100,12 +108,21 @@ class Result:
 
         Raises:
             WriteError: the file could not be written or verified; nothing is left behind.
+            OptionError: `path` is what was compressed.
         """
+        refuse_inputs(path, self.inputs)
         self.packed.write(path)
 
     def report(self) -> Report:
         """One row a tensor, drawn by rich: what happens to it, why, and what it costs."""
-        return Report(plan=self.plan, sizes=self.packed.sizes, densities=self._densities, title=self._headline)
+        return Report(plan=self.plan, sizes=self.packed.sizes, densities=self._densities, title=self._headline,
+                      notes=self._notes)  # fmt: skip
+
+    @property
+    def _notes(self) -> tuple[str, ...]:
+        """What stands below the table."""
+        basis = (f"By {self.basis}.",) if self.basis else ()
+        return (*basis, f"Left out: {', '.join(self.left_out)}.") if self.left_out else basis
 
     @functools.cached_property
     def _densities(self) -> dict[str, float]:
@@ -121,6 +138,7 @@ class Result:
         """Writes the report as one self-contained HTML page; returns its size in bytes. See `opq.report.save_page`."""
         from opq.report.page import save_figures
 
+        refuse_inputs(path, self.inputs)
         return save_figures(self._figures(source), path)
 
     def plot(self, kind: Kind = "overview", *, tensor: str | None = None, source: Any = None, ax: Any = None) -> Figure:
@@ -147,4 +165,5 @@ class Result:
         return f"<opq.Result {self._headline}>"
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(self._headline)}</p>{html_table(self.plan, self.packed.sizes, self._densities)}"
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes)
+        return f"<p>{escape(self._headline)}</p>{html_table(self.plan, self.packed.sizes, self._densities)}{notes}"

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from opq.base.atomic import written_aside
+from opq.base.atomic import refuse_inputs, written_aside
 from opq.file.header import header
 from opq.file.reader import Reader
 
@@ -22,7 +22,9 @@ def save_dense(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> in
     Raises:
         FileFormatError: the file is not whole.
         WriteError: the output cannot be written; nothing is left behind.
+        OptionError: the output is the file itself.
     """
+    refuse_inputs(path, [file])
     with Reader(file) as reader, written_aside(path) as out:
         out.write(header(reader.plan))
         for tensor in reader.plan:

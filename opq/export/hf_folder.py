@@ -6,10 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
-from opq.base.atomic import written_aside
+from opq.base.atomic import refuse_inputs, written_aside
+from opq.base.paths import what_is
 from opq.errors import ExportError, OpqError, WriteError
 from opq.export.dense import save_dense
 from opq.file.reader import Reader
+from opq.sources.folders import DESCRIPTIONS, weights_name
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".ot", ".index.json")
 
@@ -26,17 +28,17 @@ def save_folder(file: str | os.PathLike[str], folder: str | os.PathLike[str], li
         the size of `model.safetensors` in bytes.
 
     Raises:
-        ExportError: `like` has no config.json, or the new folder is that folder.
+        ExportError: `like` has no config.json.
+        OptionError: the new folder is `like`.
         FileFormatError: the file is not whole.
         WriteError: the output cannot be written.
     """
     target, origin = Path(folder), config_folder(like)
-    if target.exists() and target.samefile(origin):
-        raise ExportError(
-            "the new folder is the one that the model came from", got=str(target), wanted="another folder"
-        )
+    weights = target / f"{weights_name(origin)}.safetensors"
+    refuse_inputs(target, [origin])
+    refuse_inputs(weights, [file])
     copy_side_files(origin, target)
-    return save_dense(file, target / "model.safetensors")
+    return save_dense(file, weights)
 
 
 def config_folder(like: str | os.PathLike[str]) -> Path:
@@ -48,7 +50,8 @@ def config_folder(like: str | os.PathLike[str]) -> Path:
         folder = zoo.from_hf(text.removeprefix("hf:")).folder if text.startswith("hf:") else Path(text)
     except OpqError as error:
         raise ExportError(f"no configuration from {text}", got=error.fact, remedy=error.remedy) from error
-    if folder is None or not (folder / "config.json").is_file():
+    described = [what_is(Path(folder or "") / name) == "a file" for name in ("config.json", *DESCRIPTIONS)]
+    if folder is None or not any(described):
         raise ExportError(
             f"{text} is no Hugging Face folder", got="no config.json", wanted="the folder that the model came from"
         )
@@ -76,6 +79,8 @@ def save_compressed_folder(
     from opq.export.model_card import model_card
 
     target = Path(folder)
+    refuse_inputs(target, [config_folder(like)])
+    refuse_inputs(target / "model.opq.safetensors", [file])
     with Reader(file) as reader:
         card = model_card(reader, source=os.fspath(like))
     copy_side_files(config_folder(like), target)

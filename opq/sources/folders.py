@@ -59,6 +59,16 @@ DESCRIPTIONS = ("adapter_config.json", "model_index.json")
 """Files that say what weights are, where there is no config.json: of PEFT's adapters, of diffusers' pipelines."""
 
 
+def weights_name(folder: Path) -> str:
+    """What weights are called in a folder that its own library finds them in: `model`, or as its configuration asks.
+
+    diffusers looks for `diffusion_pytorch_model`, PEFT for `adapter_model`.
+    """
+    if what_is(folder / "config.json") == "nothing" and what_is(folder / "adapter_config.json") == "a file":
+        return "adapter_model"
+    return "diffusion_pytorch_model" if "_diffusers_version" in configuration(folder) else "model"
+
+
 def configuration(folder: Path) -> dict[str, Any]:
     """The folder's config.json, empty where there is none.
 

@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opq.base.atomic import written_aside
+from opq.base.atomic import refuse_inputs, written_aside
 from opq.base.pool import Pool, pool
 from opq.compression.coders import probe_source
 from opq.compression.fit import AIM, WINDOW, between
@@ -90,6 +90,8 @@ class Streamed:
     """The same of the processor: what other work on the machine does not change."""
     basis: str
     """What sensitivities and codes rest on: a probe of the model, or the weights alone, and why."""
+    left_out: tuple[str, ...] = ()
+    """What the source holds and no file does: settings, metadata, tensors that its model does not load."""
 
     @property
     def bits(self) -> float:
@@ -107,7 +109,8 @@ class Streamed:
         from opq.report.table import Report
 
         with FolderReader(self.folder) as reader:
-            return Report(plan=self.plan, sizes=reader.sizes, title=repr(self))
+            notes = (f"By {self.basis}.", *([f"Left out: {', '.join(self.left_out)}."] if self.left_out else []))
+            return Report(plan=self.plan, sizes=reader.sizes, title=repr(self), notes=notes)
 
     def __repr__(self) -> str:
         return (
@@ -148,10 +151,9 @@ def compress_folder(
         RankError: another process failed.
     """
     checked = _checked(options, shard_size)
-    opened = open_source(source)
+    opened = open_source(source, dequantize=checked.dequantize, trust_remote_code=checked.trust_remote_code)
     folder = Path(output)
-    if opened.files and folder.exists() and any(p.parent.samefile(folder) for p in set(opened.files.values())):
-        raise OptionError("the output folder is the source's", got=str(folder), wanted="another folder")
+    refuse_inputs(folder, {*opened.inputs, *(path.parent for path in opened.inputs)})
     team, clock, tensors = Team.join(), Clock(), Tensors(opened)
     blocks, basis = _blocks(opened, checked, tensors, team)
     digest = folders.digest_of(opened, checked, shard_size, probed=blocks is not None)
@@ -279,6 +281,7 @@ class _Run:
             seconds=dict(self.clock.seconds),
             cpu_seconds=dict(self.clock.cpu),
             basis=self.basis,
+            left_out=self.source.ignored,
         )
 
     # --- pass one ----------------------------------------------------------------------------

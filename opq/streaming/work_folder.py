@@ -26,9 +26,9 @@ _WEIGHTS = (".safetensors", *TORCH_SUFFIXES, ".onnx", ".h5", ".msgpack", ".ot", 
 LARGEST_SIDE_FILE = 1 << 28
 
 
-def shard_name(number: int, total: int, suffix: str = ".opq.safetensors") -> str:
+def shard_name(number: int, total: int, suffix: str = ".opq.safetensors", *, stem: str = "model") -> str:
     """`model-00001-of-00007.opq.safetensors`; numbers from 0."""
-    return f"model-{number + 1:05}-of-{total:05}{suffix}"
+    return f"{stem}-{number + 1:05}-of-{total:05}{suffix}"
 
 
 class Work:
@@ -137,7 +137,18 @@ def _lock(handle: int) -> bool:
 def digest_of(source: Source, options: Options, shard_size: int, *, probed: bool) -> str:
     """What a run is known by: the files' names, sizes, times and headers, and every option that changes bytes."""
     hashed = hashlib.sha256(source_key(source).encode())
-    names = ("bits", "ratio", "size", "method", "overrides", "constraints", "sensitivities", "alpha", "seed", "probe")
+    names = (
+        "bits",
+        "ratio",
+        "size",
+        "method",
+        "overrides",
+        "constraints",
+        "sensitivities",
+        "alpha",
+        "seed",
+        "probe",
+    )  # what dequantize= changes is in the specs
     hashed.update(repr([(name, getattr(options, name)) for name in names]).encode())
     hashed.update(repr((shard_size, roles.SMALLEST, probed)).encode())
     return hashed.hexdigest()
