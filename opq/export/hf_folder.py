@@ -51,9 +51,12 @@ def config_folder(like: str | os.PathLike[str]) -> Path:
     except OpqError as error:
         raise ExportError(f"no configuration from {text}", got=error.fact, remedy=error.remedy) from error
     described = [what_is(Path(folder or "") / name) == "a file" for name in ("config.json", *DESCRIPTIONS)]
+    what = "nothing" if folder is None else what_is(folder)
     if folder is None or not any(described):
         raise ExportError(
-            f"{text} is no Hugging Face folder", got="no config.json", wanted="the folder that the model came from"
+            f"{text} is no Hugging Face folder",
+            got="no config.json" if what == "a folder" else what,
+            wanted="the folder that the model came from",
         )
     return folder
 

@@ -15,6 +15,7 @@ from opq.sources.files import TORCH_SUFFIXES, Header, from_files, header_of
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
+MOST_SHARDS = 100_000
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)(?P<suffix>\.\w+)")
 
 
@@ -126,6 +127,9 @@ def _check_numbers(paths: Iterable[Path]) -> None:
     for path in paths:
         if shard := _SHARD.fullmatch(path.name):
             width = len(shard["number"])
+            if len(shard["total"]) > 9 or int(shard["total"]) > MOST_SHARDS:
+                wanted = f"at most {MOST_SHARDS} shards"
+                raise CorruptSourceError(f"{path.name} asks for more shards than there can be", wanted=wanted)
             numbers = (f"{i:0{width}}" for i in range(1, int(shard["total"]) + 1))
             names = [f"{shard['stem']}-{number}-of-{shard['total']}{shard['suffix']}" for number in numbers]
             _check_there(path.parent, names, f"{path.name} asks for")
