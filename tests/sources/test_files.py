@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def test_a_checkpoint_is_mapped_anew_after_so_many_bytes(tmp_path: Path, monkeyp
     loads: list[Path] = []
     real = files.load_checkpoint
 
-    def counted(path: Path) -> Mapping[str, Any]:
+    def counted(path: Path) -> Any:
         loads.append(path)
         return real(path)
 

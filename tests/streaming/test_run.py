@@ -483,7 +483,7 @@ def test_a_folder_that_holds_a_compression(source: Path, tmp_path: Path, monkeyp
 
 def test_the_source_s_own_folder(source: Path) -> None:
     before = contents(source)
-    with pytest.raises(OptionError, match="the output folder is the source's"):
+    with pytest.raises(OptionError, match="the output is the input"):
         compress_folder(source, source, bits=4)
     assert contents(source) == before
 
