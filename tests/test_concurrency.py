@@ -200,8 +200,8 @@ def test_forked_workers_of_a_loader(tmp_path: Path) -> None:
 
 FORKS = """
 import os, sys, threading, torch, opq
-from opq.threads import pool
-from opq.turns import same_random_state
+from opq.base.pool import pool
+from opq.base.process_state import same_random_state
 state = {f"w{k}": torch.randn(64, 96) for k in range(6)}
 
 def packed():

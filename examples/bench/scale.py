@@ -64,7 +64,7 @@ DECODE = r"""
 import json, re, sys, time
 from opq.folder import FolderReader
 from opq.streaming.dense import pieces
-from opq.threads import pool
+from opq.base.pool import pool
 weights, start = 0, time.perf_counter()
 with FolderReader(sys.argv[1]) as reader, pool(int(sys.argv[2]) or None) as threads:
     for part in reader.parts():

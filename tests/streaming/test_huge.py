@@ -26,7 +26,7 @@ import numpy as np, torch
 from opq.folder import FolderReader
 from opq.streaming import compress_folder
 from opq.streaming.dense import pieces
-from opq.threads import pool
+from opq.base.pool import pool
 source, out, size, name, workers = sys.argv[1], sys.argv[2], int(sys.argv[3]), "w", int(sys.argv[4])
 start = time.perf_counter()
 result = compress_folder(source, out, size=size, workers=workers)
