@@ -22,8 +22,11 @@ UNBUILDABLE = (Exception,)
 """What transformers raises for a folder that it cannot make a model of: a stranger's configuration may say anything."""
 _LARGEST_CONFIG = 10_000_000
 """Bytes."""
-_MOST = ((re.compile(r".*(layers?|depths?|blocks?|experts|heads|stages)"), 1 << 13),
-         (re.compile(r".*(sizes?|dims?|width|channels|features|model|embd)"), 1 << 26), (re.compile(".*"), 1 << 40))  # fmt: skip
+_MOST = (
+    (re.compile(r".*(layers?|depths?|blocks?|experts|heads|stages)"), 1 << 13),
+    (re.compile(r".*(sizes?|dims?|width|channels|features|model|embd)"), 1 << 26),
+    (re.compile(r".*", re.DOTALL), 1 << 40),
+)
 """By the ends of their names, numbers in a configuration beyond which it is no model's: building it would not end."""
 
 
@@ -69,7 +72,7 @@ def _checked_config(folder: Path, trust: bool) -> dict[str, Any]:
     if not trust:
         _refuse_code(folder, raw)
     for key, value in _entries(raw):
-        most = next(limit for name, limit in _MOST if name.fullmatch(key.lower().replace("\n", " ")))
+        most = next(limit for name, limit in _MOST if name.fullmatch(key.lower()))
         if isinstance(value, int) and abs(value) > most:
             raise SourceError(
                 f"{path}: {key!r} is beyond all bounds",

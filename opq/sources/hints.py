@@ -57,7 +57,7 @@ def hint_of_config(config: Any) -> InputHint | None:
 
 
 def _whole(config: Any, *names: str) -> int | None:
-    """The first of these that is a number of something; what is negative says that there is none (XLNet's positions)."""
+    """The first of these that counts something; a negative number says that there is none (XLNet's positions)."""
     return next((v for n in names if isinstance(v := getattr(config, n, None), int) and v >= 0), None)
 
 
