@@ -24,7 +24,7 @@ def plan_of(model: nn.Module, *, step: float = 0.1, theta: float = 0.75) -> Plan
             base |= {"step": step, "threshold": theta * step, "rounding": theta}
             tensors.append(TensorPlan(**base, action="compress"))
         else:
-            tensors.append(TensorPlan(**base, action="keep"))
+            tensors.append(TensorPlan(**base, action="keep", exact=True))
     return Plan(method="rd", tensors=tuple(tensors))
 
 
