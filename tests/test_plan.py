@@ -98,7 +98,7 @@ def test_a_tensor_stands_once() -> None:
 def test_a_tensor_plan_has_a_meaning(changes: dict[str, object], text: str) -> None:
     fields: dict[str, object] = {"name": "w", "shape": (2,), "dtype": "F32", "action": "keep", "reason": ""}
     with pytest.raises(OptionError, match=text):
-        TensorPlan(**{**fields, **changes})  # type: ignore[arg-type]
+        TensorPlan(**{**fields, **changes})
 
 
 def test_budgets_in_bytes() -> None:
@@ -116,4 +116,4 @@ def test_exactly_one_budget(options: dict[str, float]) -> None:
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, "3", True])
 def test_a_budget_is_a_positive_number(value: object) -> None:
     with pytest.raises(BudgetError, match="bits="):
-        Budget.of(bits=value)  # type: ignore[arg-type]
+        Budget.of(bits=value)

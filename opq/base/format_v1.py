@@ -116,7 +116,7 @@ def most_tensors(index: int) -> int:
 
 def most_symbols(index: int) -> int:
     """Symbols that may be taken from an index of so many bytes: what is foreseen well costs next to no bits."""
-    return min((1 << 16) + 64 * index, 1 << 24)
+    return min((1 << 16) + 32 * index, 1 << 22)
 
 
 # --- codes -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from typing import Any
 
 import pytest
 
@@ -49,18 +50,21 @@ def test_what_python_itself_says_of_positions_stays() -> None:
 
 
 def test_options_of_a_sister_call_have_words_of_their_own() -> None:
+    sister: dict[str, Any] = {"sparsity": 0.5}
+    nothing: dict[str, Any] = {"sparsity": None}
+    misspelt: dict[str, Any] = {"sparsit": 1}
     with pytest.raises(OptionError, match="sparsity= does not stream"):
-        streams("a", sparsity=0.5)
-    assert streams("a", bits=2, sparsity=None) == ("a", 2)
+        streams("a", **sister)
+    assert streams("a", bits=2, **nothing) == ("a", 2)
     with pytest.raises(OptionError, match="unknown option 'sparsit'"):
-        streams("a", sparsit=0.5)
+        streams("a", **misspelt)
 
 
 def test_a_warning_points_at_the_line_that_called_the_package() -> None:
-    inner: dict[str, object] = {"__name__": "opq.inner", "warn": warn}
+    inner: dict[str, Any] = {"__name__": "opq.inner", "warn": warn}
     exec("def deep():\n    warn('it is so', UserWarning)\ndef call():\n    deep()", inner)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        inner["call"]()  # type: ignore[operator]
+        inner["call"]()
     assert [w.filename for w in seen] == [__file__]
     assert str(seen[0].message) == "it is so"

@@ -125,7 +125,7 @@ def test_reading_the_golden_files_takes_every_branch_of_the_reader(
     read: dict[Path, Functions], written: dict[Path, Functions]
 ) -> None:
     """But for errors, which other tests make."""
-    left = []
+    left: list[str] = []
     for module in MODULES:
         also = {name: written[file_of(module)][name] for name in WRITING_TOO.get(module, ())}
         left += missing(module, read[file_of(module)], also)

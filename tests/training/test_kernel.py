@@ -109,7 +109,8 @@ def test_a_gradient_that_others_see_is_not_written_on() -> None:
     assert torch.equal(beside.grad, before)
     assert torch.equal(own.grad, before * kept)
 
-    own.grad, seen, held = None, module.weight, []
+    held: list[torch.Tensor] = []
+    own.grad, seen = None, module.weight
     seen.retain_grad()
     seen.register_hook(held.append)
     (seen * before).sum().backward()
