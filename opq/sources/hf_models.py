@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,16 @@ from opq.errors import MissingExtraError, SourceError
 from opq.sources.base import InputHint
 from opq.sources.hints import hint_of_config
 
-UNBUILDABLE = (
-    *(OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, ArithmeticError, AssertionError),
-    *(NotImplementedError, RecursionError, MemoryError, RuntimeError),
-)
+UNBUILDABLE = (Exception,)
 """What transformers raises for a folder that it cannot make a model of: a stranger's configuration may say anything."""
 _LARGEST_CONFIG = 10_000_000
 """Bytes."""
-_MOST_NUMBER = 1 << 32
-"""A size in a configuration beyond this is no size of a model."""
+_MOST = (
+    (re.compile(r".*(layers?|depths?|blocks?|experts|heads|stages)"), 1 << 13),
+    (re.compile(r".*(sizes?|dims?|width|channels|features|model|embd)"), 1 << 26),
+    (re.compile(r".*", re.DOTALL), 1 << 40),
+)
+"""By the ends of their names, numbers in a configuration beyond which it is no model's: building it would not end."""
 
 
 def class_of(folder: Path, *, trust: bool = False) -> tuple[Any, Any]:
@@ -38,17 +40,22 @@ def class_of(folder: Path, *, trust: bool = False) -> tuple[Any, Any]:
     raw = _checked_config(folder, trust)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        return _kind(transformers, config, raw if trust else {}), config
     except UNBUILDABLE as error:
         remedy = "Build the model yourself and pass the module, or compress with probe=False."
         raise SourceError(
             f"transformers does not know the model in {folder}", got=brief(error), remedy=remedy
         ) from error
-    if trust and (auto := _own_class(raw)) is not None:
-        return getattr(transformers, auto, transformers.AutoModel), config
+
+
+def _kind(transformers: Any, config: Any, raw: dict[str, Any]) -> Any:
+    """The class of a configuration; `raw` is it as it stands in the file, where its own code may be run."""
+    if (auto := _own_class(raw)) is not None:
+        return getattr(transformers, auto, transformers.AutoModel)
     given = getattr(config, "architectures", None)
     named = given[0] if isinstance(given, list) and given and isinstance(given[0], str) else ""
     kind = getattr(transformers, named, None)
-    return kind if isinstance(kind, type) and issubclass(kind, nn.Module) else transformers.AutoModel, config
+    return kind if isinstance(kind, type) and issubclass(kind, nn.Module) else transformers.AutoModel
 
 
 def _checked_config(folder: Path, trust: bool) -> dict[str, Any]:
@@ -65,8 +72,13 @@ def _checked_config(folder: Path, trust: bool) -> dict[str, Any]:
     if not trust:
         _refuse_code(folder, raw)
     for key, value in _entries(raw):
-        if isinstance(value, int) and abs(value) > _MOST_NUMBER:
-            raise SourceError(f"{path}: {key!r} is beyond all bounds", got=str(value)[:40], wanted=f"< {_MOST_NUMBER}")
+        most = next(limit for name, limit in _MOST if name.fullmatch(key.lower()))
+        if isinstance(value, int) and abs(value) > most:
+            raise SourceError(
+                f"{path}: {key!r} is beyond all bounds",
+                got=f"a number of {value.bit_length()} bits",
+                wanted=f"at most {most}",
+            )
     return raw
 
 

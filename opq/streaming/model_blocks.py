@@ -59,7 +59,10 @@ class Blocks:
         model = _without_values(source)
         self._trunk, blocks = _stack(model)
         self.blocks = list(blocks)
-        self._embedding = self._trunk.get_input_embeddings()
+        try:
+            self._embedding = self._trunk.get_input_embeddings()
+        except NotImplementedError as error:  # of images, of sounds
+            raise ProbeError("the model has no embedding", got=type(self._trunk).__name__) from error
         if not isinstance(self._embedding, nn.Embedding):
             raise ProbeError("the model's embedding is of an unknown kind", got=type(self._embedding).__name__)
         self.ids = _ids(source, seed)
