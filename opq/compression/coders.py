@@ -16,6 +16,7 @@ from opq.base.arrays import Codes
 from opq.base.calls import warn
 from opq.base.pool import torch_threads
 from opq.base.stages import stage
+from opq.compression.method import DataFree
 from opq.compression.options import Options
 from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
 from opq.plan import Plan, TensorPlan
@@ -33,6 +34,8 @@ LIVE = ("module", "timm", "torchvision", "demo", "hf")
 
 def wants_probe(source: Source, options: Options) -> bool:
     """Whether the source's model is to be probed: by the option, else where there is one or inputs are given."""
+    if not isinstance(options.how, DataFree):
+        return False
     if options.probe is not None:
         return options.probe
     return source.origin in LIVE or options.calibration is not None
