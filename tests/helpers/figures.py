@@ -35,7 +35,8 @@ def tables(page: str) -> list[Table]:
     for k, line in enumerate(lines):
         if re.fullmatch(r"\|(?:\s*:?-+:?\s*\|)+", line.strip()):
             end = next((n for n in range(k, len(lines)) if not lines[n].startswith("|")), len(lines))
-            before = next((text for text in reversed(lines[: k - 1]) if text.strip()), "")
+            above = "\n".join(lines[: k - 1]).rstrip().split("\n\n")
+            before = " ".join(above[-1].split())
             found.append(Table(page, _cells(lines[k - 1]), tuple(map(_cells, lines[k + 1 : end])), before))
     return found
 
