@@ -75,6 +75,8 @@ FLAGS = {
     "probe=True": "--probe",
     "probe=False": "--no-probe",
     "strict=False": "--no-strict",
+    "dequantize=True": "--dequantize",
+    "trust_remote_code=True": "--trust-remote-code",
 }
 """Those that have none."""
 
@@ -217,6 +219,7 @@ def _compress_folder(
     if as_json:
         figures = {"file": str(output), "file_bytes": result.bytes, "bits": result.bits, "ratio": result.ratio}
         more = {"shards": len(result.shards), "method": result.plan.method, "basis": result.basis}
+        more["left_out"] = list(result.left_out)
         more["stages"] = {name: round(spent, 3) for name, spent in result.seconds.items()}
         _json({**figures, **more, "seconds": seconds})
         return

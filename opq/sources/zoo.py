@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def from_hf(name: str, *, trust: bool = False) -> Source:
         MissingExtraError: transformers or huggingface_hub is not installed.
         SourceError: the model is unknown, gated, or not in the local cache while offline.
     """
-    local = Path(name).expanduser()
+    local = Path(os.path.expanduser(name))  # noqa: PTH111 (pathlib raises where a user is unknown)
     what = what_is(local)
     if what != "a folder" and (what != "nothing" or name.startswith((".", "/", "~"))):
         got = "no such folder" if what == "nothing" else what

@@ -24,8 +24,6 @@ class Streamed(Compressed):
     """Seconds of this process by stage, on the wall, summed over its threads."""
     cpu_seconds: Mapping[str, float]
     """The same of the processor: what other work on the machine does not change."""
-    basis: str
-    """What sensitivities and codes rest on: a probe of the model, or the weights alone, and why."""
 
     @property
     def bytes(self) -> int:

@@ -77,6 +77,8 @@ def compress_folder(
     probe: bool | None = None,
     alpha: float | None = None,
     seed: int = 0,
+    dequantize: bool = False,
+    trust_remote_code: bool = False,
     progress: Progress | bool | None = None,
     shard_size: int = SHARD_SIZE,
     workers: int | None = None,
@@ -103,6 +105,9 @@ def compress_folder(
             had, which must fit in memory for it; False never probes. docs/scaling.md has the details.
         alpha: exponent of the probe's sensitivities, 0 to 1; by default 1.
         seed: of the synthetic inputs; the same seed gives the same bytes.
+        dequantize: of a checkpoint that is quantized already, compress the weights that its codes stand for; without
+            it, codes and all that decodes them are kept as they are.
+        trust_remote_code: run Python code that a model's folder or repository brings; never by default.
         progress: called with (stage, done, total); True for a bar, False for none. By default a bar appears after two
             seconds, on a terminal or in a notebook only.
         shard_size: bytes of an output shard, met as far as whole tensors allow.
@@ -197,6 +202,7 @@ def _streamed(task: Task, basis: str) -> Streamed:
         seconds=dict(task.clock.seconds),
         cpu_seconds=dict(task.clock.cpu),
         basis=basis,
+        left_out=task.source.ignored,
     )
 
 
