@@ -165,7 +165,7 @@ def test_limits_and_lengths_are_on_the_page() -> None:
     for said, limit in (
         ("at most `min(64 + 2 n, 2^20)` tensors", format_v1.most_tensors),
         ("a text of at most `min(2^20 + 64 n, 2^24 - 1)` bytes", format_v1.most_text),
-        ("at most `min(2^16 + 64 n, 2^24)` symbols", format_v1.most_symbols),
+        ("at most `min(2^16 + 32 n, 2^22)` symbols", format_v1.most_symbols),
     ):
         assert said in PROSE
         formula = said.split("`")[1].replace("^", "**").replace(" n", " * n")

@@ -20,10 +20,11 @@ from web_server import site
 
 import opq
 from opq.base.dtypes import DTYPES
+from opq.base.format_v1 import CODED_TYPES
 from opq.coding import entropy
 from opq.file.folder_reader import INDEX, FolderReader
 from opq.file.reader import Reader
-from opq.file.stored import CODED_TYPES, Fine, Grid, Log, Product, Raw, Table, Trellis
+from opq.file.stored import Fine, Grid, Log, Product, Raw, Table, Trellis
 from opq.file.writer import pack
 from opq.plan import Plan, TensorPlan
 from opq.quantizing.trellis import numbers
