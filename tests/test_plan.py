@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import pickle
 
 import pytest
 from hypothesis import given, settings
@@ -117,3 +119,39 @@ def test_exactly_one_budget(options: dict[str, float]) -> None:
 def test_a_budget_is_a_positive_number(value: object) -> None:
     with pytest.raises(BudgetError, match="bits="):
         Budget.of(bits=value)  # type: ignore[arg-type]
+
+
+def _plan(*names: str) -> Plan:
+    tensors = [TensorPlan(name=n, shape=(2, 3), dtype="F16", action="keep", reason="") for n in names]
+    tied = TensorPlan(name="tied", shape=(2, 3), dtype="F16", action="share", reason="", like=names[0])
+    whole = TensorPlan(name="whole", shape=(5,), dtype="I64", action="keep", reason="")
+    return Plan(method="rd", tensors=(*tensors, tied, whole))
+
+
+def test_a_plan_knows_its_tensors_by_name() -> None:
+    plan = _plan("a", "b")
+    assert "a" in plan
+    assert "c" not in plan
+    assert plan["b"] is plan.tensors[1]
+    assert plan.holder("tied") is plan.tensors[0]
+    assert plan.names == ("a", "b", "tied", "whole")
+    with pytest.raises(MismatchError, match="no tensor 'c'"):
+        plan["c"]
+
+
+def test_sizes_count_tied_tensors_once_and_elements_are_floating_point() -> None:
+    plan = _plan("a", "b")
+    assert plan.elements == 12
+    assert plan.source_bytes == 12 * 2 + 5 * 8
+
+
+def test_a_copy_and_a_pickle_look_up_their_own_tensors() -> None:
+    """What a plan has looked up is no part of it."""
+    plan, fresh = _plan("a", "b"), _plan("a", "b")
+    assert plan["a"] is plan.tensors[0]
+    assert pickle.dumps(plan) == pickle.dumps(fresh)
+    assert plan.to_json() == fresh.to_json()
+    assert pickle.loads(pickle.dumps(plan)) == copy.copy(plan) == plan
+    other = plan.replace(tensors=plan.tensors[1:2])
+    assert "a" not in other
+    assert hash(plan) == hash(fresh)
