@@ -18,7 +18,7 @@ from opq.base.calls import checked_names
 from opq.base.progress import Progress
 from opq.base.stages import stage, timed
 from opq.compression.alpha import weighed
-from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, probe_source, wants_probe
+from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, basis_of, probe_source, wants_probe
 from opq.compression.copies import without_copies
 from opq.compression.fit import Fit
 from opq.compression.options import Options
@@ -62,6 +62,8 @@ def compress(
     checkpoint: str | os.PathLike[str] | None = None,
     method_options: Any = None,
     seed: int = 0,
+    dequantize: bool = False,
+    trust_remote_code: bool = False,
     progress: Progress | bool | None = None,
 ) -> Result:
     """Compresses a pre-trained network into a small file: no data, no search, no training.
@@ -94,23 +96,33 @@ def compress(
         checkpoint: of the other methods: a path to resume an interrupted search or training from.
         method_options: of the other methods: the rest of their own options by name, where `method` is a name.
         seed: of the synthetic inputs; the same seed gives the same bytes.
+        dequantize: of a checkpoint that is quantized already, compress the weights that its codes stand for; without
+            it, codes and all that decodes them are kept as they are.
+        trust_remote_code: run Python code that a model's folder or repository brings; never by default.
         progress: called with (stage, done, total); True for a bar, False for none. By default a bar appears after two
             seconds, on a terminal or in a notebook only.
 
     Raises:
         OpqError: one of its subclasses for each way to be wrong; docs/errors.md lists them.
+
+    Example:
+        >>> import opq
+        >>> result = opq.compress("demo:digits", bits=3, probe=False)
+        >>> 0.995 * 3 <= result.bits <= 3
+        True
     """
     with asked(locals()) as options, timed() as seconds:
         opened = _opened(source, options)
         if isinstance(options.how, Settings):
-            result = methods.run(opened, options)
+            result, basis = methods.run(opened, options), f"method {options.method!r}"
         else:
             roles = _roles(opened, options)
             stats = gather(opened, roles, options.progress)
             probed = probe_source(opened, options)
             problem, coder = _problem(opened, options, roles, stats, probed)
             result = Fit(opened, problem, coder, options.progress).run()
-    return dataclasses.replace(result, seconds=seconds)
+            basis = basis_of(opened, options, probed)
+    return dataclasses.replace(result, seconds=seconds, basis=basis, left_out=opened.ignored, inputs=opened.inputs)
 
 
 @checked_names
@@ -136,6 +148,8 @@ def solve(
     checkpoint: str | os.PathLike[str] | None = None,
     method_options: Any = None,
     seed: int = 0,
+    dequantize: bool = False,
+    trust_remote_code: bool = False,
     progress: Progress | bool | None = None,
 ) -> Plan:
     """Decides only: the Plan that `compress` with the same options would apply. Nothing is touched.
@@ -164,10 +178,18 @@ def solve(
         checkpoint: of the other methods: a path to resume an interrupted search or training from.
         method_options: of the other methods: the rest of their own options by name, where `method` is a name.
         seed: of the synthetic inputs.
+        dequantize: of a checkpoint that is quantized already, decide on the weights that its codes stand for.
+        trust_remote_code: run Python code that a model's folder or repository brings; never by default.
         progress: called with (stage, done, total); True for a bar, False for none.
 
     Raises:
         OpqError: as `compress`.
+
+    Example:
+        >>> import opq
+        >>> plan = opq.solve("demo:digits", ratio=10, probe=False)
+        >>> plan.compressed[0].name, plan.residual < 1e-6
+        ('0.weight', True)
     """
     with asked(locals()) as options:
         opened = _opened(source, options)
@@ -183,7 +205,7 @@ def solve(
 def _opened(source: SourceLike, options: Options) -> Source:
     """The source; equal tensors of bare weights are one, those of a live model may be trained apart."""
     with stage("open"):
-        opened = open_source(source)
+        opened = open_source(source, dequantize=options.dequantize, trust_remote_code=options.trust_remote_code)
     return opened if opened.origin in LIVE or wants_probe(opened, options) else without_copies(opened)
 
 

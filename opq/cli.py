@@ -10,24 +10,43 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import sys
 import time
 import warnings
-from glob import glob
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 import opq
+from opq.base.atomic import refuse_inputs, replaceable
+from opq.base.paths import what_is
 from opq.base.progress import shown
 from opq.errors import OpqError, OptionError, WriteError
 
 if TYPE_CHECKING:
     from opq.plan import Plan
+    from opq.sources.base import Source
+
+
+class Commands(TyperGroup):
+    """The commands; an interruption is told in one line, whatever typer makes of it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            err.print("interrupted; nothing was written half")
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
+    cls=Commands,
     help="Pre-trained networks as small files: one call, no data, no search.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -62,7 +81,7 @@ FLAGS = {
 
 def _sources(incomplete: str) -> list[str]:
     """What SOURCE may go on as: a name, or a path."""
-    return [name for name in NAMES if name.startswith(incomplete)] + sorted(glob(f"{incomplete}*"))
+    return [name for name in NAMES if name.startswith(incomplete)] + sorted(map(str, Path().glob(f"{incomplete}*")))
 
 
 def _version(wanted: bool) -> None:
@@ -81,6 +100,9 @@ def _opq(
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts, nothing else.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that the model's folder or repository brings.")
+]
 File = Annotated[Path, typer.Argument(help="A file, or a folder of shards, written by opq.", show_default=False)]
 
 
@@ -112,9 +134,14 @@ def compress(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     shard_size: Annotated[int, typer.Option(help="Bytes of an output shard, with a folder as output.")] = 500_000_000,
     workers: Annotated[int | None, typer.Option(help="Threads, with a folder as output; default: all cores.")] = None,
+    dequantize: Annotated[
+        bool, typer.Option("--dequantize", help="Of a quantized checkpoint, compress the weights of its codes.")
+    ] = False,
+    trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Compress SOURCE into a small file."""
+    opened = opq.open_source(source, dequantize=dequantize, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {
         "bits": bits,
         "ratio": ratio,
@@ -128,15 +155,15 @@ def compress(
         "seed": seed,
     }
     if dry_run:
-        _show_plan(opq.solve(source, **options, progress=_watched(as_json)), as_json)
+        _show_plan(opq.solve(opened, **options, progress=_watched(as_json)), as_json)
         return
     if output is not None and _streams(source, output):
-        _compress_folder(source, output, options, shard_size, workers, as_json)
+        _compress_folder(opened, output, options, shard_size, workers, as_json)
         return
     path = output or Path(_default_name(source))
-    _check_writable(path)
+    _check_writable(path, opened.inputs)
     start = time.perf_counter()
-    result = opq.compress(source, **options, progress=_watched(as_json))
+    result = opq.compress(opened, **options, progress=_watched(as_json))
     saving = time.perf_counter()
     result.save(path)
     saved = time.perf_counter() - saving
@@ -148,6 +175,8 @@ def compress(
         "nominal_ratio": result.nominal.ratio,
         "sparsity": result.nominal.sparsity,
         "method": result.plan.method,
+        "basis": result.basis,
+        "left_out": list(result.left_out),
         "seconds": round(time.perf_counter() - start, 3),
         "stages": {name: round(spent, 3) for name, spent in {**result.seconds, "save": saved}.items()},
     }
@@ -171,12 +200,12 @@ def compress(
 
 def _streams(source: str, output: Path) -> bool:
     """Whether the output is a folder of shards: a folder goes in and the output is not named like a file."""
-    hub = source.startswith("hf:") and output.is_dir()
-    return output.suffix != ".safetensors" and (Path(source).is_dir() or hub)
+    hub = source.startswith("hf:") and what_is(output) == "a folder"
+    return output.suffix != ".safetensors" and (what_is(source) == "a folder" or hub)
 
 
 def _compress_folder(
-    source: str, output: Path, options: dict[str, Any], shard_size: int, workers: int | None, as_json: bool
+    source: Source, output: Path, options: dict[str, Any], shard_size: int, workers: int | None, as_json: bool
 ) -> None:
     """The streamed path; of the processes of a `torchrun` the first one prints."""
     start, first = time.perf_counter(), os.environ.get("RANK", "0") == "0"
@@ -198,6 +227,8 @@ def _compress_folder(
     if result.shortfall is not None:
         say(str(result.shortfall))
     say(f"By {result.basis}")
+    if result.left_out:
+        say(f"Left out: {', '.join(result.left_out)}")
 
 
 @app.command()
@@ -240,11 +271,11 @@ def decompress(
     from opq.export.dense import save_dense
     from opq.streaming.dense import save_dense_folder
 
-    ending = "" if file.is_dir() else ".safetensors"
+    folder = what_is(file) == "a folder"
+    ending = "" if folder else ".safetensors"
     path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + f".dense{ending}")
-    if path.exists() and path.samefile(file):
-        raise OptionError("the output is the input", got=str(path), wanted="another path", remedy="Pass -o OTHER.")
-    size = save_dense_folder(file, path) if file.is_dir() else save_dense(file, path)
+    refuse_inputs(path, [file])
+    size = save_dense_folder(file, path) if folder else save_dense(file, path)
     if as_json:
         _json({"file": str(path), "bytes": size})
     else:
@@ -256,14 +287,16 @@ def report(
     file: File,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The HTML page to write.")] = None,
     source: Annotated[str | None, typer.Option(help="What was compressed, for its own histograms and curves.")] = None,
+    trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a self-contained HTML report of FILE: bytes, steps, histograms, curves, and a live budget."""
     from opq.report.page import save_page
 
     path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + ".html")
-    _check_writable(path)
-    size = save_page(file, path, source=source)
+    _check_writable(path, [file])
+    opened = None if source is None else opq.open_source(source, trust_remote_code=trust_remote_code)
+    size = save_page(file, path, source=opened)
     if as_json:
         _json({"file": str(path), "bytes": size})
     else:
@@ -282,6 +315,7 @@ def export(
         str | None, typer.Option(help="What was compressed: hf:, timm:, torchvision:, demo:, a folder.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Refuse tensors that do not map.")] = True,
+    trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the network of FILE for other tools."""
@@ -292,12 +326,13 @@ def export(
 
     if to not in FORMATS:
         raise OptionError("unknown --to", got=repr(to), wanted="onnx, hf, hub, compressed-tensors or safetensors")
+    refuse_inputs(output, [file])
     if to == "safetensors":
         figures: dict[str, Any] = {"bytes": dense.save_dense(file, output)}
     elif model is None:
         raise OptionError(f"--to {to} needs --model", wanted="what was compressed, such as hf:ORG/NAME")
     elif to == "onnx":
-        opened = opq.open_source(model)
+        opened = opq.open_source(model, trust_remote_code=trust_remote_code)
         exported = save_onnx(file, output, opened.build(), hint=opened.input_hint)
         figures = {"bytes": exported.bytes, "integers": exported.integers, "dense": list(exported.dense)}
     elif to == "hub":
@@ -323,12 +358,13 @@ def evaluate(
     classes: Annotated[Path | None, typer.Option(help="The model's class names in order, one a line.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Images, spread over the set.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Accuracy of the network in FILE beside that of the network it was made from."""
     from opq import evaluation
 
-    opened = opq.open_source(model)
+    opened = opq.open_source(model, trust_remote_code=trust_remote_code)
     network = opened.build()
     names = None if classes is None else evaluation.read_classes(classes)
     images = (evaluation.demo_images() if data == "demo:digits" else evaluation.open_images(data)).first(limit)
@@ -353,7 +389,7 @@ def native(as_json: AsJson = False) -> None:
     from opq.training import kernel
 
     start = time.perf_counter()
-    if not as_json and not kernel.path().exists():
+    if not as_json and what_is(kernel.path()) == "nothing":
         err.print("compiling, some fifteen seconds ...")
     path = kernel.build()
     if as_json:
@@ -398,18 +434,51 @@ def demo(
     )
 
 
+FAILURES = (OSError, MemoryError, RecursionError)
+"""What a system or a stranger's file may still cause that no call foresaw: one line too, not a traceback."""
+
+
 def main() -> None:
     """Runs the command; errors become one line on standard error and an exit code."""
     warnings.showwarning = _warn  # type: ignore[assignment]
     try:
-        app()
+        with _terminable():
+            app()
     except OpqError as error:
-        err.print("error", style="bold red", end=" ")
-        err.print(f"{type(error).__name__}: {_line(in_shell(str(error)))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("interrupted; nothing was written")
-        sys.exit(130)
+        _fail(error)
+    except FAILURES as error:
+        _fail(error)
+    except Terminated:
+        err.print("terminated; nothing was written half")
+        sys.exit(143)
+
+
+class Terminated(BaseException):
+    """The process is asked to end: what is temporary is removed on the way out."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block by an exception, as an interruption does, so that nothing temporary stays behind."""
+
+    def end(number: int, frame: object) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not the main thread, whose the signals are
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fail(error: BaseException) -> None:
+    err.print("error", style="bold red", end=" ")
+    err.print(f"{type(error).__name__}: {_line(in_shell(str(error)))}", highlight=False, soft_wrap=True)
+    sys.exit(1)
 
 
 def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
@@ -500,9 +569,14 @@ def _default_name(source: str) -> str:
     return f"{stem or 'model'}{SUFFIX}"
 
 
-def _check_writable(path: Path) -> None:
+def _check_writable(path: Path, inputs: Iterable[Path] = ()) -> None:
     """Says before the work, not after it, that the output cannot be written."""
-    if path.is_dir():
-        raise WriteError(f"cannot write {path}", got="a folder", wanted="the path of a file")
-    if not path.parent.is_dir():
-        raise WriteError(f"cannot write {path}", got=f"no folder {path.parent}", remedy="Make the folder first.")
+    if what_is(path.parent) != "a folder":
+        got = (
+            f"no folder {path.parent}"
+            if what_is(path.parent) == "nothing"
+            else f"{path.parent}: {what_is(path.parent)}"
+        )
+        raise WriteError(f"cannot write {path}", got=got, remedy="Make the folder first.")
+    refuse_inputs(path, inputs)
+    replaceable(path)

@@ -92,7 +92,14 @@ class Constraint:
 
 
 def bits(pattern: str, *, min: float = 0.0, max: float = math.inf) -> Constraint:
-    """Bits per weight of every tensor that the pattern names."""
+    """Bits per weight of every tensor that the pattern names.
+
+    Example:
+        >>> import opq
+        >>> plan = opq.solve("demo:digits", bits=3, probe=False, constraints=[opq.constraints.bits("0.*", min=6)])
+        >>> round(plan["0.weight"].rate, 2) >= 6
+        True
+    """
     label = _label("bits", pattern, min, max)
     _ordered(label, min, max, math.inf)
     return Constraint(label=label, pattern=pattern, on="rate", scope="each", low=min, high=max)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from opq.base.extras import brief, need
+from opq.base.paths import what_is
 from opq.errors import SourceError
 from opq.export.hf_folder import save_compressed_folder
 from opq.file.loading import load
@@ -23,8 +24,14 @@ __all__ = ["from_pretrained", "save_pretrained"]
 _NEEDED = ("*.opq.safetensors", "*.json", "*.txt", "*.model")
 
 
-def from_pretrained(name: str | os.PathLike[str], *, revision: str | None = None) -> nn.Module:
+def from_pretrained(
+    name: str | os.PathLike[str], *, revision: str | None = None, trust_remote_code: bool = False
+) -> nn.Module:
     """The dense model of a repository (or folder) that holds one `.opq.safetensors` file and a config.json.
+
+    Args:
+        revision: a branch, tag or commit of the repository.
+        trust_remote_code: run Python code that the repository brings; without it, a model that needs it is an error.
 
     Raises:
         SourceError: no such repository or folder, no opq file in it or several,
@@ -34,13 +41,13 @@ def from_pretrained(name: str | os.PathLike[str], *, revision: str | None = None
     """
     need("transformers", "hf")
     folder = Path(name)
-    if not folder.is_dir():
+    if what_is(folder) != "a folder":
         folder = _fetched(os.fspath(name), revision)
     found = sorted(folder.glob("*.opq.safetensors"))
     if len(found) != 1:
         got = ", ".join(p.name for p in found) or "none"
         raise SourceError(f"{name} does not hold one opq file", got=got, wanted="one NAME.opq.safetensors")
-    return load(found[0], empty_model(folder)).eval()
+    return load(found[0], empty_model(folder, trust=trust_remote_code)).eval()
 
 
 def save_pretrained(file: str | os.PathLike[str], folder: str | os.PathLike[str], like: str | os.PathLike[str]) -> Path:

@@ -21,6 +21,10 @@ from opq.base.format_v1 import LARGEST_CODE as LARGEST_CODE
 from opq.base.rounding import rounded
 from opq.errors import BudgetError, MismatchError, OptionError
 
+SMALLEST_BUDGET, LARGEST_BUDGET = 1e-30, 1e30
+LARGEST_FILE = 2.0**40
+"""Bytes: what a budget beyond all need comes down to."""
+
 Action = Literal["compress", "keep", "share"]
 BudgetKind = Literal["bits", "ratio", "size"]
 
@@ -53,6 +57,10 @@ class Budget:
                 wanted="a positive number",
                 remedy=f"Pass a positive number, for example {self.kind}=3.",
             )
+        if not SMALLEST_BUDGET <= self.value <= LARGEST_BUDGET:
+            wanted = f"a number from {SMALLEST_BUDGET:g} to {LARGEST_BUDGET:g}"
+            raise BudgetError(f"{self.kind}= is beyond all bounds", got=self.value, wanted=wanted,
+                              remedy=f"Pass a number of use, for example {self.kind}=3.")  # fmt: skip
 
     @classmethod
     def of(cls, *, bits: float | None = None, ratio: float | None = None, size: float | None = None) -> Budget:
@@ -66,9 +74,8 @@ class Budget:
 
     def bytes(self, *, elements: int, source_bytes: int) -> float:
         """The file size in bytes that this budget allows."""
-        if self.kind == "bits":
-            return self.value * elements / 8
-        return source_bytes / self.value if self.kind == "ratio" else float(self.value)
+        sizes = {"bits": self.value * elements / 8, "ratio": source_bytes / self.value, "size": float(self.value)}
+        return min(sizes[self.kind], LARGEST_FILE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

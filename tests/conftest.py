@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -26,7 +27,7 @@ def _import_torchvision() -> None:
     """Import torchvision without its C++ operators, which a CPU wheel of another torch lacks."""
     real = torch.library.register_fake
 
-    def register_fake(op, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def register_fake(op: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(op, str) and op.startswith("torchvision::"):
             return lambda function: function
         return real(op, *args, **kwargs)

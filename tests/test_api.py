@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +44,9 @@ def weights() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("method", ["rd", "opq"])
 @pytest.mark.parametrize("budget", [{"bits": 4}, {"bits": 2}, {"bits": 1}, {"ratio": 12}, {"size": 30_000}])
-def test_the_file_meets_the_budget(weights, method, budget, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_file_meets_the_budget(
+    weights: dict[str, torch.Tensor], method: str, budget: dict[str, float], tmp_path: Path
+) -> None:
     result = opq.compress(weights, method=method, **budget)
     ((kind, value),) = budget.items()
     allowed = {"bits": value * result.elements / 8, "ratio": 4 * result.elements / value, "size": value}[kind]
@@ -58,18 +62,18 @@ def test_the_file_meets_the_budget(weights, method, budget, tmp_path: Path) -> N
         assert torch.equal(loaded[name], (result.codes[name].double() * result.plan[name].step).float())
 
 
-def test_same_input_same_bytes(weights) -> None:  # type: ignore[no-untyped-def]
+def test_same_input_same_bytes(weights: dict[str, torch.Tensor]) -> None:
     one, two = (opq.compress(weights, bits=3).packed.parts for _ in range(2))
     assert one == two
 
 
-def test_the_source_is_left_alone(weights) -> None:  # type: ignore[no-untyped-def]
+def test_the_source_is_left_alone(weights: dict[str, torch.Tensor]) -> None:
     before = {n: t.clone() for n, t in weights.items()}
     opq.compress(weights, bits=2)
     assert all(torch.equal(weights[n], before[n]) for n in before)
 
 
-def test_more_bits_less_error(weights) -> None:  # type: ignore[no-untyped-def]
+def test_more_bits_less_error(weights: dict[str, torch.Tensor]) -> None:
     errors = []
     for bits in (1, 1.5, 2, 3, 4.5):
         state = opq.compress(weights, bits=bits).state_dict()
@@ -89,14 +93,14 @@ def test_solve_is_monotone_in_the_budget(seed: int, bits: list[float]) -> None:
         assert rates == sorted(rates)
 
 
-def test_solve_predicts_what_compress_does(weights) -> None:  # type: ignore[no-untyped-def]
+def test_solve_predicts_what_compress_does(weights: dict[str, torch.Tensor]) -> None:
     plan, result = opq.solve(weights, bits=3), opq.compress(weights, bits=3)
     assert abs(plan.predicted_bytes / result.bytes - 1) < 0.01
     for name in weights:
         assert abs(plan[name].step / result.plan[name].step - 1) < 0.02
 
 
-def test_rd_beats_the_paper_at_equal_bytes(weights) -> None:  # type: ignore[no-untyped-def]
+def test_rd_beats_the_paper_at_equal_bytes(weights: dict[str, torch.Tensor]) -> None:
     def error(method: str) -> float:
         state = opq.compress(weights, bits=2, method=method).state_dict()
         return sum(float((state[n] - w).square().sum()) for n, w in weights.items())
@@ -104,7 +108,7 @@ def test_rd_beats_the_paper_at_equal_bytes(weights) -> None:  # type: ignore[no-
     assert error("rd") < error("opq")
 
 
-def test_the_paper_with_sparsity_and_bits_per_kept_weight(weights) -> None:  # type: ignore[no-untyped-def]
+def test_the_paper_with_sparsity_and_bits_per_kept_weight(weights: dict[str, torch.Tensor]) -> None:
     result = opq.compress(weights, method="opq", sparsity=0.9, bits=3)
     assert result.nominal.sparsity == pytest.approx(0.9, abs=2e-3)
     assert result.nominal.bits_per_kept == pytest.approx(3, abs=0.05)
@@ -117,13 +121,13 @@ def test_the_paper_with_sparsity_and_bits_per_kept_weight(weights) -> None:  # t
     assert all(torch.equal(result.codes[n] != 0, kept[n]) for n in weights)
 
 
-def test_sensitivities_move_bits(weights) -> None:  # type: ignore[no-untyped-def]
+def test_sensitivities_move_bits(weights: dict[str, torch.Tensor]) -> None:
     even, odd = (opq.solve(weights, bits=3, sensitivities=a) for a in (None, {"a": 100.0}))
     assert odd["a"].rate > even["a"].rate + 1
     assert odd["c"].rate < even["c"].rate
 
 
-def test_overrides_hold(weights) -> None:  # type: ignore[no-untyped-def]
+def test_overrides_hold(weights: dict[str, torch.Tensor]) -> None:
     result = opq.compress(weights, bits=3, overrides={"a": {"bits": 5}, "b": {"max_bits": 1.5}, "c": {"min_bits": 1}})
     assert result.plan["a"].rate == pytest.approx(5, abs=1e-6)
     assert result.plan["b"].rate <= 1.5 + 1e-9
@@ -172,7 +176,7 @@ class Tied(nn.Module):
         self.register_buffer("positions", torch.arange(7))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.head(self.norm(self.embedding(ids)))  # type: ignore[no-any-return]
+        return self.head(self.norm(self.embedding(ids)))
 
 
 def test_tied_tensors_are_stored_once_and_tied_again(tmp_path: Path) -> None:
@@ -208,7 +212,7 @@ def test_every_tensor_is_in_the_report() -> None:
     assert repr(result).startswith("<opq.Result Tied: ")
 
 
-def test_numbers_that_nothing_can_use_are_no_error(weights) -> None:  # type: ignore[no-untyped-def]
+def test_numbers_that_nothing_can_use_are_no_error(weights: dict[str, torch.Tensor]) -> None:
     result = opq.compress(weights, bits=100)
     assert result.bits < 20
     assert result.plan.multiplier == 0
@@ -240,12 +244,18 @@ def test_numbers_that_nothing_can_use_are_no_error(weights) -> None:  # type: ig
     ],
 )
 @pytest.mark.parametrize("call", [opq.compress, opq.solve])
-def test_bad_options(weights, call, options, error, text) -> None:  # type: ignore[no-untyped-def]
+def test_bad_options(
+    weights: dict[str, torch.Tensor],
+    call: Callable[..., object],
+    options: dict[str, Any],
+    error: type[Exception],
+    text: str,
+) -> None:
     with pytest.raises(error, match=text):
         call(weights, **options)
 
 
-def test_a_budget_that_cannot_be_met_says_the_smallest_that_can(weights) -> None:  # type: ignore[no-untyped-def]
+def test_a_budget_that_cannot_be_met_says_the_smallest_that_can(weights: dict[str, torch.Tensor]) -> None:
     for kind in ("size", "bits", "ratio"):
         with pytest.raises(InfeasibleError, match=rf"{kind}=") as caught:
             opq.compress(weights, **{kind: {"size": 50, "bits": 0.001, "ratio": 1e6}[kind]})
@@ -270,7 +280,7 @@ def test_every_budget_from_the_smallest_file_on_is_met() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_not_finite(weights, bad: float) -> None:  # type: ignore[no-untyped-def]
+def test_not_finite(weights: dict[str, torch.Tensor], bad: float) -> None:
     broken = dict(weights, b=weights["b"].clone())
     broken["b"][3, 2, 1, 0] = bad
     with pytest.raises(NonFiniteError, match="tensor 'b' is not finite"):
@@ -285,7 +295,7 @@ def test_empty_models() -> None:
 
 def test_not_a_source() -> None:
     with pytest.raises(SourceError):
-        opq.compress(3, bits=3)  # type: ignore[arg-type]
+        opq.compress(3, bits=3)
     with pytest.raises(SourceError):
         opq.compress("nowhere/at/all.safetensors", bits=3)
 
@@ -317,7 +327,7 @@ def test_real_weights(shared: Path, name: str, bits: float, tmp_path: Path) -> N
 # --- constraints through cvxpy ---------------------------------------------------------------
 
 
-def test_constraints_hold(weights) -> None:  # type: ignore[no-untyped-def]
+def test_constraints_hold(weights: dict[str, torch.Tensor]) -> None:
     c = opq.constraints
     plan = opq.solve(
         weights, bits=2, constraints=[c.sparsity("c", min=0.7), c.bits("a", min=1.0), c.equal_steps("[bc]")]
@@ -331,7 +341,7 @@ def test_constraints_hold(weights) -> None:  # type: ignore[no-untyped-def]
     assert 0.995 * 2 <= result.bits <= 2
 
 
-def test_a_multiply_accumulate_budget(weights) -> None:  # type: ignore[no-untyped-def]
+def test_a_multiply_accumulate_budget(weights: dict[str, torch.Tensor]) -> None:
     per_weight = {"a": 1.0, "b": 100.0, "c": 1.0}
     macs = {n: per_weight[n] * w.numel() for n, w in weights.items()}
     free = opq.solve(weights, bits=2)
@@ -340,11 +350,11 @@ def test_a_multiply_accumulate_budget(weights) -> None:  # type: ignore[no-untyp
     assert sum(macs[t.name] * t.density for t in plan.compressed) <= used / 2 * (1 + 1e-5)
 
 
-def test_the_papers_densities_under_constraints(weights) -> None:  # type: ignore[no-untyped-def]
+def test_the_papers_densities_under_constraints(weights: dict[str, torch.Tensor]) -> None:
     bound = [opq.constraints.sparsity("a", max=0.95)]
     plan = opq.solve(weights, method="opq", sparsity=0.9, bits=3, constraints=bound)
     assert plan["a"].density >= 0.05 - 2e-3
     with pytest.raises(OptionError, match="bound densities"):
         opq.solve(weights, method="opq", bits=3, constraints=bound)
     with pytest.raises(OptionError, match="constraints= holds something else"):
-        opq.solve(weights, bits=3, constraints=["a"])  # type: ignore[list-item]
+        opq.solve(weights, bits=3, constraints=["a"])

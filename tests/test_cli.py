@@ -128,6 +128,9 @@ def test_overrides(run: Run, checkpoint: Path, tmp_path: Path) -> None:
         (["--bits", 3, "--keep", "zzz"], "PatternError: overrides: pattern 'zzz' matches no tensor"),
         (["--bits", 3, "--override", "a.weight"], "--override is not understood: got 'a.weight'"),
         (["--bits", 3, "--input-size", "3,x"], "--input-size is not a shape: got '3,x'"),
+        (["--size", "2XB"], "BudgetError: --size is not a size: got '2XB'"),
+        (["--bits", 3, "--trellis", "--method", "opq"], "--method opq does not take --trellis: wanted --method rd"),
+        (["--bits", 3, "--sparsity", 0.5], "--sparsity goes with --method opq: got --method rd"),
         (["--size", 10], "InfeasibleError: no file of net.safetensors is that small"),
         (["--bits", 3, "-o", "/nowhere/f"], "WriteError: cannot write /nowhere/f: got no folder /nowhere"),
     ],
@@ -150,6 +153,70 @@ def test_wrong_files(run: Run, checkpoint: Path, tmp_path: Path) -> None:
         code, _, err = run(command, tmp_path / "absent")
         assert code == 1
         assert "absent" in err
+
+
+@pytest.mark.parametrize(
+    ("said", "spelt"),
+    [
+        ("got bits=3.0, size=100", "got --bits 3.0, --size 100"),
+        ("exactly one of bits=, ratio=, size=", "exactly one of --bits, --ratio, --size"),
+        ("got bits=None, ratio=3", "got no --bits, --ratio 3"),
+        ("Pass input_size=, or probe=False.", "Pass --input-size, or --no-probe."),
+        ("method='opq' does not take trellis=: wanted", "--method opq does not take --trellis: wanted"),
+        ("that is bits=2.5. Raise", "that is --bits 2.5. Raise"),
+        ("nets/bits=3/a.pt and 'x:size=2' and --size=4", "nets/bits=3/a.pt and 'x:size=2' and --size=4"),
+    ],
+)  # fmt: skip
+def test_messages_of_the_library_speak_the_shell_s_options(said: str, spelt: str) -> None:
+    assert cli.in_shell(said) == spelt
+
+
+def test_every_option_that_a_message_may_name_is_there() -> None:
+    from typer.main import get_command
+
+    commands = get_command(cli.app).commands.values()  # type: ignore[attr-defined]
+    known = {o for c in commands for p in c.params for o in (*p.opts, *p.secondary_opts)}
+    assert {o.removeprefix("no ") for o in (*cli.IN_SHELL.values(), *cli.FLAGS.values())} <= known
+
+
+@pytest.mark.parametrize("size", ["4kB", "0.004MB", "4000"])
+def test_sizes_with_units(run: Run, checkpoint: Path, tmp_path: Path, size: str) -> None:
+    file = tmp_path / "net.opq.safetensors"
+    assert run("compress", checkpoint, "--size", size, "-o", file)[0] == 0
+    assert file.read_bytes() == b"".join(opq.compress(checkpoint, size=4000).packed.parts)
+
+
+def test_the_version(run: Run) -> None:
+    assert run("--version") == (0, f"opq {opq.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("opq com", {"compress"}),
+        ("opq compress --siz", {"--size"}),
+        ("opq compress dem", {"demo:digits"}),
+        ("opq compress net", {"net.safetensors"}),
+        ("opq compress x --method ", set(cli.METHODS)),
+        ("opq export f --to h", {"hf", "hub"}),
+    ],
+)
+def test_the_shell_completes(checkpoint: Path, words: str, offered: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_OPQ_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    code = "import sys; sys.argv = ['opq']; from opq.cli import main; main(); assert 'torch' not in sys.modules"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=checkpoint.parent, check=False
+    )
+    assert set(shown.stdout.split()) == offered
+
+
+def test_help_and_version_import_no_torch() -> None:
+    for args in (["--help"], ["--version"], ["compress", "--help"]):
+        run = "try: opq.cli.main()\nfinally: assert 'torch' not in sys.modules"
+        code = f"import sys, opq.cli; sys.argv = ['opq', *{args}]\n{run}"
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
 
 def test_wrong_usage_is_exit_code_2(run: Run) -> None:

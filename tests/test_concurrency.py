@@ -130,7 +130,12 @@ def test_threads_read_through_one_reader(tmp_path: Path) -> None:
 def test_threads_write_one_name(tmp_path: Path) -> None:
     results = [opq.compress({"w": torch.randn(64, 96)}, bits=2 + k) for k in range(THREADS)]
     path = tmp_path / "m.opq.safetensors"
-    at_once(lambda k: [results[k].save(path) for _ in range(5)])
+
+    def five_times(k: int) -> None:
+        for _ in range(5):
+            results[k].save(path)
+
+    at_once(five_times)
     assert path.read_bytes() in [b"".join(result.packed.parts) for result in results]
     assert os.listdir(tmp_path) == [path.name]
 
@@ -174,7 +179,7 @@ def test_processes_save_into_one_folder(tmp_path: Path) -> None:
 class Compressed(Dataset[torch.Tensor]):
     """Rows of a compressed file, read where they are asked for."""
 
-    def __init__(self, path: Path, model: nn.Module):
+    def __init__(self, path: Path, model: nn.Module) -> None:
         self.path, self.model = path, model
 
     def __len__(self) -> int:
@@ -200,8 +205,8 @@ def test_forked_workers_of_a_loader(tmp_path: Path) -> None:
 
 FORKS = """
 import os, sys, threading, torch, opq
-from opq.threads import pool
-from opq.turns import same_random_state
+from opq.base.pool import pool
+from opq.base.process_state import same_random_state
 state = {f"w{k}": torch.randn(64, 96) for k in range(6)}
 
 def packed():
@@ -249,7 +254,7 @@ def test_a_pool_leaves_the_number_of_torch_threads() -> None:
             assert set(outer.ordered(lambda _: torch.get_num_threads(), range(8))) == {1}
             list(outer.ordered(nested, range(4)))
             assert in_a_thread(torch.get_num_threads) == 3
-        at_once(lambda _: [nested(k) for k in range(10)])
+        at_once(lambda _: list(map(nested, range(10))))
         assert (torch.get_num_threads(), in_a_thread(torch.get_num_threads)) == (3, 3)
     finally:
         torch.set_num_threads(before)

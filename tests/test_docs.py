@@ -85,6 +85,23 @@ def test_every_error_is_on_its_page(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     )
 
 
+def test_every_command_is_on_its_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(DOCS))
+    import cli_page
+    from typer.main import get_command
+
+    from opq.cli import app
+
+    cli_page.write(tmp_path / "cli.md")
+    text = (DOCS / "cli.md").read_text()
+    assert text == (tmp_path / "cli.md").read_text(), "build the docs and commit cli.md"
+    for name, command in get_command(app).commands.items():  # type: ignore[attr-defined]
+        section = text.split(f"\n## opq {name}\n")[1].split("\n## ")[0]
+        for parameter in command.params:
+            assert all(f"`{o}`" in section for o in parameter.opts if o.startswith("-")), parameter.name
+            assert parameter.help in section
+
+
 def test_site_builds_without_warnings(tmp_path: Path) -> None:
     call = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(DOCS), str(tmp_path / "site")]
     ran = subprocess.run(call, capture_output=True, text=True, check=False)

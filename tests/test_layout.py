@@ -10,7 +10,7 @@ import sys
 
 import layout
 import pytest
-from paths import DOCS, ROOT
+from paths import DOCS, ROOT, TESTS
 
 import opq
 
@@ -79,3 +79,49 @@ def test_documentation_names_nothing_private() -> None:
 
 def test_the_drawing_in_the_documentation_is_today_s() -> None:
     assert layout.drawn() == layout.drawing(), "run: python tests/helpers/layout.py"
+
+
+def test_the_files_and_functions_on_the_page_are_there() -> None:
+    """Rows `| stage | file | functions |` of docs/architecture.md."""
+    rows = re.findall(r"^\|[^|]*\| `([\w/]+\.py)` \| ([^|]*) \|$", (DOCS / "architecture.md").read_text(), re.MULTILINE)
+    assert len(rows) > 20
+    for file, names in rows:
+        text = (layout.PACKAGE / file).read_text()
+        missing = [
+            n for n in re.findall(r"`(\w+)`", names) if not re.search(rf"^(def|class) {n}\b", text, re.MULTILINE)
+        ]
+        assert not missing, (file, missing)
+
+
+def test_nothing_is_cited_that_a_reader_does_not_have() -> None:
+    """Documents of the founding, `DESIGN` and the like: what is cited stands in docs/."""
+    pages = [*layout.modules().values(), *DOCS.rglob("*.md"), *(ROOT / "examples").rglob("*.py"), ROOT / "README.md"]
+    assert not [str(path) for path in pages if re.search(r"\b(DESIGN|ARCHITECTURE|STYLE)\b", path.read_text())]
+
+
+def test_the_version_stands_in_one_place() -> None:
+    assert re.search(r'^dynamic = \["version"\]$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    holders = [ROOT / name for name in ("pyproject.toml", "CITATION.cff", "RELEASE.md", "docs/conf.py")]
+    assert not [str(path) for path in holders if re.search(rf"\b{re.escape(opq.__version__)}\b", path.read_text())]
+
+
+def test_no_test_is_imported() -> None:
+    """What tests share stands in tests/helpers; and no two helpers or tests have one name."""
+    files = [path for path in TESTS.rglob("*.py") if "__pycache__" not in path.parts]
+    imported = re.compile(r"^\s*(?:from|import) (?:tests\.)?(?:\w+\.)*test_\w+", re.MULTILINE)
+    assert not [str(path) for path in files if imported.search(path.read_text())]
+    helpers = [path.stem for path in files if path.parent.name in ("helpers", "golden")]
+    assert len(set(helpers)) == len(helpers)
+    assert not [name for name in helpers if name.startswith("test_")]
+
+
+def test_files_that_are_named_are_there() -> None:
+    """`tests/...py`, `opq/...py` and `examples/...py` in pages and sources."""
+    pages = [*layout.modules().values(), *DOCS.rglob("*.md"), *TESTS.rglob("*.py"), *ROOT.glob("*.md")]
+    pages += (ROOT / "examples").rglob("*.py")
+    named = (
+        (page, path)
+        for page in pages
+        for path in re.findall(r"\b(?:tests|opq|examples)/[a-z_/]+\.py\b", page.read_text())
+    )
+    assert not [f"{page.relative_to(ROOT)}: {path}" for page, path in named if not (ROOT / path).exists()]

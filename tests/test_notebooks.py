@@ -20,7 +20,7 @@ CLEAN = "%reset -f\nimport matplotlib.pyplot as plt\nplt.close('all')"
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[Any]:
     """One kernel for all, since importing torch takes longer than most notebooks."""
-    from jupyter_client import KernelManager
+    from jupyter_client.manager import KernelManager
 
     manager = KernelManager(kernel_name="python3")
     manager.start_kernel(cwd=str(FOLDER))

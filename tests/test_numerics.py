@@ -180,7 +180,7 @@ def test_many_tiny_tensors(count: int) -> None:
 
 HUGE = r"""
 import json, re, sys, torch, opq
-from opq.container import Reader
+from opq.file.reader import Reader
 w = torch.empty(40_000, 25_000, dtype=torch.bfloat16)
 for rows in w.split(1000):
     rows.copy_(torch.empty(rows.shape).exponential_().mul_(torch.randn(rows.shape).sign_()))
@@ -234,7 +234,7 @@ class Pair(Team):
 
     heard: list[bytes]
 
-    def __init__(self, rank: int, heard: list[bytes], met: threading.Barrier):
+    def __init__(self, rank: int, heard: list[bytes], met: threading.Barrier) -> None:
         super().__init__(rank, 2)
         self.heard, self.met = heard, met
 

@@ -2,8 +2,8 @@
 
     python examples/bench/reliability.py --cases 100000 --kills 200
 
-prints the figures and writes them to `results/reliability.json`. The work is that of `tests/fuzz.py` and
-`tests/kills.py`, with more cases than the tests take.
+prints the figures and writes them to `results/reliability.json`. The work is that of `tests/helpers/fuzz.py` and
+`tests/helpers/kills.py`, with more cases than the tests take.
 """
 
 from __future__ import annotations

@@ -62,9 +62,9 @@ print(json.dumps({"budget": float(sys.argv[4]), "file_bytes": result.bytes, "rat
 """
 DECODE = r"""
 import json, re, sys, time
-from opq.folder import FolderReader
+from opq.file.folder_reader import FolderReader
 from opq.streaming.dense import pieces
-from opq.threads import pool
+from opq.base.pool import pool
 weights, start = 0, time.perf_counter()
 with FolderReader(sys.argv[1]) as reader, pool(int(sys.argv[2]) or None) as threads:
     for part in reader.parts():

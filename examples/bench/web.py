@@ -72,7 +72,7 @@ def rows(name: str, state: State, shown: browser.Page, folder: Path) -> Iterator
 
     def row(method: str, size: int, first: float, best: float) -> dict[str, Any]:
         download = 8 * size / (MEGABIT * 1e6)
-        rate = weights / best / 1e6 if size < weights else None
+        rate = weights / best / 1e6 if size < weights else None  # dense ones are views
         times = {"first_seconds": first, "decode_seconds": best, "decode_rate": rate}
         waits = {"download_seconds": download, "seconds": download + first}
         return {"model": name, "method": method, "file_bytes": size, "weights": weights, **times, **waits}

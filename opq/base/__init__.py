@@ -10,6 +10,7 @@ Other folders use:
 - `dtypes`: element types by the names that safetensors gives them.
 - `extras`: packages that only some calls need, and errors in one line.
 - `format_v1`: every number that format version 1 fixes for ever.
+- `paths`: what stands at a path, looked at before it is opened.
 - `pool`: threads for work on arrays.
 - `process_state`: what threads share (random states, warning filters, flags of torch), changed by one at a time.
 - `progress`: how long work tells what it does.
@@ -29,6 +30,7 @@ __all__ = [
     "dtypes",
     "extras",
     "format_v1",
+    "paths",
     "pool",
     "process_state",
     "progress",

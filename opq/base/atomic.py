@@ -5,36 +5,43 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from opq.errors import WriteError
+from opq.base.paths import what_is
+from opq.errors import OptionError, WriteError
+
+AnyPath = str | os.PathLike[str]
 
 
 @contextmanager
-def written_aside(path: str | os.PathLike[str], *, within: Path | None = None) -> Iterator[BinaryIO]:
+def written_aside(path: AnyPath, *, within: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write, under a temporary name in the same folder; renamed to `path` when the block ends well.
 
     The block may reopen the temporary file by its `.name` to verify it (flush first). On any failure the temporary
-    file is removed and what stood at `path` stays. The file replaced hands down its permissions.
+    file is removed and what stood at `path` stays. The file replaced hands down its permissions, to the temporary
+    file too. Only a regular file is replaced: never a link, a pipe or a device.
 
     Args:
         within: another folder for the temporary name, on the same file system.
 
     Raises:
-        WriteError: an operation on the file failed.
+        WriteError: an operation on the file failed, or what stands at `path` is no regular file.
     """
     path = Path(path)
-    aside = (within or path.parent) / f".{path.name}.{secrets.token_hex(4)}.part"
+    mode = replaceable(path)
+    aside, file = _opened(path, 0o666 if mode is None else mode, within)
     try:
-        with open(aside, "xb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
-            os.chmod(aside, path.stat().st_mode & 0o777)
+        if mode is not None:
+            os.chmod(aside, mode)
+        replaceable(path)  # it may have become something else meanwhile
         os.replace(aside, path)
         _sync(path.parent)
     except OSError as error:
@@ -42,6 +49,61 @@ def written_aside(path: str | os.PathLike[str], *, within: Path | None = None) -
     finally:
         with contextlib.suppress(OSError):  # none is there, or the file system is read-only
             aside.unlink()
+
+
+def replaceable(path: AnyPath) -> int | None:
+    """The permissions of the regular file that stands at a path, None where nothing stands there.
+
+    Raises:
+        WriteError: something else stands there (a link, a folder, a pipe, a device), or nobody may look.
+    """
+    what = what_is(path, follow=False)
+    if what == "nothing":
+        return None
+    if what != "a file":
+        remedy = "Write to the file that it leads to, or choose another path." if what == "a link" else None
+        raise WriteError(f"cannot write {path}", got=what, wanted="a regular file, or none", remedy=remedy)
+    try:
+        return stat.S_IMODE(os.lstat(path).st_mode) & 0o777
+    except OSError as error:
+        raise WriteError(f"cannot write {path}", got=error.strerror or error) from error
+
+
+def refuse_inputs(output: AnyPath, inputs: Iterable[AnyPath]) -> None:
+    """Raises `OptionError` where an output, file or folder, is one of the inputs: by device and inode, links followed.
+
+    Every call that writes asks this before it reads; so nothing replaces what it was made from.
+    """
+    own = _identity(output)
+    for path in inputs:
+        if own is not None and _identity(path) == own:
+            remedy = "Write to another path; then replace the input yourself, if that is what you want."
+            raise OptionError("the output is the input", got=os.fspath(output), wanted="another path", remedy=remedy)
+
+
+def _identity(path: AnyPath) -> tuple[int, int] | None:
+    try:
+        found = Path(path).stat()
+    except (OSError, ValueError):  # it is not there, or cannot be; whoever opens it says so
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _opened(path: Path, mode: int, within: Path | None) -> tuple[Path, BinaryIO]:
+    """The temporary file, not for more eyes than the file that it replaces."""
+    try:
+        aside = (within or path.parent) / f".{path.name}.{secrets.token_hex(4)}.part"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        return aside, _named(os.open(aside, flags, mode), aside)
+    except OSError as error:
+        raise WriteError(f"cannot write {path}", got=error.strerror or error) from error
+    except ValueError as error:  # an empty name, a zero byte, half a surrogate
+        raise WriteError(f"cannot write {str(path)!r}", got=error, wanted="a path") from error
+
+
+def _named(handle: int, path: Path) -> BinaryIO:
+    """An open file whose `name` is its path."""
+    return open(path, "wb", opener=lambda *_: handle)
 
 
 def _sync(folder: Path) -> None:

@@ -16,6 +16,7 @@ from opq.base.arrays import Codes
 from opq.base.calls import warn
 from opq.base.pool import torch_threads
 from opq.base.stages import stage
+from opq.compression.method import DataFree
 from opq.compression.options import Options
 from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
 from opq.plan import Plan, TensorPlan
@@ -33,17 +34,39 @@ LIVE = ("module", "timm", "torchvision", "demo", "hf")
 
 def wants_probe(source: Source, options: Options) -> bool:
     """Whether the source's model is to be probed: by the option, else where there is one or inputs are given."""
+    if not isinstance(options.how, DataFree):
+        return False
     if options.probe is not None:
         return options.probe
     return source.origin in LIVE or options.calibration is not None
+
+
+NAMED = ("timm", "torchvision", "hf")
+"""Of these, those that the user asked for by a name which means the model."""
+
+
+def basis_of(source: Source, options: Options, probed: Probe | None) -> str:
+    """What a compression rests on, in words for people."""
+    if probed is not None:
+        inputs = "synthetic inputs" if options.calibration is None else "calibration inputs"
+        norms = ", re-normalised BatchNorm" if source.batchnorms else ""
+        return f"a probe of the model on {inputs}: sensitivities, error feedback{norms}"
+    if options.probe is False:
+        why = "no probe was asked for"
+    elif not source.buildable:
+        why = source.no_model
+    else:
+        why = "the model could not be probed" if source.origin in LIVE else "a model in files is probed by probe=True"
+    return f"the weights alone: {why}"
 
 
 @stage("probe")
 def probe_source(source: Source, options: Options) -> Probe | None:
     """The probe of the source's model; None where it is not asked for or cannot be had.
 
-    A model that cannot be probed is compressed all the same, with a `ProbeWarning` that says what to pass; where the
-    user asked for the probe, `probe=True`, the `ProbeError` is raised.
+    A module that cannot be probed is compressed all the same, with a `ProbeWarning` that says what to pass. Where the
+    user asked for the probe, or named the model (`hf:`, `timm:`, `torchvision:`), it is an error: the weights alone
+    give a much worse network.
     """
     if not wants_probe(source, options):
         return None
@@ -61,6 +84,13 @@ def probe_source(source: Source, options: Options) -> Probe | None:
     except (ProbeError, SourceError, MissingExtraError) as error:  # the weights are read already: go on without
         if options.probe or options.calibration is not None:
             raise
+        if source.origin in NAMED:
+            raise type(error)(
+                f"{source.label} cannot be probed: {error.fact}",
+                got=error.got,
+                wanted=error.wanted,
+                remedy=f"{error.remedy} Or compress the weights alone, much less accurate: probe=False (--no-probe).",
+            ) from error
         warn(
             f"{source.label} is compressed with all sensitivities 1, without feedback and re-normalisation: {error} "
             "Silence this with probe=False.",

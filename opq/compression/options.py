@@ -30,6 +30,8 @@ class Options:
     example_inputs: Any = None
     seed: int = 0
     progress: Progress = silent
+    dequantize: bool = False
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         _ = self.budget

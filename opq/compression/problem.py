@@ -7,7 +7,6 @@ again when the true size of the file is known.
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -18,6 +17,7 @@ from opq.allocation.paper import paper
 from opq.allocation.rate_distortion import allocate
 from opq.allocation.solution import Allocation
 from opq.allocation.stats import TensorStats
+from opq.base.calls import warn
 from opq.base.dtypes import dtype_name
 from opq.base.pool import torch_threads
 from opq.base.progress import Progress, silent
@@ -195,20 +195,17 @@ def gather(source: Source, roles: Sequence[Role], progress: Progress = silent) -
             progress("statistics", len(found), len(names))
     for name, stats in found.items():
         if stats.max_abs < FAINT and (largest := _largest(source.tensor(name))):
-            _warn(
+            warn(
                 f"the weights of tensor {name!r} are at most {largest:.2g} in magnitude, too small for a grid in "
-                f"float32: some or all of them become 0. Keep them with overrides={{{name!r}: 'keep'}}, or scale them."
+                f"float32: some or all of them become 0. Keep them with overrides={{{name!r}: 'keep'}}, or scale them.",
+                WeightsWarning,
             )
     for spec in (role.spec for role in roles if role.action == "keep"):
         vector = len(spec.shape) == 1 and spec.dtype.is_floating_point
         if vector and not bool(torch.isfinite(source.tensor(spec.name).double()).all()):
-            _warn(f"tensor {spec.name!r} holds NaN or infinity; it is kept bit by bit.")
+            warn(f"tensor {spec.name!r} holds NaN or infinity; it is kept bit by bit.", WeightsWarning)
     return found
 
 
 def _largest(tensor: torch.Tensor) -> float:
     return float(tensor.double().abs().max()) if tensor.numel() else 0.0
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, WeightsWarning, stacklevel=5)

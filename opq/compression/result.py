@@ -11,10 +11,12 @@ import functools
 import os
 from collections.abc import Iterator, Mapping
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from opq.base.atomic import refuse_inputs
 from opq.compression.shortfall import Shortfall
 from opq.file.reader import Reader
 from opq.file.writer import Packed
@@ -61,6 +63,10 @@ class Compressed(abc.ABC):
     shortfall: Shortfall | None = None
     """Why less of the budget is used than 99.5 %; None where that much is, where no budget was given, and of the other
     published methods, whose sizes go in steps."""
+    basis: str = ""
+    """What sensitivities and codes rest on: a probe of the model, or the weights alone, and why."""
+    left_out: tuple[str, ...] = ()
+    """What the source holds and no file does: settings, metadata, tensors that its model does not load."""
 
     @property
     @abc.abstractmethod
@@ -84,7 +90,14 @@ class Compressed(abc.ABC):
 
     def report(self) -> Report:
         """One row a tensor, drawn by rich: what happens to it, why, and what it costs."""
-        return Report(plan=self.plan, sizes=self.sizes, densities=self._densities, title=self._headline)
+        return Report(plan=self.plan, sizes=self.sizes, densities=self._densities, title=self._headline,
+                      notes=self._notes)  # fmt: skip
+
+    @property
+    def _notes(self) -> tuple[str, ...]:
+        """What stands below the table."""
+        basis = (f"By {self.basis}.",) if self.basis else ()
+        return (*basis, f"Left out: {', '.join(self.left_out)}.") if self.left_out else basis
 
     @property
     def _densities(self) -> Mapping[str, float] | None:
@@ -103,7 +116,8 @@ class Compressed(abc.ABC):
         return f"<opq.{type(self).__name__} {self._headline}>"
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(self._headline)}</p>{html_table(self.plan, self.sizes, self._densities)}"
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes)
+        return f"<p>{escape(self._headline)}</p>{html_table(self.plan, self.sizes, self._densities)}{notes}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -116,6 +130,8 @@ class Result(Compressed):
     packed: Packed
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Seconds on the wall that each stage of the compression took, in their order; no part of the file."""
+    inputs: tuple[Path, ...] = ()
+    """Files and folders that the weights came from, which `save` does not replace."""
 
     @functools.cached_property
     def reader(self) -> Reader:
@@ -155,7 +171,9 @@ class Result(Compressed):
 
         Raises:
             WriteError: the file could not be written or verified; nothing is left behind.
+            OptionError: `path` is what was compressed.
         """
+        refuse_inputs(path, self.inputs)
         self.packed.write(path)
 
     @functools.cached_property
@@ -167,6 +185,7 @@ class Result(Compressed):
         """Writes the report as one self-contained HTML page; returns its size in bytes. See `opq.report.save_page`."""
         from opq.report.page import save_figures
 
+        refuse_inputs(path, self.inputs)
         return save_figures(self._figures(source), path)
 
     def plot(self, kind: Kind = "overview", *, tensor: str | None = None, source: Any = None, ax: Any = None) -> Figure:

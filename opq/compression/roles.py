@@ -78,6 +78,8 @@ def _default(spec: TensorSpec) -> Role:
         return Role(spec, "keep", f"not floating point ({str(spec.dtype).removeprefix('torch.')})")
     if dtype_name(spec.dtype) == "F8_E8M0":
         return Role(spec, "keep", "exponents without sign", exact=True)
+    if spec.exact:
+        return Role(spec, "keep", spec.exact, exact=True)
     if len(spec.shape) < 2:
         return Role(spec, "keep", "one-dimensional" if spec.shape else "a scalar")
     if spec.size < SMALLEST:

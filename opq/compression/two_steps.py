@@ -1,4 +1,4 @@
-"""The paper's method as it states it: a sparsity and bits per kept weight, in two closed-form steps (DESIGN 2.1).
+"""The paper's method as it states it: a sparsity and bits per kept weight, in two closed-form steps.
 
 Hu, Peng, Zhu, Aly, Lin, "OPQ: Compressing Deep Neural Networks with One-shot Pruning-Quantization", AAAI 2021. Its
 exact equations were not at hand; docs/mathematics.md derives these from the problem that it describes.

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import nn
 
-from opq.base.atomic import written_aside
+from opq.base.atomic import refuse_inputs, written_aside
 from opq.errors import ExportError, OccupiedFolderError
 from opq.export.hf_folder import config_folder
 from opq.file.reader import Reader
@@ -48,6 +48,8 @@ def save_compressed_tensors(
         WriteError: the output cannot be written.
     """
     origin, target = config_folder(like), Path(folder)
+    refuse_inputs(target, [origin])
+    refuse_inputs(target / "model.safetensors", [file])
     linears = _linear_weights(open_source(f"hf:{origin}").build())
     dense: list[str] = []
     with Reader(file) as reader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from opq.base.atomic import written_aside
+from opq.base.atomic import refuse_inputs, written_aside
 from opq.file.header import header
 from opq.file.reader import Reader
 from opq.file.stored import raw_view
@@ -21,7 +21,9 @@ def save_dense(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> in
     Raises:
         FileFormatError: the file is not whole.
         WriteError: the output cannot be written, or a name cannot stand in such a file; nothing is left behind.
+        OptionError: the output is the file itself.
     """
+    refuse_inputs(path, [file])
     with Reader(file) as reader, written_aside(path) as out:
         out.write(header(reader.plan))
         places: dict[str, list[int]] = {}

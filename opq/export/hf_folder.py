@@ -6,11 +6,13 @@ import os
 import shutil
 from pathlib import Path
 
-from opq.base.atomic import written_aside
+from opq.base.atomic import refuse_inputs, written_aside
+from opq.base.paths import what_is
 from opq.errors import ExportError, OccupiedFolderError, OpqError
 from opq.export.dense import save_dense
 from opq.file.reader import Reader
 from opq.sources import side_files
+from opq.sources.folders import DESCRIPTIONS, weights_name
 
 CARD = "README.md"
 _MARK = b"## Compressed with opq"
@@ -28,17 +30,17 @@ def save_folder(file: str | os.PathLike[str], folder: str | os.PathLike[str], li
         the size of `model.safetensors` in bytes.
 
     Raises:
-        ExportError: `like` has no config.json, or the new folder is that folder.
+        ExportError: `like` has no config.json.
+        OptionError: the new folder is `like`.
         FileFormatError: the file is not whole.
         WriteError: the output cannot be written.
     """
     target, origin = Path(folder), config_folder(like)
-    if target.exists() and target.samefile(origin):
-        raise ExportError(
-            "the new folder is the one that the model came from", got=str(target), wanted="another folder"
-        )
+    weights = target / f"{weights_name(origin)}.safetensors"
+    refuse_inputs(target, [origin])
+    refuse_inputs(weights, [file])
     side_files.copy(origin, target)
-    return save_dense(file, target / "model.safetensors")
+    return save_dense(file, weights)
 
 
 def config_folder(like: str | os.PathLike[str]) -> Path:
@@ -50,9 +52,13 @@ def config_folder(like: str | os.PathLike[str]) -> Path:
         folder = zoo.from_hf(text.removeprefix("hf:")).folder if text.startswith("hf:") else Path(text)
     except OpqError as error:
         raise ExportError(f"no configuration from {text}", got=error.fact, remedy=error.remedy) from error
-    if folder is None or not (folder / "config.json").is_file():
+    described = [what_is(Path(folder or "") / name) == "a file" for name in ("config.json", *DESCRIPTIONS)]
+    what = "nothing" if folder is None else what_is(folder)
+    if folder is None or not any(described):
         raise ExportError(
-            f"{text} is no Hugging Face folder", got="no config.json", wanted="the folder that the model came from"
+            f"{text} is no Hugging Face folder",
+            got="no config.json" if what == "a folder" else what,
+            wanted="the folder that the model came from",
         )
     return folder
 
@@ -67,6 +73,8 @@ def save_compressed_folder(
     from opq.export.model_card import model_card
 
     target = Path(folder)
+    refuse_inputs(target, [config_folder(like)])
+    refuse_inputs(target / "model.opq.safetensors", [file])
     with Reader(file) as reader:
         card = model_card(reader, source=os.fspath(like))
     side_files.copy(config_folder(like), target, but=(CARD,))

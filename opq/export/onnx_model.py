@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from opq.base.atomic import written_aside
+from opq.base.atomic import refuse_inputs, written_aside
 from opq.base.extras import brief, need
 from opq.base.process_state import same_random_state, silenced
 from opq.errors import ExportError
@@ -89,6 +89,7 @@ def save_onnx(
         MissingExtraError: onnx or onnxscript is not installed.
         WriteError: the output cannot be written; nothing is left behind.
     """
+    refuse_inputs(path, [file])
     need("onnx", "onnx")
     need("onnxscript", "onnx")
     network = load(file, copy.deepcopy(model)).eval().cpu()

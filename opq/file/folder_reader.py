@@ -17,6 +17,7 @@ import torch
 from opq.base.arrays import Codes
 from opq.base.format_v1 import COMMON, LARGEST_FOLDER_INDEX, VERSION
 from opq.base.format_v1 import FOLDER_INDEX as INDEX
+from opq.base.paths import what_is
 from opq.errors import CorruptFileError, FileFormatError, MismatchError, MissingFileError
 from opq.file.header import check_version, no_twins
 from opq.file.reader import MAX_EXPANSION, Reader
@@ -43,7 +44,7 @@ class FolderReader:
 
     def __init__(self, path: str | os.PathLike[str], *, max_expansion: float = MAX_EXPANSION):
         path = Path(path)
-        self.index = path / INDEX if path.is_dir() else path
+        self.index = path / INDEX if what_is(path) == "a folder" else path
         where = read_index(self.index)
         self.shards: dict[str, Reader] = {}
         try:
@@ -122,7 +123,7 @@ class FolderReader:
 
 def open_reader(path: str | os.PathLike[str], *, max_expansion: float = MAX_EXPANSION) -> Reader | FolderReader:
     """A reader of a file, of a folder, or of the index in it."""
-    if Path(path).is_dir() or os.fspath(path).endswith(".index.json"):
+    if what_is(path) == "a folder" or os.fspath(path).endswith(".index.json"):
         return FolderReader(path, max_expansion=max_expansion)
     return Reader(path, max_expansion=max_expansion)
 
@@ -163,6 +164,8 @@ def index_bytes(where: dict[str, str]) -> bytes:
 
 def read_index(path: Path) -> dict[str, str]:
     """The inverse of `index_bytes`; trusts nothing."""
+    if (what := what_is(path)) not in ("a file", "nothing"):
+        raise MissingFileError(f"cannot open {str(path)!r}", got=what, wanted="an index")
     try:
         if path.stat().st_size > LARGEST_FOLDER_INDEX:
             raise CorruptFileError(f"{path} is too large for an index", wanted=f"at most {LARGEST_FOLDER_INDEX} bytes")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from opq.errors import MismatchError
+from opq.errors import MismatchError, SourceError
 from opq.file.folder_reader import FolderReader, open_reader, parts_of
-from opq.file.reader import MAX_EXPANSION
+from opq.file.reader import MAX_EXPANSION, Reader
+from opq.models.targets import Targets
 from opq.models.wrappers import unwrapped
-from opq.sources import open_source
 from opq.sources.base import TensorSpec
+from opq.sources.memory import specs_of
+from opq.sources.names import fitting
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -24,7 +26,9 @@ def load(
 ) -> Model:
     """Fills `model` with the tensors of a file, or of a folder of shards, and returns it: dense again, ready to run.
 
-    It may be inside `torch.compile` or `DistributedDataParallel`.
+    It may be inside `torch.compile` or `DistributedDataParallel`, on the meta device, lazy or sharded. Names in the
+    file may have a prefix that the model's have not (`module.`, `_orig_mod.`, `model.`), or the other way round; in a
+    model of transformers they may be those of its checkpoint.
 
     Args:
         strict: names must be the same on both sides; a name that the model ties to another may be absent in the file.
@@ -34,32 +38,82 @@ def load(
         MismatchError: names or shapes differ; the model is left untouched.
         FileFormatError: the file is foreign, newer, truncated, corrupt or too large (one subclass each). All checksums
             are looked at before the model is touched.
+
+    Example:
+        >>> import os, tempfile, opq
+        >>> from opq import demo
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "digits.opq.safetensors")
+        ...     opq.compress("demo:digits", bits=4, probe=False).save(path)
+        ...     model = opq.load(path, demo.load())
+        >>> model.training
+        False
     """
     inner = unwrapped(model)
     with open_reader(path, max_expansion=max_expansion) as reader:
-        shapes = {t.name: t.shape for t in reader.plan}
-        wrong = _differences(shapes, open_source(inner).specs, strict)
-        if wrong:
-            raise MismatchError(f"{os.fspath(path)} does not fit {type(inner).__name__}", got="; ".join(wrong))
+        targets = Targets(inner)
+        own = tuple(specs_of(targets.entries))
+        names = fitting([t.name for t in reader.plan], [s.name for s in own], _prefix(inner))
+        shapes = {names[t.name]: t.shape for t in reader.plan}
+        wrong = _differences(shapes, own, strict, targets.lazy)
+        if not wrong and (empty := targets.without_values(given=_given(shapes, own))):
+            wrong = [f"{name} has no values, and the file holds none" for name in empty]
         if isinstance(reader, FolderReader):
             reader.verify()  # before the first shard goes into the model
+        if wrong and _converted(reader, inner):
+            return model
+        if wrong:
+            raise MismatchError(f"{os.fspath(path)} does not fit {type(inner).__name__}", got=_some(wrong))
         for part in parts_of(reader):
-            inner.load_state_dict(part.state_dict(), strict=False)
+            targets.fill({names[name]: tensor for name, tensor in part.state_dict().items()})
     return model
 
 
-def _differences(shapes: Mapping[str, tuple[int, ...]], own: Sequence[TensorSpec], strict: bool) -> list[str]:
-    """What keeps the tensors of a file from being those of a model, one clause each."""
+def _prefix(model: nn.Module) -> str:
+    return str(getattr(model, "base_model_prefix", "") or "")
+
+
+def _converted(reader: Reader | FolderReader, model: nn.Module) -> bool:
+    """Whether transformers renames or fuses the file's tensors into the model's, as it does with its checkpoints.
+
+    Takes memory for the model three times over.
+    """
+    if not type(model).__module__.startswith("transformers.models."):
+        return False
+    from opq.sources.hf_models import UNBUILDABLE, filled
+
+    try:
+        filled(model, reader.state_dict())
+    except (SourceError, *UNBUILDABLE):
+        return False
+    return True
+
+
+def _some(clauses: Sequence[str], most: int = 8) -> str:
+    more = f"; and {len(clauses) - most} more" if len(clauses) > most else ""
+    return "; ".join(clauses[:most]) + more
+
+
+def _given(shapes: Mapping[str, tuple[int, ...]], own: Iterable[TensorSpec]) -> set[str]:
+    """The model's names that the file fills, those tied to one in it too."""
     ties: dict[str, list[str]] = {}
     for spec in own:
         ties.setdefault(spec.like or spec.name, []).append(spec.name)
-    given = {name for group in ties.values() if any(n in shapes for n in group) for name in group}
+    return {name for group in ties.values() if any(n in shapes for n in group) for name in group}
+
+
+def _differences(
+    shapes: Mapping[str, tuple[int, ...]], own: Sequence[TensorSpec], strict: bool, lazy: set[str]
+) -> list[str]:
+    """What keeps the tensors of a file from being those of a model, one clause each."""
+    given, known = _given(shapes, own), {s.name for s in own}
     wrong = [f"{spec.name} missing in the file" for spec in own if strict and spec.name not in given]
-    wrong += [f"{name} not in the model" for name in shapes if strict and name not in {s.name for s in own}]
+    wrong += [f"{name} not in the model" for name in shapes if strict and name not in known]
+    there = {s.name: s.shape for s in own if s.name not in lazy}
     return wrong + [
-        f"{s.name} {shapes[s.name]} in the file, {s.shape} in the model"
-        for s in own
-        if s.name in shapes and s.shape != shapes[s.name]
+        f"{name} {shapes[name]} in the file, {shape} in the model"
+        for name, shape in there.items()
+        if name in shapes and shapes[name] != shape
     ]
 
 
@@ -71,6 +125,15 @@ def load_state_dict(path: str | os.PathLike[str], *, max_expansion: float = MAX_
 
     Raises:
         FileFormatError: the file is foreign, newer, truncated or corrupt (one subclass each).
+
+    Example:
+        >>> import os, tempfile, torch, opq
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "w.opq.safetensors")
+        ...     opq.compress({"w": torch.randn(64, 32)}, bits=4).save(path)
+        ...     state = opq.load_state_dict(path)
+        >>> state["w"].shape
+        torch.Size([64, 32])
     """
     with open_reader(path, max_expansion=max_expansion) as reader:
         return reader.state_dict()

@@ -15,6 +15,7 @@ import torch
 from opq.base.arrays import Codes
 from opq.base.format_v1 import COMMON, MOST_ELEMENTS, SMALL
 from opq.base.format_v1 import MAX_EXPANSION as MAX_EXPANSION
+from opq.base.paths import what_is
 from opq.base.pool import torch_threads
 from opq.errors import (
     ClosedReaderError,
@@ -53,6 +54,13 @@ class Reader:
         TruncatedFileError: it is shorter than its header says.
         CorruptFileError: what it says contradicts itself, or a checksum is wrong.
         FileTooLargeError: it decodes to more than `max_expansion` allows.
+
+    Example:
+        >>> import opq
+        >>> packed = opq.compress("demo:digits", bits=3, probe=False).packed
+        >>> with opq.Reader(packed) as reader:
+        ...     reader.names[0], reader.codes("0.weight").shape, reader.tensor("0.weight").dtype
+        ('0.weight', (32, 1, 3, 3), torch.float32)
     """
 
     plan: Plan
@@ -185,6 +193,8 @@ class _naming:
 def _opened(source: str | os.PathLike[str] | InMemory) -> memoryview:
     if not isinstance(source, str | os.PathLike):
         return memoryview(b"".join(source.parts))
+    if (what := what_is(source)) not in ("a file", "nothing"):
+        raise MissingFileError(f"cannot open {str(source)!r}", got=what, wanted="a file")
     try:
         if not os.path.getsize(source):
             return memoryview(b"")

@@ -90,7 +90,7 @@ def from_json(text: str) -> Method:
     unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(kind)})
     if unknown:
         raise OptionError(f"method={kind.name!r} has no option of this name", got=", ".join(unknown))
-    constraints = [Constraint(**c) for c in fields.pop("constraints", ())]
+    constraints = tuple(Constraint(**c) for c in fields.pop("constraints", ()))
     given = {name: _tuples(value) for name, value in fields.items()}
     return kind(**given, **({"constraints": constraints} if constraints else {}))
 

@@ -64,7 +64,7 @@ def batch_statistics(model: nn.Module) -> Iterator[list[tuple[str, _BatchNorm]]]
     """Every BatchNorm in batch-statistics mode, its running statistics left alone; inside `untouched`.
 
     Behind each one the activations then have exactly the mean `bias` and the deviation `|weight|` that
-    real data gave them, whatever goes in (DESIGN 2.5). Yields the BatchNorm modules by name.
+    real data gave them, whatever goes in (docs/mathematics.md). Yields the BatchNorm modules by name.
     """
     norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
     saved = [(norm, norm.track_running_stats, norm.training) for _, norm in norms]

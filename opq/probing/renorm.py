@@ -1,4 +1,4 @@
-"""BatchNorm re-normalisation without data (DESIGN 2.5).
+"""BatchNorm re-normalisation without data (docs/mathematics.md, "Re-normalisation").
 
 Quantization moves the statistics that BatchNorm was trained for. The same batch goes through the dense and through
 the quantized network, both with BatchNorm in batch-statistics mode; with `m, v` the mean and variance at a BatchNorm's

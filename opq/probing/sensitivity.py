@@ -1,4 +1,4 @@
-"""Sensitivities without data: how much the outputs feel an error in each tensor (DESIGN 2.4).
+"""Sensitivities without data: how much the outputs feel an error in each tensor (docs/mathematics.md, "Sensitivity").
 
 `a_i` is the mean over the tensor's weights of the diagonal Gauss-Newton term `E_{x,v} [(d v'f(x) / d w)^2]` with
 `v ~ N(0, I)` on the outputs and `x` synthetic. With an independent `v` per sample one backward pass per micro-batch
@@ -118,6 +118,14 @@ def probe(
 
     Raises:
         ProbeError: the forward cannot be run, or gives nothing that can be differentiated.
+
+    Example:
+        >>> import opq
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 4))
+        >>> told = opq.probe(model, input_size=(3, 8, 8), samples=16)
+        >>> sorted(told.sensitivity)
+        ['0.bias', '0.weight', '2.bias', '2.weight']
     """
     model = unwrapped(model)
     if calibration is not None:

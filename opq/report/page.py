@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from opq.base.atomic import written_aside
+from opq.base.atomic import refuse_inputs, written_aside
 from opq.base.extras import need
 from opq.file.reader import Reader
 from opq.report.figures import Figures, figures, of_histogram, of_tensor
@@ -38,7 +38,9 @@ def save_page(
         MissingExtraError: jinja2 is not installed.
         WriteError: the page cannot be written; nothing is left behind.
     """
+    refuse_inputs(path, [file])
     opened = None if source is None else open_source(source)
+    refuse_inputs(path, () if opened is None else opened.inputs)
     with Reader(file) as reader:
         return save_figures(figures(reader, label=title or Path(file).name, source=opened), path)
 

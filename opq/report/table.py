@@ -66,12 +66,15 @@ class Report:
     sizes: Mapping[str, int]
     densities: Mapping[str, float] | None = None
     title: str | None = None
+    notes: tuple[str, ...] = ()
+    """Sentences below the table."""
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.table(COLUMNS if options.max_width >= WIDE else NARROW)
+        yield from (Text(printable(note)) for note in self.notes)
 
     def table(self, columns: Sequence[str] = COLUMNS) -> Table:
         """The report as a rich table of some columns."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from opq.base.paths import what_is
 from opq.errors import SourceError
 from opq.models.wrappers import unwrapped
 from opq.sources.base import BatchNormNames, InputHint, Source, TensorSpec
@@ -26,10 +27,13 @@ __all__ = [
     "base",
     "digits",
     "files",
+    "folders",
     "hf_models",
     "hints",
+    "memory",
     "names",
     "open_source",
+    "quantized",
     "side_files",
     "zoo",
 ]
@@ -41,7 +45,13 @@ _SCHEMES = ("hf", "timm", "torchvision", "demo")
 _KINDS = "a module, a state dict, a path, or hf:, timm:, torchvision: or demo: and a name"
 
 
-def open_source(source: SourceLike, *, pretrained: bool = True) -> Source:
+def open_source(
+    source: SourceLike,
+    *,
+    pretrained: bool = True,
+    dequantize: bool = False,
+    trust_remote_code: bool = False,
+) -> Source:
     """The source of the weights. Nothing is copied; files are read tensor by tensor when asked.
 
     Args:
@@ -51,6 +61,9 @@ def open_source(source: SourceLike, *, pretrained: bool = True) -> Source:
             `demo:digits`.
         pretrained: for `timm:` and `torchvision:`, whether to fetch the trained weights; `NAME?pretrained=false`
             says the same in a shell.
+        dequantize: of a checkpoint that is quantized already (GPTQ, AWQ, compressed-tensors, float8 with scales,
+            MXFP4), take the weights that its codes stand for. Without it codes and scales are kept as they are.
+        trust_remote_code: for models whose folder or repository brings Python code of its own, whether to run it.
 
     Raises:
         EmptyModelError: no floating-point tensor.
@@ -58,7 +71,22 @@ def open_source(source: SourceLike, *, pretrained: bool = True) -> Source:
         MissingExtraError: a package for this kind of source is not installed.
         MissingShardError, CorruptSourceError: a file is not there or damaged.
         SourceError: the source is unknown or cannot be read.
+
+    Example:
+        >>> import opq
+        >>> source = opq.open_source("demo:digits")
+        >>> source.names[0], source.elements
+        ('0.weight', 131754)
     """
+    opened = _opened(source, pretrained, trust_remote_code)
+    if not dequantize:
+        return opened
+    from opq.sources.dequantize import dequantized
+
+    return dequantized(opened)
+
+
+def _opened(source: object, pretrained: bool, trust: bool) -> Source:
     if isinstance(source, Source):
         return source
     if isinstance(source, nn.Module):
@@ -66,9 +94,9 @@ def open_source(source: SourceLike, *, pretrained: bool = True) -> Source:
     if isinstance(source, Mapping):
         return from_mapping(source)
     if isinstance(source, str) and (named := re.fullmatch(rf"({'|'.join(_SCHEMES)}):(.*)", source, re.DOTALL)):
-        return _from_name(named[1], named[2], pretrained)
+        return _from_name(named[1], named[2], pretrained, trust)
     if isinstance(source, (str, os.PathLike)) and str(source).strip():
-        return _from_path(Path(source))
+        return _from_path(Path(source), trust)
     raise SourceError(
         "the source is not understood",
         got=repr(source) if isinstance(source, str) else type(source).__name__,
@@ -76,25 +104,31 @@ def open_source(source: SourceLike, *, pretrained: bool = True) -> Source:
     )
 
 
-def _from_path(path: Path) -> Source:
-    path = path.expanduser()
-    if path.is_dir():
-        return from_folder(path)
-    if path.is_file():
+def _from_path(path: Path, trust: bool) -> Source:
+    try:
+        path = path.expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise SourceError(f"{path} is not there", got=error, wanted=_KINDS) from error
+    found = what_is(path)
+    if found == "a folder":
+        return from_folder(path, trust=trust)
+    if found == "a file":
         return from_file(path)
+    if found != "nothing":
+        raise SourceError(f"{str(path)!r} cannot be read", got=found, wanted="a file or a folder")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.suffix:
         remedy = f"For a model on the Hugging Face hub write hf:{path}."
         raise SourceError(f"{path} is not there", got="no such file or folder", remedy=remedy)
     raise SourceError(f"{path} is not there", got="no such file or folder", wanted=_KINDS)
 
 
-def _from_name(scheme: str, name: str, pretrained: bool) -> Source:
+def _from_name(scheme: str, name: str, pretrained: bool, trust: bool) -> Source:
     from opq.sources import zoo
 
     if not name.strip():
         raise SourceError(f"{scheme}: names nothing", wanted=f"{scheme}:NAME", remedy="Write the name after the colon.")
     if scheme == "hf":
-        return zoo.from_hf(name)
+        return zoo.from_hf(name, trust=trust)
     if scheme == "demo":
         return _from_demo(name)
     name, pretrained = _options(scheme, name, pretrained)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,8 @@ class TensorSpec:
     kind: Kind = "parameter"
     like: str | None = None
     """The first name with the very same storage, offset, shape and stride: this name is tied to it."""
+    exact: str = ""
+    """Why it is to be kept bit for bit, in words; empty where it may be compressed."""
 
     @property
     def size(self) -> int:
@@ -99,7 +102,12 @@ class Source:
     files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     """For sources made from files: the file that holds each tensor."""
     ignored: tuple[str, ...] = ()
-    """Entries of a checkpoint that are not tensors (counters, settings) and are left out."""
+    """What the source holds and the compression leaves out: entries that are no tensors (counters, settings), notes in
+    a file's metadata, tensors beside the state dict or that the model does not load."""
+    inputs: tuple[Path, ...] = ()
+    """Every file and folder that the weights come from: no output may replace one."""
+    trusted: bool = False
+    """Whether Python code in the model's folder may be run: the user passed `trust_remote_code=True`."""
     hint: Callable[[], InputHint | None] = dataclasses.field(default=lambda: None, repr=False)
 
     @cached_property
@@ -199,19 +207,57 @@ def _batchnorm(prefix: str, specs: Mapping[str, TensorSpec], eps: float | None) 
     return BatchNormNames(prefix=prefix, eps=None if eps is None else float(eps), **names)
 
 
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_LEARNED = {"weight", "weights", "bias", "biases", "gamma", "beta", "gain", "scale", "norm", "g", "b", "u", "v"}
+"""Words of which one stands in the last part of the name of a parameter of one dimension."""
+_TABLE = re.compile(r"(.*_)?(masks?|inv_freqs?|freqs?(_cis)?|(sin|cos)(_cached)?|sinusoids?|pe|anchors)")
+"""The last part of the name of a table that is computed, not learned: masks, frequencies, positions."""
+
+
 def guess_kinds(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """The specs of a bare state dict with `kind` guessed: statistics and what is not floating are buffers."""
-    statistics = ("running_mean", "running_var", "num_batches_tracked")
-    return tuple(
-        dataclasses.replace(s, kind="buffer")
-        if not s.dtype.is_floating_point or s.name.rpartition(".")[2] in statistics
-        else s
-        for s in specs
-    )
+    """The specs of a bare state dict with `kind` guessed: what is no learned weight by its type or name is a buffer.
+
+    Those are statistics, what is not floating point, vectors that are not called as weights, biases and norms are
+    (rotary frequencies, noise schedules: values of a wide range, which a grid would make zero), and computed tables.
+    """
+    return tuple(dataclasses.replace(s, kind="buffer") if _is_buffer(s) else s for s in specs)
 
 
-def not_empty(source: Source) -> Source:
-    """The source itself; `EmptyModelError` where it has no floating-point element."""
+def _is_buffer(spec: TensorSpec) -> bool:
+    last = spec.name.rpartition(".")[2]
+    if not spec.dtype.is_floating_point or last in _STATISTICS:
+        return True
+    unlike = len(spec.shape) == 1 and not any(word.rstrip("0123456789") in _LEARNED for word in last.lower().split("_"))
+    return unlike or _TABLE.fullmatch(last) is not None
+
+
+def checked(source: Source) -> Source:
+    """The source itself, if a file can hold what it says.
+
+    Raises:
+        EmptyModelError: it has no floating-point element.
+        SourceError: a name or a shape that no file can hold.
+    """
+    for spec in source.specs:
+        _check_spec(spec, source.label)
     if source.elements == 0:
         raise EmptyModelError(f"{source.label} holds no weights", got=f"{len(source)} tensors, none floating point")
     return source
+
+
+LONGEST_NAME = 4096
+"""Characters of a tensor's name: a file spends at most so many bytes on one."""
+_LARGEST_AXIS = 1 << 40
+
+
+def _check_spec(spec: TensorSpec, label: str) -> None:
+    """Raises `SourceError` where no file can hold the tensor."""
+    fact = f"{label}: tensor {spec.name[:80]!r}"
+    if len(spec.name) > LONGEST_NAME:
+        raise SourceError(f"{fact}...: its name is too long", got=f"{len(spec.name)} characters", wanted=LONGEST_NAME)
+    try:
+        spec.name.encode()
+    except UnicodeEncodeError as error:
+        raise SourceError(f"{fact}: its name is no text", got=error.reason, remedy="Rename it.") from error
+    if any(axis >= _LARGEST_AXIS for axis in spec.shape):
+        raise SourceError(f"{fact}: its shape is beyond all bounds", got=spec.shape, wanted=f"axes < {_LARGEST_AXIS}")

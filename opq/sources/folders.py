@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from opq.base.paths import json_object, what_is
 from opq.errors import CorruptSourceError, MissingShardError, SourceError
-from opq.sources.base import Source, TensorSpec
-from opq.sources.files import TORCH_SUFFIXES, from_files, specs_of
+from opq.sources.base import Source
+from opq.sources.files import TORCH_SUFFIXES, Header, from_files, header_of
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
+MOST_SHARDS = 100_000
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)(?P<suffix>\.\w+)")
 
 
-def from_folder(folder: Path) -> Source:
+def from_folder(folder: Path, *, trust: bool = False) -> Source:
     """All tensors of the folder's checkpoint; only headers are read. The model, if any, is built on demand.
 
     Of several checkpoints the first is taken: `model.safetensors` or its shards, all `.safetensors` files,
     `pytorch_model.bin` or its shards, the one PyTorch checkpoint.
+
+    Args:
+        trust: Python code in the folder may be run to build the model.
 
     Raises:
         MissingShardError: a file that the index or the shards' numbers name is not there.
@@ -31,34 +35,61 @@ def from_folder(folder: Path) -> Source:
     """
     from opq.sources.hf_models import build_transformers, hint_of_folder
 
-    paths, index = _weight_files(folder)
-    shards = {path: specs_of(path) for path in paths}
-    _check_index(index, shards)
-    source = from_files(shards, label=folder.resolve().name, folder=folder if _config(folder) else None)
-    if not _config(folder).get("model_type"):
+    try:
+        paths, index = _weight_files(folder)
+    except OSError as error:
+        raise SourceError(f"{folder} cannot be read", got=error.strerror or error) from error
+    headers = {path: header_of(path) for path in paths}
+    _check_index(index, headers)
+    config = configuration(folder)
+    described = any((folder / name).is_file() for name in DESCRIPTIONS)
+    source = from_files(
+        headers, label=folder.resolve().name, folder=folder if config or described else None, config=config
+    )
+    if not config.get("model_type"):
         return source
-    return dataclasses.replace(source, make=lambda: build_transformers(folder), hint=lambda: hint_of_folder(folder))
+    return dataclasses.replace(
+        source,
+        make=lambda: build_transformers(folder, trust=trust),
+        hint=lambda: hint_of_folder(folder, trust=trust),
+        trusted=trust,
+    )
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json, empty where there is none."""
+DESCRIPTIONS = ("adapter_config.json", "model_index.json")
+"""Files that say what weights are, where there is no config.json: of PEFT's adapters, of diffusers' pipelines."""
+
+
+def weights_name(folder: Path) -> str:
+    """What weights are called in a folder that its own library finds them in: `model`, or as its configuration asks.
+
+    diffusers looks for `diffusion_pytorch_model`, PEFT for `adapter_model`.
+    """
+    if what_is(folder / "config.json") == "nothing" and what_is(folder / "adapter_config.json") == "a file":
+        return "adapter_model"
+    return "diffusion_pytorch_model" if "_diffusers_version" in configuration(folder) else "model"
+
+
+def configuration(folder: Path) -> dict[str, Any]:
+    """The folder's config.json, empty where there is none.
+
+    Raises:
+        CorruptSourceError: it is there and no JSON object, or of no use.
+    """
     path = folder / "config.json"
-    return _json(path) if path.is_file() else {}
+    return {} if what_is(path) == "nothing" else _json(path)
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json_object(path)
     except (ValueError, OSError) as error:
-        raise CorruptSourceError(f"{path} cannot be read", got=error, wanted="JSON") from error
-    if not isinstance(content, dict):
-        raise CorruptSourceError(f"{path} cannot be read", got=type(content).__name__, wanted="a JSON object")
-    return content
+        raise CorruptSourceError(f"{path} cannot be read", got=error, wanted="a JSON object") from error
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     """The files of the folder's checkpoint in order, and its index (tensor name -> file name), empty without one."""
-    inside = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    inside = sorted(p for p in folder.iterdir() if what_is(p) == "a file" and not p.name.startswith("."))
     named = {path.name: path for path in inside}
     safe = [path for path in inside if path.suffix == ".safetensors" and not path.name.endswith(".opq.safetensors")]
     others = [path for path in inside if path.suffix in TORCH_SUFFIXES]
@@ -96,21 +127,24 @@ def _check_numbers(paths: Iterable[Path]) -> None:
     for path in paths:
         if shard := _SHARD.fullmatch(path.name):
             width = len(shard["number"])
+            if len(shard["total"]) > 9 or int(shard["total"]) > MOST_SHARDS:
+                wanted = f"at most {MOST_SHARDS} shards"
+                raise CorruptSourceError(f"{path.name} asks for more shards than there can be", wanted=wanted)
             numbers = (f"{i:0{width}}" for i in range(1, int(shard["total"]) + 1))
             names = [f"{shard['stem']}-{number}-of-{shard['total']}{shard['suffix']}" for number in numbers]
             _check_there(path.parent, names, f"{path.name} asks for")
 
 
 def _check_there(folder: Path, names: Iterable[str], says: str) -> None:
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if what_is(folder / name) != "a file"]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise MissingShardError(f"{says} files that are not there", got=f"no {', '.join(missing[:3])}{more}")
 
 
-def _check_index(index: dict[str, str], shards: dict[Path, tuple[TensorSpec, ...]]) -> None:
+def _check_index(index: dict[str, str], headers: dict[Path, Header]) -> None:
     """Raises `CorruptSourceError` where the index names a tensor that its file lacks."""
-    held = {path.name: {spec.name for spec in specs} for path, specs in shards.items()}
+    held = {path.name: {spec.name for spec in header.specs} for path, header in headers.items()}
     lacking = [(name, file) for name, file in index.items() if name not in held[file]]
     if lacking:
         (name, file), more = lacking[0], f", {len(lacking)} such names" if len(lacking) > 1 else ""

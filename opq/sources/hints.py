@@ -42,7 +42,7 @@ def hint_of_config(config: Any) -> InputHint | None:
         return InputHint(
             modality="text",
             vocabulary=vocabulary,
-            tokens=_whole(text, "max_position_embeddings", "n_positions"),
+            tokens=_whole(text, "max_position_embeddings", "n_positions") or None,
             token_types=_whole(text, "type_vocab_size"),
             pad=_whole(text, "pad_token_id"),
             bos=_whole(text, "bos_token_id"),
@@ -57,7 +57,8 @@ def hint_of_config(config: Any) -> InputHint | None:
 
 
 def _whole(config: Any, *names: str) -> int | None:
-    return next((v for n in names if isinstance(v := getattr(config, n, None), int)), None)
+    """The first of these that counts something; a negative number says that there is none (XLNet's positions)."""
+    return next((v for n in names if isinstance(v := getattr(config, n, None), int) and v >= 0), None)
 
 
 def hint_of_weights(weights: Any) -> InputHint:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,11 +14,17 @@ from torch.nn.parameter import is_lazy
 from opq.base.dtypes import DTYPES
 from opq.base.process_state import turn
 from opq.errors import SourceError
-from opq.sources.base import Origin, Source, TensorSpec, guess_kinds, not_empty
+from opq.sources.base import Origin, Source, TensorSpec, checked, guess_kinds
 from opq.sources.hints import hint_of_module
+from opq.sources.quantized import marked
 
-NESTED = ("state_dict", "model_state_dict", "model", "module", "net", "params", "weights")
+NESTED = (
+    *("state_dict", "model_state_dict", "model", "module", "net", "network", "params_ema", "params", "weights"),
+    *("generator", "netG", "ema_state_dict", "model_ema", "ema"),
+)
 """Keys under which checkpoints are known to hide their state dict, tried in this order."""
+EXPANSION, SMALL = 10_000, 1 << 26
+"""Tensors may take so many times the bytes that they are stored in, or so many bytes in any case."""
 
 
 def from_module(model: nn.Module, *, label: str | None = None, origin: Origin = "module") -> Source:
@@ -31,19 +38,28 @@ def from_module(model: nn.Module, *, label: str | None = None, origin: Origin = 
     with turn():  # another thread may be looking what other weights do in this model
         held = tensors_of(model.state_dict(keep_vars=True), label=label)
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    parameters |= {name for name, tensor in held.tensors.items() if isinstance(tensor, nn.Parameter)}
     specs = tuple(
         dataclasses.replace(spec, kind="parameter" if spec.name in parameters else "buffer") for spec in held.specs
     )
     source = Source(
         label=label,
         origin=origin,
-        specs=specs,
-        read=held.tensors.__getitem__,
-        make=lambda: model,
+        specs=marked(specs),
+        read=lambda name: plain(held.tensors[name]),
+        make=lambda: _outside_inference(model),
         ignored=held.ignored,
         hint=lambda: hint_of_module(model),
     )
-    return not_empty(source)
+    return checked(source)
+
+
+def _outside_inference(model: nn.Module) -> nn.Module:
+    """The model, or where it was built under `torch.inference_mode` a copy that gradients can flow through."""
+    if not any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
+        return model
+    with torch.inference_mode(False):
+        return copy.deepcopy(model)
 
 
 def from_mapping(mapping: Mapping[str, Any], *, label: str = "state dict") -> Source:
@@ -53,19 +69,79 @@ def from_mapping(mapping: Mapping[str, Any], *, label: str = "state dict") -> So
         EmptyModelError: it holds no floating-point tensor.
         SourceError: a name is not a string, or a tensor has no values or no dense layout.
     """
-    held = tensors_of(unnest(mapping), label=label)
-    read, specs = held.tensors.__getitem__, guess_kinds(held.specs)
-    return not_empty(Source(label=label, origin="state_dict", specs=specs, read=read, ignored=held.ignored))
+    found = unnest(mapping, label=label)
+    held = tensors_of(found.mapping, label=label)
+    specs = marked(guess_kinds(held.specs))
+    return checked(
+        Source(
+            label=label,
+            origin="state_dict",
+            specs=specs,
+            read=lambda name: plain(held.tensors[name]),
+            ignored=(*found.beside, *held.ignored),
+        )
+    )
 
 
-def unnest(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The innermost state dict: the mapping itself unless only a mapping in it holds tensors."""
-    while not any(_tensor(value) is not None for value in mapping.values()):
-        inner = next((mapping[k] for k in NESTED if isinstance(mapping.get(k), Mapping)), None)
-        if inner is None:
-            break
-        mapping = inner
-    return mapping
+@dataclasses.dataclass(frozen=True, slots=True)
+class Nest:
+    """The state dict in a checkpoint."""
+
+    mapping: Mapping[str, Any]
+    path: tuple[str, ...] = ()
+    """The keys that lead to it."""
+    beside: tuple[str, ...] = ()
+    """What lies beside it, on the way."""
+
+
+def unnest(mapping: Mapping[str, Any], *, label: str = "state dict") -> Nest:
+    """The state dict in a checkpoint: the mapping itself, or the one in it that holds more.
+
+    That is a mapping under one of `NESTED` that holds at least as many elements as the tensors beside it, or, where
+    there are none beside it, the only mapping that holds tensors.
+
+    Raises:
+        SourceError: several mappings hold tensors, and nothing tells which is meant.
+    """
+    nest, seen = Nest(mapping), {id(mapping)}
+    while (key := _inner(nest.mapping, label, seen)) is not None:
+        beside = tuple(sorted(".".join((*nest.path, str(k))) for k in nest.mapping if k != key))
+        nest = Nest(nest.mapping[key], (*nest.path, key), (*nest.beside, *beside))
+        seen.add(id(nest.mapping))
+    return nest
+
+
+def _inner(mapping: Mapping[str, Any], label: str, seen: Collection[int]) -> str | None:
+    """The key of the mapping that is the state dict rather than this one; None where this one is."""
+    own = _elements(mapping)
+    inside = {k: _deep(v) for k, v in mapping.items() if isinstance(v, Mapping) and id(v) not in seen}
+    known = next((k for k in NESTED if inside.get(k, 0) > 0), None)
+    if known is not None and inside[known] >= own:
+        return known
+    holding = [str(k) for k, elements in inside.items() if elements > 0]
+    if own or not holding:
+        return None
+    if len(holding) > 1:
+        remedy = "Pass the one that you mean, as a state dict."
+        got = ", ".join(map(repr, holding[:5]))
+        raise SourceError(f"{label} holds several state dicts", got=got, wanted="one of them", remedy=remedy)
+    return holding[0]
+
+
+def _elements(mapping: Mapping[str, Any]) -> int:
+    """Elements of the floating-point tensors that a mapping itself holds."""
+    tensors = (t for value in mapping.values() if (t := _tensor(value)) is not None)
+    return sum(t.numel() for t in tensors if not is_lazy(t) and t.is_floating_point())
+
+
+def _deep(mapping: Mapping[str, Any]) -> int:
+    """The same of a mapping and of all in it, each counted once."""
+    found, new = {id(mapping): mapping}, [mapping]
+    while new:
+        inner = (v for m in new for v in m.values() if isinstance(v, Mapping))
+        new = list({id(v): v for v in inner if id(v) not in found}.values())
+        found |= {id(v): v for v in new}
+    return sum(map(_elements, found.values()))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,23 +161,46 @@ def tensors_of(mapping: Mapping[str, Any], *, label: str) -> Held:
             raise SourceError(f"{label}: the name of a tensor is not a string", got=repr(name), wanted="a str")
         _check_dense(name, tensor, label)
     ignored = tuple(sorted(str(name) for name in mapping if name not in tensors))
-    return Held(tensors, tuple(_specs(tensors)), ignored)
+    return Held(tensors, tuple(specs_of(tensors)), ignored)
 
 
 def _tensor(value: object) -> Tensor | None:
     """The value as a tensor, sharing its memory; None where it is something else."""
     if isinstance(value, Tensor):
         return value
-    if type(value).__module__ == "numpy" and hasattr(value, "dtype") and getattr(value.dtype, "kind", "") in "biuf":
+    if type(value).__module__ == "numpy" and hasattr(value, "dtype") and getattr(value.dtype, "kind", "") in "biufc":
         return torch.as_tensor(value)
     return None
 
 
-def _specs(tensors: Mapping[str, Tensor]) -> Iterator[TensorSpec]:
+PAIRS = "complex128, as pairs of float64"
+"""Why the two columns of a complex128 tensor are kept: no file has that type."""
+
+
+def specs_of(tensors: Mapping[str, Tensor]) -> Iterator[TensorSpec]:
+    """What tensors are, ties found by storage (of tensors without values by identity)."""
     first: dict[object, str] = {}
     for name, tensor in tensors.items():
         like = first.setdefault(_identity(name, tensor), name)
-        yield TensorSpec(name, tuple(tensor.shape), tensor.dtype, like=None if like == name else like)
+        shape, pairs = () if is_lazy(tensor) else tuple(tensor.shape), tensor.dtype == torch.complex128
+        yield TensorSpec(
+            name,
+            (*shape, 2) if pairs else shape,
+            torch.float64 if pairs else tensor.dtype,
+            kind="buffer" if pairs else "parameter",
+            like=None if like == name else like,
+            exact=PAIRS if pairs else "",
+        )
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The whole values of a tensor as files hold them: of a sharded one gathered, of complex128 as pairs."""
+    tensor = tensor.detach()
+    if callable(gathered := getattr(tensor, "full_tensor", None)):
+        tensor = gathered()
+    if tensor.dtype == torch.complex128:
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return tensor.as_subclass(Tensor) if type(tensor) is not Tensor else tensor
 
 
 def _check_dense(name: str, tensor: Tensor, label: str) -> None:
@@ -112,17 +211,40 @@ def _check_dense(name: str, tensor: Tensor, label: str) -> None:
     if tensor.is_meta:
         remedy = "Load the weights first (model.to_empty(), then load_state_dict)."
         raise SourceError(f"{label}: tensor {name!r} has no values", got="device meta", remedy=remedy)
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        got = f"{tensor.layout}, {tensor.dtype}"
+    if tensor.layout != torch.strided or tensor.is_quantized or _wraps(tensor):
+        got = type(tensor).__name__ if _wraps(tensor) else f"{tensor.layout}, {tensor.dtype}"
         remedy = "Convert it with .to_dense() or .dequantize()."
         raise SourceError(f"{label}: tensor {name!r} is not a dense tensor", got=got, remedy=remedy)
-    if tensor.dtype not in DTYPES.values():
+    if tensor.dtype not in DTYPES.values() and tensor.dtype != torch.complex128:
         remedy = "Convert it to another element type, or leave it out."
         raise SourceError(f"{label}: tensor {name!r} has a type that no file can hold", got=tensor.dtype, remedy=remedy)
+    if _too_wide(tensor):
+        got = f"{tensor.nbytes:,} bytes in a storage of {tensor.untyped_storage().nbytes():,}"
+        remedy = "Pass it as small as it is, without expand()."
+        raise SourceError(f"{label}: tensor {name!r} is expanded", got=got, remedy=remedy)
+
+
+def _too_wide(tensor: Tensor) -> bool:
+    """Whether a tensor repeats so little memory (by a stride of 0) that its values are no weights."""
+    if tensor.nbytes <= SMALL or _has_parts(tensor):
+        return False
+    return tensor.nbytes > EXPANSION * tensor.untyped_storage().nbytes()
+
+
+def _has_parts(tensor: Tensor) -> bool:
+    """Whether the tensor is a wrapper around others: a shard of a distributed one, or one of another package's."""
+    return hasattr(tensor, "__tensor_flatten__")
+
+
+def _wraps(tensor: Tensor) -> bool:
+    """Whether its values are hidden in other tensors, and it does not give them as a whole."""
+    return _has_parts(tensor) and not callable(getattr(tensor, "full_tensor", None))
 
 
 def _identity(name: str, tensor: Tensor) -> object:
     """Equal for two names exactly where they are one tensor; views and slices of one storage stay distinct."""
+    if is_lazy(tensor) or tensor.is_meta or _has_parts(tensor):
+        return id(tensor)
     if tensor.numel() == 0:
         return name
     where = (tensor.device, tensor.untyped_storage().data_ptr(), tensor.storage_offset())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -88,3 +88,39 @@ def model_name(name: str, known: Collection[str], prefix: str) -> str:
         if candidate in known:
             return candidate
     return name
+
+
+_WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+"""Parts of names that wrappers put in, wherever they stand: DataParallel, torch.compile, checkpointing, sharding."""
+
+
+def fitting(names: Collection[str], known: Collection[str], prefix: str = "") -> dict[str, str]:
+    """The model's name for every name in a file: the name itself, or without what wraps the one or the other.
+
+    That is what wrappers put into names, one prefix that all names of the file have (`model.`, `generator.`), and the
+    architecture's own `prefix`. A renaming is taken only where it is the model's names that come out, all different.
+    """
+    own = set(known)
+    bare = {_unwrapped(name): name for name in own}
+    for renamed in _renamings(list(names), prefix):
+        found = {old: bare.get(_unwrapped(new), new) for old, new in renamed.items()}
+        if len(set(found.values())) == len(found) and own & set(found.values()) and set(found.values()) <= own:
+            return found
+    partly = {name: name if name in own else model_name(name, own, prefix) for name in names}
+    return partly if len(set(partly.values())) == len(partly) else {name: name for name in names}
+
+
+def _renamings(names: list[str], prefix: str) -> Iterator[dict[str, str]]:
+    yield {name: name for name in names}
+    common = ""
+    while names and (first := names[0][len(common) :].partition(".")[0]):
+        common += f"{first}."
+        if not all(name.startswith(common) and len(name) > len(common) for name in names):
+            break
+        yield {name: name[len(common) :] for name in names}
+    if prefix:
+        yield {name: f"{prefix}.{name}" for name in names}
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS) or name

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from opq.base.extras import brief, need
+from opq.base.paths import what_is
 from opq.base.process_state import same_random_state
 from opq.errors import SourceError
 from opq.sources.base import Source
@@ -28,7 +29,7 @@ _SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.md", "LICENSE*")
 # --- Hugging Face ----------------------------------------------------------------------------
 
 
-def from_hf(name: str) -> Source:
+def from_hf(name: str, *, trust: bool = False) -> Source:
     """`ORG/NAME`, `ORG/NAME@REVISION` or a local folder: the checkpoint's tensors under the model's own names.
 
     Weights are read from the snapshot's files, tensor by tensor; the class that the config names is built on demand.
@@ -37,17 +38,25 @@ def from_hf(name: str) -> Source:
     tensors as it loads, the model is built at once and its own tensors are taken, which needs memory for all of it
     (the folder's path without `hf:` streams in any case). Where it cannot be built, names stay those of the files.
 
+    Args:
+        trust: Python code that comes with the model may be run to build it.
+
     Raises:
         MissingExtraError: transformers or huggingface_hub is not installed.
         SourceError: the model is unknown, gated, or not in the local cache while offline.
     """
     local = Path(name).expanduser()
-    if not local.is_dir() and name.startswith((".", "/", "~")):
-        raise SourceError(f"hf:{name} is not there", got="no such folder", wanted="a folder or ORG/NAME")
+    what = what_is(local)
+    if what != "a folder" and (what != "nothing" or name.startswith((".", "/", "~"))):
+        got = "no such folder" if what == "nothing" else what
+        raise SourceError(f"hf:{name} is not there", got=got, wanted="a folder or ORG/NAME")
     need("transformers", "hf")
-    folder = local if local.is_dir() else _snapshot(name)
-    source = dataclasses.replace(from_folder(folder), origin="hf", label=f"hf:{name}", folder=folder)
-    skeleton = skeleton_of(folder)
+    folder = local if what == "a folder" else _snapshot(name)
+    opened = from_folder(folder, trust=trust)
+    source = dataclasses.replace(
+        opened, origin="hf", label=f"hf:{name}", folder=folder, inputs=(*opened.inputs, folder)
+    )
+    skeleton = skeleton_of(folder, trust=trust)
     if isinstance(skeleton, str):
         return dataclasses.replace(source, make=None, no_model=skeleton)
     return fit_names(source, skeleton) or _converted(source, folder)
@@ -56,13 +65,15 @@ def from_hf(name: str) -> Source:
 def _converted(source: Source, folder: Path) -> Source:
     """The tensors of the model that transformers makes of the checkpoint; the file's where the two do not fit."""
     try:
-        model, missing = load_transformers(folder, "auto")
+        model, missing, unused = load_transformers(folder, "auto", trust=source.trusted)
     except SourceError as error:
         return dataclasses.replace(source, make=None, no_model=str(error))
     if missing:
         got = f"the checkpoint lacks {', '.join(missing[:3])}" + (", ..." if len(missing) > 3 else "")
         return dataclasses.replace(source, make=None, no_model=got)
-    return dataclasses.replace(from_module(model, label=source.label, origin="hf"), folder=folder)
+    made = from_module(model, label=source.label, origin="hf")
+    ignored = (*source.ignored, *unused)
+    return dataclasses.replace(made, folder=folder, inputs=source.inputs, ignored=ignored, trusted=source.trusted)
 
 
 def _snapshot(name: str) -> Path:

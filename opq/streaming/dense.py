@@ -11,19 +11,18 @@ import numpy as np
 import torch
 
 from opq.base.arrays import Codes
-from opq.base.atomic import written_aside
+from opq.base.atomic import refuse_inputs, written_aside
 from opq.base.dtypes import torch_dtype
 from opq.base.pool import Pool, pool
 from opq.coding import entropy
-from opq.errors import OptionError, WriteError
+from opq.errors import WriteError
 from opq.file.folder_reader import FolderReader
 from opq.file.reader import Reader
 from opq.plan import LARGEST_CODE, TensorPlan
 from opq.quantizing.grid import dequantize
 from opq.sources import side_files
+from opq.sources.folders import weights_name
 from opq.streaming.work_folder import check_space, shard_name
-
-DENSE_INDEX = "model.safetensors.index.json"
 
 
 def save_dense_folder(
@@ -48,8 +47,7 @@ def save_dense_folder(
     target = Path(output)
     with FolderReader(folder) as reader, pool(workers) as threads:
         origin = reader.index.parent
-        if target.exists() and target.samefile(origin):
-            raise OptionError("the output is the input", got=str(target), wanted="another folder")
+        refuse_inputs(target, [origin])
         try:
             target.mkdir(parents=True, exist_ok=True)
             side_files.check(origin, target)
@@ -57,15 +55,17 @@ def save_dense_folder(
         except OSError as error:
             raise WriteError(f"cannot write into {target}", got=error.strerror or error) from error
         where: dict[str, str] = {}
+        stem = weights_name(origin)
         total = 0
         for k, part in enumerate(reader.parts()):
-            name = shard_name(k, len(reader.shards), ".safetensors")
+            alone = len(reader.shards) == 1 and stem != "model"
+            name = f"{stem}.safetensors" if alone else shard_name(k, len(reader.shards), ".safetensors", stem=stem)
             total += _save(part, target / name, threads)
             where |= dict.fromkeys(part.names, name)
         side_files.copy(origin, target)
         total_size = sum(_nbytes(t) for t in reader.plan)
         index = {"metadata": {"total_size": total_size}, "weight_map": {name: where[name] for name in reader.names}}
-        with written_aside(target / DENSE_INDEX) as out:
+        with written_aside(target / f"{stem}.safetensors.index.json") as out:
             out.write((json.dumps(index, indent=2) + "\n").encode())
     return total
 

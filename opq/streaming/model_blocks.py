@@ -23,7 +23,7 @@ from opq.base.process_state import same_random_state
 from opq.errors import MissingExtraError, ProbeError, SourceError
 from opq.probing.inputs import texts
 from opq.sources.base import Source, TensorSpec
-from opq.sources.hf_models import class_of
+from opq.sources.hf_models import UNBUILDABLE, class_of
 from opq.sources.names import model_name
 from opq.streaming.chunks import Tensors
 
@@ -59,7 +59,10 @@ class Blocks:
         model = _without_values(source)
         self._trunk, blocks = _stack(model)
         self.blocks = list(blocks)
-        self._embedding = self._trunk.get_input_embeddings()
+        try:
+            self._embedding = self._trunk.get_input_embeddings()
+        except NotImplementedError as error:  # of images, of sounds
+            raise ProbeError("the model has no embedding", got=type(self._trunk).__name__) from error
         if not isinstance(self._embedding, nn.Embedding):
             raise ProbeError("the model's embedding is of an unknown kind", got=type(self._embedding).__name__)
         self.ids = _ids(source, seed)
@@ -231,14 +234,14 @@ def _ids(source: Source, seed: int) -> torch.Tensor:
 
 def _without_values(source: Source) -> nn.Module:
     need("transformers", "hf")
-    kind, config = class_of(Path(str(source.folder)))
+    kind, config = class_of(Path(str(source.folder)), trust=source.trusted)
     if getattr(config, "quantization_config", None) is not None:
         raise ProbeError("the checkpoint is quantized", got="a quantization_config")
     try:
         with same_random_state(), _no_parameters():
             model: nn.Module = kind.from_config(config) if kind.__name__ == "AutoModel" else kind(config)
             model.tie_weights()  # type: ignore[operator]
-    except (NotImplementedError, ImportError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except UNBUILDABLE as error:
         raise ProbeError("transformers does not build the model", got=brief(error)) from error
     return model.eval()
 

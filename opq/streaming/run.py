@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from opq.base.atomic import refuse_inputs
 from opq.base.calls import refusing, warn
 from opq.base.pool import pool
 from opq.base.progress import Progress
@@ -112,6 +113,17 @@ def compress_folder(
         BusyFolderError: another process writes into the folder.
         OccupiedFolderError: it holds another compression.
         RankError: another process failed.
+
+    Example:
+        >>> import pathlib, tempfile, opq, torch
+        >>> from safetensors.torch import save_file
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_file({"w": torch.randn(256, 64)}, f"{folder}/model.safetensors")
+        ...     result = opq.compress_folder(f"{folder}/model.safetensors", f"{folder}/out", bits=4)
+        ...     [path.name for path in sorted(pathlib.Path(folder, "out").glob("*.safetensors"))]
+        ['model-00001-of-00001.opq.safetensors']
+        >>> 3.9 < result.bits <= 4
+        True
     """
     with asked(locals()) as options:
         _check(options, shard_size)
@@ -139,9 +151,8 @@ def streamed(
     limits: Limits = LIMITS,
 ) -> Streamed:
     """`compress_folder` with its options checked."""
-    opened = open_source(source)
-    if opened.files and folder.exists() and any(p.parent.samefile(folder) for p in set(opened.files.values())):
-        raise OptionError("the output folder is the source's", got=str(folder), wanted="another folder")
+    opened = open_source(source, dequantize=options.dequantize, trust_remote_code=options.trust_remote_code)
+    refuse_inputs(folder, {*opened.inputs, *(path.parent for path in opened.inputs)})
     team, clock, tensors, identities = Team.join(), Clock(), Tensors(opened), Identities.of(opened)
     blocks, basis = _blocks(opened, options, tensors, team)
     digest = identities.run(options, shard_size, probed=blocks is not None)

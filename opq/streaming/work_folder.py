@@ -19,9 +19,9 @@ from opq.base.atomic import written_aside
 from opq.errors import BusyFolderError, OccupiedFolderError, WriteError
 
 
-def shard_name(number: int, total: int, suffix: str = ".opq.safetensors") -> str:
+def shard_name(number: int, total: int, suffix: str = ".opq.safetensors", *, stem: str = "model") -> str:
     """`model-00001-of-00007.opq.safetensors`; numbers from 0."""
-    return f"model-{number + 1:05}-of-{total:05}{suffix}"
+    return f"{stem}-{number + 1:05}-of-{total:05}{suffix}"
 
 
 class Work:

@@ -44,6 +44,16 @@ def attach(model: nn.Module, plan: Plan | Result, *, native: bool | None = None)
         MismatchError: names, shapes or ties of the plan and the model differ; they are listed.
         OptionError: the plan is of a method whose codebooks are no grid.
         NativeError: the kernel is asked for and has not been compiled.
+
+    Example:
+        >>> import opq
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = opq.solve(model, bits=6, probe=False)
+        >>> opq.attach(model, plan) is model
+        True
+        >>> type(model[0].parametrizations.weight[0]).__name__
+        'FixedGrid'
     """
     inner = unwrapped(model)
     _check_attachable(inner)
@@ -110,6 +120,15 @@ def detach(model: nn.Module, *, bake: bool = False) -> nn.Module:
 
     Raises:
         AttachError: nothing is attached, or another parametrization was stacked on top.
+
+    Example:
+        >>> import opq
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> opq.detach(opq.attach(model, opq.solve(model, bits=6, probe=False)), bake=True) is model
+        True
+        >>> 0.1 < float((model[0].weight != 0).float().mean()) <= 1.0
+        True
     """
     found = list(attached(model))
     if not found:

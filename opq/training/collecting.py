@@ -23,6 +23,15 @@ def collect(model: nn.Module, plan: Plan | Result) -> Result:
     Raises:
         OffCodebookError: a weight, mask or step is not the plan's; the tensor is named.
         MismatchError: the plan is another model's.
+
+    Example:
+        >>> import opq
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = opq.solve(model, bits=6, probe=False)
+        >>> result = opq.collect(opq.attach(model, plan), plan)
+        >>> sorted(result.codes)
+        ['0.weight', '2.weight']
     """
     model = unwrapped(model)
     codes = {name: q.numpy() for name, q in proved_codes(model, plan).items()}

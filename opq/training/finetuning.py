@@ -104,6 +104,15 @@ def finetune(
         MismatchError: plan and model differ, or the checkpoint is another plan's.
         OffCodebookError: something other than this loop moved a mask or a step.
         OptionError: an option is unknown or out of range, or all parameters are frozen.
+
+    Example:
+        >>> import opq, torch
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> batches = [(torch.randn(32, 64), torch.randint(10, (32,))) for _ in range(4)]
+        >>> trained = opq.finetune(model, opq.solve(model, bits=6, probe=False), batches, epochs=2)
+        >>> [epoch.loss > 0 for epoch in trained.history]
+        [True, True]
     """
     given = locals()
     how = Training(**{f.name: given[f.name] for f in dataclasses.fields(Training)})

@@ -136,7 +136,7 @@ class FixedGrid(nn.Module):
 def is_plain(w: torch.Tensor) -> bool:
     """Whether the kernel takes this tensor now: float32 on a CPU, of no class of its own, and not being traced."""
     own = type(w) in _PLAIN and w.is_cpu and w.dtype == torch.float32
-    return own and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    return own and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
 
 
 def digest(mask: torch.Tensor) -> int:

@@ -12,6 +12,7 @@ import functools
 import os
 import platform
 import re
+import stat
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from opq.base.atomic import written_aside
+from opq.base.paths import what_is
 from opq.errors import NativeError, OpqWarning, WriteError
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -49,10 +51,40 @@ def build() -> Path:
         WriteError: the folder cannot be written.
     """
     target = path()
-    if not target.exists():
+    if (fault := untrusted(target)) is not None:
+        raise NativeError("the kernel's place is not the user's alone", got=fault, remedy=_REMEDY)
+    if what_is(target) == "nothing":
         _compile(target)
         operator.cache_clear()
     return target
+
+
+_REMEDY = "Set TORCH_EXTENSIONS_DIR to a folder that is yours and that nobody else can write, and run `opq native`."
+
+
+def untrusted(library: Path) -> str | None:
+    """Why code at a path may be another user's, in words; None where it is this user's alone, or nothing is there.
+
+    The file and the folders above it belong to the user or to the system's administrator, and nobody else can write
+    them; of folders above, one in which everybody may write but only owners may rename (as /tmp) will do.
+    """
+    if not hasattr(os, "getuid"):
+        return None  # Windows keeps a user's folders for the user
+    try:
+        real = Path(os.path.realpath(library))
+        for place in (real, *real.parents):
+            try:
+                status = place.stat()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            if status.st_uid not in (os.getuid(), 0):
+                return f"{place} belongs to another user"
+            sticky = place not in (real, real.parent) and status.st_mode & stat.S_ISVTX
+            if status.st_mode & 0o022 and not sticky:
+                return f"others can write {place}"
+    except OSError as error:
+        return f"{library}: {error.strerror or error}"
+    return None
 
 
 def _compile(target: Path) -> None:
@@ -61,7 +93,7 @@ def _compile(target: Path) -> None:
     ninja = need("ninja", "native")
     need("setuptools", "native")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(f"cannot make the folder {target.parent}", got=error.strerror or error) from error
     with tempfile.TemporaryDirectory() as folder:
@@ -69,13 +101,17 @@ def _compile(target: Path) -> None:
         options = {"extra_cflags": list(_FLAGS), "build_directory": folder, "is_python_module": False}
         call = f"from torch.utils import cpp_extension; cpp_extension.load({_NAME!r}, {str(SOURCE)!r}, **{options!r})"
         searched = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", os.defpath)])
-        # in a process of its own, since torch loads what it has compiled, and from where it will not stay
-        command, environment = [sys.executable, "-c", call], os.environ | {"PATH": searched}
+        # in a process of its own, since torch loads what it has compiled, and from where it will not stay; isolated,
+        # so that no torch.py in the current folder is imported
+        command, environment = [sys.executable, "-I", "-c", call], os.environ | {"PATH": searched}
         run = subprocess.run(command, env=environment, capture_output=True, text=True)
         if run.returncode or not made.exists():
             raise NativeError("the kernel cannot be compiled", got=_complaint(run.stdout + run.stderr))
         with written_aside(target) as file:
+            Path(file.name).chmod(0o755)
             file.write(made.read_bytes())
+    if (fault := untrusted(target)) is not None:
+        raise NativeError("the kernel's place is not the user's alone", got=fault, remedy=_REMEDY)
 
 
 def _complaint(text: str) -> str:
@@ -89,7 +125,11 @@ def _complaint(text: str) -> str:
 def operator() -> Any:
     """The operator `opq::grid(w, kept, 1 / step, step, shrink)`, or None where the kernel has not been compiled."""
     library = path()
-    if not library.exists():
+    if what_is(library) != "a file":
+        return None
+    if (fault := untrusted(library)) is not None:
+        fact = f"the compiled kernel is not loaded, and torch's operations take its place: {fault}"
+        warnings.warn(f"{fact}. {_REMEDY}", OpqWarning, stacklevel=2)
         return None
     if not hasattr(torch.ops.opq, "grid"):
         try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,6 @@ from scipy.integrate import quad
 from scipy.optimize import brentq, minimize_scalar
 
 from opq.allocation import laplace
-from opq.base.arrays import Floats
 
 
 def slow_quantizer(step: float, beta: float, tau: float, rounding: float) -> tuple[float, float, float]:
@@ -66,7 +67,7 @@ def centroid_quantizer(theta: float, rate: float) -> tuple[float, float]:
     return dead + kept * (square - mean * mean), step
 
 
-def lloyd(slope: float) -> tuple[float, float, Floats]:
+def lloyd(slope: float) -> tuple[float, float, np.ndarray]:
     """Rate and distortion of the scalar quantizer of Laplace(0, 1) that minimises `D + slope R`, and its first edges.
 
     Chou, Lookabaugh and Gray 1989: points are centroids; an edge is where both of its sides cost the same.
@@ -85,7 +86,11 @@ def lloyd(slope: float) -> tuple[float, float, Floats]:
     return rate, 2 - MOMENTS[2](edges[0]) + float((second - points * first).sum()), edges[:5]
 
 
-MOMENTS = (lambda x: np.exp(-x), lambda x: (x + 1) * np.exp(-x), lambda x: (x * x + 2 * x + 2) * np.exp(-x))
+MOMENTS: tuple[Callable[[Any], Any], ...] = (
+    lambda x: np.exp(-x),
+    lambda x: (x + 1) * np.exp(-x),
+    lambda x: (x * x + 2 * x + 2) * np.exp(-x),
+)
 """Integrals of `y^m e^-y` from x on."""
 
 
@@ -186,7 +191,7 @@ def test_best_quantizer_is_on_rate_and_better_than_its_neighbours(rate: float) -
     ("rate", "gap", "slope"), [(0.2, 0.025, 0.3), (0.5, 0.068, 0.48), (1.0, 0.133, 0.93), (2.0, 0.216, 3.4)]
 )
 def test_gap_to_the_rate_distortion_function(rate: float, gap: float, slope: float) -> None:
-    """DESIGN section 2.7: bits that the best entropy-coded scalar quantizer spends beyond Shannon's bound."""
+    """Bits that the best entropy-coded scalar quantizer spends beyond Shannon's bound."""
     distortion = laplace.best_quantizer(rate)[2]
     points = sorted(rate_distortion(slope * f)[::-1] for f in (0.8, 1.0, 1.25))
     log_distortion, bound = [math.log(d) for d, _ in points], [r for _, r in points]

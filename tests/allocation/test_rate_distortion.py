@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from problems import Instance, instance
 from scipy.optimize import minimize
 
-from opq.allocation import laplace, rate_distortion
+from opq.allocation import laplace, rate_distortion, roots
 from opq.allocation.curve import Curve
 from opq.allocation.paper import nominal_bits, paper, prune, steps
 from opq.allocation.rate_distortion import allocate
@@ -207,7 +207,7 @@ def test_the_certificate_sees_a_wrong_allocation(seed: int, shift: float) -> Non
 
 
 def test_an_uncertified_allocation_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    meet = rate_distortion.meeting_point
+    meet = roots.meeting_point
     monkeypatch.setattr(rate_distortion, "meeting_point", lambda *arguments: meet(*arguments) + 1e-3)
     problem = instance(0)
     with pytest.raises(CertificateError, match="not optimal: got residual"):

@@ -188,7 +188,7 @@ GOLDEN = {
         "00e043f7fff0a3ffc678844d66505394cd2baa7338779f236b317d99b29476dbc7d4b6015f3e51a80601",
     ),
 }
-"""Bytes that no later version may change; `python tests/test_entropy.py` prints them anew."""
+"""Bytes that no later version may change; `python tests/coding/test_entropy.py` prints them anew."""
 
 
 @pytest.mark.parametrize("name", GOLDEN)

@@ -9,6 +9,7 @@ from torch import nn
 from opq.compression.roles import assign
 from opq.errors import OptionError, PatternError
 from opq.sources import open_source
+from opq.sources.base import TensorSpec
 
 
 class Everything(nn.Module):
@@ -32,11 +33,11 @@ class Everything(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def specs():  # type: ignore[no-untyped-def]
+def specs() -> tuple[TensorSpec, ...]:
     return open_source(Everything()).specs
 
 
-def test_defaults(specs) -> None:  # type: ignore[no-untyped-def]
+def test_defaults(specs: tuple[TensorSpec, ...]) -> None:
     roles = {r.name: r for r in assign(specs)}
     compressed = {n for n, r in roles.items() if r.action == "compress"}
     assert compressed == {
@@ -55,7 +56,7 @@ def test_defaults(specs) -> None:  # type: ignore[no-untyped-def]
     assert [r.name for r in assign(specs)] == [s.name for s in specs]
 
 
-def test_overrides(specs) -> None:  # type: ignore[no-untyped-def]
+def test_overrides(specs: tuple[TensorSpec, ...]) -> None:
     roles = {
         r.name: r
         for r in assign(
@@ -71,7 +72,7 @@ def test_overrides(specs) -> None:  # type: ignore[no-untyped-def]
     assert roles["head.weight"].action == "share"
 
 
-def test_a_pattern_that_matches_nothing(specs) -> None:  # type: ignore[no-untyped-def]
+def test_a_pattern_that_matches_nothing(specs: tuple[TensorSpec, ...]) -> None:
     with pytest.raises(PatternError, match=r"pattern 'nope\*' matches no tensor: wanted names like"):
         assign(specs, {"nope*": "keep"})
 
@@ -79,12 +80,12 @@ def test_a_pattern_that_matches_nothing(specs) -> None:  # type: ignore[no-untyp
 @pytest.mark.parametrize(
     "override", ["drop", {}, {"bit": 3}, {"bits": 0}, {"bits": "3"}, {"bits": True}, 3, {"min_bits": 4, "max_bits": 2}]
 )
-def test_an_override_without_meaning(specs, override: object) -> None:  # type: ignore[no-untyped-def]
+def test_an_override_without_meaning(specs: tuple[TensorSpec, ...], override: object) -> None:
     with pytest.raises(OptionError, match=r"overrides\['linear\*'\]"):
         assign(specs, {"linear*": override})  # type: ignore[dict-item]
 
 
-def test_integers_cannot_be_compressed(specs) -> None:  # type: ignore[no-untyped-def]
+def test_integers_cannot_be_compressed(specs: tuple[TensorSpec, ...]) -> None:
     with pytest.raises(OptionError, match=r"compresses tensor 'norm\.num_batches_tracked'"):
         assign(specs, {"norm.*": "compress"})
 

@@ -184,7 +184,7 @@ def test_hugging_face_folder(bert: Path, bert_file: Path, tmp_path: Path) -> Non
 
 
 def test_the_folder_it_came_from_is_not_overwritten(bert: Path, bert_file: Path) -> None:
-    with pytest.raises(ExportError, match="the one that the model came from"):
+    with pytest.raises(OptionError, match="the output is the input"):
         save_folder(bert_file, bert, bert)
 
 

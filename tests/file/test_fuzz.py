@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import fuzz
 import pytest
+from file_helpers import codes_in
 
 from opq.coding import class_tables
 from opq.coding.entropy import draft
@@ -45,7 +46,7 @@ def test_the_valid_files_are_read() -> None:
 def test_the_valid_files_hold_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ones by tables, with bits behind symbols, told alone and after one another; large ones by pages."""
     _, items = fuzz.classes()
-    small = draft(items[0].codes).coding
+    small = draft(codes_in(items[0])).coding
     assert (small.kind, small.classes, small.contexts.first) == ("tables", 5, 1)
     assert any_behind(small.low, small.alphabet)
     ways = [
@@ -55,7 +56,7 @@ def test_the_valid_files_hold_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [after < alone for alone, after in ways] == [True, False]
     for name, value in (("LARGE", 1 << 10), ("CHUNK", 1 << 9)):  # as `fuzz.narrowed` has them
         monkeypatch.setattr(fuzz.entropy, name, value)
-    pages, tables, equal = (draft(item.codes).coding for item in fuzz.large()[1])
+    pages, tables, equal = (draft(codes_in(item)).coding for item in fuzz.large()[1])
     assert (pages.kind, tables.kind, equal.kind) == ("pages", "tables", "constant")
     assert pages.classes > 1
 

@@ -35,7 +35,7 @@ class Net(nn.Module):
             self.norm.bias.copy_(torch.randn(64, generator=generator))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.bare(self.norm(self.conv(x))).mean((2, 3)))  # type: ignore[no-any-return]
+        return self.head(self.bare(self.norm(self.conv(x))).mean((2, 3)))
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +106,13 @@ def test_a_trained_file_stores_its_norms_as_a_compressed_one_does(result: opq.Re
 
 def test_dead_channels_of_bare_weights_are_coded_too() -> None:
     net = Net()
-    net.norm.running_var[3], net.norm.running_var[7] = 0.0, 1e-44  # type: ignore[index]
+    net.norm.running_var[3], net.norm.running_var[7] = 0.0, 1e-44
     bare = opq.compress(net.state_dict(), bits=9, probe=False)
     assert bare.reader.kind("norm.running_var") == "log"
     var = bare.state_dict()["norm.running_var"]
     assert 0 < float(var[3]) == float(var[7]) < 1e-11
-    others = net.norm.running_var > 1e-3  # type: ignore[operator]
-    assert torch.allclose(var[others], net.norm.running_var[others], rtol=6e-3)  # type: ignore[index]
+    others = net.norm.running_var > 1e-3
+    assert torch.allclose(var[others], net.norm.running_var[others], rtol=6e-3)
 
 
 # --- words do not steer ---------------------------------------------------------------------------

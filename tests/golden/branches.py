@@ -37,7 +37,8 @@ LISTED: dict[str, Any] = {"step": 0.0, "threshold": 0.0, "rounding": 0.5}
 
 def laplace(scale: Any, seed: int) -> Codes:
     """Codes of these scales."""
-    return np.rint(np.random.default_rng(seed).laplace(size=np.shape(scale)) * scale).astype(np.int16)
+    codes: Codes = np.rint(np.random.default_rng(seed).laplace(size=np.shape(scale)) * scale).astype(np.int16)
+    return codes
 
 
 def steps(scales: Sequence[float], each: int) -> npt.NDArray[np.float64]:
@@ -264,9 +265,9 @@ def models() -> Parts:
         coded(f"bits.behind.{name}", Coding("tables", low, high - low + 1, None, (roots,)), codes)
     for name, (axes, first, number) in classed(rng).items():
         shape = tuple(map(len, axes))
-        roots = tuple(np.array([1 + k % 3, 9, 1 + k % 5]) for k in range(number))
+        of_classes = tuple(np.array([1 + k % 3, 9, 1 + k % 5]) for k in range(number))
         chosen = Contexts((axes[0], axes[1], axes[2]), first, number)
-        coded(name, Coding("tables", -1, 3, chosen, roots), rng.choice([-1, 0, 0, 0, 0, 1], shape))
+        coded(name, Coding("tables", -1, 3, chosen, of_classes), rng.choice([-1, 0, 0, 0, 0, 1], shape))
     for number in (-(2**39), 2**39 - 1):
         made.append((kept(f"scalar.{number}", torch.tensor(0)), Place("scalar", 0, number=number), b""))
     beyond = struct.pack("<BHH4f", 4, 4, 1, 3e38, -3e38, -0.0, 2.5) + entropy.encode(np.arange(4))

@@ -114,9 +114,9 @@ def files() -> dict[str, Callable[[], bytes]]:
 
 
 def by_method(name: str) -> bytes:
-    trained = {"data": batches(), "evaluate": lambda model: 50.0} if name in ("clipq", "olmp") else {}
+    trained: dict[str, Any] = {"data": batches(), "evaluate": lambda model: 50.0} if name in ("clipq", "olmp") else {}
     torch.manual_seed(0)
-    probed = {"input_size": (1, 8, 8)} if name == "rd" else {}
+    probed: dict[str, Any] = {"input_size": (1, 8, 8)} if name == "rd" else {}
     return packed(opq.compress(network(), **METHODS[name], **trained, **probed))
 
 

@@ -32,7 +32,7 @@ def missing() -> str | None:
 class Page:
     """One browser window."""
 
-    def __init__(self, base: str, session: str):
+    def __init__(self, base: str, session: str) -> None:
         self._base, self._session = base, session
 
     def call(self, what: str, **values: Any) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from fuzz import with_common
 from plans import kept, planned
 
 from opq.file import index
-from opq.file.payload import Place
-from opq.file.stored import Grid, Raw, Stored
+from opq.file.payload import Coded, Place, Stored
+from opq.file.stored import Grid, Raw
 from opq.file.writer import Packed
 from opq.plan import Plan
 
@@ -19,6 +20,12 @@ def small() -> tuple[Plan, list[Stored]]:
     plan = Plan(method="rd", tensors=(planned("w", (2, 8), reason="2-D weight"), kept("b", torch.tensor([1.0, -2.0]))))
     codes = np.array([[0, 1, 0, -1, 0, 0, 2, 0], [0, 0, -1, 0, 1, 0, 0, 0]], np.int16)
     return plan, [Grid("w", codes), Raw("b", torch.tensor([1.0, -2.0]))]
+
+
+def codes_in(item: Stored) -> npt.NDArray[np.integer]:
+    """The codes of an item of a kind that has some."""
+    assert isinstance(item, Coded)
+    return item.read()
 
 
 def in_memory(data: bytes) -> Packed:

@@ -1,6 +1,6 @@
 """Valid files made wrong in every way that their structure offers, and a judge of what the reader makes of them.
 
-    python tests/fuzz.py --cases 20000 --seed 0
+    python tests/helpers/fuzz.py --cases 20000 --seed 0
 
 prints one JSON object. A case is *unsigned* where checksums are left as they were: then the file must be refused, or
 read as if nothing had happened. It is *signed* where they are made anew, as a forger would: then it must be refused,

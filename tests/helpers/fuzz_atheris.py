@@ -1,7 +1,7 @@
 """The reader under libFuzzer, guided by the branches of the package's own code; for longer runs than a test.
 
     pip install atheris
-    python tests/fuzz_atheris.py -max_total_time=600 -seed=1 [CORPUS]
+    python tests/helpers/fuzz_atheris.py -max_total_time=600 -seed=1 [CORPUS]
 
 The first byte of an input says what the others stand for: a file as it is; the common entry, the index, or the payload
 of one tensor of a valid file, signed anew. Any exception but the file's own errors stops the run and saves the input.

@@ -1,6 +1,6 @@
 """kill -9 at random moments of saving, of compressing a folder and of fine-tuning; what is found on the disk then.
 
-    OMP_NUM_THREADS=1 python tests/kills.py --kills 200 --seed 0
+    OMP_NUM_THREADS=1 python tests/helpers/kills.py --kills 200 --seed 0
 
 prints one JSON object. The victims are forks of this process, so that they are at work at once. A fork of a process
 with threads may wait for ever for what those held: so this process has none, and looks before every fork.

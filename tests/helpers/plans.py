@@ -12,14 +12,9 @@ from opq.plan import TensorPlan
 
 def planned(name: str, shape: tuple[int, ...], dtype: str = "F32", **fields: Any) -> TensorPlan:
     """A tensor on a grid, unless the fields say otherwise."""
-    fields = {
-        "action": "compress",
-        "reason": "2-D weight",
-        "step": 0.03125,
-        "threshold": 0.01875,
-        "rounding": 0.6,
-    } | fields
-    return TensorPlan(name=name, shape=shape, dtype=dtype, **fields)
+    usual: dict[str, Any] = {"action": "compress", "reason": "2-D weight"}
+    usual |= {"step": 0.03125, "threshold": 0.01875, "rounding": 0.6}
+    return TensorPlan(name=name, shape=shape, dtype=dtype, **(usual | fields))
 
 
 def kept(name: str, tensor: torch.Tensor) -> TensorPlan:

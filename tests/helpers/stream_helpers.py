@@ -53,7 +53,7 @@ def decoder(layers: int = 3, width: int = 96, dtype: torch.dtype = torch.bfloat1
 def checkpoint(folder: Path, shards: list[State] | None = None) -> Path:
     """Writes shards with their index and the small files of a Hugging Face folder."""
     folder.mkdir()
-    where = {}
+    where: dict[str, str] = {}
     shards = decoder() if shards is None else shards
     for k, state in enumerate(shards):
         name = f"model-{k + 1:05}-of-{len(shards):05}.safetensors"

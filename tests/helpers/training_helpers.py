@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -15,14 +17,14 @@ def plan_of(model: nn.Module, *, step: float = 0.1, theta: float = 0.75) -> Plan
     for name, tensor in model.state_dict(keep_vars=True).items():
         like = first.setdefault(id(tensor), name)
         dtype = "F32" if tensor.is_floating_point() else "I64"
-        base = {"name": name, "shape": tuple(tensor.shape), "dtype": dtype, "reason": "test"}
+        base: dict[str, Any] = {"name": name, "shape": tuple(tensor.shape), "dtype": dtype, "reason": "test"}
         if like != name:
             tensors.append(TensorPlan(**base, action="share", like=like))
         elif tensor.dim() >= 2:
-            grid = {"step": step, "threshold": theta * step, "rounding": theta}
-            tensors.append(TensorPlan(**base, action="compress", **grid))
+            base |= {"step": step, "threshold": theta * step, "rounding": theta}
+            tensors.append(TensorPlan(**base, action="compress"))
         else:
-            tensors.append(TensorPlan(**base, action="keep"))
+            tensors.append(TensorPlan(**base, action="keep", exact=True))
     return Plan(method="rd", tensors=tuple(tensors))
 
 

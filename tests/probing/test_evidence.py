@@ -112,7 +112,7 @@ def test_images_stay_noise_where_the_network_cannot_be_differentiated_by_them() 
 
     class Odd(Classes):
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-            return super().forward(Opaque.apply(x))  # type: ignore[no-untyped-call]
+            return super().forward(Opaque.apply(x))
 
     model = Odd()
     with pytest.warns(ProbeWarning, match="stay plain noise: Odd has no gradient for them, NotImplementedError"):

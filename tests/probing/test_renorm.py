@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from opq.models.batch import Batch
 from opq.probing.renorm import known, renormalise, statistics
 
 
-def trained(norm: nn.Module, layer: nn.Module) -> nn.Sequential:
+def trained(norm: nn.BatchNorm1d | nn.BatchNorm2d, layer: nn.Module) -> nn.Sequential:
     """A layer and a BatchNorm whose statistics are those of `real` inputs (of mean 1, deviation 3)."""
     model = nn.Sequential(layer, norm).train()
     norm.momentum = 1.0
@@ -111,7 +112,7 @@ def test_only_the_models_own_names_stand_in() -> None:
     assert set(known(model, {"weight": torch.ones(2, 3), "stranger": torch.ones(1)})) == {"weight"}
 
 
-def test_real_resnet_at_two_bits_without_data(shared) -> None:  # type: ignore[no-untyped-def]
+def test_real_resnet_at_two_bits_without_data(shared: Path) -> None:
     """Plain rounding at 1.8 bits a weight loses many of the answers, this a few points."""
     import zoo
 

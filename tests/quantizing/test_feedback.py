@@ -273,7 +273,7 @@ def test_a_head_that_met_few_inputs_is_told_the_rest_by_its_weights() -> None:
 
 
 @pytest.mark.parametrize("layer", [*CONVOLUTIONS, SimpleNamespace], ids=str)
-def test_layouts_go_to_matrices_and_back(layer: nn.Module) -> None:
+def test_layouts_go_to_matrices_and_back(layer: Any) -> None:
     if layer is SimpleNamespace:  # as Hugging Face's Conv1D stores it
         weight, layout = torch.randn(4, 6), Layout(transposed=True)
         assert torch.equal(layout.matrix(weight)[0], weight.t())
@@ -406,7 +406,7 @@ def test_wide_layers_have_moments_in_blocks(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_layers_that_are_never_run_have_no_moment() -> None:
     model = nn.ModuleDict({"used": nn.Linear(3, 3), "unused": nn.Linear(3, 3)})
-    model.forward = lambda x: model["used"](x)  # type: ignore[method-assign]
+    model.forward = lambda x: model["used"](x)
     found = Moments(model, Batch((torch.randn(8, 3),)))
     assert found.get("used.weight") is not None
     assert found.get("unused.weight") is None

@@ -12,7 +12,7 @@ from plans import planned
 
 from opq.errors import OptionError
 from opq.plan import LARGEST_CODE, TensorPlan
-from opq.quantizing.grid import dequantize, quantize
+from opq.quantizing.grid import dequantize, quantize, scaled
 
 
 def grid(step: float, threshold: float, rounding: float, shape: tuple[int, ...] = (1,)) -> TensorPlan:
@@ -20,7 +20,7 @@ def grid(step: float, threshold: float, rounding: float, shape: tuple[int, ...] 
 
 
 def by_definition(w: float, plan: TensorPlan) -> int:
-    """DESIGN 2.2, one weight at a time."""
+    """The quantizer of docs/mathematics.md, one weight at a time."""
     if abs(w) < plan.threshold:
         return 0
     return int(math.copysign(max(1, math.floor(abs(w) / plan.step + 1 - plan.rounding)), w))
@@ -63,3 +63,12 @@ def test_only_planned_tensors() -> None:
 
 def test_empty() -> None:
     assert quantize(torch.empty(0, 3), grid(1, 0.5, 0.5, (0, 3))).shape == (0, 3)
+
+
+def test_no_weight_is_infinite_whatever_the_sign_of_a_forged_step() -> None:
+    """A `fine` tensor's step may be negative in a file: docs/format.md, from codes to weights."""
+    codes = torch.tensor([3, -80, 1000, 0], dtype=torch.int16)
+    for step in (-3.551531051237822e36, 3.551531051237822e36):
+        weights = scaled(codes, step, torch.float32)
+        assert weights.isfinite().all()
+        assert weights[2] == torch.finfo(torch.float32).max * (1 if step > 0 else -1)

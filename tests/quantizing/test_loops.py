@@ -6,9 +6,9 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,13 +100,13 @@ def test_feedback_gives_the_same_codes(groups: int, rows: int, width: int, plans
     w = torch.from_numpy(NUMBERS[kind](g, (groups * rows, width)).astype(np.float32))
     x = torch.from_numpy(g.normal(size=(groups, 2 * width, width)).astype(np.float32))
     moment = Moment(Layout(groups), (x.transpose(1, 2) @ x / (2 * width),))
-    fields = {
+    choices: dict[str, list[dict[str, Any]]] = {
         "grid": [{"step": 0.5, "threshold": 0.31, "rounding": 0.62}],
         "grids": [{"step": s, "threshold": 0.6 * s, "rounding": 0.6} for s in (0.3, 0.01, 1.7)],
         "threshold": [{"step": 0.25, "threshold": 0.9, "rounding": 0.5}],
         "trellis": [{"step": 0.4, "codebook": "trellis"}],
-    }[plans]
-    grids = [planned("w", tuple(w.shape), **f) for f in fields]  # type: ignore[arg-type]
+    }
+    grids = [planned("w", tuple(w.shape), **f) for f in choices[plans]]
     found = sweep(w, grids, moment)
     with pytest.MonkeyPatch.context() as patch:
         by_numpy(patch)
@@ -197,7 +197,7 @@ def test_a_numba_that_cannot_be_imported_is_none(error: str) -> None:
 
 
 @pytest.fixture
-def package(tmp_path: Path) -> Iterator[Path]:
+def package(tmp_path: Path) -> Path:
     """A copy of the package's code in a folder where nothing can be cached."""
     source = Path(opq.__file__).parent
     (tmp_path / "opq").mkdir()

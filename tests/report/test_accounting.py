@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def test_the_published_rate_of_alexnet() -> None:
     assert result.ratio < 60, "the positions of the survivors are not free"
 
 
-def test_inspection_counts_what_the_result_counts(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_inspection_counts_what_the_result_counts(tmp_path: Path) -> None:
     torch.manual_seed(0)
     result = opq.compress(nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 64)), bits=6, probe=False)
     result.save(tmp_path / "f")

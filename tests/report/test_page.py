@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
+import subprocess
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -193,9 +196,36 @@ def test_plots_draw_something(result: opq.Result, kind: Any) -> None:
 
 def test_plot_of_nothing(result: opq.Result) -> None:
     with pytest.raises(OptionError, match="unknown chart"):
-        result.plot("pie")  # type: ignore[arg-type]
+        result.plot("pie")
     with pytest.raises(OptionError, match="no tensor with a uniform grid: got 'nowhere'"):
         result.plot("histogram", tensor="nowhere")
+
+
+# --- its solver under Node -------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="no node on this machine")
+def test_the_page_s_solver_is_the_package_s(result: opq.Result, file: Path, tmp_path: Path) -> None:
+    """What stands in the script before the first drawing, run without a page."""
+    page.save_page(file, tmp_path / "r.html", source="demo:digits")
+    held = re.search(r'id="data">(.*?)</script>', (tmp_path / "r.html").read_text(), re.DOTALL)
+    script = (Path(page.__file__).parent / "templates" / "report.js").read_text()
+    solver = script[: script.index("let axes = ")]
+    (tmp_path / "data.json").write_text(held[1] if held else "")
+
+    def run(body: str) -> Any:
+        data = f"require('fs').readFileSync({str(tmp_path / 'data.json')!r}, 'utf8')"
+        stage = f"globalThis.document = {{ getElementById: () => ({{ textContent: {data} }}) }};"
+        ask = f"console.log(JSON.stringify((() => {{ {body} }})()));"
+        (tmp_path / "ask.js").write_text(f"{stage}\n{solver}\n{ask}")
+        done = subprocess.run(["node", tmp_path / "ask.js"], capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    _same_as_the_solver(run, result)
+    assert run("return fileAt(here)") == pytest.approx(result.bytes, rel=1e-6)
+    for size in (0.6 * result.bytes, 1.2 * result.bytes):
+        assert run(f"return fileAt(lambdaFor({size}))") == pytest.approx(size, rel=1e-3)
 
 
 # --- in a browser --------------------------------------------------------------------------
@@ -219,7 +249,7 @@ def test_in_a_browser(result: opq.Result, file: Path, tmp_path: Path) -> None:
         bits, errors = ([float(figures[k].split()[0]) for figures in moved] for k in (1, 3))
         assert bits[0] < bits[1] < result.bits
         assert errors[0] > errors[1] > 0
-        _same_as_the_solver(shown, result)
+        _same_as_the_solver(shown.run, result)
         shown.run("document.getElementById('reset').click()")
         assert shown.run(SOLVED) == here
         assert shown.run("return document.querySelectorAll('#tensors tbody tr').length") == len(result.plan.compressed)
@@ -252,7 +282,7 @@ def test_many_tensors_in_a_browser(tmp_path: Path) -> None:
         assert shown.run(clear + order + names)[0] == "head"
 
 
-def _same_as_the_solver(shown: browser.Page, result: opq.Result) -> None:
+def _same_as_the_solver(run: Callable[[str], Any], result: opq.Result) -> None:
     """The page's lambda for a number of bits is that of the solver on the same curves."""
     from opq.allocation.curve import Curve
     from opq.allocation.rate_distortion import allocate
@@ -264,9 +294,9 @@ def _same_as_the_solver(shown: browser.Page, result: opq.Result) -> None:
     sizes = [t.size for t in plans]
     for bits in (1.5, 2.5):
         wanted = allocate(curves, sizes, [t.sensitivity for t in plans], bits * sum(sizes))
-        got = shown.run(f"return solve({bits * sum(sizes)})")
+        got = run(f"return solve({bits * sum(sizes)})")
         assert got == pytest.approx(math.log(wanted.multiplier), abs=0.05)
-        rates = shown.run(f"return curved.map((t) => rateAt(t, {got}))")
+        rates = run(f"return curved.map((t) => rateAt(t, {got}))")
         assert np.dot(rates, sizes) == pytest.approx(bits * sum(sizes), rel=1e-3)
         large = [k for k, size in enumerate(sizes) if size > 5000]  # the curves of small tensors are jagged
         assert [rates[k] for k in large] == pytest.approx([wanted.points[k].rate for k in large], abs=0.06)

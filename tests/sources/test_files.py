@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from opq.sources import files, open_source
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_checkpoint_of_either_format_is_read(tmp_path: Path, suffix: str, zipped: bool):
+def test_a_checkpoint_of_either_format_is_read(tmp_path: Path, suffix: str, zipped: bool) -> None:
     state = small().state_dict()
     path = tmp_path / f"m{suffix}"
     torch.save({"state_dict": state, "epoch": 3}, path, _use_new_zipfile_serialization=zipped)
@@ -36,7 +37,7 @@ def test_a_checkpoint_of_either_format_is_read(tmp_path: Path, suffix: str, zipp
     assert set(source.files.values()) == {path}
 
 
-def test_ties_and_views_in_a_checkpoint_are_told_apart(tmp_path: Path):
+def test_ties_and_views_in_a_checkpoint_are_told_apart(tmp_path: Path) -> None:
     table = torch.randn(6, 3)
     torch.save({"in": table, "out": table, "top": table[:2]}, tmp_path / "m.pt")
     source = open_source(tmp_path / "m.pt")
@@ -44,25 +45,32 @@ def test_ties_and_views_in_a_checkpoint_are_told_apart(tmp_path: Path):
     assert_holds(source, {"in": table, "out": table, "top": table[:2]})
 
 
-def test_a_checkpoint_is_mapped_anew_after_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_checkpoint_is_mapped_anew_after_so_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = {f"w{i}": torch.full((100,), float(i)) for i in range(6)}
     torch.save(state, tmp_path / "m.pt")
     source = open_source(tmp_path / "m.pt")
-    loads = []
+    loads: list[Path] = []
     real = files.load_checkpoint
-    monkeypatch.setattr(files, "load_checkpoint", lambda path: loads.append(path) or real(path))
+
+    def counted(path: Path) -> Any:
+        loads.append(path)
+        return real(path)
+
+    monkeypatch.setattr(files, "load_checkpoint", counted)
     monkeypatch.setattr(files, "MAPPED_BYTES", 1000)
     assert_holds(source, state)
     assert len(loads) == 2
 
 
 class Hostile:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         return (os.mkdir, (os.environ["OPQ_HOSTILE"],))
 
 
 @pytest.mark.parametrize("kind", ["module", "legacy", "pickle", "hostile", "script", "numpy"])
-def test_a_pickle_of_more_than_tensors_is_refused_and_not_run(tmp_path: Path, monkeypatch, kind: str):
+def test_a_pickle_of_more_than_tensors_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     path, trace = tmp_path / "m.pt", tmp_path / "trace"
     monkeypatch.setenv("OPQ_HOSTILE", str(trace))
     if kind in ("module", "legacy"):
@@ -72,7 +80,7 @@ def test_a_pickle_of_more_than_tensors_is_refused_and_not_run(tmp_path: Path, mo
     elif kind == "numpy":
         torch.save({"w": torch.ones(3), "loss": np.float64(3)}, path)
     elif kind == "script":
-        path = shutil.copy(_script(tmp_path), path)
+        shutil.copy(_script(tmp_path), path)
     else:
         torch.save({"w": torch.ones(3), "x": Hostile()}, path)
     with pytest.raises(UnsafeCheckpointError, match=r"m\.pt is not a state dict: got a pickle .*Save the state dict"):
@@ -90,7 +98,7 @@ def _script(folder: Path) -> Path:
     return folder / "script.zip"
 
 
-def test_what_a_module_pickle_asks_for_is_named(tmp_path: Path):
+def test_what_a_module_pickle_asks_for_is_named(tmp_path: Path) -> None:
     torch.save(small(), tmp_path / "m.pt")
     with pytest.raises(UnsafeCheckpointError, match=r"asks for torch\.nn\.modules\.container\.Sequential"):
         open_source(tmp_path / "m.pt")
@@ -99,7 +107,7 @@ def test_what_a_module_pickle_asks_for_is_named(tmp_path: Path):
 @pytest.mark.parametrize("zipped", [True, False])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_damaged_checkpoint_is_a_source_error_or_reads(tmp_path: Path, zipped: bool, data: st.DataObject):
+def test_a_damaged_checkpoint_is_a_source_error_or_reads(tmp_path: Path, zipped: bool, data: st.DataObject) -> None:
     whole, path = tmp_path / "whole.pt", tmp_path / "m.pt"
     torch.manual_seed(0)
     torch.save(small().state_dict(), whole, _use_new_zipfile_serialization=zipped)
@@ -115,13 +123,13 @@ def test_a_damaged_checkpoint_is_a_source_error_or_reads(tmp_path: Path, zipped:
         assert all(source.tensor(spec.name).shape == spec.shape for spec in source)
 
 
-def test_a_list_of_tensors_is_no_state_dict(tmp_path: Path):
+def test_a_list_of_tensors_is_no_state_dict(tmp_path: Path) -> None:
     torch.save([torch.ones(3)], tmp_path / "m.pt")
     with pytest.raises(SourceError, match="no state dict: got list"):
         open_source(tmp_path / "m.pt")
 
 
-def test_a_file_of_unknown_kind_is_refused(tmp_path: Path):
+def test_a_file_of_unknown_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(SourceError, match=r"unknown kind: got '\.gguf', wanted one of \.safetensors"):
         open_source(tmp_path / "m.gguf")
@@ -144,7 +152,7 @@ def shards(folder: Path, *, index: bool) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("index", [True, False])
-def test_a_sharded_folder_is_one_source_shard_by_shard(tmp_path: Path, index: bool):
+def test_a_sharded_folder_is_one_source_shard_by_shard(tmp_path: Path, index: bool) -> None:
     state = shards(tmp_path, index=index)
     source = open_source(tmp_path)
     assert_holds(source, state)
@@ -155,7 +163,7 @@ def test_a_sharded_folder_is_one_source_shard_by_shard(tmp_path: Path, index: bo
         source.build()
 
 
-def test_a_folder_of_pytorch_shards(tmp_path: Path):
+def test_a_folder_of_pytorch_shards(tmp_path: Path) -> None:
     state = {"a": torch.randn(3), "b": torch.randn(4)}
     for i, (name, value) in enumerate(state.items(), 1):
         torch.save({name: value}, tmp_path / f"pytorch_model-{i:05}-of-00002.bin")
@@ -165,7 +173,7 @@ def test_a_folder_of_pytorch_shards(tmp_path: Path):
         open_source(tmp_path)
 
 
-def test_safetensors_are_preferred_and_compressed_files_left_out(tmp_path: Path):
+def test_safetensors_are_preferred_and_compressed_files_left_out(tmp_path: Path) -> None:
     state = {"w": torch.ones(3)}
     save_file(state, tmp_path / "model.safetensors")
     save_file({"w": torch.zeros(3)}, tmp_path / "other.safetensors")
@@ -174,7 +182,7 @@ def test_safetensors_are_preferred_and_compressed_files_left_out(tmp_path: Path)
     assert_holds(open_source(tmp_path), state)
 
 
-def test_a_missing_shard_is_named(tmp_path: Path):
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     shards(tmp_path, index=True)
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(MissingShardError, match=r"no model-00002-of-00003\.safetensors"):
@@ -184,7 +192,7 @@ def test_a_missing_shard_is_named(tmp_path: Path):
         open_source(tmp_path)
 
 
-def test_a_truncated_shard_is_named(tmp_path: Path):
+def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
     shards(tmp_path, index=True)
     path = tmp_path / "model-00003-of-00003.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
@@ -203,21 +211,21 @@ def test_a_truncated_shard_is_named(tmp_path: Path):
         ('{"weight_map": {"w": "model-00001-of-00003.safetensors"}}', "names tensor 'w' in model-00001"),
     ],
 )
-def test_a_wrong_index_is_refused(tmp_path: Path, index: str, fact: str):
+def test_a_wrong_index_is_refused(tmp_path: Path, index: str, fact: str) -> None:
     shards(tmp_path, index=False)
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(CorruptSourceError, match=fact):
         open_source(tmp_path)
 
 
-def test_a_name_in_two_files_is_refused(tmp_path: Path):
+def test_a_name_in_two_files_is_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_file({"w": torch.ones(3)}, tmp_path / f"{name}.safetensors")
     with pytest.raises(CorruptSourceError, match=r"'w' stands in two files: got a\.safetensors and b\.safetensors"):
         open_source(tmp_path)
 
 
-def test_a_folder_without_weights_is_refused(tmp_path: Path):
+def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "readme.md").write_text("nothing")
     with pytest.raises(SourceError, match="no checkpoint in folder"):
         open_source(tmp_path)
@@ -226,7 +234,7 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path):
         open_source(tmp_path)
 
 
-def test_two_different_checkpoints_are_not_guessed_between(tmp_path: Path):
+def test_two_different_checkpoints_are_not_guessed_between(tmp_path: Path) -> None:
     for name in ("first", "last"):
         torch.save({"w": torch.ones(3)}, tmp_path / f"{name}.pt")
     with pytest.raises(SourceError, match="got 2 PyTorch checkpoints"):
@@ -236,7 +244,7 @@ def test_two_different_checkpoints_are_not_guessed_between(tmp_path: Path):
 # --- paths -----------------------------------------------------------------------------------
 
 
-def test_a_path_that_is_not_there_is_refused(tmp_path: Path):
+def test_a_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="is not there: got no such file or folder"):
         open_source(tmp_path / "nothing.safetensors")
     with pytest.raises(SourceError, match=r"write hf:org/name"):
@@ -253,7 +261,9 @@ def _file_pages() -> int:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-def test_reading_a_file_does_not_keep_it_in_memory(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch):
+def test_reading_a_file_does_not_keep_it_in_memory(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(files, "MAPPED_BYTES", 1 << 22)
     state = {f"w{i}": torch.ones(1 << 20) for i in range(16)}  # 64 MB
     (save_file if suffix == ".safetensors" else torch.save)(state, tmp_path / f"m{suffix}")

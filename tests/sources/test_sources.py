@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from opq.sources import open_source
 from opq.sources.base import TensorSpec
 
 
-def test_module_gives_its_tensors_in_state_dict_order_and_itself():
+def test_module_gives_its_tensors_in_state_dict_order_and_itself() -> None:
     model = small()
     source = open_source(model)
     assert source.names == tuple(model.state_dict())
@@ -30,7 +31,7 @@ def test_module_gives_its_tensors_in_state_dict_order_and_itself():
     assert source.bytes == 4 * source.elements + 8
 
 
-def test_state_dict_and_file_agree_with_the_module(tmp_path: Path):
+def test_state_dict_and_file_agree_with_the_module(tmp_path: Path) -> None:
     model = small()
     save_file(model.state_dict(), tmp_path / "m.safetensors")
     for weights in (model.state_dict(), tmp_path / "m.safetensors", str(tmp_path / "m.safetensors")):
@@ -41,12 +42,12 @@ def test_state_dict_and_file_agree_with_the_module(tmp_path: Path):
         assert (source.elements, source.bytes) == (open_source(model).elements, open_source(model).bytes)
 
 
-def test_an_open_source_is_taken_as_it_is():
+def test_an_open_source_is_taken_as_it_is() -> None:
     source = open_source(small())
     assert open_source(source) is source
 
 
-def test_a_nested_checkpoint_is_unwrapped_and_what_is_no_tensor_is_listed():
+def test_a_nested_checkpoint_is_unwrapped_and_what_is_no_tensor_is_listed() -> None:
     state = small().state_dict()
     assert_holds(open_source({"epoch": 3, "state_dict": state}), state)
     assert_holds(open_source({"model": {"state_dict": state}}), state)
@@ -56,7 +57,7 @@ def test_a_nested_checkpoint_is_unwrapped_and_what_is_no_tensor_is_listed():
 @pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2]
 )
-def test_every_floating_type_comes_through_a_file(tmp_path: Path, dtype: torch.dtype):
+def test_every_floating_type_comes_through_a_file(tmp_path: Path, dtype: torch.dtype) -> None:
     state = {"w": torch.randn(5, 7).to(dtype), "n": torch.arange(3)}
     save_file(state, tmp_path / "m.safetensors")
     source = open_source(tmp_path / "m.safetensors")
@@ -65,7 +66,7 @@ def test_every_floating_type_comes_through_a_file(tmp_path: Path, dtype: torch.d
     assert source.bytes == 35 * dtype.itemsize + 24
 
 
-def test_tied_modules_are_one_tensor():
+def test_tied_modules_are_one_tensor() -> None:
     model = nn.Sequential(nn.Embedding(6, 3), nn.Linear(3, 6, bias=False))
     model[1].weight = model[0].weight
     source = open_source(model)
@@ -76,7 +77,7 @@ def test_tied_modules_are_one_tensor():
     assert [spec.like for spec in open_source(model.state_dict())] == [None, "0.weight"]
 
 
-def test_views_of_one_storage_are_not_ties():
+def test_views_of_one_storage_are_not_ties() -> None:
     base = torch.arange(24.0)
     state = {
         "whole": base.view(4, 6),
@@ -92,12 +93,12 @@ def test_views_of_one_storage_are_not_ties():
     assert_holds(source, state)
 
 
-def test_empty_tensors_are_never_tied():
+def test_empty_tensors_are_never_tied() -> None:
     state = {"a": torch.zeros(0, 3), "b": torch.zeros(0, 3), "w": torch.ones(2)}
     assert all(spec.like is None for spec in open_source(state))
 
 
-def test_aliases_noted_by_save_model_are_ties(tmp_path: Path):
+def test_aliases_noted_by_save_model_are_ties(tmp_path: Path) -> None:
     from safetensors.torch import save_model
 
     model = nn.Sequential(nn.Embedding(6, 3), nn.Linear(3, 6, bias=False))
@@ -108,12 +109,12 @@ def test_aliases_noted_by_save_model_are_ties(tmp_path: Path):
     assert torch.equal(source.tensor("1.weight"), model[0].weight)
 
 
-def test_the_format_note_of_a_file_is_no_alias(tmp_path: Path):
+def test_the_format_note_of_a_file_is_no_alias(tmp_path: Path) -> None:
     save_file({"pt": torch.ones(3)}, tmp_path / "m.safetensors", metadata={"format": "pt", "author": "me"})
     assert open_source(tmp_path / "m.safetensors").names == ("pt",)
 
 
-def test_values_come_contiguous_and_detached_whatever_the_layout():
+def test_values_come_contiguous_and_detached_whatever_the_layout() -> None:
     weight = nn.Parameter(torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last))
     value = open_source({"w": weight, "t": torch.randn(3, 4).t()}).tensor("w")
     assert value.is_contiguous()
@@ -121,7 +122,7 @@ def test_values_come_contiguous_and_detached_whatever_the_layout():
     assert torch.equal(value, weight)
 
 
-def test_batchnorms_are_found_by_name_and_know_their_eps_from_the_module():
+def test_batchnorms_are_found_by_name_and_know_their_eps_from_the_module() -> None:
     (found,) = open_source(small()).batchnorms.values()
     assert (found.prefix, found.weight, found.running_var, found.eps) == ("1", "1.weight", "1.running_var", 1e-3)
     (bare,) = open_source(small().state_dict()).batchnorms.values()
@@ -131,14 +132,14 @@ def test_batchnorms_are_found_by_name_and_know_their_eps_from_the_module():
     assert not open_source(nn.BatchNorm1d(5, track_running_stats=False)).batchnorms
 
 
-def test_shared_batchnorm_is_listed_once():
+def test_shared_batchnorm_is_listed_once() -> None:
     model = small()
     model.append(model[1])
     assert set(open_source(model).batchnorms) == {"1"}
 
 
 @pytest.mark.parametrize("nothing", [nn.ReLU(), {}, {"n": torch.arange(3)}, {"epoch": 3}, {"w": torch.zeros(0, 3)}])
-def test_an_empty_model_is_refused(nothing):
+def test_an_empty_model_is_refused(nothing: Any) -> None:
     with pytest.raises(EmptyModelError, match="holds no weights"):
         open_source(nothing)
 
@@ -149,22 +150,25 @@ def test_an_empty_model_is_refused(nothing):
         (nn.LazyLinear(3), "'weight' is not initialised"),
         (nn.Linear(2, 2, device="meta"), "'weight' has no values"),
         ({"w": torch.eye(3).to_sparse()}, "'w' is not a dense tensor"),
-        ({"w": torch.ones(3, dtype=torch.complex128)}, "'w' has a type that no file can hold: got torch.complex128"),
+        (
+            {"w": torch.empty(3, dtype=torch.bits16)},
+            "'w' has a type that no file can hold: got torch.bits16",
+        ),
         ({3: torch.ones(3)}, "not a string"),
         (3.0, "not understood"),
     ],
 )
-def test_what_holds_no_plain_values_is_refused_by_name(bad, fact: str):
+def test_what_holds_no_plain_values_is_refused_by_name(bad: Any, fact: str) -> None:
     with pytest.raises(SourceError, match=fact):
         open_source(bad)
 
 
-def test_an_unknown_name_is_refused():
+def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(MismatchError, match="no tensor 'x' in Sequential"):
         open_source(small()).tensor("x")
 
 
-def test_a_truncated_file_is_refused(tmp_path: Path):
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_file(small().state_dict(), path)
     whole = path.read_bytes()
@@ -174,7 +178,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path):
             open_source(path)
 
 
-def test_a_file_that_goes_away_is_an_error_by_then(tmp_path: Path):
+def test_a_file_that_goes_away_is_an_error_by_then(tmp_path: Path) -> None:
     save_file(small().state_dict(), tmp_path / "m.safetensors")
     source = open_source(tmp_path / "m.safetensors")
     (tmp_path / "m.safetensors").unlink()
@@ -182,12 +186,12 @@ def test_a_file_that_goes_away_is_an_error_by_then(tmp_path: Path):
         source.tensor("0.weight")
 
 
-def test_a_compressed_file_is_no_source(tmp_path: Path):
+def test_a_compressed_file_is_no_source(tmp_path: Path) -> None:
     opq.compress(small(), bits=20, probe=False).save(tmp_path / "m.opq.safetensors")
     with pytest.raises(SourceError, match="already compressed"):
         open_source(tmp_path / "m.opq.safetensors")
 
 
-def test_spec_sizes():
+def test_spec_sizes() -> None:
     spec = TensorSpec("w", (2, 3), torch.bfloat16)
     assert (spec.size, spec.nbytes, TensorSpec("s", (), torch.float32).size) == (6, 12, 1)

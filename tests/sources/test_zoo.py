@@ -12,6 +12,7 @@ import torch
 import zoo
 from safetensors.torch import load_file, save_file
 from source_helpers import assert_holds
+from torch import nn
 
 import opq
 import opq.hub
@@ -26,13 +27,13 @@ from opq.sources.digits import load
 transformers = pytest.importorskip("transformers")
 
 
-def saved(model, folder: Path, **options) -> Path:
+def saved(model: nn.Module, folder: Path, **options: Any) -> Path:
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder, **options)
     return folder
 
 
-def gpt2():
+def gpt2() -> Any:
     torch.manual_seed(0)
     size = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 50, "n_positions": 32}
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(bos_token_id=1, eos_token_id=2, **size))
@@ -51,7 +52,7 @@ def assert_fits(source: Source) -> None:
 # --- Hugging Face ----------------------------------------------------------------------------
 
 
-def test_minilm_is_read_under_the_model_s_names():
+def test_minilm_is_read_under_the_model_s_names() -> None:
     source = open_source(f"hf:{zoo.minilm_folder()}")
     assert_fits(source)
     assert (source.origin, source.elements, source.ignored) == ("hf", 22_713_216, ("embeddings.position_ids",))
@@ -60,7 +61,7 @@ def test_minilm_is_read_under_the_model_s_names():
     assert (hint.modality, hint.vocabulary, hint.tokens, hint.token_types, hint.pad) == ("text", 30_522, 512, 2, 0)
 
 
-def test_a_plain_folder_in_hugging_face_layout_keeps_the_file_s_names_and_can_be_built():
+def test_a_plain_folder_in_hugging_face_layout_keeps_the_file_s_names_and_can_be_built() -> None:
     source = open_source(zoo.minilm_folder())
     assert_holds(source, load_file(zoo.minilm_folder() / "model.safetensors"))
     assert source.buildable
@@ -69,7 +70,7 @@ def test_a_plain_folder_in_hugging_face_layout_keeps_the_file_s_names_and_can_be
 
 
 @pytest.mark.parametrize("shard", ["5GB", "4KB"])
-def test_tied_output_embeddings_that_the_file_omits_are_ties(tmp_path: Path, shard: str):
+def test_tied_output_embeddings_that_the_file_omits_are_ties(tmp_path: Path, shard: str) -> None:
     source = open_source(f"hf:{saved(gpt2(), tmp_path, max_shard_size=shard)}")
     assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "4KB")
     assert source.by_name["lm_head.weight"].like == "transformer.wte.weight"
@@ -77,7 +78,7 @@ def test_tied_output_embeddings_that_the_file_omits_are_ties(tmp_path: Path, sha
     assert source.input_hint.bos == 1
 
 
-def test_tied_embeddings_that_the_file_repeats_are_ties_unless_they_differ(tmp_path: Path):
+def test_tied_embeddings_that_the_file_repeats_are_ties_unless_they_differ(tmp_path: Path) -> None:
     path = saved(gpt2(), tmp_path) / "model.safetensors"
     state = load_file(path)
     save_file({**state, "lm_head.weight": state["transformer.wte.weight"].clone()}, path, {"format": "pt"})
@@ -89,7 +90,7 @@ def test_tied_embeddings_that_the_file_repeats_are_ties_unless_they_differ(tmp_p
 
 
 @pytest.mark.parametrize("change", ["without prefix", "old LayerNorm names"])
-def test_a_checkpoint_under_older_names_comes_under_the_model_s(tmp_path: Path, change: str):
+def test_a_checkpoint_under_older_names_comes_under_the_model_s(tmp_path: Path, change: str) -> None:
     model = gpt2()
     path = saved(model, tmp_path) / "model.safetensors"
     state = load_file(path)
@@ -105,7 +106,7 @@ def test_a_checkpoint_under_older_names_comes_under_the_model_s(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "vit"])
-def test_tensors_that_transformers_renames_or_fuses_are_the_model_s(tmp_path: Path, kind: str):
+def test_tensors_that_transformers_renames_or_fuses_are_the_model_s(tmp_path: Path, kind: str) -> None:
     size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     if kind == "vit":
         config = transformers.ViTConfig(**size, image_size=32, patch_size=8)
@@ -120,7 +121,7 @@ def test_tensors_that_transformers_renames_or_fuses_are_the_model_s(tmp_path: Pa
     assert source.input_hint.image_size == ((3, 32, 32) if kind == "vit" else None)
 
 
-def test_a_head_that_the_checkpoint_lacks_is_not_made_up(tmp_path: Path):
+def test_a_head_that_the_checkpoint_lacks_is_not_made_up(tmp_path: Path) -> None:
     path = saved(gpt2(), tmp_path) / "model.safetensors"
     state = load_file(path)
     del state["transformer.h.1.mlp.c_fc.weight"]
@@ -131,7 +132,7 @@ def test_a_head_that_the_checkpoint_lacks_is_not_made_up(tmp_path: Path):
         source.build()
 
 
-def test_a_model_unknown_to_transformers_is_still_weights(tmp_path: Path):
+def test_a_model_unknown_to_transformers_is_still_weights(tmp_path: Path) -> None:
     save_file({"w": torch.ones(3)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-model"}))
     source = open_source(f"hf:{tmp_path}")
@@ -150,7 +151,7 @@ def cached(cache: Path, name: str) -> Path:
     return entry / "snapshots" / ("0" * 40)
 
 
-def test_a_name_is_found_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_name_is_found_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
     folder = saved(gpt2(), cached(tmp_path, "org/tiny"))
@@ -160,14 +161,14 @@ def test_a_name_is_found_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("name", ["org/none", "org/none@v1", "no such name!"])
-def test_a_name_that_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_a_name_that_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(SourceError, match=rf"hf:{name} cannot be had: got \w+Error: .*network"):
         open_source(f"hf:{name}")
 
 
-def test_a_folder_that_is_not_there_is_said(tmp_path: Path):
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such folder"):
         open_source(f"hf:{tmp_path}/none")
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"w": "a.safetensors"}}')
@@ -178,7 +179,7 @@ def test_a_folder_that_is_not_there_is_said(tmp_path: Path):
 # --- timm and torchvision --------------------------------------------------------------------
 
 
-def test_a_timm_model_says_what_it_takes():
+def test_a_timm_model_says_what_it_takes() -> None:
     pytest.importorskip("timm")
     source = open_source("timm:mobilenetv3_small_050?pretrained=false")
     assert source.label == "timm:mobilenetv3_small_050"
@@ -191,7 +192,7 @@ def test_a_timm_model_says_what_it_takes():
 @pytest.mark.parametrize(
     ("name", "side"), [("squeezenet1_1", 224), ("mobilenet_v3_small", 224), ("lraspp_mobilenet_v3_large", 224)]
 )
-def test_a_torchvision_model_says_what_it_takes(name: str, side: int):
+def test_a_torchvision_model_says_what_it_takes(name: str, side: int) -> None:
     pytest.importorskip("torchvision")
     source = open_source(f"torchvision:{name}", pretrained=False)
     assert_fits(source)
@@ -199,7 +200,7 @@ def test_a_torchvision_model_says_what_it_takes(name: str, side: int):
     assert source.input_hint.mean == (0.485, 0.456, 0.406)
 
 
-def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone():
+def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone() -> None:
     pytest.importorskip("torchvision")
     before = torch.get_rng_state()
     one, two = (open_source("torchvision:squeezenet1_1?pretrained=false") for _ in range(2))
@@ -217,18 +218,18 @@ def test_random_weights_are_the_same_every_time_and_leave_the_generator_alone():
         ("hf:", "names nothing"),
     ],
 )
-def test_a_wrong_name_is_said(name: str, fact: str):
+def test_a_wrong_name_is_said(name: str, fact: str) -> None:
     pytest.importorskip("timm")
     pytest.importorskip("torchvision")
     with pytest.raises(SourceError, match=fact):
         open_source(name)
 
 
-def test_weights_that_cannot_be_fetched_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_weights_that_cannot_be_fetched_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     models = pytest.importorskip("torchvision").models
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
-    def offline(*args, **options):
+    def offline(*args: Any, **options: Any) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setattr(sys.modules["torch.hub"], "download_url_to_file", offline)
@@ -248,14 +249,14 @@ def test_weights_that_cannot_be_fetched_are_said(monkeypatch: pytest.MonkeyPatch
         ("hf:org/name", "transformers", "hf"),
     ],
 )
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, source: str, package: str, extra: str):
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, source: str, package: str, extra: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=rf'{package} is not installed.*pip install "opq\[{extra}\]"'):
         open_source(source)
 
 
 @pytest.mark.parametrize("error", ["RuntimeError('operator torchvision::nms does not exist')", "ImportError('no .so')"])
-def test_a_broken_package_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str):
+def test_a_broken_package_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str) -> None:
     (tmp_path / "opq_broken_package.py").write_text(f"raise {error}")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(SourceError, match="opq_broken_package does not import") as caught:
@@ -275,7 +276,7 @@ EXTRAS = [
 @pytest.mark.parametrize(("package", "extra", "use"), EXTRAS, ids=[package for package, *_ in EXTRAS])
 def test_a_feature_without_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, extra: str, use: Any
-):
+) -> None:
     """As where the package is not installed, its modules included."""
     for name in [n for n in sys.modules if n == package or n.startswith(f"{package}.")]:
         monkeypatch.delitem(sys.modules, name)

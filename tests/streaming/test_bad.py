@@ -25,7 +25,7 @@ from opq.streaming.run import compress_folder
 class Named(nn.Module):
     """A model with the names and shapes of a state dict."""
 
-    def __init__(self, state: dict[str, torch.Tensor]):
+    def __init__(self, state: dict[str, torch.Tensor]) -> None:
         super().__init__()
         for name, tensor in state.items():
             *path, last = name.split(".")

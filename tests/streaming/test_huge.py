@@ -1,6 +1,6 @@
 """Tensors of a thousand million weights and more, in bounded memory. Not part of the ordinary run: several minutes.
 
-OPQ_HUGE=1 pytest tests/test_stream_huge.py -n 0 -s
+OPQ_HUGE=1 pytest tests/streaming/test_huge.py -n 0 -s
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ pytestmark = pytest.mark.skipif("OPQ_HUGE" not in os.environ, reason="takes minu
 RUN = r"""
 import json, re, resource, sys, time
 import numpy as np, torch
-from opq.folder import FolderReader
+from opq.file.folder_reader import FolderReader
 from opq.streaming import compress_folder
 from opq.streaming.dense import pieces
-from opq.threads import pool
+from opq.base.pool import pool
 source, out, size, name, workers = sys.argv[1], sys.argv[2], int(sys.argv[3]), "w", int(sys.argv[4])
 start = time.perf_counter()
 result = compress_folder(source, out, size=size, workers=workers)

@@ -8,6 +8,8 @@ import io
 import itertools
 import pickle
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,14 +48,17 @@ def trained(model: nn.Module, steps: int = 5, **options: float) -> torch.optim.A
     return optimizer
 
 
-def snapshot(model: nn.Module) -> list[tuple[type, list[tuple[str, int, torch.Tensor]]]]:
+Snapshot = list[tuple[type, list[tuple[str, int, torch.Tensor]]]]
+
+
+def snapshot(model: nn.Module) -> Snapshot:
     return [
         (type(m), [(n, id(p), p.detach().clone()) for n, p in m.state_dict(keep_vars=True).items()])
         for m in model.modules()
     ]
 
 
-def assert_same(one: list, other: list) -> None:
+def assert_same(one: Snapshot, other: Snapshot) -> None:
     assert [kind for kind, _ in one] == [kind for kind, _ in other]
     for (_, a), (_, b) in zip(one, other, strict=True):
         assert [(n, i) for n, i, _ in a] == [(n, i) for n, i, _ in b]
@@ -271,7 +276,7 @@ def test_autocast_sees_the_quantized_weights() -> None:
      lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 2, 3)), lambda: nn.Bilinear(2, 3, 4)],
     ids=["mlp", "batchnorm", "tied", "lstm", "attention", "convolutions", "bilinear"],
 )  # fmt: skip
-def test_detach_restores_classes_values_identities_and_order(make) -> None:  # type: ignore[no-untyped-def]
+def test_detach_restores_classes_values_identities_and_order(make: Callable[[], nn.Module]) -> None:
     model = make()
     before = snapshot(model)
     attach(model, plan_of(model))
@@ -398,7 +403,7 @@ def by_torch(model: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("make", [mlp, Tied, lambda: nn.LSTM(12, 4)], ids=["mlp", "tied", "lstm"])
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, by_pickle, by_torch])
-def test_copies_stand_alone(make, duplicate) -> None:  # type: ignore[no-untyped-def]
+def test_copies_stand_alone(make: Callable[[], nn.Module], duplicate: Callable[[nn.Module], nn.Module]) -> None:
     model = make()
     plan = plan_of(model)
     attach(model, plan)
@@ -528,7 +533,7 @@ def compiled(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("wrap", [compiled, nn.DataParallel])
-def test_a_wrapped_model_is_the_model_inside(wrap, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_wrapped_model_is_the_model_inside(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
     model, data = mlp(), list(learnable_batches(4))
     result = compress(model, bits=10, probe=False)
     assert compress(wrap(model), bits=10, probe=False).packed.parts == result.packed.parts
@@ -544,7 +549,7 @@ def test_a_wrapped_model_is_the_model_inside(wrap, tmp_path) -> None:  # type: i
 
 
 @pytest.mark.parametrize("wrap", [compiled, nn.DataParallel])
-def test_attach_collect_and_detach_reach_through_a_wrapper(wrap) -> None:  # type: ignore[no-untyped-def]
+def test_attach_collect_and_detach_reach_through_a_wrapper(wrap: Callable[[nn.Module], nn.Module]) -> None:
     plain, wrapped = mlp(), wrap(mlp())
     plan = plan_of(plain)
     x = torch.randn(7, 12)

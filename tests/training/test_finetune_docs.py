@@ -45,7 +45,7 @@ def fresh(scope: dict[str, object]) -> None:
     """Gives the examples that follow an unattached model again."""
     import opq
 
-    opq.detach(scope["model"])  # type: ignore[arg-type]
+    opq.detach(scope["model"])
     Path("model.opq.safetensors").unlink()
 
 
@@ -53,7 +53,7 @@ def test_a_plain_loop(scope: dict[str, object]) -> None:
     fresh(scope)
     exec(block("nn.functional.cross_entropy(model(x), y).backward()"), scope)
     state = load_state_dict("model.opq.safetensors")
-    assert torch.allclose(state["1.weight"], scope["model"][1].weight.detach(), rtol=1e-6)  # type: ignore[index]
+    assert torch.allclose(state["1.weight"], scope["model"][1].weight.detach(), rtol=1e-6)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="the Trainer needs accelerate")
@@ -74,7 +74,7 @@ def test_lightning(scope: dict[str, object]) -> None:
         pytest.importorskip("lightning")
         exec(block("LightningModule"), scope)
     state = load_state_dict("model.opq.safetensors")
-    assert torch.allclose(state["1.weight"], scope["model"][1].weight.detach(), rtol=1e-6)  # type: ignore[index]
+    assert torch.allclose(state["1.weight"], scope["model"][1].weight.detach(), rtol=1e-6)
 
 
 def test_torchrun(tmp_path: Path) -> None:

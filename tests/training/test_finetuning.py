@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def mean_absolute(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("loss", ["mse", mean_absolute])
-def test_other_losses(loss) -> None:  # type: ignore[no-untyped-def]
+def test_other_losses(loss: Any) -> None:
     batches = [(x, functional.one_hot(y, 4).float()) for x, y in BATCHES]
     model = mlp()
     history = finetune(model, plan_of(model), batches, loss=loss, epochs=5, lr=0.02).history
@@ -357,7 +358,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypat
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(opq.training.checkpoint.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(WriteError, match="no space left on device"):
         finetune(mlp(), plan_of(mlp()), BATCHES, checkpoint=path, resume=False)
     assert path.read_bytes() == before

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from training_helpers import learnable_batches, mlp, plan_of
 
 import opq
-from opq.errors import MissingExtraError, NativeError, WriteError
+from opq.errors import MissingExtraError, NativeError, OpqWarning, WriteError
 from opq.training import kernel as native
 from opq.training.attaching import attach, dense_state_dict
 from opq.training.finetuning import Finetuned
@@ -109,7 +109,8 @@ def test_a_gradient_that_others_see_is_not_written_on() -> None:
     assert torch.equal(beside.grad, before)
     assert torch.equal(own.grad, before * kept)
 
-    own.grad, seen, held = None, module.weight, []
+    held: list[torch.Tensor] = []
+    own.grad, seen = None, module.weight
     seen.retain_grad()
     seen.register_hook(held.append)
     (seen * before).sum().backward()
@@ -350,3 +351,41 @@ def test_a_damaged_library_is_said_once_and_done_without(nowhere: Path) -> None:
     run = subprocess.run([sys.executable, "-c", DAMAGED], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.startswith(f"1 {library} does not load")
     assert "opq native" in run.stdout
+
+
+def test_a_library_that_others_could_have_planted_is_not_loaded(nowhere: Path, tmp_path: Path) -> None:
+    path = native.path()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"planted")
+    for place, mode in ((path, 0o666), (path.parent, 0o777), (path.parent, 0o1777), (path.parent.parent, 0o777)):
+        before = place.stat().st_mode
+        place.chmod(mode)
+        native.operator.cache_clear()
+        assert native.untrusted(path) == f"others can write {place}"
+        with pytest.warns(OpqWarning, match="is not loaded, and torch's operations take its place: others can write"):
+            assert native.operator() is None
+        with pytest.raises(NativeError, match="not the user's alone"):
+            native.build()
+        place.chmod(before)
+    path.chmod(0o755)
+    assert native.untrusted(path) is None
+    native.operator.cache_clear()
+
+
+@pytest.mark.skipif(os.name == "nt" or os.getuid() != 0, reason="only an administrator can give a file away")
+def test_a_library_of_another_user_is_not_loaded(nowhere: Path) -> None:
+    path = native.path()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"planted")
+    os.chown(path, 65534, 65534)
+    assert native.untrusted(path) == f"{path} belongs to another user"
+
+
+def test_compiling_imports_nothing_from_the_current_folder(
+    kernels: Path, nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "torch.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\nraise SystemExit(9)")
+    monkeypatch.chdir(tmp_path / "here")
+    native.build()
+    assert not (tmp_path / "trace").exists()

@@ -25,10 +25,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, sys.argv[1])
 from training_helpers import learnable_batches, mlp, plan_of
-from opq.errors import AttachError
+from opq.errors import AttachError, TrainingError
 from opq.training.finetuning import finetune
 from opq.training.attaching import attach, attached, proved_codes
-from opq.training.processes import rank
+from opq.training.processes import everywhere, rank
 from opq.models.wrappers import unwrapped
 
 folder, kind = sys.argv[2], sys.argv[3]
@@ -37,14 +37,23 @@ model = mlp()
 plan = plan_of(model)
 half = [(x[rank() :: 2], y[rank() :: 2]) for x, y in learnable_batches()]  # the other half is the other process's
 
-if kind == "masks":
+if kind == "faults":
+    attached_here = attach(mlp(), plan)
+    half[1][0][0, 0] = torch.nan if rank() else 0.0  # of the second batch, in one process alone
+    assert not everywhere(rank() == 0, torch.device("cpu"))
+    assert everywhere(True, torch.device("cpu"))
+    try:
+        finetune(DistributedDataParallel(attached_here), plan, half)
+    except TrainingError as error:
+        assert "the loss is not finite at epoch 0, step 1" in str(error), str(error)
+        open(f"{folder}/nan.{rank()}", "w").close()
     if rank():
         model[0].weight.data.neg_().add_(0.05)
     try:
         finetune(model, plan, half)
     except AttachError as error:
         assert "'0.weight': the mask differs between processes" in str(error)
-        open(f"{folder}/said.{rank()}", "w").close()
+        open(f"{folder}/mask.{rank()}", "w").close()
     distributed.barrier()
     distributed.destroy_process_group()
     sys.exit()
@@ -124,6 +133,7 @@ def test_two_processes_train_to_the_single_processs_weights(kind: str, tmp_path:
     assert len(both) == alone.result.bytes
 
 
-def test_masks_that_differ_between_processes_are_said(tmp_path: Path) -> None:
-    launch("masks", tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["said.0", "said.1"]
+def test_every_process_says_what_is_wrong_in_one_of_them(tmp_path: Path) -> None:
+    """A loss that is not finite (the others would wait for gradients that never come), and masks that differ."""
+    launch("faults", tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mask.0", "mask.1", "nan.0", "nan.1"]

@@ -1,0 +1,295 @@
+"""Tables and figures of the documentation, and the rows of `examples/bench/results/` that they were taken from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paths import ROOT
+
+RESULTS = ROOT / "examples" / "bench" / "results"
+Row = Mapping[str, Any]
+Field = str | Callable[[Row], Any]
+"""A field of a row, or what is computed of one."""
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One table of a page."""
+
+    page: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    before: str
+    """The last line of text before it."""
+
+
+def tables(page: str) -> list[Table]:
+    """The Markdown tables of a page."""
+    found, lines = [], (ROOT / page).read_text().splitlines()
+    for k, line in enumerate(lines):
+        if re.fullmatch(r"\|(?:\s*:?-+:?\s*\|)+", line.strip()):
+            end = next((n for n in range(k, len(lines)) if not lines[n].startswith("|")), len(lines))
+            before = next((text for text in reversed(lines[: k - 1]) if text.strip()), "")
+            found.append(Table(page, _cells(lines[k - 1]), tuple(map(_cells, lines[k + 1 : end])), before))
+    return found
+
+
+def _cells(line: str) -> tuple[str, ...]:
+    return tuple(cell.strip().replace("**", "") for cell in line.strip().strip("|").split("|"))
+
+
+def rows(name: str) -> list[Row]:
+    """The rows of one benchmark."""
+    return list(json.loads((RESULTS / f"{name}.json").read_text()))
+
+
+def same(shown: str, value: float | None) -> bool:
+    """Whether a number as it is written is a value, rounded to as many digits."""
+    digits = len(shown.partition(".")[2])
+    return value is not None and abs(float(shown.replace(",", "")) - value) <= 0.5 * 10**-digits + 1e-9
+
+
+def value(row: Row, field: Field) -> Any:
+    return row.get(field) if isinstance(field, str) else field(row)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where one kind of table comes from."""
+
+    results: str
+    words: Mapping[str, Callable[[str], Mapping[str, Any] | None]]
+    """By column: what a cell says of the row it was taken from; None where the row is none of ours."""
+    numbers: Mapping[str, Sequence[Field]]
+    """By column: what the numbers in a cell are, from left to right; a cell may stop earlier."""
+    about: Callable[[str], Mapping[str, Any]] = lambda text: {}
+    """What the text before the table says of all its rows."""
+
+    def wrong(self, table: Table) -> list[str]:
+        """The rows of a table that no row of the results gives."""
+        known, above, found = rows(self.results), [""] * len(table.header), []
+        for cells in table.rows:
+            above = [cell or (up if column in self.words else "") for cell, up, column in
+                     zip(cells, above, table.header, strict=True)]  # fmt: skip
+            named = dict(zip(table.header, above, strict=True))
+            said = [told(named[column]) for column, told in self.words.items()]
+            if any(one is None for one in said):
+                continue
+            wanted = {k: v for one in (self.about(table.before), *said) for k, v in (one or {}).items()}
+            if not any(self._is(named, wanted, row) for row in known):
+                found.append(" | ".join(cells))
+        return found
+
+    def _is(self, named: Mapping[str, str], wanted: Mapping[str, Any], row: Row) -> bool:
+        if any(row.get(field) != what for field, what in wanted.items()):
+            return False
+        for column, fields in self.numbers.items():
+            shown = NUMBER.findall(named[column])
+            if not all(same(n, value(row, field)) for n, field in zip(shown, fields, strict=False)):
+                return False
+        return True
+
+
+# --- what cells say --------------------------------------------------------------------------
+
+MODELS = {"MobileNet": "mobilenet-v1-0.75", "ResNet-20": "resnet-20", "MiniLM": "minilm", "LeNet-300": "lenet-300-100",
+          "LeNet-5": "lenet-5", "ResNet-50": "resnet-50 shapes"}  # fmt: skip
+
+
+def model(text: str) -> dict[str, str]:
+    """The network that a text begins with."""
+    return {"model": next(name for start, name in MODELS.items() if text.startswith(start))}
+
+
+def part(text: str) -> dict[str, str]:
+    """A method of datafree.md, as its row calls it."""
+    text = text.replace("`", "").replace("opq (rd), all parts", "rd").replace("opq, all parts", "rd")
+    return {"method": text.replace("opq,", "rd,")}
+
+
+def exactly(field: str, form: str = "{}") -> Callable[[str], dict[str, str]]:
+    """The cell, put into a form, is a field of the row."""
+    return lambda text: {field: form.format(text.replace("`", ""))}
+
+
+def nothing(text: str) -> dict[str, str]:
+    return {}
+
+
+def baseline(text: str) -> dict[str, str]:
+    return {"method": {"magnitude": "magnitude", "LAMP": "lamp", "k-means": "kmeans"}[text.split(",", maxsplit=1)[0]]}
+
+
+def million(field: str) -> Callable[[Row], float | None]:
+    return lambda row: row[field] / 1e6 if row.get(field) is not None else None
+
+
+def least(row: Row) -> float:
+    return float(min(row.get("seeds", [row["top1"]])))
+
+
+def most(row: Row) -> float:
+    return float(max(row.get("seeds", [row["top1"]])))
+
+
+LENET: Callable[[str], Mapping[str, Any]] = lambda text: {"model": "lenet-300-100"}  # noqa: E731
+KEPT: Sequence[Field] = ("kept_weights", "weights_ratio")
+FILE: Sequence[Field] = ("file_bytes", "ratio")
+STAGES = ("read", "statistics", "sample", "quantize", "encode", "verify", "write")
+
+PARTS = ("network", "method", "bits per parameter", "dense", "score", "samples")
+OF_PARTS = Source(
+    results="datafree",
+    words={"network": model, "method": part},
+    numbers={
+        "bits per parameter": ("bits",),
+        "dense": ("top1_dense",),
+        "score": ("top1", least, most),
+        "samples": ("samples",),
+    },
+)
+
+SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
+    **dict.fromkeys([("docs/datafree.md", PARTS), ("docs/research.md", PARTS)], OF_PARTS),
+    ("docs/finetune.md", ("network", "file", "ratio", "dense error", "one shot", "fine-tuned")): Source(
+        results="finetune",
+        words={"network": model},
+        numbers={
+            "file": ("file_bytes",),
+            "ratio": ("ratio",),
+            "dense error": ("error_dense", "epochs"),
+            "one shot": ("error_oneshot",),
+            "fine-tuned": ("error",),
+        },
+    ),
+    (
+        "docs/finetune.md",
+        ("", "batch", "dense step", "by torch's operations", "by the compiled kernel", "both under `torch.compile`",
+         "peak memory: dense, torch's, kernel"),
+    ): Source(
+        results="finetune",
+        words={"": model},
+        numbers={
+            "batch": ("batch",),
+            "dense step": ("step_ms_dense",),
+            "by torch's operations": ("top1",),
+            "by the compiled kernel": ("native",),
+            "both under `torch.compile`": ("compiled",),
+            "peak memory: dense, torch's, kernel": ("memory_mb_dense", "memory_mb", "memory_mb_native"),
+        },
+    ),
+    (
+        "docs/methods/index.md",
+        ("method", "setting", "bytes", "smaller", "fewer weights", "error", "steps", "seconds",
+         "published on this network"),
+    ): Source(
+        results="methods",
+        words={"method": exactly("method"), "setting": exactly("setting")},
+        numbers={
+            "bytes": ("file_bytes",),
+            "smaller": ("ratio",),
+            "fewer weights": ("weights_ratio",),
+            "error": ("error",),
+            "steps": ("steps",),
+            "seconds": ("cpu_s",),
+        },
+        about=model,
+    ),
+    (
+        "docs/methods/baselines.md", ("method", "asked for", "bytes of the file", "error", "processor seconds"),
+    ): Source(
+        results="methods",
+        words={"method": baseline, "asked for": exactly("setting")},
+        numbers={"bytes of the file": FILE, "error": ("error",), "processor seconds": ("cpu_s",)},
+        about=LENET,
+    ),
+    (
+        "docs/methods/clipq.md", ("lambda", "kept weights", "error", "bytes of the file", "processor seconds"),
+    ): Source(
+        results="methods",
+        words={"lambda": exactly("setting", "lambda {}")},
+        numbers={
+            "kept weights": KEPT, "error": ("error",), "bytes of the file": FILE, "processor seconds": ("cpu_s",),
+        },
+        about=LENET,
+    ),
+    (
+        "docs/methods/pq.md", ("network", "dense error", "bytes of the file", "error", "processor seconds"),
+    ): Source(
+        results="methods",
+        words={"network": lambda text: {**model(text), "method": "pq"}},
+        numbers={
+            "dense error": ("error_dense",), "bytes of the file": FILE, "error": ("error",),
+            "processor seconds": ("cpu_s",),
+        },
+    ),
+    (
+        "docs/methods/olmp.md",
+        ("delta", "learning rate", "epochs", "kept weights", "error", "bytes of the file", "processor seconds"),
+    ): Source(
+        results="methods",
+        words={"epochs": lambda text: {"model": "lenet-300-100", "method": "olmp"}},
+        numbers={
+            "delta": (lambda row: float(NUMBER.findall(row["setting"])[0]),),
+            "learning rate": (lambda row: float(NUMBER.findall(row["setting"])[1]),),
+            "epochs": (lambda row: float(NUMBER.findall(row["setting"])[2]),),
+            "kept weights": KEPT,
+            "error": ("error", "error_dense"),
+            "bytes of the file": FILE,
+            "processor seconds": ("cpu_s",),
+        },
+    ),
+    (
+        "docs/scaling.md",
+        ("checkpoint", "weights", "bits", "rounds", "seconds", "processor s", "peak memory", *STAGES),
+    ): Source(
+        results="scale",
+        words={"rounds": lambda text: {"method": "rd"}},
+        numbers={
+            "checkpoint": ("GB",), "weights": (million("weights"),), "bits": ("bits",), "rounds": ("rounds",),
+            "seconds": ("seconds",), "processor s": ("cpu_s",), "peak memory": ("peak_MB",),
+            **{stage: (stage,) for stage in STAGES},
+        },
+    ),
+    ("docs/trust.md", ("run", "cases", "refused", "read", "crashes", "hangs", "wrong results", "memory")): Source(
+        results="reliability",
+        words={"run": lambda text: {"what": "files made wrong, seed 1"} if "reliability.py" in text else None},
+        numbers={
+            "cases": ("tried",), "refused": ("refused",), "read": ("read",), "crashes": ("crashes",),
+            "hangs": ("hangs",), "wrong results": ("wrong",), "memory": (million("memory"),),
+        },
+    ),
+}  # fmt: skip
+"""Tables that come from rows, by page and header."""
+
+WITHOUT: dict[tuple[str, str], str] = {
+    ("docs/datafree.md", "layer"): "no figures: how each kind of layer is treated",
+    (
+        "docs/research.md",
+        "states, rows of a path",
+    ): "drawn weights at 5.2 bits; no row yet (issue: tables get one or go)",
+    ("docs/datafree.md", "2.3 bits"): "drawn weights; no row yet",
+    ("docs/research.md", "tried"): "what was tried on the way, by code that is gone; no row",
+    ("docs/finetune.md", "option"): "no figures: what each option means",
+    ("docs/research.md", "dense training"): "held-out images, on the way to the recipes; no row",
+    ("docs/research.md", "recipe"): "on the way to the recipe, on another machine; no row",
+    ("docs/methods/index.md", "`method=`"): "no figures: what each method takes",
+    ("docs/methods/olmp.md", "epochs, of these pruning"): "on the way to the rows of the table above; no row",
+    ("docs/scaling.md", "on 16 cores"): "computed from the measured rates, and said so",
+    ("docs/trust.md", "oldest"): "versions, by .ci/versions",
+    ("docs/trust.md", "survivors"): "mutants that survived, by .ci/mutants",
+}
+"""Tables that come from no row, by page and a word of the header, each with the reason."""
+
+
+def checked_pages() -> list[str]:
+    """The pages whose tables are compared with rows."""
+    docs = ["datafree.md", "finetune.md", "research.md", "scaling.md", "trust.md"]
+    methods = sorted(str(path.relative_to(ROOT)) for path in Path(ROOT / "docs/methods").glob("*.md"))
+    return [*(f"docs/{name}" for name in docs), *methods]

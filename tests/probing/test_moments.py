@@ -1,0 +1,21 @@
+"""The moment of a head is completed by what its weights say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from opq.models.batch import Batch
+from opq.probing.moments import Moments
+
+
+def test_the_weights_of_a_head_count_for_half_of_what_its_inputs_do() -> None:
+    """docs/datafree.md: the trace of `W'W` is half that of `S`."""
+    torch.manual_seed(0)
+    head, x = nn.Linear(40, 10), torch.randn(12, 40)
+    found = Moments(nn.Sequential(head), Batch((x,)))["0.weight"].blocks[0][0]
+    s, own = x.t() @ x / 12, (head.weight.t() @ head.weight).detach()
+    added = found - s
+    assert float(added.trace()) == pytest.approx(0.5 * float(s.trace()), rel=1e-4)
+    torch.testing.assert_close(added, own * (added.trace() / own.trace()), atol=1e-5, rtol=1e-4)

@@ -1,0 +1,175 @@
+"""Every table and figure of README and of the pages with figures is what the benchmarks measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import figures
+import pytest
+from figures import SOURCES, WITHOUT, Row, Table, same, tables
+from paths import ROOT
+
+TABLES = [table for page in figures.checked_pages() for table in tables(page)]
+
+
+def reason(table: Table) -> str | None:
+    """Why a table comes from no row."""
+    return next((why for (page, word), why in WITHOUT.items() if page == table.page and word in table.header), None)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda t: f"{t.page}: {', '.join(t.header[:3])}")
+def test_a_table_is_what_was_measured(table: Table) -> None:
+    source = SOURCES.get((table.page, table.header))
+    if source is None:
+        assert reason(table), f"{table.page}: tests/helpers/figures.py does not know where {table.header} comes from"
+    else:
+        assert not source.wrong(table), f"no row of {source.results}.json gives these rows of {table.page}"
+
+
+def test_every_entry_of_the_helper_is_of_a_table_that_is_there() -> None:
+    assert set(SOURCES) <= {(table.page, table.header) for table in TABLES}
+    there = {(table.page, word) for table in TABLES for word in table.header}
+    assert set(WITHOUT) <= there
+
+
+def test_a_figure_that_is_not_a_row_s_is_found() -> None:
+    """The comparison itself: one digit changed in any numeric cell of a table is noticed."""
+    for (page, header), source in SOURCES.items():
+        table = next(t for t in TABLES if (t.page, t.header) == (page, header))
+        column = next(c for c in source.numbers if c != header[0])
+        place = header.index(column)
+        first = next(
+            cells for cells in table.rows if all(told(cells[header.index(c)]) for c, told in source.words.items())
+        )
+        shown = figures.NUMBER.findall(first[place])[0]
+        other = first[place].replace(shown, shown[:-1] + str((int(shown[-1]) + 3) % 10), 1)
+        changed = Table(page, header, ((*first[:place], other, *first[place + 1 :]),), table.before)
+        assert source.wrong(changed), (page, column, other)
+
+
+# --- README ----------------------------------------------------------------------------------
+
+README = (ROOT / "README.md").read_text()
+
+
+def readme_table() -> Table:
+    return next(table for table in tables("README.md") if "others" in table.header)
+
+
+def one(results: str, **wanted: object) -> Row:
+    """The row of a benchmark with these fields; the last where there are several."""
+    found = [row for row in figures.rows(results) if all(row.get(k) == v for k, v in wanted.items())]
+    assert found, f"no row of {results}.json has {wanted}"
+    return found[-1]
+
+
+def score(shown: str, row: Row) -> bool:
+    """Per cent, or of embeddings a correlation."""
+    return same(shown, row["top1"] / 100 if row["model"] == "minilm" else row["top1"])
+
+
+def test_the_readme_s_table_is_what_was_measured() -> None:
+    table, network = readme_table(), ""
+    for cells in table.rows:
+        named = dict(zip(table.header, cells, strict=True))
+        network = network if named["network"].startswith("the same") else figures.model(named["network"])["model"]
+        method = "rd, trellis" if "trellis" in named["network"] else "rd"
+        for column in (name for name in table.header if name.endswith("bits")):
+            row = one("datafree", model=network, method=method, budget=float(column.split()[0]))
+            shown = figures.NUMBER.findall(named[column])
+            assert score(shown[0], row), (network, method, column, named[column])
+            if len(shown) > 1:
+                unit = 1e6 if "MB" in named[column] else 1e3
+                assert same(shown[1], row["file_bytes"] / unit), (network, method, column, named[column])
+        if named["dense"]:
+            assert same(
+                figures.NUMBER.findall(named["dense"])[0], row["top1_dense"] / (100 if network == "minilm" else 1)
+            )
+        _others(named["others"], network, method)
+
+
+def _others(cell: str, network: str, method: str) -> None:
+    """`NNCodec 2, 4.1 bits: 38.8 %; at 1.8 bits: 79.5 %`: a tool, or opq itself, at so many bits."""
+    tool = ""
+    for text in filter(None, cell.split(";")):
+        found = re.fullmatch(r"\s*(?:(.*?),?\s+)?([\d.]+) bits: ([\d.]+)(?: %)?(?: \(([\d.]+) kB\))?\s*", text)
+        assert found, f"not understood: {text!r}"
+        tool = (found[1] or tool).split()[0].lower()
+        start = method if tool == "at" else tool
+        rows = [r for r in figures.rows("datafree") if r["model"] == network and r["method"].startswith(start)]
+        rows = [r for r in rows if tool != "at" or r["method"] == method]
+        match = [r for r in rows if same(found[2], r["bits"]) and score(found[3], r)]
+        assert match, f"no row of datafree.json gives {text!r} of {network}"
+        assert found[4] is None or same(found[4], match[0]["file_bytes"] / 1e3), text
+
+
+def finetuned(model: str, ratio: float, field: str) -> Callable[[], float]:
+    return lambda: one("finetune", model=model, wanted_ratio=ratio)[field]
+
+
+def fewer_bytes(model: str) -> float:
+    """Per cent of bytes that opq needs less than NNCodec at its mean squared error."""
+    own = one("codec", model=model, method="rd at that error")["file_bytes"]
+    return 100 * (1 - own / one("codec", model=model, method="nncodec qp=-26")["file_bytes"])
+
+
+def steps(field: str) -> list[float]:
+    return [100 * (row[field] - 1) for row in figures.rows("finetune") if row.get("batch")]
+
+
+def timed(method: str, field: str) -> Callable[[], float]:
+    return lambda: one("codec", model="resnet-50 shapes", method=method)[field]
+
+
+NNCODEC, AT_ITS_ERROR = "nncodec qp=-26", "rd at that error"
+SAID: dict[str, Callable[[], float | list[float]]] = {
+    "156x": finetuned("lenet-300-100", 150, "ratio"),
+    "1.35 %": finetuned("lenet-300-100", 150, "error"),
+    "295x": finetuned("lenet-300-100", 300, "ratio"),
+    "1.98 %": finetuned("lenet-300-100", 300, "error"),
+    "1.24 %": finetuned("lenet-300-100", 300, "error_dense"),
+    "377x": finetuned("lenet-5", 298, "ratio"),
+    "0.73 %": finetuned("lenet-5", 298, "error"),
+    "465x": finetuned("lenet-5", 400, "ratio"),
+    "0.82 %": finetuned("lenet-5", 400, "error"),
+    "0.62 %": finetuned("lenet-5", 400, "error_dense"),
+    "20.5x": finetuned("resnet-20", 20, "ratio"),
+    "12.0 %": finetuned("resnet-20", 20, "error"),
+    "11.8 %": finetuned("resnet-20", 20, "error_dense"),
+    "10 %": lambda: max(steps("native")),
+    "25 %": lambda: max(steps("top1")),
+    "2 %": lambda: [fewer_bytes("resnet-20"), fewer_bytes("mobilenet-v1-0.75")],
+    "1.8 %": lambda: -fewer_bytes("resnet-50 shapes"),
+    "0.98 s": timed(AT_ITS_ERROR, "seconds"),
+    "11.6 s": timed(NNCODEC, "seconds"),
+    "0.18 s": timed(AT_ITS_ERROR, "decode_seconds"),
+    "1.6 s": timed(NNCODEC, "decode_seconds"),
+}
+"""Figures in README's sentences, and where each comes from."""
+NOT_MEASURED = {
+    "0.5 %": "how near the budget a file is, which the tests of the budget hold",
+    "25.6 M": "weights in ResNet-50's shapes",
+    "10x": "an example of `--ratio`",
+}
+"""Other numbers with a unit in README's sentences."""
+
+
+def sentences() -> str:
+    """README without code and tables."""
+    text = re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^\|.*$", "", text, flags=re.MULTILINE)
+    return re.sub(r"\s+", " ", re.sub(r"`[^`]*`", "", text))
+
+
+def test_every_figure_in_the_readme_s_sentences_is_what_was_measured() -> None:
+    found = {
+        re.sub(r"\s+", " ", one[0]) for one in re.finditer(r"\d[\d,.]*(?: ?%|x\b| s\b| M\b| MB\b| kB\b)", sentences())
+    }
+    unknown = found - set(SAID) - set(NOT_MEASURED)
+    assert not unknown, f"say in tests/test_figures.py where these come from: {sorted(unknown)}"
+    for shown in sorted(found & set(SAID)):
+        measured = SAID[shown]()
+        for value in measured if isinstance(measured, list) else [measured]:
+            assert same(figures.NUMBER.findall(shown)[0], value), (shown, value)
+    assert set(SAID) <= found, f"README no longer says: {sorted(set(SAID) - found)}"
