@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import pickle
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opq.errors import BudgetError, MismatchError, OptionError
-from opq.plan import Budget, Plan, TensorPlan
+from opq.plan import LARGEST_BUDGET, SMALLEST_BUDGET, Budget, Plan, TensorPlan
 
 positive = st.floats(min_value=1e-300, max_value=1e300)
 
@@ -38,7 +40,10 @@ def tensor_plans(draw: st.DrawFn, name: str) -> TensorPlan:
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     tensors = tuple(draw(tensor_plans(name)) for name in draw(st.lists(st.text(max_size=4), unique=True, max_size=4)))
-    budget = draw(st.none() | st.builds(Budget, st.sampled_from(["bits", "ratio", "size"]), positive))
+    budget = draw(
+        st.none()
+        | st.builds(Budget, st.sampled_from(["bits", "ratio", "size"]), st.floats(SMALLEST_BUDGET, LARGEST_BUDGET))
+    )
     return Plan(method="rd", tensors=tensors, budget=budget, multiplier=draw(positive), predicted_bytes=7)
 
 
@@ -117,3 +122,39 @@ def test_exactly_one_budget(options: dict[str, float]) -> None:
 def test_a_budget_is_a_positive_number(value: object) -> None:
     with pytest.raises(BudgetError, match="bits="):
         Budget.of(bits=value)
+
+
+def _plan(*names: str) -> Plan:
+    tensors = [TensorPlan(name=n, shape=(2, 3), dtype="F16", action="keep", reason="") for n in names]
+    tied = TensorPlan(name="tied", shape=(2, 3), dtype="F16", action="share", reason="", like=names[0])
+    whole = TensorPlan(name="whole", shape=(5,), dtype="I64", action="keep", reason="")
+    return Plan(method="rd", tensors=(*tensors, tied, whole))
+
+
+def test_a_plan_knows_its_tensors_by_name() -> None:
+    plan = _plan("a", "b")
+    assert "a" in plan
+    assert "c" not in plan
+    assert plan["b"] is plan.tensors[1]
+    assert plan.holder("tied") is plan.tensors[0]
+    assert plan.names == ("a", "b", "tied", "whole")
+    with pytest.raises(MismatchError, match="no tensor 'c'"):
+        plan["c"]
+
+
+def test_sizes_count_tied_tensors_once_and_elements_are_floating_point() -> None:
+    plan = _plan("a", "b")
+    assert plan.elements == 12
+    assert plan.source_bytes == 12 * 2 + 5 * 8
+
+
+def test_a_copy_and_a_pickle_look_up_their_own_tensors() -> None:
+    """What a plan has looked up is no part of it."""
+    plan, fresh = _plan("a", "b"), _plan("a", "b")
+    assert plan["a"] is plan.tensors[0]
+    assert pickle.dumps(plan) == pickle.dumps(fresh)
+    assert plan.to_json() == fresh.to_json()
+    assert pickle.loads(pickle.dumps(plan)) == copy.copy(plan) == plan
+    other = plan.replace(tensors=plan.tensors[1:2])
+    assert "a" not in other
+    assert hash(plan) == hash(fresh)

@@ -231,7 +231,9 @@ function ready(frequencies) {
 
 /** A stack of symbols: an asymmetric numeral system of 64-bit state `x = (top * 2^24 + middle) * 2^24 + low`. */
 class Stack {
-  constructor(bytes) {
+  /** `most`: the symbols that may be taken; what is foreseen well costs nothing, and could go on for ever. */
+  constructor(bytes, most = Infinity) {
+    this.most = most;
     if (bytes.length && !bytes[bytes.length - 1]) throw corrupt("a coded stream ends in a zero byte");
     const padded = new Uint8Array((bytes.length + 3) & ~3);
     padded.set(bytes);
@@ -262,8 +264,13 @@ class Stack {
     this.refill();
   }
 
+  one() {
+    if (--this.most < 0) throw corrupt("a coded stream goes on for longer than its bytes can mean");
+  }
+
   /** One symbol. */
   take(frequencies) {
+    this.one();
     let s = 0;
     let start = 0;
     while (start + frequencies[s] <= this.low) start += frequencies[s++];
@@ -303,6 +310,7 @@ class Stack {
 
   /** One of `n` equally likely symbols. */
   uniform(n) {
+    this.one();
     const each = Math.floor(TOTAL / n);
     const s = Math.min(Math.floor(this.low / each), n - 1);
     this.advance(s === n - 1 ? TOTAL - s * each : each, s * each);
@@ -873,6 +881,7 @@ function takeBook(payload) {
   }
   const values = Float64Array.from({ length: number * length }, (_, i) =>
     each === 4 ? view.getFloat32(5 + 4 * i, true) : numberOf(view.getUint16(5 + 2 * i, true), FORMATS.F16));
+  if (!values.every(Number.isFinite)) throw corrupt("a codebook holds a number that is not finite");
   return { values, length, coded: payload.subarray(end) };
 }
 
@@ -998,12 +1007,14 @@ const unescaped = (line) => line.split("\\\\").map((part) => part.replaceAll("\\
 
 /** The plan, and of every tensor what the file says of it. */
 function takeIndex(bytes) {
-  const stack = new Stack(bytes);
+  const stack = new Stack(bytes, Math.min(2 ** 16 + 32 * bytes.length, 2 ** 22));
   const number = stack.uint();
-  if (number > 64 + 2 * bytes.length) throw corrupt("more tensors than the index can name", { got: number });
-  const strings = text(stack, 65536 + 64 * bytes.length).split("\n").map(unescaped);
+  if (number > Math.min(64 + 2 * bytes.length, 2 ** 20)) throw corrupt("more tensors than the index can name", { got: number });
+  const strings = text(stack, Math.min(2 ** 20 + 64 * bytes.length, 2 ** 24 - 1)).split("\n").map(unescaped);
   if (strings.length < 1 + number) throw corrupt("fewer names than tensors", { got: strings.length, wanted: 1 + number });
+  if (strings.length > 1 + 2 * number) throw corrupt("more reasons than tensors", { got: strings.length, wanted: 1 + 2 * number });
   const names = strings.slice(1, 1 + number);
+  if (new Set(names).size < number) throw corrupt("the index names a tensor twice");
   const reasons = strings.slice(1 + number);
   const budgetKind = ["bits", "ratio", "size", null][stack.uniform(4)];
   let budget = null;
@@ -1025,7 +1036,6 @@ function takeIndex(bytes) {
     if (!(tensor.step > 0)) throw corrupt("a bad step", { got: tensor.step, wanted: "a positive number", tensor: tensor.name });
     tensor.number = tensor.step;
   }
-  if (new Set(names).size < number) throw corrupt("a tensor stands twice in the plan");
   return { plan, tensors };
 }
 
@@ -1064,8 +1074,12 @@ function takeColumn(stack, name, tensors) {
   const everywhere = stack.uniform(2);
   const chosen = tensors.filter((tensor) => everywhere || tensor.action === "compress");
   if (held === 0) stack.floats(chosen.length).forEach((value, k) => (chosen[k][name] = value));
-  else if (held === 1) for (const tensor of chosen) tensor[name] = tensor.rounding * tensor.step;
-  else throw corrupt(`the column ${name} is held in no known way`, { got: held });
+  else if (held === 1) {
+    for (const tensor of chosen) {
+      tensor[name] = tensor.rounding * tensor.step;
+      if (!Number.isFinite(tensor[name])) throw corrupt(`the ${name} is not finite`, { tensor: tensor.name });
+    }
+  } else throw corrupt(`the column ${name} is held in no known way`, { got: held });
 }
 
 function known(list, number, what) {
@@ -1740,10 +1754,10 @@ function consistent(tensor, byName) {
 
 function limit(tensors, size, maxExpansion) {
   let dense = 0;
-  for (const { shape, dtype, like } of tensors) {
+  for (const { shape, dtype } of tensors) {
     const widest = product(shape.map((n) => Math.max(n, 1)));
     if (widest >= 2 ** 58) throw corrupt("a shape that no tensor has", { got: `${widest} elements` });
-    if (like === undefined) dense += product(shape) * width(dtype);
+    dense += product(shape) * width(dtype); // shared ones too: who writes or copies them takes as much
   }
   const allowed = Math.max(maxExpansion * size, limits.small);
   if (dense > allowed) {

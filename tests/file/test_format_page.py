@@ -169,9 +169,9 @@ def test_limits_and_lengths_are_on_the_page() -> None:
     assert "a text of at most `min(2^20 + 64 n, 2^24 - 1)` bytes" in PROSE
     assert format_v1.most_text(n) == (1 << 20) + 64 * n
     assert format_v1.most_text(1 << 30) == (1 << 24) - 1
-    assert "at most `min(2^16 + 64 n, 2^24)` symbols" in PROSE
-    assert format_v1.most_symbols(n) == (1 << 16) + 64 * n
-    assert format_v1.most_symbols(1 << 30) == 1 << 24
+    assert "at most `min(2^16 + 32 n, 2^22)` symbols" in PROSE
+    assert format_v1.most_symbols(n) == (1 << 16) + 32 * n
+    assert format_v1.most_symbols(1 << 30) == 1 << 22
     for size in (28, 41, 47, 256):
         assert f"`uniform({size})`" in PROSE
     assert format_v1.SCALES == 28

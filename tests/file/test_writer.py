@@ -43,7 +43,7 @@ from opq.file.index import Place
 from opq.file.reader import Reader
 from opq.file.stored import Fine, Grid, Log, Product, Raw, Stored, Table
 from opq.file.writer import Packed, pack, size_of, write_file
-from opq.plan import Budget, Plan, TensorPlan, as_stored
+from opq.plan import LARGEST_BUDGET, SMALLEST_BUDGET, Budget, Plan, TensorPlan, as_stored
 
 
 def every_kind() -> tuple[Plan, list[Stored]]:
@@ -187,7 +187,13 @@ def test_a_plan_survives_exactly(numbers: list[float], multiplier: float, step: 
     if not np.isfinite(fields["threshold"]):
         return
     tensors = (planned("w", (3, 4), step=step, **fields), kept("b", torch.zeros(3)))
-    plan = Plan(method="rd", tensors=tensors, budget=Budget("size", step), multiplier=multiplier, residual=numbers[6])
+    plan = Plan(
+        method="rd",
+        tensors=tensors,
+        budget=Budget("size", min(max(step, SMALLEST_BUDGET), LARGEST_BUDGET)),
+        multiplier=multiplier,
+        residual=numbers[6],
+    )
     places = [Place("grid", 3), Place("raw", 12)]
     assert index.decode(index.encode(plan, places)) == (plan, places)
     once = as_stored(plan)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+from fuzz import with_common
 from plans import kept, planned
 
-from opq.file.payload import Coded, Stored
+from opq.file import index
+from opq.file.payload import Coded, Place, Stored
 from opq.file.stored import Grid, Raw
 from opq.file.writer import Packed
 from opq.plan import Plan
@@ -32,3 +34,9 @@ def in_memory(data: bytes) -> Packed:
 
 def bytes_of(packed: Packed) -> bytes:
     return b"".join(packed.parts)
+
+
+def with_index(plan: Plan, places: list[Place], payloads: bytes = b"") -> bytes:
+    """A signed file whose index says whatever it likes."""
+    head = index.encode(plan, places)
+    return with_common(len(head).to_bytes(4, "little") + head + payloads)
