@@ -32,8 +32,14 @@ def test_tied_tensors_are_decoded_once_and_stand_under_each_name(
     bias = torch.arange(3.0)
     tensors = (TensorPlan(name="a", **share), planned("w", (64, 64)), kept("b", bias), TensorPlan(name="z", **share))
     write_file(tmp_path / "m", Plan(method="x", tensors=tensors), [Grid("w", CODES), Raw("b", bias)])
-    asked, tensor = [], Reader.tensor
-    monkeypatch.setattr(Reader, "tensor", lambda self, name: asked.append(name) or tensor(self, name))
+    asked: list[str] = []
+    tensor = Reader.tensor
+
+    def counted(self: Reader, name: str) -> torch.Tensor:
+        asked.append(name)
+        return tensor(self, name)
+
+    monkeypatch.setattr(Reader, "tensor", counted)
     assert save_dense(tmp_path / "m", tmp_path / "d") == (tmp_path / "d").stat().st_size
     assert sorted(asked) == ["b", "w"]
     found = load_file(tmp_path / "d")
