@@ -37,6 +37,7 @@ DEPENDS = {
     "methods": (*_CODEC, "models", "training", "methods"),
     "reliability": ("base", "plan", "coding", "file", "streaming", "training"),
     "scale": (*_CODEC, "models", "probing", "streaming"),
+    "web": ("base", "plan", "coding", "quantizing", "file", "web"),
 }
 """The storeys of the package whose code a benchmark's figures come from, by the name of its results."""
 BEFORE = {"note": "before stamps existed"}
@@ -82,7 +83,7 @@ def digest(name: str, package: Path = PACKAGE) -> str:
     for storey in DEPENDS[name]:
         files = sorted((package / storey).glob("*.*")) if (package / storey).is_dir() else [package / f"{storey}.py"]
         for path in files:
-            if path.suffix in (".py", ".cpp"):
+            if path.suffix in (".py", ".cpp", ".js"):
                 text = code_of(path.read_text()) if path.suffix == ".py" else path.read_text()
                 hashed.update(f"{path.relative_to(package)}\n{text}\n".encode())
     return hashed.hexdigest()[:16]

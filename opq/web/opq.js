@@ -1020,7 +1020,7 @@ function takeIndex(bytes) {
   let budget = null;
   if (budgetKind) {
     const [value] = stack.floats(1);
-    if (!(value > 0)) throw corrupt("the index holds a plan that cannot be", { got: `${budgetKind}=${value}` });
+    if (!(value >= 1e-30 && value <= 1e30)) throw corrupt("the index holds a plan that cannot be", { got: `${budgetKind}=${value}` });
     budget = { kind: budgetKind, value };
   }
   const [multiplier] = stack.floats(1);
