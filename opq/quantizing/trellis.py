@@ -89,7 +89,7 @@ def paths(n: Codes) -> Codes:
         MismatchError: the codes follow no path.
     """
     k = n >> 1
-    if not np.array_equal(n & 1, _shifts(k)):
+    if k.size and not np.array_equal(n & 1, _shifts(k)):
         raise MismatchError("the codes follow no path of the trellis", wanted="what the search `nearest` found")
     return k
 
@@ -118,9 +118,7 @@ def _piece(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _shifts(k: Codes) -> Codes:
-    """`b_t` of every code: whether its grid is shifted. Eight columns at a time, a bit each."""
-    if not k.size:
-        return np.zeros_like(k)
+    """`b_t` of every code: whether its grid is shifted; some codes, and eight columns at a time, a bit each."""
     odd = (k & 1).astype(np.uint8).reshape(k.shape[0] if k.ndim else 1, -1)
     parities = _runs(np.packbits(odd, axis=1))
     shifts = np.zeros_like(parities)

@@ -49,7 +49,7 @@ ELSEWHERE = {
     writer: "Packed.size Packed.write Packed.verify Packed._same write_file size_of foreseen",
     grid: "quantize _on_paths _quantize dequantize",
     rounding: "rounded",
-    trellis: "step nearest _viterbi costs",
+    trellis: "step nearest numpy_seconds _viterbi costs",
 }
 """Functions that neither give nor read the bytes of a file: sizes, writing aside, dense files, how codes are chosen,
 and those that each kind of payload has for itself."""
