@@ -179,15 +179,19 @@ def _opened(what: Any, name: Any) -> Any:
 
 
 def demo_images() -> ImageSet:
-    """The held-out digits that ship with the package, 8 x 8 pixels."""
-    from PIL import Image
+    """The held-out digits that ship with the package, 8 x 8 pixels.
+
+    Raises:
+        MissingExtraError: pillow is not installed.
+    """
     from safetensors.numpy import load_file
 
     from opq import demo
 
+    image = need("PIL.Image", "images")
     held = load_file(demo.TEST_SPLIT)
     pixels = (held["pixels"].astype(np.float32) * (255 / 16)).round().astype(np.uint8)
-    return ImageSet(len(pixels), lambda i: Image.fromarray(pixels[i]), labels=tuple(int(v) for v in held["labels"]))
+    return ImageSet(len(pixels), lambda i: image.fromarray(pixels[i]), labels=tuple(int(v) for v in held["labels"]))
 
 
 # --- pixels and labels -------------------------------------------------------------------------
@@ -201,8 +205,7 @@ def _batches(images: ImageSet, hint: InputHint, batch: int) -> Iterator[Tensor]:
 
 def prepared(image: Any, hint: InputHint) -> Tensor:
     """An image as the model takes it, C x H x W float32: short side scaled, middle cut out, normalised."""
-    from PIL import Image
-
+    resampling = need("PIL.Image", "images").Resampling
     assert hint.image_size is not None
     channels, height, width = hint.image_size
     image = image.convert("L" if channels == 1 else "RGB")
@@ -210,7 +213,7 @@ def prepared(image: Any, hint: InputHint) -> Tensor:
         photograph = min(height, width) >= _PHOTOGRAPH
         scale = max(height / image.height, width / image.width) * (_MARGIN if photograph else 1.0)
         size = max(round(image.width * scale), width), max(round(image.height * scale), height)
-        image = image.resize(size, Image.Resampling.BICUBIC)
+        image = image.resize(size, resampling.BICUBIC)
         left, top = (size[0] - width) // 2, (size[1] - height) // 2
         image = image.crop((left, top, left + width, top + height))
     pixels = torch.from_numpy(np.array(image, np.float32) / 255).reshape(height, width, channels).permute(2, 0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from PIL import Image
 import opq
 from opq import demo, evaluation
 from opq.cli import app
-from opq.errors import ClassNamesError, DataError
+from opq.errors import ClassNamesError, DataError, MissingExtraError
 from opq.sources.base import InputHint
 from opq.sources.digits import Digits, load
 
@@ -39,6 +40,14 @@ def test_demo_agrees_with_its_own_accuracy() -> None:
     assert score.images == 449
     assert score.top1 == pytest.approx(demo.accuracy(model), abs=0.01)  # pixels were rounded to 8 bits
     assert score.top5 == 1.0
+
+
+def test_a_missing_pillow_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.delitem(sys.modules, "PIL.Image", raising=False)
+    for call in (evaluation.demo_images, lambda: evaluation.open_images(folder)):
+        with pytest.raises(MissingExtraError, match=r'pip install "opq\[images\]"'):
+            call()
 
 
 def test_folder(folder: Path) -> None:
