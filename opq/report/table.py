@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
@@ -58,7 +60,7 @@ def _grid(tensor: TensorPlan, density: float) -> tuple[str, str, str]:
     return (f"{tensor.step:.4g}", zone, f"{1 - density:.1%}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """The report as rich draws it: all columns where there is room, else the essential ones."""
 
@@ -71,6 +73,19 @@ class Report:
 
     def __len__(self) -> int:
         return len(self.plan)
+
+    def __repr__(self) -> str:
+        return f"<opq.report.Report of {len(self)} tensors{'' if self.title is None else f': {self.title}'}>"
+
+    def __str__(self) -> str:
+        """The table as plain text, as wide as the terminal."""
+        console = Console(file=io.StringIO(), color_system=None, width=shutil.get_terminal_size((WIDE, 25)).columns)
+        with console.capture() as captured:
+            console.print(self)
+        return captured.get().rstrip()
+
+    def _repr_html_(self) -> str:
+        return html_table(self.plan, self.sizes, self.densities)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.table(COLUMNS if options.max_width >= WIDE else NARROW)

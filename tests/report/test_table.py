@@ -34,3 +34,15 @@ def test_the_chart_of_the_allocation_shows_bits_a_weight(result: opq.Result) -> 
     heights = [bar.get_height() for bar in axes[0].patches if isinstance(bar, patches.Rectangle)]
     sizes = [result.packed.sizes[t.name] for t in result.plan.compressed]
     assert heights == pytest.approx([8 * n / t.size for n, t in zip(sizes, result.plan.compressed, strict=True)])
+
+
+def test_a_report_prints_as_its_table_and_shows_itself_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    result = opq.compress("demo:digits", bits=3, probe=False)
+    report = result.report()
+    printed = str(report)
+    assert all(tensor.name in printed for tensor in result.plan)
+    assert "\x1b" not in printed
+    assert repr(report).startswith(f"<opq.report.Report of {len(result.plan)} tensors: demo:digits: ")
+    assert "\n" not in repr(report)
+    assert "<table>" in report._repr_html_()
