@@ -79,7 +79,8 @@ class Report:
 
     def __str__(self) -> str:
         """The table as plain text, as wide as the terminal."""
-        console = Console(file=io.StringIO(), color_system=None, width=shutil.get_terminal_size((WIDE, 25)).columns)
+        width, height = shutil.get_terminal_size((WIDE, 25))  # a dumb terminal's 80 columns hold where one is not given
+        console = Console(file=io.StringIO(), color_system=None, width=width, height=height)
         with console.capture() as captured:
             console.print(self)
         return captured.get().rstrip()

@@ -228,7 +228,10 @@ def test_few_bits_stay_on_the_grid() -> None:
     assert opq.compress({"w": torch.randn(300, 300)}, bits=3, trellis=True).plan["w"].codebook == "trellis"
 
 
-def test_reports_export_and_nominal_count_take_it(network: Network, tmp_path: Path) -> None:
+def test_reports_export_and_nominal_count_take_it(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     result = opq.compress(network, bits=4.5, input_size=(3, 12, 12), trellis=True)
     assert "trellis" in str(result.report())
     assert 0 < result.nominal.ratio < 32
