@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from opq.training.collecting import collect
     from opq.training.finetuning import Finetuned, finetune
     from opq.training.loop import Epoch, Training
+    from opq.updates.applying import apply
+    from opq.updates.making import delta
 
 __version__ = "0.1.0"
 
@@ -39,10 +41,12 @@ _HOMES = {
     "Source": "sources",
     "TensorPlan": "plan",
     "Training": "training.loop",
+    "apply": "updates.applying",
     "attach": "training.attaching",
     "collect": "training.collecting",
     "compress": "api",
     "compress_folder": "streaming.run",
+    "delta": "updates.making",
     "detach": "training.attaching",
     "finetune": "training.finetuning",
     "load": "file.loading",
@@ -66,11 +70,13 @@ __all__ = [
     "Source",
     "TensorPlan",
     "Training",
+    "apply",
     "attach",
     "collect",
     "compress",
     "compress_folder",
     "constraints",
+    "delta",
     "demo",
     "detach",
     "evaluation",

@@ -286,6 +286,46 @@ def decompress(
 
 
 @app.command()
+def delta(
+    old: Annotated[Path, typer.Argument(help="The checkpoint that the receiver has: a file or a folder.")],
+    new: Annotated[Path, typer.Argument(help="The one that it is to have.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The update to write.")],
+    portable: Annotated[
+        bool, typer.Option("--portable", help="Of opq files: need no certain version of pcodec; larger.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write what changed from OLD to NEW: with OLD, `opq apply` makes NEW of it again, byte for byte."""
+    start = time.perf_counter()
+    size = opq.delta(old, new, output, portable=portable, progress=_watched(as_json))
+    whole, seconds = _bytes_below(new), round(time.perf_counter() - start, 3)
+    if as_json:
+        _json({"file": str(output), "bytes": size, "new_bytes": whole, "seconds": seconds})
+    else:
+        say(f"{output}: {size:,} bytes in place of {whole:,}, {size / max(whole, 1):.2%}. {seconds:.1f} s.")
+
+
+@app.command()
+def apply(
+    old: Annotated[Path, typer.Argument(help="The checkpoint that the update was made against.")],
+    update: Annotated[Path, typer.Argument(help="What `opq delta` wrote.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The file or folder to write.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make the new checkpoint of OLD and UPDATE; SHA-256 proves that it is the very same."""
+    size = opq.apply(old, update, output, progress=_watched(as_json))
+    if as_json:
+        _json({"file": str(output), "bytes": size})
+    else:
+        say(f"{output}: {size:,} bytes, proved by SHA-256")
+
+
+def _bytes_below(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
+    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+@app.command()
 def report(
     file: File,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The HTML page to write.")] = None,

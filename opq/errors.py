@@ -183,6 +183,12 @@ class MismatchError(OpqError):
     remedy = "Build the same model that was compressed; names and shapes are listed above."
 
 
+class WrongBaseError(OpqError):
+    """What a file was made against is another one, or is not given: the old version, or the base of a network."""
+
+    remedy = "Pass the very version that it was made against; its size and its SHA-256 are above."
+
+
 class WriteError(OpqError):
     """The output could not be written; what was there before is untouched."""
 

@@ -6,6 +6,7 @@ Other folders use:
 - `classes`: classes of weights by the scale of their row, column and kernel position.
 - `entropy`: integer codes <-> bytes, near their entropy.
 - `numbers`: floats in the stack, in as few bytes as hold them exactly.
+- `pages`: integers <-> bytes by pcodec.
 - `stack`: one stack of symbols.
 - `symbols`: codes <-> symbols.
 - `tensor_model`: how the codes of one tensor are coded.
@@ -14,4 +15,4 @@ Other folders use:
 
 from __future__ import annotations
 
-__all__ = ["adaptive", "classes", "entropy", "numbers", "stack", "symbols", "tensor_model", "text"]
+__all__ = ["adaptive", "classes", "entropy", "numbers", "pages", "stack", "symbols", "tensor_model", "text"]

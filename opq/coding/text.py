@@ -30,14 +30,21 @@ class _Models:
 
 def put(writer: StackWriter, text: str) -> None:
     """Writes a text of less than 2^24 bytes in UTF-8."""
-    data = text.encode()
-    writer.uint(len(data))
+    put_bytes(writer, text.encode())
+
+
+def put_bytes(writer: StackWriter, content: bytes, *, before: bytes = b"") -> None:
+    """Writes bytes that may copy from those `before` them too: less than 2^24 of both together."""
+    writer.uint(len(content))
     models, last, kind = _Models(), [0] * REMEMBERED, _LITERAL
+    data = before + content
     seen: dict[bytes, list[int]] = {}
-    position = 0
+    for at in range(len(before)):
+        seen.setdefault(data[at : at + _SHORTEST], []).append(at)
+    position = len(before)
     while position < len(data):
-        before, (kind, length, distance) = kind, _step(data, position, last, seen)
-        models.kinds[before].put(writer, kind)
+        previous, (kind, length, distance) = kind, _step(data, position, last, seen)
+        models.kinds[previous].put(writer, kind)
         if kind == _LITERAL:
             models.bytes.put(writer, data[position])
         else:
@@ -52,28 +59,35 @@ def put(writer: StackWriter, text: str) -> None:
 
 def take(reader: StackReader, longest: int) -> str:
     """The inverse of `put`; raises `CorruptFileError` on more than `longest` bytes or what is no text."""
+    data = take_bytes(reader, longest)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise CorruptFileError("a text is not UTF-8", got=error) from error
+
+
+def take_bytes(reader: StackReader, longest: int, *, before: bytes = b"") -> bytes:
+    """The inverse of `put_bytes`; raises `CorruptFileError` on more than `longest` bytes."""
     size = reader.uint()
     if size > longest:
         raise CorruptFileError("a text is longer than the file can hold", got=size, wanted=f"at most {longest}")
     models, last, kind = _Models(), [0] * REMEMBERED, _LITERAL
-    data = bytearray()
-    while len(data) < size:
+    data = bytearray(before)
+    end = len(before) + size
+    while len(data) < end:
         kind = models.kinds[kind].take(reader)
         if kind == _LITERAL:
             data.append(models.bytes.take(reader))
             continue
         length = models.lengths.take(reader)
         distance = models.distances.take(reader) if kind == _COPY else last[kind - _AGAIN]
-        if not 0 < distance <= len(data) or not 0 < length <= size - len(data):
+        if not 0 < distance <= len(data) or not 0 < length <= end - len(data):
             raise CorruptFileError("a text copies from outside of itself", got=f"{length} bytes from {distance} back")
         start, stop = len(data) - distance, len(data) + length
         while len(data) < stop:
             data += data[start : start + stop - len(data)]
         last = _moved(last, distance)
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise CorruptFileError("a text is not UTF-8", got=error) from error
+    return bytes(data[len(before) :])
 
 
 def _step(data: bytes, position: int, last: list[int], seen: dict[bytes, list[int]]) -> tuple[int, int, int]:

@@ -2,11 +2,13 @@
 
 Other folders use:
 
+- `codebook`: lists of values and of vectors in front of codes.
 - `folder_reader`: A folder of `.opq.safetensors` shards with an index, read like one file.
 - `header`: the header of a safetensors file, written and read.
 - `index`: the index of a file.
 - `kept`: how tensors that are not compressed are stored.
 - `loading`: the calls that read a file back into dense tensors.
+- `payload`: what is common to all kinds of payload.
 - `reader`: lazy access to the tensors of a file. Nothing that the file says is believed before it is checked.
 - `stored`: what a file holds of one tensor, and the bytes of it.
 - `writer`: plan + stored tensors -> one `.opq.safetensors` file, and back. docs/format.md is the specification.
@@ -14,4 +16,4 @@ Other folders use:
 
 from __future__ import annotations
 
-__all__ = ["folder_reader", "header", "index", "kept", "loading", "reader", "stored", "writer"]
+__all__ = ["codebook", "folder_reader", "header", "index", "kept", "loading", "payload", "reader", "stored", "writer"]

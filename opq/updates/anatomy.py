@@ -1,0 +1,219 @@
+"""A file taken apart: its head, and the bytes of each of its tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from opq.base.dtypes import DTYPES
+from opq.base.format_v1 import COMMON, LARGEST_HEADER
+from opq.base.paths import what_is
+from opq.errors import CorruptFileError, MissingFileError
+from opq.file import index
+from opq.file.header import METADATA, check_version, no_twins
+from opq.file.payload import Coded
+from opq.file.stored import PAYLOADS
+from opq.plan import TensorPlan
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Segment:
+    """The bytes of one tensor in a file."""
+
+    name: str
+    start: int
+    """Of its bytes in the file."""
+    stop: int
+    dtype: str
+    """By its safetensors name; of payloads of codes and of unknown types `U8`."""
+    shape: tuple[int, ...]
+    codes: tuple[str, TensorPlan] | None = None
+    """Of a payload of integer codes: its kind, and the tensor's plan."""
+
+    @property
+    def length(self) -> int:
+        """Bytes."""
+        return self.stop - self.start
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Anatomy:
+    """What a file consists of: the pieces of its head and its segments fill it."""
+
+    head: tuple[tuple[int, int], ...]
+    """Where the pieces of the head lie: length and header; of an opq file also the index."""
+    segments: tuple[Segment, ...]
+    """In the order of their bytes, empty ones left out."""
+
+
+class Bytes:
+    """A file on disk, read piece by piece; it is not mapped, as mapped pages count as memory for as long as they stay.
+
+    Raises:
+        MissingFileError: there is no such file, or it cannot be read.
+    """
+
+    def __init__(self, path: Path):
+        if (what := what_is(path)) != "a file":
+            raise MissingFileError(f"cannot open {str(path)!r}", got=what, wanted="a file")
+        self.path = path
+        try:
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by `close`
+            self.size = path.stat().st_size
+        except OSError as error:
+            raise MissingFileError(f"cannot open {path}", got=error.strerror or error) from error
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop`; raises `CorruptFileError` where the file ends before."""
+        try:
+            self._file.seek(start)
+            parts = []
+            while start < stop and (part := self._file.read(stop - start)):
+                parts.append(part)
+                start += len(part)
+        except OSError as error:
+            raise MissingFileError(f"cannot read {self.path}", got=error.strerror or error) from error
+        if start < stop:
+            raise CorruptFileError(f"{self.path} has become shorter")
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def pieces(self, step: int = 1 << 22) -> Iterator[bytes]:
+        """All of it, in order."""
+        for start in range(0, self.size, step):
+            yield self.read(start, min(start + step, self.size))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Bytes:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+def head_of(file: Bytes) -> bytes:
+    """The pieces of a safetensors file's head, one after the other.
+
+    Raises:
+        CorruptFileError: it is no safetensors file.
+    """
+    if file.size < 8:
+        raise CorruptFileError(f"{file.path} is no safetensors file", got=f"{file.size} bytes", wanted="at least 8")
+    length = int.from_bytes(file.read(0, 8), "little")
+    if not 2 <= length <= min(LARGEST_HEADER, file.size - 8):
+        raise CorruptFileError(f"{file.path} is no safetensors file", got=f"a header of {length} bytes")
+    head = file.read(0, 8 + length)
+    common = _common(*_entries(head))
+    if common is None:
+        return head
+    start, stop = 8 + length + common[0], 8 + length + common[1]
+    number = int.from_bytes(file.read(start + 4, start + 8), "little") if stop - start >= 8 else 0
+    if not 8 + number <= stop - start <= file.size - start:
+        raise CorruptFileError(f"{file.path}: the index is longer than its entry")
+    return head + file.read(start, start + 8 + number)
+
+
+def taken_apart(head: bytes, size: int) -> Anatomy:
+    """The anatomy of a file of `size` bytes with such a head; nothing else of the file is looked at.
+
+    Raises:
+        CorruptFileError: the head is none, or that of a file of another size.
+    """
+    base = 8 + int.from_bytes(head[:8], "little")
+    if len(head) < 10 or base > len(head):
+        raise CorruptFileError("a head ends in its header", got=f"{len(head)} bytes")
+    metadata, entries = _entries(head[:base])
+    common = _common(metadata, entries)
+    end = 0
+    for name, (_, _, start, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if start != end:
+            raise CorruptFileError("entries overlap or leave a gap", got=f"{name!r} at {start}")
+        end = stop
+    if base + end != size:
+        raise CorruptFileError("the header is that of a file of another size", got=base + end, wanted=size)
+    if common is None:
+        if len(head) != base:
+            raise CorruptFileError("a head goes on after its header", got=len(head), wanted=base)
+        pieces: tuple[tuple[int, int], ...] = ((0, base),)
+        found = [Segment(n, base + a, base + b, d if d in DTYPES else "U8", s) for n, (d, s, a, b) in entries.items()]
+    else:
+        check_version(metadata, "the file")
+        start, stop = base + common[0], base + common[1]
+        if (
+            start + len(head) - base > stop
+            or int.from_bytes(head[base + 4 : base + 8], "little") != len(head) - base - 8
+        ):
+            raise CorruptFileError("the index is longer than its entry")
+        pieces = ((0, base), (start, start + len(head) - base))
+        own = {name: (base + a, base + b) for name, (_, _, a, b) in entries.items() if name != COMMON}
+        found = _payloads(head[base + 8 :], own, start + len(head) - base, stop)
+    return Anatomy(pieces, tuple(sorted((s for s in found if s.length), key=lambda s: s.start)))
+
+
+def _payloads(data: bytes, own: dict[str, tuple[int, int]], start: int, end: int) -> list[Segment]:
+    """The payloads that an index names: entries of their own, the others from `start` to `end`."""
+    found = []
+    plan, places = index.decode(data)
+    for tensor, place in zip(plan, places, strict=True):
+        if place.checksum is None:
+            span = (start, start + place.length)
+            start += place.length
+        else:
+            span = own.pop(tensor.name, (0, -1))
+        if span[1] - span[0] != place.length:
+            raise CorruptFileError(f"tensor {tensor.name!r}: no entry like the index says")
+        kind = PAYLOADS.get(place.kind)
+        coded = kind is not None and issubclass(kind, Coded)
+        dtype, shape = (tensor.dtype, tensor.shape) if place.kind == "raw" else ("U8", (place.length,))
+        found.append(Segment(tensor.name, *span, dtype, shape, (place.kind, tensor) if coded else None))
+    if start != end or own:
+        raise CorruptFileError("the payloads do not fill their entry", got=start, wanted=end)
+    return found
+
+
+_Fields = dict[str, tuple[str, tuple[int, ...], int, int]]
+
+
+def _entries(head: bytes) -> tuple[Any, _Fields]:
+    """Metadata, and of each entry its type, shape, start and stop."""
+    try:
+        header = json.loads(head[8:], object_pairs_hook=no_twins)
+    except (ValueError, RecursionError) as error:
+        raise CorruptFileError("a header that is no JSON", got=error) from error
+    if not isinstance(header, dict):
+        raise CorruptFileError("a header that is no object", got=type(header).__name__)
+    metadata = header.pop(METADATA, None)
+    return metadata, {name: _fields(name, fields) for name, fields in header.items()}
+
+
+def _fields(name: str, fields: Any) -> tuple[str, tuple[int, ...], int, int]:
+    wrong = CorruptFileError(f"the header describes {name!r} wrongly", got=str(fields)[:200])
+    if not isinstance(fields, dict):
+        raise wrong
+    dtype, shape, offsets = (fields.get(k) for k in ("dtype", "shape", "data_offsets"))
+    if not (isinstance(dtype, str) and isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2):
+        raise wrong
+    if not all(type(n) is int and 0 <= n < 1 << 62 for n in (*shape, *offsets)) or offsets[0] > offsets[1]:
+        raise wrong
+    if dtype in DTYPES and offsets[1] - offsets[0] != _product(shape) * DTYPES[dtype].itemsize:
+        raise wrong
+    return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+def _product(shape: list[int]) -> int:
+    product = 1
+    for n in shape:
+        product = min(product * n, 1 << 64)
+    return product
+
+
+def _common(metadata: Any, entries: _Fields) -> tuple[int, int] | None:
+    """Where the common entry of an opq file lies, None of any other file."""
+    if not isinstance(metadata, dict) or COMMON not in metadata or COMMON not in entries:
+        return None
+    return entries[COMMON][2:]
