@@ -15,6 +15,7 @@ from torch import nn
 
 from opq import methods
 from opq.base.calls import checked_names
+from opq.base.format_v1 import BUDGET_KINDS
 from opq.base.progress import Progress
 from opq.base.stages import stage, timed
 from opq.compression.alpha import weighed
@@ -25,7 +26,9 @@ from opq.compression.options import Options
 from opq.compression.problem import Problem, gather
 from opq.compression.result import Result
 from opq.compression.roles import Override, Role, assign
+from opq.compression.unchanged import Unchanged
 from opq.constraints import Constraint
+from opq.file.folder_reader import open_reader
 from opq.methods.calling import asked
 from opq.methods.options import Settings
 from opq.plan import Plan
@@ -62,6 +65,7 @@ def compress(
     checkpoint: str | os.PathLike[str] | None = None,
     method_options: Any = None,
     seed: int = 0,
+    like: str | os.PathLike[str] | None = None,
     dequantize: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | bool | None = None,
@@ -96,6 +100,9 @@ def compress(
         checkpoint: of the other methods: a path to resume an interrupted search or training from.
         method_options: of the other methods: the rest of their own options by name, where `method` is a name.
         seed: of the synthetic inputs; the same seed gives the same bytes.
+        like: of `rd` and `opq`: an older file of the network, whose budget holds unless one is given. Tensors that
+            give the old codes by the old plan keep their plan and their bytes, so that stores which deduplicate
+            chunks send only what changed; what is left of the budget is solved for the others.
         dequantize: of a checkpoint that is quantized already, compress the weights that its codes stand for; without
             it, codes and all that decodes them are kept as they are.
         trust_remote_code: run Python code that a model's folder or repository brings; never by default.
@@ -111,7 +118,7 @@ def compress(
         >>> 0.995 * 3 <= result.bits <= 3
         True
     """
-    with asked(locals()) as options, timed() as seconds:
+    with asked(_budgeted(locals())) as options, timed() as seconds:
         opened = _opened(source, options)
         if isinstance(options.how, Settings):
             result, basis = methods.run(opened, options), f"method {options.method!r}"
@@ -120,7 +127,8 @@ def compress(
             stats = gather(opened, roles, options.progress)
             probed = probe_source(opened, options)
             problem, coder = _problem(opened, options, roles, stats, probed)
-            result = Fit(opened, problem, coder, options.progress).run()
+            problem, unchanged = _unchanged(problem, opened, coder)
+            result = Fit(opened, problem, coder, options.progress, unchanged).run()
             basis = basis_of(opened, options, probed)
     return dataclasses.replace(result, seconds=seconds, basis=basis, left_out=opened.ignored, inputs=opened.inputs)
 
@@ -148,6 +156,7 @@ def solve(
     checkpoint: str | os.PathLike[str] | None = None,
     method_options: Any = None,
     seed: int = 0,
+    like: str | os.PathLike[str] | None = None,
     dequantize: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | bool | None = None,
@@ -178,6 +187,7 @@ def solve(
         checkpoint: of the other methods: a path to resume an interrupted search or training from.
         method_options: of the other methods: the rest of their own options by name, where `method` is a name.
         seed: of the synthetic inputs.
+        like: of `rd` and `opq`: an older file of the network; what it says of tensors that did not change stays.
         dequantize: of a checkpoint that is quantized already, decide on the weights that its codes stand for.
         trust_remote_code: run Python code that a model's folder or repository brings; never by default.
         progress: called with (stage, done, total); True for a bar, False for none.
@@ -191,15 +201,35 @@ def solve(
         >>> plan.compressed[0].name, plan.residual < 1e-6
         ('0.weight', True)
     """
-    with asked(locals()) as options:
+    with asked(_budgeted(locals())) as options:
         opened = _opened(source, options)
         if isinstance(options.how, Settings):
             return methods.run(opened, options).plan
         roles = _roles(opened, options)
         stats = gather(opened, roles, options.progress)
         probed = probe_source(opened, options)
-        problem, _ = _problem(opened, options, roles, stats, probed)
-        return Fit(opened, problem, PlainCoder(opened), options.progress).decide()
+        problem, coder = _problem(opened, options, roles, stats, probed)
+        problem, unchanged = _unchanged(problem, opened, coder)
+        return Fit(opened, problem, PlainCoder(opened), options.progress, unchanged).decide()
+
+
+def _budgeted(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A call's keywords, with the budget of the older file where none is given."""
+    like = given["like"]
+    if like is None or any(given[kind] is not None for kind in BUDGET_KINDS):
+        return given
+    with open_reader(like) as old:
+        budget = old.plan.budget
+    return given if budget is None else {**given, budget.kind: budget.value}
+
+
+def _unchanged(problem: Problem[Any], source: Source, coder: Coder) -> tuple[Problem[Any], Unchanged]:
+    """The problem of what changed since the older file, and what it takes over from that."""
+    if problem.options.like is None:
+        return problem, Unchanged()
+    with stage("compare"), open_reader(problem.options.like) as old:
+        unchanged = Unchanged.of(old, source, problem.roles, coder)
+    return problem.without(unchanged.plans), unchanged
 
 
 def _opened(source: SourceLike, options: Options) -> Source:

@@ -133,6 +133,9 @@ def compress(
     input_size: Annotated[str | None, typer.Option(help="Shape of one input, such as 3,224,224.")] = None,
     trellis: Annotated[bool, typer.Option("--trellis", help="Trellis-coded: less error, more work.")] = False,
     seed: Annotated[int, typer.Option(help="Of the synthetic inputs.")] = 0,
+    like: Annotated[
+        Path | None, typer.Option(help="An older file: what did not change since keeps its plan and its bytes.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     shard_size: Annotated[int, typer.Option(help="Bytes of an output shard, with a folder as output.")] = 500_000_000,
     workers: Annotated[int | None, typer.Option(help="Threads, with a folder as output; default: all cores.")] = None,
@@ -155,6 +158,7 @@ def compress(
         "input_size": _shape(input_size),
         "trellis": trellis,
         "seed": seed,
+        "like": like,
     }
     if dry_run:
         _show_plan(opq.solve(opened, **options, progress=_watched(as_json)), as_json)

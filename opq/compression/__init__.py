@@ -12,6 +12,7 @@ Other folders use:
 - `problem`: statistics, sensitivities and a budget in bits -> the Plan. Pure.
 - `result`: what `compress` gives back.
 - `shortfall`: why a file stays below its budget.
+- `unchanged`: tensors that an older file holds already.
 - `roles`: which tensors are compressed, kept or shared, and why.
 """
 
@@ -29,4 +30,5 @@ __all__ = [
     "result",
     "roles",
     "shortfall",
+    "unchanged",
 ]

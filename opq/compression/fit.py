@@ -23,10 +23,11 @@ from opq.compression.problem import Problem
 from opq.compression.result import Result
 from opq.compression.shortfall import shortfall
 from opq.compression.two_steps import two_steps
+from opq.compression.unchanged import Unchanged
 from opq.errors import InfeasibleError
 from opq.file import writer
 from opq.file.kept import keep
-from opq.file.stored import Grid, Trellis
+from opq.file.stored import Grid, Stored, Trellis
 from opq.plan import Plan, as_stored
 from opq.sources.base import Source
 
@@ -57,6 +58,8 @@ class Fit:
     problem: Problem[TensorStats]
     coder: Coder
     progress: Progress
+    unchanged: Unchanged = dataclasses.field(default_factory=Unchanged)
+    """What is taken over from an older file."""
 
     def run(self) -> Result:
         """The result whose file is within the window below the budget, or the largest below it where none is.
@@ -66,6 +69,8 @@ class Fit:
         """
         if self.problem.options.sparsity is not None:
             return self.finish(self.draft(self.decide()))
+        if not self.problem.stats and self.unchanged.head is not None:
+            return self.as_before(self.unchanged.head)
         target, later, overhead = self.target, 0, float(self.overhead(self.problem.sketch()))
         for _ in range(FINISHES):
             search = Search(target=target - later, least=self.problem.least_bits, rounds=ROUNDS, step=by_line)
@@ -83,6 +88,14 @@ class Fit:
         if result.bytes > target:
             raise self.infeasible(target, result.bytes)
         return self.explained(result, most=False)
+
+    def as_before(self, head: Plan) -> Result:
+        """The file in which every compressed tensor is as it was in the older one; raises where it is too large."""
+        plan = head.replace(tensors=self.problem.sketch().tensors, budget=self.problem.options.budget)
+        result = self.finish(self.draft(plan))
+        if result.bytes > self.target:
+            raise self.infeasible(self.target, result.bytes)
+        return result
 
     def explained(self, result: Result, *, most: bool) -> Result:
         """The result with what keeps it from its budget; `most`: whether no plan gives its codes more bits."""
@@ -107,12 +120,12 @@ class Fit:
         with stage("quantize"):
             codes = self.code(plan)
         with stage("encode"):
-            return Draft(plan, codes, assemble(self.source, plan, codes, {}))
+            return Draft(plan, codes, assemble(self.source, plan, codes, {}, self.unchanged.items))
 
     def code(self, plan: Plan) -> CodesByName:
         """The codes of every compressed tensor."""
-        codes: CodesByName = {}
-        for name, found in self.coder.codes(plan.compressed):
+        codes: CodesByName = dict(self.unchanged.codes)
+        for name, found in self.coder.codes(tuple(t for t in plan.compressed if t.name not in codes)):
             codes[name] = found
             self.progress("quantize", len(codes), len(plan.compressed))
         return codes
@@ -122,7 +135,9 @@ class Fit:
         with stage("renormalise"):
             changed = self.coder.kept(draft.plan, draft.codes)
         with stage("encode"):
-            return assemble(self.source, draft.plan, draft.codes, changed) if changed else draft.result
+            if not changed:
+                return draft.result
+            return assemble(self.source, draft.plan, draft.codes, changed, self.unchanged.items)
 
     def decide(self) -> Plan:
         """The plan at the budget by predicted size alone: no weight is quantized."""
@@ -140,6 +155,9 @@ class Fit:
             return plan.replace(predicted_bytes=round(found.bits / 8 + self.overhead(plan)))
         target, least = self.target, self.problem.least_bits
         overhead = self.overhead(self.problem.sketch())
+        if not self.problem.stats and self.unchanged.head is not None:
+            tensors = self.problem.sketch().tensors
+            return self.unchanged.head.replace(tensors=tensors, budget=self.problem.options.budget)
         bits = first_bits(target, overhead)
         if bits < least:
             raise self.infeasible(target, math.ceil(least / 8 + overhead))
@@ -155,7 +173,7 @@ class Fit:
     def overhead(self, plan: Plan) -> float:
         """Bytes that are no codes, as far as they can be foreseen: kept tensors, header, frequency tables."""
         kept = sum(item.payload(plan[item.name]).size for item in keep(self.source, plan, {}))
-        return kept + HEADER + PLACE * len(plan) + TABLE * len(plan.compressed)
+        return kept + self.unchanged.bytes + HEADER + PLACE * len(plan) + TABLE * len(self.problem.stats)
 
     def infeasible(self, target: float, smallest: int) -> InfeasibleError:
         """The error that says the smallest budget that can be met, in the user's unit.
@@ -187,12 +205,23 @@ def _overhead(one: Round) -> float:
     return one.bytes - one.setting / 8
 
 
-def assemble(source: Source, plan: Plan, codes: CodesByName, changed: Mapping[str, torch.Tensor]) -> Result:
-    """The result of storing these codes under this plan; `changed` holds new values of kept tensors."""
+def assemble(
+    source: Source,
+    plan: Plan,
+    codes: CodesByName,
+    changed: Mapping[str, torch.Tensor],
+    items: Mapping[str, Stored] = {},
+) -> Result:
+    """The result of storing these codes under this plan.
+
+    Args:
+        changed: new values of kept tensors.
+        items: kept tensors that are stored already.
+    """
     stepped = [(Trellis if t.codebook == "trellis" else Grid)(t.name, codes[t.name]) for t in plan.compressed]
     return Result(
         plan=plan,
-        packed=writer.pack(plan, [*stepped, *keep(source, plan, changed)]),
+        packed=writer.pack(plan, [*stepped, *(items.get(i.name, i) for i in keep(source, plan, changed))]),
         label=source.label,
         elements=source.elements,
         source_bytes=source.bytes,

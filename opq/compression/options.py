@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from opq.base.progress import Progress, silent
 from opq.compression.method import DataFree, Method, Opq, RateDistortion
 from opq.compression.roles import Override
 from opq.constraints import Constraint
+from opq.errors import OptionError
 from opq.plan import Budget
 
 ALPHAS = (0.0, 0.5, 1.0)
@@ -32,9 +34,14 @@ class Options:
     progress: Progress = silent
     dequantize: bool = False
     trust_remote_code: bool = False
+    like: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         _ = self.budget
+        if self.like is not None and not isinstance(self.how, DataFree):
+            raise OptionError(f"method={self.how.name!r} does not take like=", wanted="method= one of rd, opq")
+        if self.like is not None and self.sparsity is not None:
+            raise OptionError("like= does not go with sparsity=", wanted="a budget of the file")
 
     @property
     def budget(self) -> Budget | None:

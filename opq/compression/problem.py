@@ -63,6 +63,8 @@ class Problem(Generic[S]):
     """Rate and distortion of every compressed tensor; `of` makes them of whole statistics."""
     trellised: frozenset[str] = frozenset()
     """Tensors whose codes may follow the paths of a trellis; they do from `trellis.LEAST` bits a weight on."""
+    fixed: Mapping[str, TensorPlan] = dataclasses.field(default_factory=dict)
+    """Compressed tensors whose plan is settled; they have no statistics here and no part in the allocation."""
 
     @staticmethod
     def of(
@@ -86,6 +88,17 @@ class Problem(Generic[S]):
     def replace(self, *, sensitivities: Mapping[str, float]) -> Problem[S]:
         """The same problem with other sensitivities; the curves are not made again."""
         return dataclasses.replace(self, sensitivities=sensitivities)
+
+    def without(self, fixed: Mapping[str, TensorPlan]) -> Problem[S]:
+        """The problem of the other tensors, these having their plans."""
+        return dataclasses.replace(
+            self,
+            fixed=fixed,
+            stats={name: found for name, found in self.stats.items() if name not in fixed},
+            sensitivities={name: a for name, a in self.sensitivities.items() if name not in fixed},
+            curves={name: curve for name, curve in self.curves.items() if name not in fixed},
+            trellised=self.trellised - set(fixed),
+        )
 
     @property
     def bounds(self) -> list[tuple[float, float]]:
@@ -141,6 +154,8 @@ class Problem(Generic[S]):
         )
 
     def _tensor(self, role: Role, point: Point | None) -> TensorPlan:
+        if role.name in self.fixed:
+            return self.fixed[role.name]
         fields: dict[str, Any] = {
             "name": role.name,
             "shape": role.spec.shape,

@@ -49,7 +49,7 @@ def shortfall(problem: Problem[Any], plan: Plan, share: float, *, most: bool) ->
     """
     if share >= WINDOW:
         return None
-    tensors = sorted(plan.compressed, key=lambda t: -t.size)
+    tensors = sorted((t for t in plan.compressed if t.name in problem.stats), key=lambda t: -t.size)
     if not most:
         return Shortfall("values", share, tuple(t.name for t in tensors))
     finest = tuple(t.name for t in tensors if _is_finest(t, problem.stats))

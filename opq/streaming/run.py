@@ -57,6 +57,7 @@ _UNUSED = (
     "checkpoint",
     "method_options",
     "trellis",
+    "like",
 )
 """Options of `opq.compress` that do not stream."""
 _WHY = "does not go with a folder as output"
