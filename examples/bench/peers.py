@@ -1,6 +1,6 @@
 """Other tools, each in a virtual environment of its own, measured in the same run. They are never dependencies.
 
-`nncodec(arrays, qp=...)` and `hqq(arrays, bits=...)` give a `Coded`; `available` says whether the environment could be
+`nncodec(arrays, qp=...)`, `hqq(arrays, bits=...)` and `zipnn(data, dtype=...)` give a `Coded`; `available` says whether the environment could be
 made.
 """
 
@@ -28,6 +28,7 @@ ENVIRONMENTS = {
         "numpy torch==2.13.0 transformers accelerate einops termcolor tqdm",
         "--no-deps hqq==0.2.8.post1",
     ],
+    "zipnn": ["numpy torch==2.13.0 zstandard safetensors", "--no-deps zipnn==0.5.4"],
 }
 
 NNCODEC = """
@@ -69,6 +70,23 @@ for name, w in np.load(given).items():
 encode = time.perf_counter() - start
 np.savez(taken, **out)
 print("\\n" + json.dumps({"bytes": round(size), "encode": encode, "decode": 0.0}))
+"""
+
+ZIPNN = """
+import json, sys, time
+from pathlib import Path
+from zipnn import ZipNN
+data, kind = Path(sys.argv[1]).read_bytes(), sys.argv[2]
+given, taken = (ZipNN(input_format="byte", bytearray_dtype=kind, threads=1) for _ in range(2))
+own = bytes(bytearray(data))  # it writes into what it is given
+start = time.perf_counter()
+coded = given.compress(own)
+encode = time.perf_counter() - start
+start = time.perf_counter()
+same = bytes(taken.decompress(coded)) == data
+decode = time.perf_counter() - start
+assert same
+print("\\n" + json.dumps({"bytes": len(coded), "encode": encode, "decode": decode}))
 """
 
 
@@ -118,6 +136,19 @@ def nncodec(arrays: Mapping[str, np.ndarray], *, qp: int) -> Coded:
 def hqq(arrays: Mapping[str, np.ndarray], *, bits: int, group: int = 64) -> Coded:
     """HQQ on two-dimensional arrays; its cost is `bits + 32 / group` bits a weight. Needs `available("hqq")`."""
     return _run("hqq", HQQ, arrays, {"bits": bits, "group": group})
+
+
+def zipnn(data: bytes, *, dtype: str) -> Coded:
+    """ZipNN on the bytes of floats, `float32`, `bfloat16` or `float16`. Needs `available("zipnn")`."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = Path(folder) / "given"
+        given.write_bytes(data)
+        command = [str(environment("zipnn")), "-c", ZIPNN, str(given), dtype]
+        ran = subprocess.run(command, capture_output=True, text=True)
+    if ran.returncode:
+        raise RuntimeError(f"zipnn failed:\n{ran.stderr[-2000:]}")
+    figures = json.loads(ran.stdout.strip().splitlines()[-1])
+    return Coded(figures["bytes"], {}, figures["encode"], figures["decode"])
 
 
 def _run(name: str, program: str, arrays: Mapping[str, np.ndarray], options: Mapping[str, int]) -> Coded:

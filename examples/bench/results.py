@@ -37,6 +37,7 @@ DEPENDS = {
     "methods": (*_CODEC, "models", "training", "methods"),
     "reliability": ("base", "plan", "coding", "file", "streaming", "training"),
     "scale": (*_CODEC, "models", "probing", "streaming"),
+    "updates": (*_CODEC, "updates"),
     "web": ("base", "plan", "coding", "quantizing", "file", "web"),
 }
 """The storeys of the package whose code a benchmark's figures come from, by the name of its results."""
