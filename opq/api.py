@@ -21,6 +21,7 @@ from opq.base.stages import stage, timed
 from opq.compression.alpha import weighed
 from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, basis_of, probe_source, wants_probe
 from opq.compression.copies import without_copies
+from opq.compression.differences import Differences
 from opq.compression.fit import Fit
 from opq.compression.options import Options
 from opq.compression.problem import Problem, gather
@@ -28,6 +29,7 @@ from opq.compression.result import Result
 from opq.compression.roles import Override, Role, assign
 from opq.compression.unchanged import Unchanged
 from opq.constraints import Constraint
+from opq.file.base import open_base
 from opq.file.folder_reader import open_reader
 from opq.methods.calling import asked
 from opq.methods.options import Settings
@@ -66,6 +68,7 @@ def compress(
     method_options: Any = None,
     seed: int = 0,
     like: str | os.PathLike[str] | None = None,
+    base: SourceLike | None = None,
     dequantize: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | bool | None = None,
@@ -103,6 +106,9 @@ def compress(
         like: of `rd` and `opq`: an older file of the network, whose budget holds unless one is given. Tensors that
             give the old codes by the old plan keep their plan and their bytes, so that stores which deduplicate
             chunks send only what changed; what is left of the budget is solved for the others.
+        base: of `rd` and `opq`: another version of the network, which whoever loads the file has too, as `source` or
+            as an opq file. The differences to it are what is compressed, and the file names it by its SHA-256:
+            `opq.load(path, model, base=...)`. BatchNorm is not re-normalised.
         dequantize: of a checkpoint that is quantized already, compress the weights that its codes stand for; without
             it, codes and all that decodes them are kept as they are.
         trust_remote_code: run Python code that a model's folder or repository brings; never by default.
@@ -157,6 +163,7 @@ def solve(
     method_options: Any = None,
     seed: int = 0,
     like: str | os.PathLike[str] | None = None,
+    base: SourceLike | None = None,
     dequantize: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | bool | None = None,
@@ -188,6 +195,7 @@ def solve(
         method_options: of the other methods: the rest of their own options by name, where `method` is a name.
         seed: of the synthetic inputs.
         like: of `rd` and `opq`: an older file of the network; what it says of tensors that did not change stays.
+        base: of `rd` and `opq`: another version of the network, to which the differences are compressed.
         dequantize: of a checkpoint that is quantized already, decide on the weights that its codes stand for.
         trust_remote_code: run Python code that a model's folder or repository brings; never by default.
         progress: called with (stage, done, total); True for a bar, False for none.
@@ -236,6 +244,9 @@ def _opened(source: SourceLike, options: Options) -> Source:
     """The source; equal tensors of bare weights are one, those of a live model may be trained apart."""
     with stage("open"):
         opened = open_source(source, dequantize=options.dequantize, trust_remote_code=options.trust_remote_code)
+    if options.base is not None:
+        with stage("base"):
+            return Differences.of(opened, open_base(options.base))
     return opened if opened.origin in LIVE or wants_probe(opened, options) else without_copies(opened)
 
 

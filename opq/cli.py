@@ -63,7 +63,10 @@ NAMES = ("demo:digits", "hf:", "timm:", "torchvision:")
 
 IN_SHELL = {
     **{name: f"--{name.replace('_', '-')}" for name in ("bits", "ratio", "size", "method", "sparsity", "input_size")},
-    **{name: f"--{name.replace('_', '-')}" for name in ("seed", "shard_size", "workers", "classes", "batch")},
+    **{
+        name: f"--{name.replace('_', '-')}"
+        for name in ("seed", "like", "base", "shard_size", "workers", "classes", "batch")
+    },
     "overrides": "--override",
 }
 """Options of the calls that have a value, as the shell has them."""
@@ -136,6 +139,9 @@ def compress(
     like: Annotated[
         Path | None, typer.Option(help="An older file: what did not change since keeps its plan and its bytes.")
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Another version, which the receiver has: compress the differences to it.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     shard_size: Annotated[int, typer.Option(help="Bytes of an output shard, with a folder as output.")] = 500_000_000,
     workers: Annotated[int | None, typer.Option(help="Threads, with a folder as output; default: all cores.")] = None,
@@ -159,6 +165,7 @@ def compress(
         "trellis": trellis,
         "seed": seed,
         "like": like,
+        "base": base,
     }
     if dry_run:
         _show_plan(opq.solve(opened, **options, progress=_watched(as_json)), as_json)
@@ -260,7 +267,7 @@ def verify(file: File, as_json: AsJson = False) -> None:
         names, own = reader.names, reader.plan.own  # tied tensors are decoded once
         every = ((part, tensor.name) for part in parts_of(reader) for tensor in part.plan.own)
         for done, (part, name) in enumerate(every):
-            part.tensor(name)
+            part.stored(name)
             progress("verify", done + 1, len(own))
     if as_json:
         _json({"file": str(file), "tensors": len(names), "whole": True})
@@ -272,6 +279,7 @@ def verify(file: File, as_json: AsJson = False) -> None:
 def decompress(
     file: File,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The dense safetensors file to write.")] = None,
+    base: Annotated[str | None, typer.Option(help="Of a file with a base: what it was compressed against.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the dense tensors of FILE as ordinary safetensors."""
@@ -282,7 +290,7 @@ def decompress(
     ending = "" if folder else ".safetensors"
     path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + f".dense{ending}")
     refuse_inputs(path, [file])
-    size = save_dense_folder(file, path) if folder else save_dense(file, path)
+    size = save_dense_folder(file, path) if folder else save_dense(file, path, base=base)
     if as_json:
         _json({"file": str(path), "bytes": size})
     else:

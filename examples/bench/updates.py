@@ -30,11 +30,25 @@ import opq
 
 CACHE = Path(__file__).parent / "cache" / "updates"
 STEPS = 300
-BEST = 22
-"""zstd's best level."""
-COLUMNS = ("model", "method", "what", "new_bytes", "bytes", "share", "of_zstd", "seconds", "apply_seconds")
+LEVELS = {"minilm": 19, "resnet-20": 22}
+"""Of zstd: its best level, of the large network the best that does not ask for more memory (--ultra); 22 takes minutes
+there."""
+COLUMNS = (
+    "model",
+    "method",
+    "what",
+    "new_bytes",
+    "bytes",
+    "share",
+    "of_zstd",
+    "seconds",
+    "apply_seconds",
+    "mse",
+    "mse_alone",
+    "mse_old",
+)
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-NETWORKS = {"minilm": ("float32", "bfloat16", "float16"), "resnet-20": ("float32", "float16")}
+NETWORKS = {"minilm": ("bfloat16", "float32"), "resnet-20": ("float32", "float16")}
 BITS = 3.0
 
 
@@ -122,10 +136,10 @@ def inputs(old: Path, new: Path) -> Iterator[tuple[str, bytes]]:
     yield "difference of bytes", (b - a).tobytes()
 
 
-def zstd(data: bytes) -> dict[str, Any]:
+def zstd(data: bytes, level: int) -> dict[str, Any]:
     import zstandard
 
-    coded, seconds = timed(lambda: zstandard.ZstdCompressor(level=BEST).compress(data))
+    coded, seconds = timed(lambda: zstandard.ZstdCompressor(level=level).compress(data))
     _, back = timed(lambda: zstandard.ZstdDecompressor().decompress(coded))
     return {"bytes": len(coded), "seconds": seconds, "apply_seconds": back}
 
@@ -147,7 +161,7 @@ def lossless(name: str, dtype: str, with_peers: bool) -> list[dict[str, Any]]:
     model, whole = f"{name} {dtype}", new.stat().st_size
     rows: list[dict[str, Any]] = [{"method": "opq delta", "what": "both files", **ours(old, new)}]
     for what, data in inputs(old, new):
-        rows.append({"method": f"zstd -{BEST}", "what": what, **zstd(data)})
+        rows.append({"method": f"zstd -{LEVELS[name]}", "what": what, **zstd(data, LEVELS[name])})
         if with_peers:
             coded = peers.zipnn(data, dtype=dtype)
             rows.append({"method": "zipnn", "what": what, "bytes": coded.bytes, "seconds": coded.encode,
@@ -167,9 +181,37 @@ def coded(name: str) -> list[dict[str, Any]]:
     opq.compress(new, bits=BITS, like=one).save(like)
     rows = []
     for what, path in (("new alone", alone), ("new with like=", like)):
-        rows.append({"method": "opq delta", "what": what, **ours(one, path), "new_bytes": path.stat().st_size})
-        rows.append({"method": "deduplicated", "what": what, "bytes": fresh(one, path), "new_bytes": path.stat().st_size})
+        size = {"what": what, "new_bytes": path.stat().st_size}
+        rows.append({"method": "opq delta", **size, **ours(one, path)})
+        rows.append({"method": "deduplicated", **size, "bytes": fresh(one, path)})
+    for bits in (1.0, 0.5):
+        rows.append({"method": f"base=, {bits:g} bits", "what": "the differences", **based(one, new, bits)})
     return [{"model": f"{name} at {BITS:g} bits", **row, "share": row["bytes"] / row["new_bytes"]} for row in rows]
+
+
+def based(old: Path, new: Path, bits: float) -> dict[str, Any]:
+    """The new network against the old opq file as its base, and its error beside that of 3 bits alone."""
+    dense, path = load_file(new), CACHE / "based.opq.safetensors"
+    result, seconds = timed(lambda: opq.compress(new, base=old, bits=bits))
+    result.save(path)
+    state, apply = timed(lambda: opq.load_state_dict(path, base=old))
+    alone = opq.compress(new, bits=BITS)
+    return {
+        "new_bytes": alone.bytes,
+        "bytes": result.bytes,
+        "seconds": seconds,
+        "apply_seconds": apply,
+        "mse": mean_square(dense, state),
+        "mse_alone": mean_square(dense, alone.state_dict()),
+        "mse_old": mean_square(dense, opq.load_state_dict(old)),
+    }
+
+
+def mean_square(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Mean squared error over all floating-point weights of two or more dimensions."""
+    names = [n for n, t in a.items() if t.is_floating_point() and t.dim() > 1]
+    total = sum(float((a[n].double() - b[n].double()).square().sum()) for n in names)
+    return total / sum(a[n].numel() for n in names)
 
 
 def fresh(old: Path, new: Path) -> int:
@@ -191,9 +233,10 @@ def main() -> None:
         if name == "resnet-20" and not zoo.SHARED.is_dir():
             print(f"{name}: skipped, needs {zoo.SHARED}")
             continue
-        rows = [row for dtype in NETWORKS[name] for row in lossless(name, dtype, with_peers)] + coded(name)
-        results.show(rows, COLUMNS, f"{name} ({torch.get_num_threads()} threads)")
-        results.merge("updates", rows)
+        for dtype in (None, *NETWORKS[name]):
+            rows = coded(name) if dtype is None else lossless(name, dtype, with_peers)
+            results.show(rows, COLUMNS, f"{name} ({torch.get_num_threads()} threads)")
+            results.merge("updates", rows)
 
 
 if __name__ == "__main__":

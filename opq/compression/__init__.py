@@ -6,6 +6,7 @@ Other folders use:
 - `budget`: the one loop that meets a budget in bytes.
 - `coders`: accuracy without data.
 - `copies`: tensors of one source that hold the very same values.
+- `differences`: a source as the differences to a base.
 - `fit`: meets the budget in bytes of the file.
 - `method`: methods as objects: what a method of compression is, and the two that need no data.
 - `options`: the options of one compression, checked before any work is done.
@@ -23,6 +24,7 @@ __all__ = [
     "budget",
     "coders",
     "copies",
+    "differences",
     "fit",
     "method",
     "options",

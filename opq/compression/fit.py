@@ -19,6 +19,7 @@ from opq.base.progress import Progress
 from opq.base.stages import stage
 from opq.compression.budget import AIM, Round, Search, by_line
 from opq.compression.coders import Coder, CodesByName
+from opq.compression.differences import Differences
 from opq.compression.problem import Problem
 from opq.compression.result import Result
 from opq.compression.shortfall import shortfall
@@ -219,10 +220,17 @@ def assemble(
         items: kept tensors that are stored already.
     """
     stepped = [(Trellis if t.codebook == "trellis" else Grid)(t.name, codes[t.name]) for t in plan.compressed]
+    kept = [items.get(item.name, item) for item in keep(source, plan, changed)]
+    based = source if isinstance(source, Differences) else None
+    if based is None:
+        packed = writer.pack(plan, [*stepped, *kept])
+    else:
+        packed = writer.pack(plan, [*stepped, *map(based.finished, kept)], metadata=based.metadata)
     return Result(
         plan=plan,
-        packed=writer.pack(plan, [*stepped, *(items.get(i.name, i) for i in keep(source, plan, changed))]),
+        packed=packed,
         label=source.label,
         elements=source.elements,
         source_bytes=source.bytes,
+        base=None if based is None else based.base,
     )

@@ -35,11 +35,15 @@ class Options:
     dequantize: bool = False
     trust_remote_code: bool = False
     like: str | os.PathLike[str] | None = None
+    base: Any = None
 
     def __post_init__(self) -> None:
         _ = self.budget
-        if self.like is not None and not isinstance(self.how, DataFree):
-            raise OptionError(f"method={self.how.name!r} does not take like=", wanted="method= one of rd, opq")
+        given = [name for name in ("like", "base") if getattr(self, name) is not None]
+        if given and not isinstance(self.how, DataFree):
+            raise OptionError(f"method={self.how.name!r} does not take {given[0]}=", wanted="method= one of rd, opq")
+        if len(given) > 1:
+            raise OptionError("like= does not go with base=", remedy="Leave one of them out.")
         if self.like is not None and self.sparsity is not None:
             raise OptionError("like= does not go with sparsity=", wanted="a budget of the file")
 

@@ -18,6 +18,7 @@ import torch
 
 from opq.base.atomic import refuse_inputs
 from opq.compression.shortfall import Shortfall
+from opq.file.base import Base
 from opq.file.reader import Reader
 from opq.file.writer import Packed
 from opq.plan import Plan
@@ -130,13 +131,15 @@ class Result(Compressed):
     packed: Packed
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Seconds on the wall that each stage of the compression took, in their order; no part of the file."""
+    base: Base | None = None
+    """What the weights are differences to; None where they are weights."""
     inputs: tuple[Path, ...] = ()
     """Files and folders that the weights came from, which `save` does not replace."""
 
     @functools.cached_property
     def reader(self) -> Reader:
         """The file, opened from memory."""
-        return Reader(self.packed)
+        return Reader(self.packed, base=self.base)
 
     @property
     def bytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from opq.base.atomic import refuse_inputs, written_aside
 from opq.file.header import header
@@ -10,21 +11,25 @@ from opq.file.reader import Reader
 from opq.file.stored import raw_view
 
 
-def save_dense(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
+def save_dense(file: str | os.PathLike[str], path: str | os.PathLike[str], *, base: Any = None) -> int:
     """Writes every tensor of an opq file as an ordinary safetensors file, one tensor in memory at a time.
 
     Tied names are written out under each name, so that any loader finds them all; they are decoded once.
+
+    Args:
+        base: of a file of differences, as of `opq.load`.
 
     Returns:
         the size of the new file in bytes.
 
     Raises:
         FileFormatError: the file is not whole.
+        WrongBaseError: the file has a base, and none or another one is given.
         WriteError: the output cannot be written, or a name cannot stand in such a file; nothing is left behind.
         OptionError: the output is the file itself.
     """
     refuse_inputs(path, [file])
-    with Reader(file) as reader, written_aside(path) as out:
+    with Reader(file, base=base) as reader, written_aside(path) as out:
         out.write(header(reader.plan))
         places: dict[str, list[int]] = {}
         end = out.tell()

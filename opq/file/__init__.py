@@ -2,6 +2,7 @@
 
 Other folders use:
 
+- `base`: the network that a file's tensors are differences to.
 - `codebook`: lists of values and of vectors in front of codes.
 - `folder_reader`: A folder of `.opq.safetensors` shards with an index, read like one file.
 - `header`: the header of a safetensors file, written and read.
@@ -16,4 +17,16 @@ Other folders use:
 
 from __future__ import annotations
 
-__all__ = ["codebook", "folder_reader", "header", "index", "kept", "loading", "payload", "reader", "stored", "writer"]
+__all__ = [
+    "base",
+    "codebook",
+    "folder_reader",
+    "header",
+    "index",
+    "kept",
+    "loading",
+    "payload",
+    "reader",
+    "stored",
+    "writer",
+]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -121,11 +122,13 @@ class FolderReader:
         self.close()
 
 
-def open_reader(path: str | os.PathLike[str], *, max_expansion: float = MAX_EXPANSION) -> Reader | FolderReader:
-    """A reader of a file, of a folder, or of the index in it."""
+def open_reader(
+    path: str | os.PathLike[str], *, max_expansion: float = MAX_EXPANSION, base: Any = None
+) -> Reader | FolderReader:
+    """A reader of a file, of a folder, or of the index in it; a folder has no base."""
     if what_is(path) == "a folder" or os.fspath(path).endswith(".index.json"):
         return FolderReader(path, max_expansion=max_expansion)
-    return Reader(path, max_expansion=max_expansion)
+    return Reader(path, max_expansion=max_expansion, base=base)
 
 
 def parts_of(reader: Reader | FolderReader) -> Iterator[Reader]:

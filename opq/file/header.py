@@ -20,10 +20,14 @@ from opq.errors import (
     TruncatedFileError,
     WriteError,
 )
+from opq.file.base import VERSION as BASED
+from opq.file.base import BaseName
 from opq.plan import Plan
 
 METADATA = "__metadata__"
 """The member of a safetensors header that is no tensor."""
+COMMON_METADATA: Mapping[str, str] = {COMMON: str(VERSION)}
+"""What it is in a compressed file without a base."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,8 +40,8 @@ class Entry:
     stop: int
 
 
-def read_entries(data: memoryview, label: str) -> tuple[dict[str, Entry], int]:
-    """The entries of a safetensors file by name, and where their bytes begin."""
+def read_entries(data: memoryview, label: str) -> tuple[dict[str, Entry], int, BaseName | None]:
+    """The entries of a safetensors file by name, where their bytes begin, and the base that the file names."""
     if len(data) < 8:
         raise TruncatedFileError(f"{label} has no header", got=f"{len(data)} bytes", wanted="at least 8")
     length = int.from_bytes(data[:8], "little")
@@ -49,7 +53,9 @@ def read_entries(data: memoryview, label: str) -> tuple[dict[str, Entry], int]:
         header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=no_twins)
     except (ValueError, RecursionError) as error:
         raise ForeignFileError(f"{label} has no JSON header", got=error) from error
-    check_version(header.pop(METADATA, None), label)
+    metadata = header.pop(METADATA, None)
+    check_version(metadata, label, newest=BASED)
+    named = BaseName.of(metadata)
     entries = {name: _entry(name, fields) for name, fields in header.items()}
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
@@ -62,7 +68,7 @@ def read_entries(data: memoryview, label: str) -> tuple[dict[str, Entry], int]:
         raise CorruptFileError(f"{label} goes on after its end", got=f"{len(data)} bytes", wanted=8 + length + end)
     if COMMON not in entries:
         raise CorruptFileError(f"{label} has no index", wanted=f"an entry {COMMON!r}")
-    return entries, 8 + length
+    return entries, 8 + length, named
 
 
 def payload_starts(path: Path) -> dict[str, int]:
@@ -80,15 +86,15 @@ def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def check_version(metadata: object, label: str) -> None:
+def check_version(metadata: object, label: str, *, newest: int = VERSION) -> None:
     """Raises unless the metadata of a file or of an index name a version that this package reads."""
     version = metadata.get(COMMON) if isinstance(metadata, dict) else None
     if version is None:
         raise ForeignFileError(f"{label} was not written by opq")
     if not (isinstance(version, str) and version.isdecimal() and version.isascii() and len(version) < 9):
         raise CorruptFileError(f"{label} has no version", got=repr(version))
-    if int(version) > VERSION:
-        raise NewerFormatError(f"{label} is of a newer format", got=version, wanted=f"at most {VERSION}")
+    if int(version) > newest:
+        raise NewerFormatError(f"{label} is of a newer format", got=version, wanted=f"at most {newest}")
     if int(version) < 1:
         raise CorruptFileError(f"{label} has no version", got=version, wanted="at least 1")
 
@@ -109,7 +115,7 @@ def _entry(name: str, fields: object) -> Entry:
 
 
 def entries_header(
-    entries: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str] = {COMMON: str(VERSION)}
+    entries: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str] = COMMON_METADATA
 ) -> bytes:
     """The header of a safetensors file, padded so that what follows is aligned to 8 bytes.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,7 +22,12 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def load(
-    path: str | os.PathLike[str], model: Model, *, strict: bool = True, max_expansion: float = MAX_EXPANSION
+    path: str | os.PathLike[str],
+    model: Model,
+    *,
+    strict: bool = True,
+    max_expansion: float = MAX_EXPANSION,
+    base: Any = None,
 ) -> Model:
     """Fills `model` with the tensors of a file, or of a folder of shards, and returns it: dense again, ready to run.
 
@@ -33,8 +38,11 @@ def load(
     Args:
         strict: names must be the same on both sides; a name that the model ties to another may be absent in the file.
         max_expansion: the most dense bytes that each byte of the file may stand for; `math.inf` to trust the file.
+        base: of a file that holds differences (`compress(..., base=)`), the network that these are to be added to: as
+            `open_source` takes it, or an opq file. It is checked by its SHA-256.
 
     Raises:
+        WrongBaseError: the file has a base, and none or another one is given; the model is left untouched.
         MismatchError: names or shapes differ; the model is left untouched.
         FileFormatError: the file is foreign, newer, truncated, corrupt or too large (one subclass each). All checksums
             are looked at before the model is touched.
@@ -50,7 +58,7 @@ def load(
         False
     """
     inner = unwrapped(model)
-    with open_reader(path, max_expansion=max_expansion) as reader:
+    with open_reader(path, max_expansion=max_expansion, base=base) as reader:
         targets = Targets(inner)
         own = tuple(specs_of(targets.entries))
         names = fitting([t.name for t in reader.plan], [s.name for s in own], _prefix(inner))
@@ -65,6 +73,7 @@ def load(
         if wrong:
             raise MismatchError(f"{os.fspath(path)} does not fit {type(inner).__name__}", got=_some(wrong))
         for part in parts_of(reader):
+            part.check_base()
             targets.fill({names[name]: tensor for name, tensor in part.state_dict().items()})
     return model
 
@@ -117,14 +126,18 @@ def _differences(
     ]
 
 
-def load_state_dict(path: str | os.PathLike[str], *, max_expansion: float = MAX_EXPANSION) -> dict[str, torch.Tensor]:
+def load_state_dict(
+    path: str | os.PathLike[str], *, max_expansion: float = MAX_EXPANSION, base: Any = None
+) -> dict[str, torch.Tensor]:
     """The dense state dict of a file or of a folder of shards; tied names share one tensor.
 
     Args:
         max_expansion: as of `load`.
+        base: as of `load`.
 
     Raises:
         FileFormatError: the file is foreign, newer, truncated or corrupt (one subclass each).
+        WrongBaseError: as of `load`.
 
     Example:
         >>> import os, tempfile, torch, opq
@@ -135,5 +148,5 @@ def load_state_dict(path: str | os.PathLike[str], *, max_expansion: float = MAX_
         >>> state["w"].shape
         torch.Size([64, 32])
     """
-    with open_reader(path, max_expansion=max_expansion) as reader:
+    with open_reader(path, max_expansion=max_expansion, base=base) as reader:
         return reader.state_dict()

@@ -7,12 +7,13 @@ import os
 import zlib
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from opq.base.arrays import Codes
+from opq.base.dtypes import torch_dtype
 from opq.base.format_v1 import COMMON, MOST_ELEMENTS, SMALL
 from opq.base.format_v1 import MAX_EXPANSION as MAX_EXPANSION
 from opq.base.paths import what_is
@@ -23,11 +24,13 @@ from opq.errors import (
     FileTooLargeError,
     MismatchError,
     MissingFileError,
+    WrongBaseError,
 )
 from opq.file import index
+from opq.file.base import RELATIVE, BaseName, added, open_base
 from opq.file.header import Entry, read_entries
 from opq.file.payload import Place
-from opq.file.stored import PAYLOADS, Raw, Share
+from opq.file.stored import PAYLOADS, Fine, Raw, Share
 from opq.plan import Plan, TensorPlan
 
 
@@ -46,9 +49,12 @@ class Reader:
         source: a path, or a packed file in memory.
         max_expansion: the most bytes that the dense tensors may take for each byte of the file (files below that
             multiple of 64 MiB are not limited); `math.inf` to trust the file.
+        base: of a file that `compress(..., base=)` made, what that was given, in any form that `open_source` takes, or
+            as an opq file. Without it such a file can be looked at, but its weights are not to be had.
 
     Raises:
         MissingFileError: there is no such file, or it cannot be opened.
+        WrongBaseError: the base is another one.
         ForeignFileError: the file is something else.
         NewerFormatError: it was written in a later version of the format.
         TruncatedFileError: it is shorter than its header says.
@@ -64,17 +70,24 @@ class Reader:
     """
 
     plan: Plan
+    base: BaseName | None
+    """Of a file of differences: what these are to be added to."""
 
-    def __init__(self, source: str | os.PathLike[str] | InMemory, *, max_expansion: float = MAX_EXPANSION):
+    def __init__(
+        self, source: str | os.PathLike[str] | InMemory, *, max_expansion: float = MAX_EXPANSION, base: Any = None
+    ):
         self._closed = False
         self._data = _opened(source)
         label = os.fspath(source) if isinstance(source, str | os.PathLike) else "the file in memory"
-        entries, base = read_entries(self._data, label)
-        self.plan, places, start = _index(self._data, entries, base)
+        entries, begin, self.base = read_entries(self._data, label)
+        self.plan, places, start = _index(self._data, entries, begin)
         self._places = dict(zip(self.plan.names, places, strict=True))
         self._checked: set[str] = set()
-        self._spans = self._laid_out(entries, base, start)
+        self._spans = self._laid_out(entries, begin, start)
         self._limit(max_expansion)
+        self._base = None if self.base is None or base is None else open_base(base)
+        if self.base is not None and self._base is not None:
+            self._base.check(self.base, label)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,7 +120,36 @@ class Reader:
             return PAYLOADS[self._places[plan.name].kind].codes_of(self._payload(plan.name), plan)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The dense tensor, in the source's dtype."""
+        """The dense tensor, in the source's dtype.
+
+        Raises:
+            WrongBaseError: it is a difference to a base that the reader was not given.
+            CorruptFileError: its bytes are damaged.
+        """
+        plan = self.plan.holder(name)
+        place = self._places[plan.name]
+        if self.base is None or place.kind not in RELATIVE:
+            return self.stored(name)
+        self.check_base()
+        assert self._base is not None, "looked at by `check_base`"
+        if not self._base.fits(plan.name, plan.shape):
+            return self.stored(name)
+        step = place.number if place.kind == Fine.kind else plan.step
+        codes = torch.from_numpy(self.codes(name))
+        return added(self._base.read(plan.name), codes, step, torch_dtype(plan.dtype))
+
+    def check_base(self) -> None:
+        """Raises `WrongBaseError` where the file has a base and the reader was given none."""
+        if self.base is not None and self._base is None:
+            raise WrongBaseError(
+                "the file holds differences to another network",
+                got="no base",
+                wanted=f"{self.base.size} bytes of tensors, SHA-256 {self.base.digest}",
+                remedy="Pass the network that it was compressed against with base=.",
+            )
+
+    def stored(self, name: str) -> torch.Tensor:
+        """The tensor as the file holds it: of one with a base, the difference."""
         plan = self.plan.holder(name)
         place = self._places[plan.name]
         with _naming(name):

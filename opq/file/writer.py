@@ -13,7 +13,7 @@ from opq.base.format_v1 import COMMON
 from opq.base.pool import torch_threads
 from opq.errors import MismatchError, WriteError
 from opq.file import index, stored
-from opq.file.header import METADATA, entries_header
+from opq.file.header import COMMON_METADATA, METADATA, entries_header
 from opq.file.payload import Place, Stored
 from opq.file.reader import Reader
 from opq.file.stored import Fine, Grid, Log, Product, Raw, Table, Trellis
@@ -63,15 +63,16 @@ class Packed:
 
     def _same(self, reader: Reader, name: str) -> bool:
         if reader.kind(name) == Raw.kind:
-            return zlib.crc32(stored.raw_bytes(reader.tensor(name))) == self.digests[name]
+            return zlib.crc32(stored.raw_bytes(reader.stored(name))) == self.digests[name]
         return zlib.crc32(reader.codes(name).data) == self.digests[name]
 
 
-def pack(plan: Plan, items: Iterable[Stored]) -> Packed:
+def pack(plan: Plan, items: Iterable[Stored], *, metadata: Mapping[str, str] = COMMON_METADATA) -> Packed:
     """The file of `plan` and its stored tensors: the same bytes for the same arguments, on every machine.
 
     Args:
         items: one for each tensor that is not shared, in any order.
+        metadata: of the header, where the file has a base.
 
     Raises:
         MismatchError: items are missing, too many, or not what the plan says of them.
@@ -86,7 +87,7 @@ def pack(plan: Plan, items: Iterable[Stored]) -> Packed:
     own_entry = set(large)
     places = [_place(made.get(t.name), t.name in own_entry) for t in plan]
     small = b"".join(m.payload for n, m in made.items() if n not in own_entry)
-    header, common = frame(plan, places, large, small)
+    header, common = frame(plan, places, large, small, metadata=metadata)
     parts = (header, *(made[name].payload for name in large), common)
     return Packed(
         parts,
@@ -101,7 +102,14 @@ def own_entries(plan: Plan, places: Mapping[str, Place]) -> list[str]:
     return sorted(large, key=lambda name: (-_alignment(plan[name], places[name]), name))
 
 
-def frame(plan: Plan, places: Iterable[Place], large: Iterable[str], small: bytes) -> tuple[bytes, bytes]:
+def frame(
+    plan: Plan,
+    places: Iterable[Place],
+    large: Iterable[str],
+    small: bytes,
+    *,
+    metadata: Mapping[str, str] = COMMON_METADATA,
+) -> tuple[bytes, bytes]:
     """What stands before and behind the payloads of `large` in a file.
 
     Args:
@@ -117,7 +125,7 @@ def frame(plan: Plan, places: Iterable[Place], large: Iterable[str], small: byte
     body = len(head).to_bytes(4, "little") + head + small
     common = zlib.crc32(body).to_bytes(4, "little") + body
     entries = [_entry(*placed[name]) for name in large]
-    return entries_header([*entries, (COMMON, "U8", (len(common),), len(common))]), common
+    return entries_header([*entries, (COMMON, "U8", (len(common),), len(common))], metadata), common
 
 
 def write_file(path: str | os.PathLike[str], plan: Plan, items: Iterable[Stored]) -> int:

@@ -58,6 +58,7 @@ _UNUSED = (
     "method_options",
     "trellis",
     "like",
+    "base",
 )
 """Options of `opq.compress` that do not stream."""
 _WHY = "does not go with a folder as output"

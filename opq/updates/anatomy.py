@@ -14,6 +14,7 @@ from opq.base.format_v1 import COMMON, LARGEST_HEADER
 from opq.base.paths import what_is
 from opq.errors import CorruptFileError, MissingFileError
 from opq.file import index
+from opq.file.base import VERSION as BASED
 from opq.file.header import METADATA, check_version, no_twins
 from opq.file.payload import Coded
 from opq.file.stored import PAYLOADS
@@ -142,7 +143,7 @@ def taken_apart(head: bytes, size: int) -> Anatomy:
         pieces: tuple[tuple[int, int], ...] = ((0, base),)
         found = [Segment(n, base + a, base + b, d if d in DTYPES else "U8", s) for n, (d, s, a, b) in entries.items()]
     else:
-        check_version(metadata, "the file")
+        check_version(metadata, "the file", newest=BASED)
         start, stop = base + common[0], base + common[1]
         if (
             start + len(head) - base > stop
