@@ -1,7 +1,7 @@
 """Other tools, each in a virtual environment of its own, measured in the same run. They are never dependencies.
 
-`nncodec(arrays, qp=...)`, `hqq(arrays, bits=...)` and `zipnn(data, dtype=...)` give a `Coded`; `available` says whether the environment could be
-made.
+`nncodec(arrays, qp=...)`, `hqq(arrays, bits=...)` and `zipnn(data, dtype=...)` give a `Coded`; `available` says
+whether the environment could be made.
 """
 
 from __future__ import annotations
