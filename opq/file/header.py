@@ -89,6 +89,9 @@ def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def check_version(metadata: object, label: str, *, newest: int = VERSION) -> None:
     """Raises unless the metadata of a file or of an index name a version that this package reads."""
     version = metadata.get(COMMON) if isinstance(metadata, dict) else None
+    if isinstance(metadata, dict) and "opq_update" in metadata:
+        remedy = "Make the network of it and of the old one first: opq apply."
+        raise ForeignFileError(f"{label} is an update, not a network", remedy=remedy)
     if version is None:
         raise ForeignFileError(f"{label} was not written by opq")
     if not (isinstance(version, str) and version.isdecimal() and version.isascii() and len(version) < 9):

@@ -325,7 +325,7 @@ def test_what_is_no_checkpoint_is_refused(pair: tuple[Path, Path], tmp_path: Pat
 def test_an_update_is_no_network_and_a_network_no_update(pair: tuple[Path, Path], tmp_path: Path) -> None:
     old, new = pair
     opq.delta(old, new, tmp_path / "update")
-    with pytest.raises(ForeignFileError):
+    with pytest.raises(ForeignFileError, match="is an update, not a network"):
         opq.Reader(tmp_path / "update")
     with pytest.raises(ForeignFileError, match="is no update"):
         opq.apply(old, new, tmp_path / "again")
