@@ -184,13 +184,13 @@ def coded(name: str) -> list[dict[str, Any]]:
         size = {"what": what, "new_bytes": path.stat().st_size}
         rows.append({"method": "opq delta", **size, **ours(one, path)})
         rows.append({"method": "deduplicated", **size, "bytes": fresh(one, path)})
-    for bits in (1.0, 0.5):
-        rows.append({"method": f"base=, {bits:g} bits", "what": "the differences", **based(one, new, bits)})
+    for what, base, bits in (("to the old checkpoint", old, 0.5), ("to the old opq file", one, 1.0)):
+        rows.append({"method": f"base=, {bits:g} bits", "what": what, **based(base, new, bits)})
     return [{"model": f"{name} at {BITS:g} bits", **row, "share": row["bytes"] / row["new_bytes"]} for row in rows]
 
 
 def based(old: Path, new: Path, bits: float) -> dict[str, Any]:
-    """The new network against the old opq file as its base, and its error beside that of 3 bits alone."""
+    """The new network against the old one as its base, and its error beside that of 3 bits alone."""
     dense, path = load_file(new), CACHE / "based.opq.safetensors"
     result, seconds = timed(lambda: opq.compress(new, base=old, bits=bits))
     result.save(path)
@@ -203,8 +203,12 @@ def based(old: Path, new: Path, bits: float) -> dict[str, Any]:
         "apply_seconds": apply,
         "mse": mean_square(dense, state),
         "mse_alone": mean_square(dense, alone.state_dict()),
-        "mse_old": mean_square(dense, opq.load_state_dict(old)),
+        "mse_old": mean_square(dense, _any(old)),
     }
+
+
+def _any(path: Path) -> dict[str, torch.Tensor]:
+    return opq.load_state_dict(path) if path.name.endswith(".opq.safetensors") else load_file(path)
 
 
 def mean_square(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -233,7 +237,7 @@ def main() -> None:
         if name == "resnet-20" and not zoo.SHARED.is_dir():
             print(f"{name}: skipped, needs {zoo.SHARED}")
             continue
-        for dtype in (None, *NETWORKS[name]):
+        for dtype in (*NETWORKS[name], None):
             rows = coded(name) if dtype is None else lossless(name, dtype, with_peers)
             results.show(rows, COLUMNS, f"{name} ({torch.get_num_threads()} threads)")
             results.merge("updates", rows)

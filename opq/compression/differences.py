@@ -41,7 +41,7 @@ class Differences(Source):
         return cls(**{**fields, "specs": specs, "read": read}, whole=source, base=base)
 
     @property
-    def batchnorms(self) -> Mapping[str, BatchNormNames]:  # type: ignore[override]
+    def batchnorms(self) -> Mapping[str, BatchNormNames]:
         """None: differences of their vectors are vectors like others."""
         return {}
 

@@ -43,18 +43,23 @@ class BaseName:
         return f"{self.digest} {self.size}"
 
     @classmethod
-    def of(cls, metadata: object) -> BaseName | None:
+    def of(cls, metadata: Any) -> BaseName | None:
         """The base that the metadata of a file name, None where the file has none.
 
         Raises:
-            CorruptFileError: a file of version 2 that names none, or not in this way.
+            CorruptFileError: it is not named in this way.
         """
-        if not isinstance(metadata, dict) or metadata.get("opq") != str(VERSION):
+        if not is_based(metadata):
             return None
-        text = metadata.get(MEMBER)
+        text = metadata[MEMBER]
         if not isinstance(text, str) or not re.fullmatch(r"[0-9a-f]{64} (0|[1-9][0-9]{0,17})", text, re.ASCII):
             raise CorruptFileError("the file does not name its base", got=repr(text)[:100])
         return cls(text[:64], int(text[65:]))
+
+
+def is_based(metadata: Any) -> bool:
+    """Whether metadata are those of a file of version 2 that names a base; without one that version is not known."""
+    return isinstance(metadata, dict) and metadata.get("opq") == str(VERSION) and MEMBER in metadata
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

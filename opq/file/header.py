@@ -21,7 +21,7 @@ from opq.errors import (
     WriteError,
 )
 from opq.file.base import VERSION as BASED
-from opq.file.base import BaseName
+from opq.file.base import BaseName, is_based
 from opq.plan import Plan
 
 METADATA = "__metadata__"
@@ -54,7 +54,7 @@ def read_entries(data: memoryview, label: str) -> tuple[dict[str, Entry], int, B
     except (ValueError, RecursionError) as error:
         raise ForeignFileError(f"{label} has no JSON header", got=error) from error
     metadata = header.pop(METADATA, None)
-    check_version(metadata, label, newest=BASED)
+    check_version(metadata, label, newest=BASED if is_based(metadata) else VERSION)
     named = BaseName.of(metadata)
     entries = {name: _entry(name, fields) for name, fields in header.items()}
     end = 0

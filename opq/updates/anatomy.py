@@ -15,7 +15,8 @@ from opq.base.paths import what_is
 from opq.errors import CorruptFileError, MissingFileError
 from opq.file import index
 from opq.file.base import VERSION as BASED
-from opq.file.header import METADATA, check_version, no_twins
+from opq.file.base import is_based
+from opq.file.header import METADATA, VERSION, check_version, no_twins
 from opq.file.payload import Coded
 from opq.file.stored import PAYLOADS
 from opq.plan import TensorPlan
@@ -143,7 +144,7 @@ def taken_apart(head: bytes, size: int) -> Anatomy:
         pieces: tuple[tuple[int, int], ...] = ((0, base),)
         found = [Segment(n, base + a, base + b, d if d in DTYPES else "U8", s) for n, (d, s, a, b) in entries.items()]
     else:
-        check_version(metadata, "the file", newest=BASED)
+        check_version(metadata, "the file", newest=BASED if is_based(metadata) else VERSION)
         start, stop = base + common[0], base + common[1]
         if (
             start + len(head) - base > stop

@@ -132,10 +132,15 @@ def test_a_reader_of_version_1_takes_it_for_newer(tmp_path: Path) -> None:
     opq.compress(new, base=old, bits=1.0).save(path)
     with pytest.raises(NewerFormatError):
         check_version({"opq": "2"}, "a file")
-    for wrong in (b'"opq_bass":"', b'"opq_base":"g'):
-        (tmp_path / "wrong").write_bytes(path.read_bytes().replace(b'"opq_base":"'[: len(wrong)], wrong, 1))
-        with pytest.raises(CorruptFileError):
-            opq.Reader(tmp_path / "wrong")
+    (tmp_path / "wrong").write_bytes(path.read_bytes().replace(b"opq_base", b"opq_bass", 1))
+    with pytest.raises(NewerFormatError):
+        opq.Reader(tmp_path / "wrong")
+    digit = path.read_bytes().index(b'"opq_base":"') + 12
+    data = bytearray(path.read_bytes())
+    data[digit] = ord("g")
+    (tmp_path / "wrong").write_bytes(data)
+    with pytest.raises(CorruptFileError, match="does not name its base"):
+        opq.Reader(tmp_path / "wrong")
 
 
 def test_what_has_no_meaning_is_refused(tmp_path: Path) -> None:
