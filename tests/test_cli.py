@@ -282,3 +282,39 @@ def test_an_error_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("opq.report.inspection.examine", fails)
     code, _, err = run("inspect", "x")
     assert (code, err) == (1, "error OptionError: two lines and \\x1b[31m colour: got [/markup] \\ud800. Do not.\n")
+
+
+def test_updates_bases_and_older_files(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    new, update, again = (tmp_path / f"{name}.safetensors" for name in ("new", "update", "again"))
+    state = load_file(checkpoint)
+    save_file({**state, "a.weight": state["a.weight"] + 0.001}, new)
+    code, out, err = run("delta", checkpoint, new, "-o", update)
+    assert (code, err) == (0, "")
+    assert f"{update.stat().st_size:,} bytes in place of {new.stat().st_size:,}" in out
+    figures = json.loads(run("delta", checkpoint, new, "-o", update, "--json")[1])
+    assert (figures["bytes"], figures["new_bytes"]) == (update.stat().st_size, new.stat().st_size)
+    assert run("apply", checkpoint, update, "-o", again)[:2] == (
+        0,
+        f"{again}: {new.stat().st_size:,} bytes, proved by SHA-256\n",
+    )
+    assert again.read_bytes() == new.read_bytes()
+    code, _, err = run("apply", new, update, "-o", tmp_path / "never")
+    assert code == 1
+    assert "WrongBaseError" in err
+    assert not (tmp_path / "never").exists()
+
+    based, dense, first, second = (
+        tmp_path / f"{name}.opq.safetensors" for name in ("based", "dense", "first", "second")
+    )
+    assert run("compress", new, "--base", checkpoint, "--bits", 2, "-o", based)[0] == 0
+    assert run("verify", based)[0] == 0
+    assert run("inspect", based)[0] == 0
+    code, _, err = run("decompress", based, "-o", dense)
+    assert code == 1
+    assert "Pass the network that it was compressed against with --base" in err
+    assert run("decompress", based, "--base", checkpoint, "-o", dense)[0] == 0
+    assert (load_file(dense)["a.weight"] - load_file(new)["a.weight"]).abs().max() < 0.001
+
+    assert run("compress", checkpoint, "--bits", 4, "-o", first)[0] == 0
+    assert run("compress", checkpoint, "--like", first, "-o", second)[0] == 0
+    assert first.read_bytes() == second.read_bytes()
