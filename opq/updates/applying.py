@@ -123,7 +123,7 @@ def _checked(said: Contents, folder: bool, parts: Mapping[str, Part], label: str
             fact = f"{part.file.path} is not what the update was made against"
             raise WrongBaseError(fact, got=f"SHA-256 {found.hex()}", wanted=known.digest.hex())
         tell("check", k + 1, len(listed))
-    return listed
+    return [Part(known.name, part.file) for known, part in zip(said.old, listed, strict=True)]
 
 
 def _outputs(said: Contents, output: Path) -> list[Path]:

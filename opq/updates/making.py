@@ -12,7 +12,6 @@ from typing import BinaryIO
 from opq.base.atomic import refuse_inputs, written_aside
 from opq.base.calls import checked_names
 from opq.base.format_v1 import most_symbols
-from opq.base.pool import Pool, torch_threads
 from opq.base.progress import Progress, shown
 from opq.coding import text
 from opq.coding.stack import StackWriter
@@ -79,8 +78,8 @@ def delta(
         True
     """
     refuse_inputs(output, [old, new])
-    with shown(progress) as tell, opened(old) as (one, olds), opened(new) as (other, news), torch_threads() as threads:
-        maker = Maker(olds, portable=portable, pool=threads)
+    with shown(progress) as tell, opened(old) as (one, olds), opened(new) as (other, news):
+        maker = Maker(olds, portable=portable)
         amount = sum(part.file.size for part in news.values())
         with written_aside(output) as out:
             contents.reserve(out)
@@ -126,10 +125,10 @@ class _Coded:
 class Maker:
     """Finds for every new file what it has of the old ones."""
 
-    def __init__(self, olds: Mapping[str, Part], *, portable: bool, pool: Pool):
+    def __init__(self, olds: Mapping[str, Part], *, portable: bool):
         self.known = {name: part.fingerprint() for name, part in olds.items()}
         self.pcodec = ""
-        self._portable, self._pool = portable, pool
+        self._portable = portable
         self._olds = list(olds.values())
         self._names = list(olds)
         self._segments = segments(self._olds)

@@ -293,6 +293,14 @@ def test_the_wrong_old_file_is_refused_before_anything_is_written(pair: tuple[Pa
     assert again.read_bytes() == new.read_bytes()
 
 
+def test_the_old_file_may_be_called_otherwise(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """As in a cache, where names are digests."""
+    old, new = pair
+    opq.delta(old, new, tmp_path / "update")
+    opq.apply(old.rename(tmp_path / "0a1b2c"), tmp_path / "update", tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == new.read_bytes()
+
+
 def test_outputs_are_neither_inputs_nor_folders(pair: tuple[Path, Path], tmp_path: Path) -> None:
     old, new = pair
     for output in (old, new):
