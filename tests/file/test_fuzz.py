@@ -17,7 +17,7 @@ from opq.coding.entropy import draft
 from opq.coding.symbols import any_behind
 from opq.errors import CorruptFileError, TruncatedFileError
 
-CASES = [3_000, pytest.param(fuzz.FULL, marks=pytest.mark.slow)]
+CASES = [5_000, pytest.param(fuzz.FULL, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("cases", CASES)

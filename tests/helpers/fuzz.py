@@ -438,15 +438,17 @@ def some(seed: int, amount: int) -> Iterator[tuple[int, Case]]:
 
 
 def cases(seed: int, *, every: int = 1) -> Iterator[tuple[int, Case]]:
-    """Cases without end, each with the number of the valid file it was made from: of all that can be
-    listed the first of each kind and one in `every`, then others at random."""
+    """Cases without end, each with the number of the valid file it was made from.
+
+    Of all that can be listed the first of each kind and one in `every`; then others at random.
+    """
     rng = random.Random(seed)
     for number, data in enumerate(seeds()):
         met = Counter[str]()
-        for case in itertools.chain(cuts(data), flips(data), headers(data)):
-            if met[case.kind] % every == 0:
-                yield number, case
-            met[case.kind] += 1
+        for listed in itertools.chain(cuts(data), flips(data), headers(data)):
+            if met[listed.kind] % every == 0:
+                yield number, listed
+            met[listed.kind] += 1
     endless: list[tuple[int, Iterator[Case]]] = []
     for number, data in enumerate(seeds()):
         parts = taken_apart(data) if number != ENTRIES else None

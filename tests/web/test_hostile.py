@@ -27,7 +27,7 @@ from opq.plan import Plan
 
 pytestmark = pytest.mark.skipif(node.missing() is not None, reason=str(node.missing()))
 
-CASES = [3_000, pytest.param(fuzz.FULL, marks=pytest.mark.slow)]
+CASES = [5_000, pytest.param(fuzz.FULL, marks=pytest.mark.slow)]
 MEMORY = 256 << 20
 """Bytes by which Node may grow over all cases: its heap is tidied when it likes."""
 CODES = {
