@@ -9,6 +9,7 @@ Other folders use:
 - `fit`: meets the budget in bytes of the file.
 - `method`: methods as objects: what a method of compression is, and the two that need no data.
 - `options`: the options of one compression, checked before any work is done.
+- `prior`: how much each tensor matters, guessed from the weights alone.
 - `problem`: statistics, sensitivities and a budget in bits -> the Plan. Pure.
 - `result`: what `compress` gives back.
 - `shortfall`: why a file stays below its budget.
@@ -25,6 +26,7 @@ __all__ = [
     "fit",
     "method",
     "options",
+    "prior",
     "problem",
     "result",
     "roles",
