@@ -140,5 +140,5 @@ def test_it_is_what_a_compression_without_a_probe_uses(tmp_path: Path) -> None:
     found = {name: stats for name, stats in stats_of(source).items() if plan[name].action == "compress"}
     assert len(found) > 1
     assert {t.name: t.sensitivity for t in plan.compressed} == prior(source, found)
-    assert opq.solve(state, bits=12, sensitivities={"fc.weight": 2.0})["conv1.weight"].sensitivity == 1.0
+    assert opq.solve(state, bits=12, sensitivities={"conv2.weight": 2.0})["conv1.weight"].sensitivity == 1.0
     assert {t.sensitivity for t in opq.solve(state, bits=12, method="opq").compressed} == {1.0}
