@@ -1,4 +1,4 @@
-"""What public calls share: keywords that do not exist are refused by name, and warnings point at the caller's line."""
+"""What public calls share: unknown keywords are refused by name, and warnings point at the caller's line."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def unknown(name: str, known: Sequence[str]) -> OptionError:
 
 
 def warn(message: str, kind: type[Warning]) -> None:
-    """Warns at the line outside this package that made the call, however deep inside the cause lies."""
+    """Warns at the line outside this package that made the call, however deep inside the package this is called."""
     frame: Any = sys._getframe(1)
     level = 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
