@@ -15,7 +15,7 @@ import numpy as np
 from opq.allocation.curve import Curve, Point
 from opq.allocation.laplace import pruning_error
 from opq.allocation.paper import steps
-from opq.allocation.program import Choice, Priced, solve_program
+from opq.allocation.program import GAP, Choice, Priced, solve_program
 from opq.allocation.solution import Allocation, Bounds, rate_bounds
 from opq.base.arrays import Floats
 from opq.constraints import Constraint, Row, group_steps
@@ -34,6 +34,7 @@ def solve_rd(
     bounds: Bounds | None = None,
     names: Sequence[str] | None = None,
     constraints: Sequence[Constraint] = (),
+    largest_gap: float = GAP,
 ) -> Allocation:
     """The rate-distortion optimum under constraints.
 
@@ -50,12 +51,13 @@ def solve_rd(
         bounds: `(l_i, u_i)` in bits per weight or None, for each tensor.
         names: of the tensors, against which the constraints' patterns are matched; by default "0", "1", ...
         constraints: made by the functions of `opq.constraints`.
+        largest_gap: the largest relative duality gap that is accepted.
 
     Raises:
         InfeasibleError: there is no solution; the text gives the smallest feasible budget, or says that the constraints
             contradict each other.
         PatternError: a pattern matches no tensor.
-        CertificateError: the duality gap is larger than 1e-6 (relative).
+        CertificateError: the relative duality gap is larger than `largest_gap`.
     """
     n, a = np.asarray(sizes, dtype=float), np.asarray(sensitivities, dtype=float)
     labels = list(names) if names is not None else [str(i) for i in range(len(curves))]
@@ -63,7 +65,8 @@ def solve_rd(
     rows = _bound_rows(curves, bounds, labels)
     for constraint in constraints:
         rows += [_within(row, curves, constraint) for row in constraint.rows(labels, sizes)]
-    solved = solve_program(choices, rows, Row("the budget in bits of codes", n, 0 * n, -math.inf, float(bits_total)))
+    budget = Row("the budget in bits of codes", n, 0 * n, -math.inf, float(bits_total))
+    solved = solve_program(choices, rows, budget=budget, largest_gap=largest_gap)
     points: dict[int, Point] = {}
     for choice, t in zip(choices, solved.t, strict=True):
         points |= {i: _point(curves[i], t, len(choice.members) > 1) for i in choice.members}
@@ -96,7 +99,7 @@ def solve_opq(
     choices = [Choice((i,), grid, _pruned(n[i] * a[i], tau[i])) for i in range(tau.size)]
     rows = [row for constraint in constraints for row in constraint.rows(labels, sizes)]
     kept = (1 - sparsity) * float(n.sum())
-    solved = solve_program(choices, rows, Row("the number of kept weights", 0 * n, n, -math.inf, kept))
+    solved = solve_program(choices, rows, budget=Row("the number of kept weights", 0 * n, n, -math.inf, kept))
     return -tau * np.log(solved.t), solved.multiplier
 
 

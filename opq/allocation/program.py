@@ -59,8 +59,12 @@ class Solved:
     """The relative duality gap."""
 
 
-def solve_program(choices: Sequence[Choice], rows: Sequence[Row], budget: Row) -> Solved:
-    """Solves the program on the first points of the curves, then with more and finer ones around each solution."""
+def solve_program(choices: Sequence[Choice], rows: Sequence[Row], *, budget: Row, largest_gap: float = GAP) -> Solved:
+    """Solves the program on the first points of the curves, then with more and finer ones around each solution.
+
+    Args:
+        largest_gap: the largest relative duality gap that is accepted; `CertificateError` above.
+    """
     columns = [c.grid for c in choices]
     priced = [c.at(c.grid) for c in choices]
     unit = sum(float(np.max(p[2])) for p in priced)
@@ -74,8 +78,9 @@ def solve_program(choices: Sequence[Choice], rows: Sequence[Row], budget: Row) -
         around = [_around(choice, v, finer) for choice, v in zip(choices, t, strict=True)]
         columns = [np.concatenate([c, extra]) for c, extra in zip(columns, around, strict=True)]
         priced = [_join(p, c.at(extra)) for p, c, extra in zip(priced, choices, around, strict=True)]
-    if not program.gap <= GAP:
-        raise CertificateError("the allocation is not optimal", got=f"gap {program.gap:.3g}", wanted=f"<= {GAP}")
+    if not program.gap <= largest_gap:
+        fact, wanted = "the allocation is not optimal", f"<= {largest_gap}"
+        raise CertificateError(fact, got=f"gap {program.gap:.3g}", wanted=wanted)
     return Solved(t, program.multiplier, program.gap)
 
 

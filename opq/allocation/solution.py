@@ -16,7 +16,7 @@ Bounds = Sequence[tuple[float, float] | None]
 """Smallest and largest rate of each tensor in bits per weight, or None."""
 TOLERANCE = 1e-6
 """The largest residual of a certificate that is accepted. A choice: rounding errors stay orders of magnitude below it
-(tests/allocation), and a residual of this size changes no step that a file can hold."""
+(tests/allocation), and an error of this size is finer than the 24 bits in which a file holds a step."""
 ROUNDING = 1e-12
 """Relative rounding error allowed in a sum of rates, whose order of summation depends on the machine."""
 

@@ -26,8 +26,9 @@ _turn = Turn()
 class Loops:
     """The loops of one module. Importing the module compiles them, or loads them from numba's cache on disk."""
 
-    def __init__(self, module: str):
+    def __init__(self, module: str, *, little: float = LITTLE):
         self.module = module
+        self.little = little
         self._found: ModuleType | None = None
         self._missing = False
 
@@ -37,7 +38,7 @@ class Loops:
         Args:
             seconds: about how long numpy would take. A module that is already loaded is used for any amount of work.
         """
-        if not (self._missing or self._found) and seconds >= LITTLE:
+        if not (self._missing or self._found) and seconds >= self.little:
             with _turn():
                 self._found = _compiled(self.module)
             self._missing = self._found is None
@@ -50,7 +51,7 @@ class Loops:
             seconds: about how long numpy would take for all the work to come.
             progress: called with ("compile", steps done, steps) if there is something to load.
         """
-        if seconds < LITTLE or self._missing or self._found:
+        if seconds < self.little or self._missing or self._found:
             return
         progress("compile", 0, 1)
         self(seconds)

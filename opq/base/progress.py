@@ -33,11 +33,14 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def shown(wanted: Wanted) -> Iterator[Progress]:
+def shown(wanted: Wanted, *, patience: float = PATIENCE) -> Iterator[Progress]:
     """The callback that a call's `progress=` stands for; a bar, if there is one, is removed at the end.
 
-    None stands for a bar that appears after two seconds, if standard error is a terminal or a notebook runs, and in
-    the first of several processes only.
+    None stands for a bar that appears after a while, if standard error is a terminal or the code runs in a notebook,
+    and only in the first of several processes.
+
+    Args:
+        patience: seconds after which that bar appears.
 
     Raises:
         OptionError: `progress=` is neither callable nor True, False or None.
@@ -51,7 +54,7 @@ def shown(wanted: Wanted) -> Iterator[Progress]:
     elif wanted is False or (wanted is None and not _watched()):
         yield silent
     else:
-        drawn = _Drawn(after=PATIENCE if wanted is None else 0.0)
+        drawn = _Drawn(after=patience if wanted is None else 0.0)
         try:
             yield drawn
         finally:

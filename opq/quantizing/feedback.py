@@ -35,18 +35,29 @@ def numpy_seconds(coordinates: int, *, on_paths: bool) -> float:
     return coordinates * (1e-3 if on_paths else 4e-5)
 
 
-def feedback(w: torch.Tensor, plan: TensorPlan, moment: Moment) -> torch.Tensor:
+def feedback(
+    w: torch.Tensor, plan: TensorPlan, moment: Moment, *, leaf: int = LEAF, rows_at_once: int = ROWS_AT_ONCE
+) -> torch.Tensor:
     """The codes of `w` on the plan's grid with error feedback: int16, same shape, on the CPU.
 
     Args:
         w: the weight tensor, which `moment.layout` turns into a stack of matrices.
         moment: the second moment of the layer's inputs.
+        leaf: coordinates at which halving stops.
+        rows_at_once: rows of the matrix that are swept together; on a trellis a multiple of a path's rows.
     """
-    return sweep(w, [plan], moment)[0]
+    return sweep(w, [plan], moment, leaf=leaf, rows_at_once=rows_at_once)[0]
 
 
 @torch.no_grad()
-def sweep(w: torch.Tensor, plans: Sequence[TensorPlan], moment: Moment) -> list[torch.Tensor]:
+def sweep(
+    w: torch.Tensor,
+    plans: Sequence[TensorPlan],
+    moment: Moment,
+    *,
+    leaf: int = LEAF,
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> list[torch.Tensor]:
     """`feedback` on the grids of several plans in one pass, which costs little more than for one plan.
 
     Raises:
@@ -54,31 +65,31 @@ def sweep(w: torch.Tensor, plans: Sequence[TensorPlan], moment: Moment) -> list[
     """
     on_paths = any(plan.codebook == "trellis" for plan in plans)
     if on_paths and len(plans) > 1:
-        return [sweep(w, [plan], moment)[0] for plan in plans]
+        return [sweep(w, [plan], moment, leaf=leaf, rows_at_once=rows_at_once)[0] for plan in plans]
     if on_paths and moment.layout.transposed:
         raise OptionError(f"tensor {plans[0].name!r}: paths down its inputs", got="a trellis", wanted="a grid")
     matrix = moment.layout.matrix(w.detach().float().cpu())
     groups, rows, width = matrix.shape
     grid = _Paths.of(matrix, plans[0]) if on_paths else _Grid.of(plans)
-    at_once = rows if on_paths and groups > 1 else ROWS_AT_ONCE  # a multiple of a path's rows
+    at_once = rows if on_paths and groups > 1 else rows_at_once
     codes = torch.empty((len(plans), groups, rows, width), dtype=torch.int16)
     start = 0
     for order, n in moment.factors:
         at, n = start + order.cpu(), n.cpu().contiguous()
         for first in range(0, rows, at_once):
             part = slice(first, first + at_once)
-            codes[:, :, part, at] = _swept(matrix[:, part, at], grid, len(plans), n)
+            codes[:, :, part, at] = _swept(matrix[:, part, at], grid, len(plans), n, leaf=leaf)
         start += len(order)
     return [moment.layout.tensor(q, tuple(w.shape)) for q in codes]
 
 
-def _swept(w: torch.Tensor, grid: _Grid | _Paths, plans: int, n: torch.Tensor) -> torch.Tensor:
+def _swept(w: torch.Tensor, grid: _Grid | _Paths, plans: int, n: torch.Tensor, *, leaf: int) -> torch.Tensor:
     """Codes (plans, groups, rows, d) of `w` (groups, rows, d), coordinates in the order of `N` (groups, d, d)."""
     target = w.transpose(1, 2)[:, :, None].contiguous()  # (groups, d, 1, rows): one coordinate is contiguous
     values = target.repeat(1, 1, plans, 1)  # (groups, d, plans, rows): to be rounded; then the codes
     seconds = numpy_seconds(w.shape[2], on_paths=isinstance(grid, _Paths))
     loops = trellis.LOOPS(seconds) if grid.compiles(values) else None
-    sweep = _Sweep(grid, target.numpy(), values.numpy(), torch.empty_like(values), n, loops)
+    sweep = _Sweep(grid, target.numpy(), values.numpy(), torch.empty_like(values), n, loops, leaf)
     sweep.run(0, w.shape[2])
     return values.to(torch.int16).permute(2, 0, 3, 1)
 
@@ -98,10 +109,11 @@ class _Sweep:
     """(groups, d, d): `N`."""
     loops: ModuleType | None
     """`quantizing.loops` where the coordinates one by one are done in machine code."""
+    leaf: int
 
     def run(self, low: int, high: int) -> None:
         """Quantizes the coordinates from low to high; the errors of those before have been passed on to them."""
-        if high - low <= LEAF:
+        if high - low <= self.leaf:
             self._one_by_one(low, high)
             return
         middle = (low + high) // 2

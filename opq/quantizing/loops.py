@@ -239,7 +239,7 @@ def feed_paths(
     low: int,
     high: int,
 ) -> None:
-    """The twin of `feedback._Sweep._one_by_one` for the paths of one plan; letters and shapes as there and in `search`."""
+    """The twin of `feedback._Sweep._one_by_one` for the paths of one plan; letters and shapes as in both."""
     groups, _, _, rows = values.shape
     x, codes = np.empty((groups * rows, 1), np.float32), np.empty((groups * rows, 1), np.int16)
     for j in range(low, high):

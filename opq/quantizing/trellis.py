@@ -57,11 +57,11 @@ SAVED = 0.2
 """Bits per weight by which the codes are shorter than those of a plain grid of the same error, coded with classes.
 Measured; it only predicts the size in the first round (more than 1 dB is about 0.2 bits)."""
 
-_AT_ONCE = 1 << 11
+AT_ONCE = 1 << 11
 """Paths searched together in numpy. A choice that trades the overhead of numpy calls for memory; codes are the same."""
 
-TALLEST = _AT_ONCE * RUN
-"""Rows searched in one call: with more, even one column would have more than `_AT_ONCE` paths."""
+TALLEST = AT_ONCE * RUN
+"""Rows searched in one call: with more, even one column would have more than `AT_ONCE` paths."""
 
 _NARROW, _narrow = 1 << 8, threading.Lock()
 """Fewer paths than this are searched by one thread at a time. Their numpy calls are so short that several threads would
@@ -119,12 +119,12 @@ def numbers(k: Codes) -> Codes:
 
 def _piece(shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows, in whole runs, and columns whose shifts are found at once, so that temporaries stay small."""
-    across = max(1, min(shape[-1] if shape else 1, _AT_ONCE))
-    return RUN * max(1, _AT_ONCE // across), across
+    across = max(1, min(shape[-1] if shape else 1, AT_ONCE))
+    return RUN * max(1, AT_ONCE // across), across
 
 
 def _shifts(k: Codes) -> Codes:
-    """`b_t` of every code, whether its grid is shifted: int16, shaped like `k`. Eight columns share a byte, a bit each."""
+    """`b_t` of every code, whether its grid is shifted: int16, shaped like `k`. Eight columns are packed in a byte."""
     odd = (k & 1).astype(np.uint8).reshape(k.shape[0] if k.ndim else 1, -1)  # (rows, columns)
     parities = _runs(np.packbits(odd, axis=1))  # (runs, rows of a run, columns / 8)
     shifts = np.zeros_like(parities)
@@ -158,7 +158,7 @@ def _next(state: States, parity: States) -> States:
 
 
 def _machine() -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """For every state, its two predecessors and the kinds of code, `2 shift + parity`, that lead from them: (2, S) each."""
+    """For every state, its two predecessors and the kinds of code, `2 shift + parity`, that lead here: (2, S) each."""
     states = np.arange(STATES, dtype=np.uint8)
     before: list[list[tuple[int, int]]] = [[] for _ in range(STATES)]
     for parity in (0, 1):
@@ -190,23 +190,25 @@ _SHIFT, _PARITY = np.array([[0, 0, 1, 1], [0, 1, 0, 1]], np.float32)[:, :, None]
 """For every kind, whether the coarse grid is shifted, and the parity of `k`: (4, 1) each."""
 
 
-def nearest(x: Reals, bits: Reals) -> Codes:
+def nearest(x: Reals, bits: Reals, *, at_once: int = AT_ONCE) -> Codes:
     """The codes `n` of numbers `x` that minimise the sum of `(x - n)^2 + PRICE bits[k]`: int16, (rows, columns).
 
     Args:
         x: numbers in units of the step, (rows, columns); paths run down the columns.
         bits: the bits of each `k` from `-len(bits) / 2` on, as `costs` gives them. No other `k` is used.
+        at_once: paths that numpy searches together; the codes do not depend on it.
     """
     rows, columns = x.shape
-    if rows > TALLEST:
-        return np.concatenate([nearest(some, bits) for some in np.split(x, range(TALLEST, rows, TALLEST))])
-    n, at_once = np.empty((rows, columns), np.int16), max(1, _AT_ONCE // max(-(-rows // RUN), 1))
+    if rows > (most := at_once * RUN):
+        parts = np.split(x, range(most, rows, most))
+        return np.concatenate([nearest(some, bits, at_once=at_once) for some in parts])
+    n, across = np.empty((rows, columns), np.int16), max(1, at_once // max(-(-rows // RUN), 1))
     loops = LOOPS(numpy_seconds(x.size)) if x.dtype == np.float32 else None
     if loops is not None:
         loops.search(np.ascontiguousarray(x), bits, np.float32(PRICE), REGISTERS, n)
         return n
-    for start in range(0, columns if rows else 0, at_once):
-        part = slice(start, start + at_once)
+    for start in range(0, columns if rows else 0, across):
+        part = slice(start, start + across)
         runs = _runs(x[:, part])  # paths end in rows of zeros
         number, length, width = runs.shape
         down = runs.transpose(1, 0, 2).reshape(length, number * width)
@@ -231,7 +233,7 @@ def _viterbi(x: Reals, bits: Reals) -> Codes:
     cost = np.full((STATES, width), np.float32(1e30))
     cost[0] = 0
     second, both = np.empty((length, STATES, width), np.bool_), np.empty((2, STATES, width), np.float32)
-    piece = max(1, _AT_ONCE // width)  # rows whose prices are laid out by state at once
+    piece = max(1, AT_ONCE // width)  # rows whose prices are laid out by state at once
     for t in range(length):
         if t % piece == 0:
             steps = prices[t : t + piece].take(_KIND, 1)  # (rows of the piece, 2, S, paths)
