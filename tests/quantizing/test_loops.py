@@ -113,7 +113,6 @@ def test_feedback_gives_the_same_codes(groups: int, rows: int, width: int, plans
             assert torch.equal(one, other)
 
 
-@pytest.mark.slow
 def test_a_file_is_the_same_with_and_without_the_compiler_and_by_any_number_of_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
