@@ -70,7 +70,7 @@ IN_SHELL = {
 FLAGS = {
     "trellis": "--trellis",
     "trellis=True": "--trellis",
-    "trellis=False": "no --trellis",
+    "trellis=False": "--no-trellis",
     "probe": "--probe",
     "probe=True": "--probe",
     "probe=False": "--no-probe",
@@ -131,7 +131,9 @@ def compress(
     ] = None,
     probe: Annotated[bool | None, typer.Option("--probe/--no-probe", help="Measure sensitivities on noise.")] = None,
     input_size: Annotated[str | None, typer.Option(help="Shape of one input, such as 3,224,224.")] = None,
-    trellis: Annotated[bool, typer.Option("--trellis", help="Trellis-coded: less error, more work.")] = False,
+    trellis: Annotated[
+        bool | None, typer.Option("--trellis/--no-trellis", help="Quantize on a trellis, as rd does: less error.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the synthetic inputs.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     shard_size: Annotated[int, typer.Option(help="Bytes of an output shard, with a folder as output.")] = 500_000_000,
@@ -157,6 +159,8 @@ def compress(
         "seed": seed,
     }
     if dry_run:
+        if trellis is None and method == "rd":  # what the file would be, not what training would start from
+            options["trellis"] = True
         _show_plan(opq.solve(opened, **options, progress=_watched(as_json)), as_json)
         return
     if output is not None and _streams(source, output):

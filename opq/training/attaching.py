@@ -20,6 +20,7 @@ from opq.plan import LARGEST_CODE, Plan, TensorPlan
 from opq.quantizing.grid import dequantize, quantize
 from opq.training import kernel
 from opq.training.fixed_grid import FixedGrid, digest, has_kernel, is_sharded, mask_like, whole
+from opq.training.grid_plan import on_grids
 from opq.training.sites import find, grids, order, plain, tensors
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ def attach(model: nn.Module, plan: Plan | Result, *, native: bool | None = None)
     (codes after error feedback, re-normalised statistics) are copied into the model first, and the masks are its
     non-zero codes. Parameters keep their identity, so an optimizer made before goes on working. Attach before
     `fully_shard`; before or after `DistributedDataParallel` and `torch.compile`.
+
+    A trellis cannot be trained. In its place come the plain grids of the same rates, so that the file keeps its size,
+    and the model's present weights; a `GridWarning` says so.
 
     Args:
         native: True for the kernel in C++ that `opq native` compiles, False for torch's own operations; None takes
@@ -59,10 +63,12 @@ def attach(model: nn.Module, plan: Plan | Result, *, native: bool | None = None)
     _check_attachable(inner)
     if native and kernel.operator() is None:
         raise NativeError("there is no compiled kernel", got="native=True", wanted=f"the file {kernel.path()}")
-    result = None if isinstance(plan, Plan) else plan
-    plan = plan if isinstance(plan, Plan) else plan.plan
+    given = plan if isinstance(plan, Plan) else plan.plan
+    sites = find(inner, given)
+    trained = on_grids(given, lambda name: plain(*sites[name][0]))
+    result = plan if not isinstance(plan, Plan) and trained is given else None
+    plan = trained
     _check_grids(plan)
-    sites = find(inner, plan)
     if result is not None:
         inner.load_state_dict(result.state_dict())
     codes = {n: quantize(plain(*of[0]), plan[n]) if result is None else result.codes[n] for n, of in sites.items()}
@@ -91,6 +97,14 @@ def _fixed(w: torch.Tensor, plan: TensorPlan, codes: torch.Tensor, native: bool 
     return grid
 
 
+def plan_in_force(model: nn.Module, plan: Plan | Result) -> Plan:
+    """The plan that is trained: the given one, with the attached plain grids in place of trellises."""
+    plan = plan if isinstance(plan, Plan) else plan.plan
+    found = {grid.plan.name: grid.plan for _, _, grid in attached(model)}
+    tensors = (found.get(t.name, t) if t.codebook == "trellis" else t for t in plan)
+    return plan.replace(tensors=tuple(tensors))
+
+
 def _check_attachable(model: nn.Module) -> None:
     if is_attached(model):
         raise AttachError("the compression module is attached already", wanted="a model without it")
@@ -104,7 +118,7 @@ def _check_attachable(model: nn.Module) -> None:
 def _check_grids(plan: Plan) -> None:
     for tensor in plan.compressed:
         if tensor.codebook != "grid":
-            remedy = "Compress with method='rd' or 'opq' and without trellis=: their codebooks are multiples of a step."
+            remedy = "Compress with method='rd' or 'opq': their codebooks are multiples of a step."
             raise OptionError(f"tensor {tensor.name!r} has no grid to train on", got=tensor.codebook, remedy=remedy)
 
 

@@ -24,7 +24,7 @@ from opq.models.observe import evaluating
 from opq.models.wrappers import unwrapped
 from opq.plan import Plan
 from opq.training import processes
-from opq.training.attaching import attach, attached, is_attached
+from opq.training.attaching import attach, attached, is_attached, plan_in_force
 from opq.training.collecting import collect
 from opq.training.loop import Batches, Epoch, Loop, Training
 from opq.training.objective import Loss, Objective
@@ -130,7 +130,7 @@ def finetune(
     made = torch.optim.Adam(trainable, how.lr, fused=_fusable(trainable)) if optimizer is None else optimizer
     made = made if isinstance(made, torch.optim.Optimizer) else made(trainable)
     with shown(progress) as told, contextlib.nullcontext() if dense is None else evaluating(dense):
-        loop = Loop(model, plan if isinstance(plan, Plan) else plan.plan, batches, how,
+        loop = Loop(model, plan_in_force(inner, plan), batches, how,
                     objective=Objective(loss, dense, how.distill, how.temperature), optimizer=made, evaluate=evaluate,
                     checkpoint=None if checkpoint is None else Path(checkpoint), progress=told)  # fmt: skip
         loop.train()
