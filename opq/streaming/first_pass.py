@@ -1,4 +1,4 @@
-"""Pass one: every tensor to a curve, shared out by source shard, and the allocation problem that these make."""
+"""Pass one: from every tensor to its curve, source shards divided among the ranks; then the allocation problem."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from opq.streaming.task import Task
 
 
 def prepared(task: Task) -> tuple[Task, Problem[Measure]]:
-    """The task with the ties that its tensors' values show, and the problem of its tensors."""
+    """The task, in which equal tensors are now tied, and the allocation problem."""
     roles = roles_of(task.source, task.options)
     found = measures(task, [role for role in roles if role.action == "compress"])
     same = json.loads(task.team.first(lambda: json.dumps(ties(task.source, found, task.tensors)).encode()))
@@ -40,7 +40,7 @@ def prepared(task: Task) -> tuple[Task, Problem[Measure]]:
 
 
 def roles_of(source: Source, options: Options) -> tuple[Role, ...]:
-    """As `opq.compression.roles.assign`, and the scales of float8 weights are kept."""
+    """As in `opq.compression.roles.assign`; in addition, the scales of float8 weights are kept."""
     scales = set(scales_of(source).values())
     return tuple(
         dataclasses.replace(role, action="keep", reason="scales of float8 weights", exact=True)
@@ -51,7 +51,7 @@ def roles_of(source: Source, options: Options) -> tuple[Role, ...]:
 
 
 def measures(task: Task, roles: Sequence[Role]) -> dict[str, Measure]:
-    """Of every compressed tensor, in the source's order; each rank measures whole source shards."""
+    """The measures of every compressed tensor, in the source's order; each rank measures whole source shards."""
     groups: dict[Path | None, list[Role]] = {}
     for role in roles:
         groups.setdefault(task.source.files.get(role.name), []).append(role)
@@ -71,7 +71,7 @@ def measures(task: Task, roles: Sequence[Role]) -> dict[str, Measure]:
 
 
 def _shard(task: Task, roles: Sequence[Role], done: int, total: int) -> dict[str, Measure]:
-    """Of one source shard: those of an earlier run, or new ones, kept for a later one."""
+    """The measures of one source shard: those of an earlier run, or new ones, which are kept for a later run."""
     specs = [role.spec for role in roles]
     kept_as = task.identities.measures(specs)
     if (before := task.work.get(kept_as)) is not None:
@@ -85,7 +85,7 @@ def _shard(task: Task, roles: Sequence[Role], done: int, total: int) -> dict[str
 
 
 def sensitivities(task: Task, roles: Sequence[Role], found: dict[str, Measure]) -> dict[str, float]:
-    """All 1, unless probed or given; float8 weights by the mean square of their scales."""
+    """`a_i`: as given, else by the probe, else 1, or for float8 weights the mean square of their scales."""
     source, options = task.source, task.options
     a = dict.fromkeys(found, 1.0)
     for name, scale in scales_of(source).items():
@@ -104,7 +104,7 @@ def sensitivities(task: Task, roles: Sequence[Role], found: dict[str, Measure]) 
 
 
 def felt(source: Source, carried: Carried, found: dict[str, Measure], alpha: float) -> dict[str, float]:
-    """By the probe in blocks; a tied tensor feels for all its names, one that was never felt as the middle one."""
+    """`a_i` by the probe in blocks. Those of tied names are added; a tensor that was never used has the median."""
     sums: dict[str, float] = {}
     for name, square in carried.sensitivities().items():
         holder = source.by_name[name].like or name
