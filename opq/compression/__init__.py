@@ -9,6 +9,7 @@ Other folders use:
 - `fit`: finds the plan whose file meets the budget.
 - `method`: methods as objects, and the two methods that need no data.
 - `options`: the options of one compression, checked before any work is done.
+- `prior`: how much each tensor matters, guessed from the weights alone.
 - `problem`: statistics, sensitivities and a budget in bits -> the Plan.
 - `result`: what `compress` returns.
 - `shortfall`: why a file is smaller than its budget.
@@ -25,6 +26,7 @@ __all__ = [
     "fit",
     "method",
     "options",
+    "prior",
     "problem",
     "result",
     "roles",

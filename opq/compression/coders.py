@@ -92,7 +92,7 @@ def probe_source(source: Source, options: Options) -> Probe | None:
                 remedy=f"{error.remedy} Or compress the weights alone, much less accurate: probe=False (--no-probe).",
             ) from error
         warn(
-            f"{source.label} is compressed with all sensitivities 1, without feedback and re-normalisation: {error} "
+            f"{source.label} is compressed by its weights alone, without feedback and re-normalisation: {error} "
             "Silence this with probe=False.",
             ProbeWarning,
         )

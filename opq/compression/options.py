@@ -81,6 +81,11 @@ class Options:
         return isinstance(self.how, RateDistortion) and self.how.trellis
 
     @property
+    def weighs(self) -> bool:
+        """Whether tensors count by what their weights tell, where there is no probe; in the paper all count alike."""
+        return isinstance(self.how, RateDistortion)
+
+    @property
     def sparsity(self) -> float | None:
         """The fraction to prune, if it is given; None if it is to be found."""
         return self.how.sparsity if isinstance(self.how, Opq) else None
