@@ -1,4 +1,6 @@
-"""Constraints on an allocation beyond the budget, all linear in the rates and densities of the tensors::
+"""Constraints on an allocation beyond the budget, all linear in the rates and densities of the tensors.
+
+For example::
 
     opq.compress(model, bits=3, constraints=[
         constraints.bits("head.*", min=4),

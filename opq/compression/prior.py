@@ -1,16 +1,16 @@
-"""How much each tensor matters, guessed from the weights alone: in place of a probe where there is none.
+"""Sensitivities estimated from the weights alone, for use without a probe.
 
-An error in a layer matters by what it does to the layer's outputs, relative to how far these vary anyway. Without a
-model the inputs are unknown; taken as alike in every layer but for their scale, they leave the error relative to the
-weights: `a_i = 1 / sum w^2`. Two kinds of layers are known better.
+An error in a layer matters by its effect on the layer's outputs, relative to the variation of these outputs. Without a
+model the inputs are unknown. If they are assumed to be alike in every layer except for their scale, what remains is the
+error relative to the weights: `a_i = 1 / sum w^2`. About two kinds of layers more is known.
 
-- A convolution in front of a BatchNorm: the running variances tell by channel how far its outputs vary,
+- A convolution before a BatchNorm: the running variances tell for each channel how much its outputs vary,
 
       a_i = x / rows * mean_j 1 / var_j,    x = median_j var_j / |w_j|^2
 
-  with `x` the power of the inputs that the variances imply. Where all channels are alike this is `1 / sum w^2` again.
-- A table of embeddings: of its many rows few are used at a time, so it counts as any layer for its size. Where it is
-  the output layer too every row is used for every token; it then gets the relative error of a layer of ordinary size.
+  with `x` the power of the inputs that the variances imply. If all channels are alike this is `1 / sum w^2` again.
+- A table of embeddings: few of its many rows are used at a time, so it counts like any layer for its size. If it is the
+  output layer, too, every row is used for every token; it then gets the relative error of a layer of ordinary size.
 
 docs/datafree.md shows what this gives, `examples/bench/datafree.py` measures it.
 """
@@ -27,16 +27,16 @@ from opq.base.arrays import Floats
 from opq.sources.base import BatchNormNames, Source, TensorSpec
 
 FAINT_CHANNEL = 100
-"""A channel that varies less than a hundredth as much as the middle one counts as that: half-dead channels of
-MobileNet would have all bits otherwise (`docs/research.md`, weights alone)."""
+"""A channel whose variance is less than a hundredth of the median counts as one with a hundredth of it: otherwise
+half-dead channels of MobileNet would get all bits (`docs/research.md`, weights alone)."""
 
 TALL = 16
-"""Rows for a column from which on a matrix is taken as a table of embeddings: language models have 40 and more,
-classifiers of a thousand classes 1 to 2."""
+"""Rows / columns from which on a matrix counts as a table of embeddings: language models have 40 and more, classifiers
+of a thousand classes 1 to 2."""
 
 
 class Power(Protocol):
-    """What is asked of a tensor's statistics."""
+    """The statistics of a tensor that are needed here."""
 
     @property
     def size(self) -> int:
@@ -48,7 +48,7 @@ class Power(Protocol):
 
 
 def prior(source: Source, stats: Mapping[str, Power]) -> dict[str, float]:
-    """`a_i` of every compressed tensor, in units of the middle one; 1 for a tensor of zeros."""
+    """`a_i` of every compressed tensor, in units of their median; 1 for a tensor of zeros."""
     sizes = sorted(found.size for found in stats.values())
     ordinary = sizes[len(sizes) // 2] if sizes else 1
     norms, outputs = paired(source, stats), set(_output_tables(source))
@@ -65,7 +65,7 @@ def prior(source: Source, stats: Mapping[str, Power]) -> dict[str, float]:
 
 
 def _before_norm(w: Floats, variances: Floats) -> float:
-    """`a_i` of weights (channels, ...) in front of a BatchNorm; 0 where the variances tell nothing."""
+    """`a_i` of weights (channels, ...) before a BatchNorm; 0 if the variances give no information."""
     powers = np.sum(w.reshape(len(w), -1) ** 2, axis=1)  # (channels,)
     alive = (powers > 0) & (variances > 0) & np.isfinite(variances)
     least = float(np.median(variances)) / FAINT_CHANNEL
@@ -79,11 +79,11 @@ def _before_norm(w: Floats, variances: Floats) -> float:
 
 
 def paired(source: Source, names: Iterable[str]) -> dict[str, BatchNormNames]:
-    """The BatchNorm behind each convolution (or matrix) that has one, as far as order, names and sizes tell.
+    """The BatchNorm after each convolution (or matrix) that has one, inferred from order, names and sizes.
 
-    A state dict has them in the order in which they were made, mostly that of the forward pass. Files are often sorted
-    by name instead; there the k-th convolution of a module goes with its k-th BatchNorm where there are as many
-    (`conv1`, `bn1`, `conv2`, `bn2`), in a numbered sequence with the next one (`0`, `1`, `3`, `4`).
+    A state dict has them in the order in which they were made, which is mostly that of the forward pass. Files are
+    often sorted by name instead. Then the k-th convolution of a module belongs to its k-th BatchNorm if there are as
+    many (`conv1`, `bn1`, `conv2`, `bn2`), and in a numbered sequence to the next one (`0`, `1`, `3`, `4`).
     """
     specs = [source.by_name[name] for name in names]
     pairs = _by_names(specs, source) if _sorted(source) else _by_order(specs, source)
@@ -91,7 +91,8 @@ def paired(source: Source, names: Iterable[str]) -> dict[str, BatchNormNames]:
 
 
 def _sorted(source: Source) -> bool:
-    """Whether the order tells nothing: in every file tensors of one type are sorted by name, as safetensors does it."""
+    """Whether the order gives no information: in every file, tensors of one type are sorted by name, as safetensors
+    sorts them."""
     groups: dict[object, list[str]] = {}
     for spec in source:
         groups.setdefault((source.files.get(spec.name), spec.dtype), []).append(spec.name)
@@ -116,7 +117,7 @@ def _by_order(specs: Sequence[TensorSpec], source: Source) -> dict[str, BatchNor
 
 
 def _by_names(specs: Iterable[TensorSpec], source: Source) -> dict[str, BatchNormNames]:
-    """Each layer with the BatchNorm of the same module that its name's place among the others tells."""
+    """Each layer with the BatchNorm of the same module that its name suggests."""
     children: dict[str, tuple[list[TensorSpec], list[BatchNormNames]]] = {}
     for spec in specs:
         children.setdefault(_parent(_parent(spec.name)), ([], []))[0].append(spec)
@@ -157,7 +158,7 @@ def _parent(path: str) -> str:
 
 
 def _number(path: str) -> int | None:
-    """The last part of a path where it is a number."""
+    """The last part of a path if it is a number."""
     last = path.rpartition(".")[2]
     return int(last) if last.isdecimal() else None
 
@@ -171,13 +172,13 @@ def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
 
 
 _ENCODER = re.compile(r"(^|\.)embeddings\.[^.]+\.weight$")
-"""How encoders (BERT and its kind, CLIP) call their tables: such a table has no part in the outputs."""
+"""The names of tables in encoders (BERT and similar ones, CLIP), which are not used for the outputs."""
 _HEADS = ("lm_head.", "cls.predictions.", "embed_out.", "output.weight")
-"""What the names of the output layers of language models begin with, or end in, behind any prefix."""
+"""How the names of output layers of language models begin or end, after any prefix."""
 
 
 def _output_tables(source: Source) -> list[str]:
-    """Tables that the outputs are computed by: called so, or tied to such a one, or the only table of a decoder."""
+    """Tables that compute the outputs: by name, by a tie to such a table, or as the only table of a decoder."""
     tables = [s for s in source if len(s.shape) == 2 and s.like is None and s.shape[0] >= TALL * s.shape[1]]
     heads = {s.like or s.name for s in source if _is_head(s.name)}
     found = [spec.name for spec in tables if spec.name in heads]

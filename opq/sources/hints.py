@@ -62,7 +62,7 @@ def _whole(config: Any, *names: str) -> int | None:
 
 
 def hint_of_weights(weights: Any) -> InputHint:
-    """From a torchvision weights enum: the crop, mean and deviation of its preset (224 pixels where it has none)."""
+    """From a torchvision weights enum: crop, mean and standard deviation of its preset (224 pixels if it has none)."""
     preset = weights.transforms()
     size = getattr(preset, "crop_size", None) or [224]
     height, width = (size[0], size[-1]) if isinstance(size, (list, tuple)) else (size, size)

@@ -1,4 +1,4 @@
-"""What the compression of a folder gives back."""
+"""What the compression of a folder returns."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Streamed(Compressed):
     written: int
     """Bytes of all shards and the index."""
     rounds: int
-    """How often pass two was run: once where the predicted size held."""
+    """How often pass two was run: once if the predicted size was right."""
     seconds: Mapping[str, float]
-    """Seconds of this process by stage, on the wall, summed over its threads."""
+    """Wall-clock seconds of this process by stage, summed over its threads."""
     cpu_seconds: Mapping[str, float]
-    """The same of the processor: what other work on the machine does not change."""
+    """Processor seconds by stage, which depend less on other work on the machine."""
 
     @property
     def bytes(self) -> int:
@@ -32,7 +32,7 @@ class Streamed(Compressed):
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Bytes of each tensor's payload; 0 for shared ones."""
+        """Bytes of each tensor's payload; 0 for shared tensors."""
         with FolderReader(self.folder) as reader:
             return reader.sizes
 

@@ -1,4 +1,4 @@
-"""A trained model back into a compression result: the file is exactly what was trained."""
+"""From a trained model back to a compression result, whose file holds exactly the trained weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from opq.training.attaching import dense_state_dict, plan_in_force, proved_codes
 def collect(model: nn.Module, plan: Plan | Result) -> Result:
     """The result of a model trained under `opq.attach`: its codes, proved, and its kept tensors as they are now.
 
-    The plan stays bit for bit; only the entropy coder's frequencies are those of the new codes. Under `fully_shard`
-    every process must call it.
+    The plan is unchanged; only the entropy coder's frequencies follow the new codes. Under `fully_shard` every process
+    must call it.
 
     Raises:
         OffCodebookError: a weight, mask or step is not the plan's; the tensor is named.
-        MismatchError: the plan is another model's.
+        MismatchError: the plan is that of another model.
 
     Example:
         >>> import opq

@@ -1,6 +1,6 @@
-"""Weight-only fine-tuning: masks and codebooks stay as planned, the weights between them move.
+"""Weight-only fine-tuning: masks and codebooks stay as planned, the weights are trained.
 
-A short loop for those who have none; `opq.attach` and `opq.collect` work inside any other loop just as well.
+This is a short training loop for users who have none; `opq.attach` and `opq.collect` work with any other loop as well.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from opq.training.objective import Loss, Objective
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finetuned:
-    """A fine-tuned network: its file in memory, and how training went."""
+    """A fine-tuned network: its file in memory, and the history of the training."""
 
     result: Result
-    """Codes proved to be on the plan's masks and codebooks, with the kept tensors as trained."""
+    """The codes, proved to be on the plan's masks and codebooks, and the trained kept tensors."""
     history: tuple[Epoch, ...]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file as `Result.save`; of several processes, the first writes and the others wait."""
+        """Writes the file like `Result.save`; of several processes, the first one writes and the others wait."""
         if processes.rank() == 0:
             self.result.save(path)
         processes.barrier()
@@ -70,12 +70,12 @@ def finetune(
     checkpoint_every: int | None = None,
     resume: bool = True,
 ) -> Finetuned:
-    """Trains the weights of a pruned and quantized network, its masks and codebooks fixed.
+    """Trains the weights of a pruned and quantized network with fixed masks and codebooks.
 
     Args:
         model: the live model; `plan` is attached to it unless it is already, and stays attached. It may be wrapped
-            in `torch.compile` or `DistributedDataParallel`, or sharded by `fully_shard` after `opq.attach`; of several
-            processes, each has its own `batches`.
+            in `torch.compile` or `DistributedDataParallel`, or sharded by `fully_shard` after `opq.attach`. If there
+            are several processes, each has its own `batches`.
         plan: a `Plan`, or a compression result, from whose codes training starts.
         batches: pairs (inputs, targets), or dicts with `labels`, in any iterable that can be read once an epoch
             (a `DataLoader`), or a function of the epoch that gives one.
@@ -87,22 +87,22 @@ def finetune(
         progress: called with (stage, steps done, steps in all); True for a bar, False for none. By default a bar
             appears after two seconds, on a terminal or in a notebook only.
         epochs: passes over `batches`.
-        lr: learning rate of Adam, where no optimizer is given.
-        schedule: of the learning rate, from its start to 0 at the end; `"constant"` leaves it.
+        lr: learning rate of Adam, if no optimizer is given.
+        schedule: how the learning rate falls to 0 at the end; with `"constant"` it does not change.
         clip: the largest norm of the gradient.
         amp: mixed precision; weights, masks and codebooks stay in the model's own type.
         bn: whether BatchNorm statistics follow the training batches.
-        reestimate_bn: at the end, BatchNorm statistics are taken anew as plain means over so many training batches.
+        reestimate_bn: at the end, BatchNorm statistics are estimated anew as averages over so many training batches.
         distill: weight of the teacher's part of the loss, 0 to 1; the rest is `loss`.
         temperature: of the softmax of teacher and student in distillation.
-        seed: seeds torch's generator before training, where given.
+        seed: if given, seeds torch's generator before training.
         checkpoint_every: steps between checkpoints; None: one at the end of each epoch.
-        resume: go on from the checkpoint where it exists.
+        resume: whether to continue from the checkpoint if it exists.
 
     Raises:
         TrainingError: the loss is not finite; the last good checkpoint stays.
-        MismatchError: plan and model differ, or the checkpoint is another plan's.
-        OffCodebookError: something other than this loop moved a mask or a step.
+        MismatchError: plan and model differ, or the checkpoint was written with another plan.
+        OffCodebookError: a mask or a step was changed from outside of this loop.
         OptionError: an option is unknown or out of range, or all parameters are frozen.
 
     Example:
@@ -151,7 +151,7 @@ def _teacher(model: nn.Module, teacher: nn.Module | str | None) -> nn.Module | N
 
 
 def _fusable(parameters: Sequence[torch.Tensor]) -> bool:
-    """Whether Adam has one kernel for them all. The CPU's separate ones take twice as long where gradients are zero."""
+    """Whether Adam's fused kernel can be used. On a CPU, the separate ones take twice as long if gradients are zero."""
     return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
 
 
