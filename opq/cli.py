@@ -506,7 +506,7 @@ def in_shell(text: str) -> str:
 
 
 def _line(message: object) -> str:
-    from opq.report.table import printable
+    from opq.base.tables import printable
 
     return printable(str(message).replace("\n", " "))
 

@@ -143,7 +143,9 @@ class Fit:
         bits = first_bits(target, overhead)
         if bits < least:
             raise self.infeasible(target, math.ceil(least / 8 + overhead))
-        return self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead))
+        plan = self.problem.plan(bits)
+        spent = min(bits, sum(t.rate * t.size for t in plan.compressed))  # less where no tensor can take more
+        return plan.replace(predicted_bytes=round(spent / 8 + overhead))
 
     @property
     def target(self) -> float:

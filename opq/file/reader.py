@@ -17,6 +17,7 @@ from opq.base.format_v1 import COMMON, MOST_ELEMENTS, SMALL
 from opq.base.format_v1 import MAX_EXPANSION as MAX_EXPANSION
 from opq.base.paths import what_is
 from opq.base.pool import torch_threads
+from opq.base.tables import printable
 from opq.errors import (
     ClosedReaderError,
     CorruptFileError,
@@ -69,6 +70,7 @@ class Reader:
         self._closed = False
         self._data = _opened(source)
         label = os.fspath(source) if isinstance(source, str | os.PathLike) else "the file in memory"
+        self._label = printable(label)
         entries, base = read_entries(self._data, label)
         self.plan, places, start = _index(self._data, entries, base)
         self._places = dict(zip(self.plan.names, places, strict=True))
@@ -119,6 +121,11 @@ class Reader:
         with torch_threads() as threads:
             held = dict(zip(own, threads.ordered(self.tensor, own), strict=True))
         return {t.name: held[t.like or t.name] for t in self.plan}
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return f"<opq.Reader {self._label}: closed>"
+        return f"<opq.Reader {self._label}: {self.bytes:,} bytes, method {self.plan.method!r}, {self.plan.summary}>"
 
     def close(self) -> None:
         """Releases the file; nothing can be read any more."""

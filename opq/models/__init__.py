@@ -2,6 +2,7 @@
 
 Other folders use:
 
+- `attachment`: how a model shows that it carries the compression module.
 - `batch`: a batch of a model's inputs, whatever its forward takes.
 - `observe`: looking into a live model and leaving it exactly as it was.
 - `outputs`: what a forward gives.
@@ -11,4 +12,4 @@ Other folders use:
 
 from __future__ import annotations
 
-__all__ = ["batch", "observe", "outputs", "targets", "wrappers"]
+__all__ = ["attachment", "batch", "observe", "outputs", "targets", "wrappers"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import numpy.typing as npt
 import torch
 
 from opq.base.counts import entropy
+from opq.base.tables import counted, printable
 from opq.file.folder_reader import open_reader
 from opq.plan import Plan
 from opq.report.accounting import NOTHING, Nominal, of_codes
-from opq.report.table import Report, printable
+from opq.report.table import Report
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,6 +36,10 @@ class TensorFigures:
     """Empirical zeroth-order entropy of the codes, in bytes; 0 for a kept tensor."""
     coded_bytes: int
     """Bytes of the payload, frequency tables included; 0 for a shared tensor."""
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.shape)) or "scalar"
+        return f"<TensorFigures {self.name!r} {shape} {self.dtype}: {self.action}, {self.coded_bytes:,} bytes>"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +68,16 @@ class Inspection:
     residual: float
     tensors: tuple[TensorFigures, ...]
     plan: Plan = dataclasses.field(repr=False)
+
+    def __repr__(self) -> str:
+        size = f"{self.file_bytes:,} bytes, {self.bits:.3f} bits per weight, {self.ratio:.2f}x smaller"
+        return f"<opq.report.Inspection {printable(self.file)}: {size}, {counted(len(self.tensors), 'tensor')}>"
+
+    def __str__(self) -> str:
+        return f"{self.report()}\n{self.summary()}"
+
+    def _repr_html_(self) -> str:
+        return self.report()._repr_html_() + "".join(f"<p>{escape(line)}</p>" for line in self.summary().splitlines())
 
     def report(self) -> Report:
         """One row a tensor."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from opq.base.paths import what_is
 from opq.errors import SourceError
+from opq.models.attachment import check_detached
 from opq.models.wrappers import unwrapped
 from opq.sources.base import BatchNormNames, InputHint, Source, TensorSpec
 from opq.sources.files import from_file
@@ -71,6 +72,7 @@ def open_source(
         MissingExtraError: a package for this kind of source is not installed.
         MissingShardError, CorruptSourceError: a file is not there or damaged.
         SourceError: the source is unknown or cannot be read.
+        AttachError: the compression module is attached to the model.
 
     Example:
         >>> import opq
@@ -90,6 +92,7 @@ def _opened(source: object, pretrained: bool, trust: bool) -> Source:
     if isinstance(source, Source):
         return source
     if isinstance(source, nn.Module):
+        check_detached(source)
         return from_module(unwrapped(source))
     if isinstance(source, Mapping):
         return from_mapping(source)

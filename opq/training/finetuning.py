@@ -16,27 +16,58 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from opq.base import tables
 from opq.base.calls import checked_names
 from opq.base.progress import Progress, shown
+from opq.base.tables import Column, counted
 from opq.compression.result import Result
 from opq.errors import AttachError, OptionError
+from opq.models.attachment import is_attached
 from opq.models.observe import evaluating
 from opq.models.wrappers import unwrapped
 from opq.plan import Plan
 from opq.training import processes
-from opq.training.attaching import attach, attached, is_attached
+from opq.training.attaching import attach, attached
 from opq.training.collecting import collect
 from opq.training.loop import Batches, Epoch, Loop, Training
 from opq.training.objective import Loss, Objective
 
+_EPOCHS = (
+    Column("epoch", right=True),
+    Column("loss", right=True),
+    Column("learning rate", right=True),
+    Column("score"),
+)
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+
+def _cells(epoch: Epoch) -> tuple[str, str, str, str]:
+    score = f"{epoch.score:.6g}" if isinstance(epoch.score, float) else "" if epoch.score is None else str(epoch.score)
+    return (str(epoch.epoch), f"{epoch.loss:.4g}", f"{epoch.lr:.3g}", tables.printable(score))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Finetuned:
     """A fine-tuned network: its file in memory, and how training went."""
 
     result: Result
     """Codes proved to be on the plan's masks and codebooks, with the kept tensors as trained."""
     history: tuple[Epoch, ...]
+
+    def __repr__(self) -> str:
+        return f"<opq.Finetuned {self._told}>"
+
+    def __str__(self) -> str:
+        """What each epoch came to, and the file."""
+        epochs = tables.lines(_EPOCHS, map(_cells, self.history), tables.width_of_output())
+        return "\n".join((*epochs, repr(self.result)[len("<opq.Result ") : -1]))
+
+    def _repr_html_(self) -> str:
+        return tables.html(_EPOCHS, map(_cells, self.history), total=len(self.history)) + self.result._repr_html_()
+
+    @property
+    def _told(self) -> str:
+        last = f", last loss {self.history[-1].loss:.4g}" if self.history else ""
+        return f"{counted(len(self.history), 'epoch')}{last}; {repr(self.result)[len('<opq.Result ') : -1]}"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file as `Result.save`; of several processes, the first writes and the others wait."""
@@ -73,7 +104,9 @@ def finetune(
     """Trains the weights of a pruned and quantized network, its masks and codebooks fixed.
 
     Args:
-        model: the live model; `plan` is attached to it unless it is already, and stays attached. It may be wrapped
+        model: the live model; `plan` is attached to it unless it is already, and **stays attached** with its trained
+            weights, in inference mode, so that a second call goes on from there: `opq.detach(model, bake=True)` makes
+            it an ordinary model with the weights of the file. It may be wrapped
             in `torch.compile` or `DistributedDataParallel`, or sharded by `fully_shard` after `opq.attach`; of several
             processes, each has its own `batches`.
         plan: a `Plan`, or a compression result, from whose codes training starts.
@@ -86,7 +119,8 @@ def finetune(
         checkpoint: a file to write after each epoch and to resume from, exactly, after an interruption.
         progress: called with (stage, steps done, steps in all); True for a bar, False for none. By default a bar
             appears after two seconds, on a terminal or in a notebook only.
-        epochs: passes over `batches`.
+        epochs: passes over `batches`, those before an interruption included; a finished run with a checkpoint goes on
+            where more are asked for, its schedule then being that of all of them.
         lr: learning rate of Adam, where no optimizer is given.
         schedule: of the learning rate, from its start to 0 at the end; `"constant"` leaves it.
         clip: the largest norm of the gradient.
