@@ -203,7 +203,7 @@ class Plan:
     @property
     def summary(self) -> str:
         """How many tensors are compressed, kept and shared, in words."""
-        count = Counter(t.action for t in self.tensors)
+        count: Counter[str] = Counter(t.action for t in self.tensors)
         others = (f"{count[a]:,} {w}" for a, w in (("keep", "kept"), ("share", "shared")) if count[a])
         return ", ".join((f"{counted(count['compress'], 'tensor')} compressed", *others))
 

@@ -135,9 +135,10 @@ class Result(Compressed):
 
     def __getstate__(self) -> dict[str, Any]:
         """The fields alone, for copies and pickles."""
-        plain = {"sizes": dict(self.packed.sizes), "digests": dict(self.packed.digests)}
+        packed = self.packed
+        plain = dataclasses.replace(packed, sizes=dict(packed.sizes), digests=dict(packed.digests))
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return fields | {"packed": dataclasses.replace(self.packed, **plain), "seconds": dict(self.seconds)}
+        return fields | {"packed": plain, "seconds": dict(self.seconds)}
 
     @functools.cached_property
     def reader(self) -> Reader:

@@ -78,6 +78,11 @@ class FolderReader:
         """Bytes of all shards and of the index."""
         return self.index.stat().st_size + sum(shard.bytes for shard in self.shards.values())
 
+    @property
+    def basis(self) -> str:
+        """As `Reader.basis`; that of the first shard."""
+        return next((shard.basis for shard in self.shards.values()), "")
+
     def shard(self, name: str) -> Reader:
         """The shard that holds a tensor."""
         if name not in self._where:

@@ -25,7 +25,7 @@ from opq.errors import (
     MismatchError,
     MissingFileError,
 )
-from opq.file import index
+from opq.file import basis, index
 from opq.file.header import Entry, read_entries
 from opq.file.payload import Place
 from opq.file.stored import PAYLOADS, Raw, Share
@@ -70,13 +70,14 @@ class Reader:
         self._closed = False
         self._data = _opened(source)
         label = os.fspath(source) if isinstance(source, str | os.PathLike) else "the file in memory"
-        self._label = printable(label)
+        self._label, self._note = printable(label), ""
         entries, base = read_entries(self._data, label)
         self.plan, places, start = _index(self._data, entries, base)
         self._places = dict(zip(self.plan.names, places, strict=True))
         self._checked: set[str] = set()
         self._spans = self._laid_out(entries, base, start)
         self._limit(max_expansion)
+        self._note = basis.note_of(self._data)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,6 +93,11 @@ class Reader:
     def bytes(self) -> int:
         """Bytes of the file."""
         return len(self._data)
+
+    @property
+    def basis(self) -> str:
+        """What the codes rest on, in words: a probe of the model and what came of it, or the weights alone."""
+        return basis.sentence(self._note, self.plan.method)
 
     def kind(self, name: str) -> str:
         """How a tensor is stored: one of `opq.base.format_v1.KIND_NAMES`."""

@@ -122,6 +122,9 @@ def _from_path(path: Path, trust: bool) -> Source:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.suffix:
         remedy = f"For a model on the Hugging Face hub write hf:{path}."
         raise SourceError(f"{path} is not there", got="no such file or folder", remedy=remedy)
+    if re.fullmatch(r"\w[\w-]*", str(path)):
+        remedy = f"For a model by its name write torchvision:{path}, timm:{path} or hf:{path}."
+        raise SourceError(f"{path} is not there", got="no such file or folder", remedy=remedy)
     raise SourceError(f"{path} is not there", got="no such file or folder", wanted=_KINDS)
 
 
