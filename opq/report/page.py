@@ -83,6 +83,7 @@ def data(drawn: Figures) -> dict[str, Any]:
         "compressed": len(own),
         "kept": len(drawn.tensors) - len(own),
         "uncurved": sum(t.curve is None for t in own),
+        "basis": drawn.basis,
         "measured": drawn.measured,
         "reasons": reasons(drawn.tensors),
         "curves": curves(own),
