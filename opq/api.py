@@ -239,7 +239,7 @@ def _problem(
         trellis.LOOPS.prepare(_numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
     if probed is None:
         return problem, PlainCoder(source)
-    coder = DataFreeCoder(source, probed)
+    coder = DataFreeCoder(source, probed, calibrated=options.calibration is not None)
     return weighed(coder, problem, given)
 
 

@@ -2,6 +2,7 @@
 
 Other folders use:
 
+- `attachment`: how a model shows that it carries the compression module.
 - `batch`: a batch of a model's inputs, whatever its forward takes.
 - `observe`: observing a live model and leaving it exactly as it was.
 - `outputs`: the floating-point tensors in the output of a forward.
@@ -12,4 +13,4 @@ Other folders use:
 
 from __future__ import annotations
 
-__all__ = ["batch", "observe", "outputs", "record", "targets", "wrappers"]
+__all__ = ["attachment", "batch", "observe", "outputs", "record", "targets", "wrappers"]

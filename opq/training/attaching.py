@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from opq.errors import AttachError, NativeError, OffCodebookError, OptionError
+from opq.models.attachment import is_attached
 from opq.models.wrappers import unwrapped
 from opq.plan import LARGEST_CODE, Plan, TensorPlan
 from opq.quantizing.grid import dequantize, quantize
@@ -165,11 +166,6 @@ def _bake(w: torch.Tensor, grid: FixedGrid) -> None:
     if is_sharded(w):
         raise AttachError("cannot bake a sharded model in place", remedy="Use opq.collect on every rank, then save.")
     w.copy_(dequantize(_codes(grid(w), grid.plan), grid.plan, w.dtype))
-
-
-def is_attached(model: nn.Module) -> bool:
-    """Whether the compression module is attached anywhere in the model."""
-    return next(attached(model), None) is not None
 
 
 def attached(model: nn.Module) -> Iterator[tuple[nn.Module, str, FixedGrid]]:
