@@ -29,7 +29,7 @@ class GCN(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = GraphConvolution(16, 32), GraphConvolution(32, 4)
+        self.first, self.second = GraphConvolution(32, 64), GraphConvolution(64, 8)
 
     def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
         return self.second(torch.relu(self.first(x, edge_index)), edge_index)
@@ -40,7 +40,7 @@ class DenseGCN(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.Linear(16, 32), nn.Linear(32, 4)
+        self.first, self.second = nn.Linear(32, 64), nn.Linear(64, 8)
 
     def forward(self, x: torch.Tensor, adj: torch.Tensor) -> torch.Tensor:
         return adj @ self.second(torch.relu(adj @ self.first(x)))
@@ -51,8 +51,8 @@ class GraphAttention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.values, self.score_from, self.score_to = nn.Linear(16, 32), nn.Linear(32, 1), nn.Linear(32, 1)
-        self.head = nn.Linear(32, 4)
+        self.values, self.score_from, self.score_to = nn.Linear(32, 64), nn.Linear(64, 1), nn.Linear(64, 1)
+        self.head = nn.Linear(64, 8)
 
     def forward(self, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:
         values = self.values(x)
@@ -66,8 +66,8 @@ class StateSpace(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inwards, self.outwards = nn.Linear(12, 32), nn.Linear(32, 4)
-        self.rate = nn.Parameter(torch.linspace(-3, 0, 32))
+        self.inwards, self.outwards = nn.Linear(16, 96), nn.Linear(96, 8)
+        self.rate = nn.Parameter(torch.linspace(-3, 0, 96))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         steps = self.inwards(x).unbind(1)

@@ -18,6 +18,25 @@ from torch import nn
 Builder = Callable[[], nn.Module]
 ARCHITECTURES: dict[str, Builder] = {}
 
+
+def import_torchvision() -> None:
+    """Imports torchvision without its C++ operators, which a CPU wheel of another torch lacks."""
+    if importlib.util.find_spec("torchvision") is None:
+        return
+    real: Any = torch.library.register_fake
+
+    def register_fake(op: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(op, str) and op.startswith("torchvision::"):
+            return lambda function: function
+        return real(op, *args, **kwargs)
+
+    torch.library.register_fake = register_fake
+    try:
+        importlib.import_module("torchvision")
+    finally:
+        torch.library.register_fake = real
+
+
 # --- transformers ----------------------------------------------------------------------------
 
 SMALL: dict[str, Any] = {
@@ -515,7 +534,7 @@ class Matrix(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(24, 10) / 5)
+        self.weight = nn.Parameter(torch.randn(96, 40) / 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x @ self.weight
@@ -526,7 +545,7 @@ class Denoiser(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.level, self.last = nn.Conv2d(1, 16, 3, 1, 1), nn.Linear(1, 16), nn.Conv2d(16, 1, 3, 1, 1)
+        self.first, self.level, self.last = nn.Conv2d(3, 32, 3, 1, 1), nn.Linear(1, 32), nn.Conv2d(32, 3, 3, 1, 1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         told = self.level(t.float().view(-1, 1) / 1000)[:, :, None, None]
@@ -549,29 +568,33 @@ def _embedding_head() -> nn.Module:
 NN: dict[str, Builder] = {
     "mlp": lambda: nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 4)),
     "convnet": lambda: nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1),
-        nn.BatchNorm2d(8),
+        nn.Conv2d(3, 16, 3, 2, 1),
+        nn.BatchNorm2d(16),
         nn.ReLU(),
-        nn.Conv2d(8, 16, 3, 2, 1),
+        nn.Conv2d(16, 16, 3, 2, 1),
         nn.BatchNorm2d(16),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(16, 5),
     ),
-    "conv1d": lambda: nn.Sequential(nn.Conv1d(2, 8, 9, 4), nn.ReLU(), nn.Conv1d(8, 8, 9, 4), nn.AdaptiveAvgPool1d(1)),
+    "conv1d": lambda: nn.Sequential(
+        nn.Conv1d(2, 16, 9, 4), nn.ReLU(), nn.Conv1d(16, 16, 9, 4), nn.AdaptiveAvgPool1d(1)
+    ),
     "conv3d": lambda: nn.Sequential(nn.Conv3d(1, 8, 3), nn.ReLU(), nn.Conv3d(8, 8, 3), nn.AdaptiveAvgPool3d(1)),
     "convtranspose": lambda: nn.Sequential(
         nn.ConvTranspose2d(16, 8, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, 2, 1)
     ),
-    "convtranspose1d": lambda: nn.Sequential(nn.ConvTranspose1d(8, 8, 4, 2), nn.ReLU(), nn.ConvTranspose1d(8, 2, 4, 2)),
-    "autoencoder": lambda: nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 1, 4, 2, 1)),
+    "convtranspose1d": lambda: nn.Sequential(
+        nn.ConvTranspose1d(16, 32, 4, 2), nn.ReLU(), nn.ConvTranspose1d(32, 8, 4, 2)
+    ),
+    "autoencoder": lambda: nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(32, 3, 4, 2, 1)),
     "lstm": lambda: Last(nn.LSTM(12, 24, 2, batch_first=True)),
     "lstm-time-first": lambda: Last(nn.LSTM(12, 24)),
     "lstm-bidirectional": lambda: Last(nn.LSTM(12, 16, bidirectional=True, batch_first=True)),
     "lstm-projected": lambda: nn.LSTM(12, 24, proj_size=8, batch_first=True),
     "gru": lambda: Last(nn.GRU(12, 24, 2, batch_first=True)),
-    "rnn": lambda: Last(nn.RNN(12, 24, batch_first=True)),
+    "rnn": lambda: Last(nn.RNN(12, 48, batch_first=True)),
     "lstm-cell": lambda: nn.LSTMCell(12, 24),
     "gru-cell": lambda: nn.GRUCell(12, 24),
     "transformer": lambda: nn.Transformer(32, 2, 1, 1, 64, batch_first=True),
@@ -581,25 +604,25 @@ NN: dict[str, Builder] = {
     "self-attention": Attention,
     "embedding-lstm": _embedding_head,
     "embedding-mean": lambda: nn.Sequential(nn.EmbeddingBag(80, 16), nn.Linear(16, 4)),
-    "bilinear": lambda: nn.Bilinear(12, 8, 6),
+    "bilinear": lambda: nn.Bilinear(16, 12, 24),
     "two-embeddings": Named,
     "matrix": Matrix,
     "denoiser": Denoiser,
-    "weight-norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)),
+    "weight-norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(64, 48)),
     "depthwise": lambda: nn.Sequential(
-        nn.Conv2d(3, 12, 3, groups=3),
-        nn.BatchNorm2d(12),
+        nn.Conv2d(3, 48, 3, groups=3),
+        nn.BatchNorm2d(48),
         nn.ReLU(),
-        nn.Conv2d(12, 12, 3, groups=12),
-        nn.Conv2d(12, 6, 1),
+        nn.Conv2d(48, 48, 3, groups=48),
+        nn.Conv2d(48, 32, 1),
         nn.AdaptiveAvgPool2d(1),
     ),
     "groupnorm": lambda: nn.Sequential(
-        nn.Conv2d(3, 8, 3),
-        nn.GroupNorm(2, 8),
+        nn.Conv2d(3, 16, 3),
+        nn.GroupNorm(2, 16),
         nn.ReLU(),
-        nn.Conv2d(8, 8, 3),
-        nn.InstanceNorm2d(8, affine=True),
+        nn.Conv2d(16, 16, 3),
+        nn.GELU(),
         nn.AdaptiveAvgPool2d(1),
     ),
 }

@@ -76,12 +76,12 @@ def test_a_configuration_that_is_no_configuration_is_passed_over() -> None:
 @pytest.mark.parametrize(
     ("name", "shapes"),
     [
-        ("bilinear", {"input1": (4, 12), "input2": (4, 8)}),
+        ("bilinear", {"input1": (4, 16), "input2": (4, 12)}),
         ("two-embeddings", {"user": (8, 24), "item": (8, 24)}),
         ("transformer", {"src": (4, 24, 32), "tgt": (4, 24, 32)}),
-        ("denoiser", {"x": (4, 1, 8, 8), "t": (4,)}),
+        ("denoiser", {"x": (4, 3, 8, 8), "t": (4,)}),
         ("multihead-attention", {"query": (4, 24, 32), "key": (4, 24, 32), "value": (4, 24, 32)}),
-        ("matrix", {"": (4, 24)}),
+        ("matrix", {"": (4, 96)}),
     ],
 )
 def test_modules_of_several_arguments(name: str, shapes: dict[str, tuple[int, ...]]) -> None:
