@@ -19,12 +19,14 @@ from torch.func import functional_call
 
 from opq.base.calls import warn
 from opq.base.pool import give_back
+from opq.base.process_state import ordinary_arithmetic
 from opq.base.progress import shown
 from opq.base.stages import stage
 from opq.errors import OpqError, ProbeError, ProbeWarning
 from opq.models.batch import Batch, gathered
 from opq.models.observe import batch_statistics, untouched
 from opq.models.outputs import counted, floating
+from opq.models.record import Record
 from opq.models.wrappers import unwrapped
 from opq.probing import evidence
 from opq.probing.inputs import synthetic
@@ -132,14 +134,15 @@ def probe(
     if calibration is not None:
         batch = gathered(model, calibration, samples or REAL_SAMPLES)
     else:
-        batch = synthetic(
-            model,
-            input_size=input_size,
-            example_inputs=example_inputs,
-            hint=hint,
-            samples=samples or SAMPLES,
-            seed=seed,
-        )
+        with ordinary_arithmetic():
+            batch = synthetic(
+                model,
+                input_size=input_size,
+                example_inputs=example_inputs,
+                hint=hint,
+                samples=samples or SAMPLES,
+                seed=seed,
+            )
     with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
         tell: SampleProgress | None = functools.partial(told, "probe")
         if calibration is None:
@@ -217,11 +220,13 @@ def _sensitivity(
         parameters = list({id(p): p for p in names.values()}.values())
         sums = {id(p): 0.0 for p in parameters}
         batch = batch.to(model)
-        for part in batch.parts(_at_once(model, batch, most)):
+        record, size = Record(model), _at_once(model, batch, most)
+        for part in batch.parts(size):
             gradients = _gradients(part(model), parameters, generator, part.mask)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
                     sums[id(parameter)] += float(gradient.float().square().mean(dtype=torch.float64)) / total
+            record.restore()
             done += part.samples
             if progress is not None:
                 progress(done, total)
@@ -252,11 +257,12 @@ def _bytes_per_sample(model: nn.Module, batch: Batch) -> int:
         return tensor
 
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    part = next(batch.parts(2))
+    part, record = next(batch.parts(2)), Record(model)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = part(model)
     size = sum(n for at, n in saved.items() if at not in own) // part.samples
     del output
+    record.restore()
     return max(size, 1)
 
 
