@@ -22,6 +22,7 @@ from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, basis
 from opq.compression.copies import without_copies
 from opq.compression.fit import Fit
 from opq.compression.options import Options
+from opq.compression.prior import prior
 from opq.compression.problem import Problem, gather
 from opq.compression.result import Result
 from opq.compression.roles import Override, Role, assign
@@ -223,12 +224,11 @@ def _problem(
 ) -> tuple[Problem[Any], Coder]:
     """The allocation problem and what makes codes of its plans."""
     given = {} if options.sensitivities is None else dict.fromkeys(stats, 1.0) | dict(options.sensitivities)
+    guessed = prior(source, stats) if probed is None and options.weighs else dict.fromkeys(stats, 1.0)
     given |= {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
     trellised = _trellised(roles, probed) if options.trellis else frozenset()
     with stage("curves"):
-        problem = Problem.of(
-            options, roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0) | given, trellised=trellised
-        )
+        problem = Problem.of(options, roles, stats=stats, sensitivities=guessed | given, trellised=trellised)
     with stage("compile"):
         trellis.LOOPS.prepare(_numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
     if probed is None:

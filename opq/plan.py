@@ -1,4 +1,4 @@
-"""The Plan: what is decided for every tensor, frozen, before anything is touched.
+"""The Plan: what is decided for every tensor, before any tensor is changed. A plan is immutable.
 
 Letters: `a` sensitivity, `step` = Delta, `threshold` = half the dead zone in units of the weight,
 `rate` in bits per weight, `distortion` the mean squared error per weight, `multiplier` = lambda.
@@ -22,8 +22,9 @@ from opq.base.rounding import rounded
 from opq.errors import BudgetError, MismatchError, OptionError
 
 SMALLEST_BUDGET, LARGEST_BUDGET = 1e-30, 1e30
+"""The range of a budget's number. A choice: wider than any use, and products of such numbers do not overflow."""
 LARGEST_FILE = 2.0**40
-"""Bytes: what a budget beyond all need comes down to."""
+"""Bytes to which a larger budget is reduced. A choice: 1 TiB is more than one file ever needs."""
 
 Action = Literal["compress", "keep", "share"]
 BudgetKind = Literal["bits", "ratio", "size"]
@@ -33,8 +34,8 @@ BudgetKind = Literal["bits", "ratio", "size"]
 class Budget:
     """How small the file has to be.
 
-    `bits`: 8 x file bytes / elements of the source's floating-point tensors, tied ones counted once;
-    `ratio`: bytes of the source's tensors / bytes of the file; `size`: bytes of the file.
+    `bits` is 8 x bytes of the file / elements of the source's floating-point tensors, tied tensors counted once;
+    `ratio` is bytes of the source's tensors / bytes of the file; `size` is bytes of the file.
     """
 
     kind: BudgetKind
@@ -64,7 +65,7 @@ class Budget:
 
     @classmethod
     def of(cls, *, bits: float | None = None, ratio: float | None = None, size: float | None = None) -> Budget:
-        """The one budget among the three options; raises `BudgetError` unless exactly one is given."""
+        """The budget from the one option that is given; raises `BudgetError` unless exactly one is."""
         given = {k: v for k, v in {"bits": bits, "ratio": ratio, "size": size}.items() if v is not None}
         if len(given) != 1:
             got = ", ".join(f"{k}={v}" for k, v in given.items()) or "none of them"
@@ -83,24 +84,24 @@ class TensorPlan:
     """What happens to one tensor.
 
     A compressed weight `w` becomes the integer `sign(w) max(1, floor(|w|/step + 1 - rounding))` where
-    `|w| >= threshold`, else 0; it is read back as `step` times that integer. `rd` has
+    `|w| >= threshold`, else 0; it is decoded as `step` times that integer. Method `rd` has
     `threshold = rounding * step` (a uniform threshold quantizer with dead zone); the paper's `opq` has
-    `rounding = 1/2` and a threshold of its own. On a `trellis` the integers are those of
+    `rounding = 1/2` and a separate threshold. On a `trellis` the integers are those of
     `opq.quantizing.trellis.nearest`.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """The source's element type as safetensors spells it: F32, F16, BF16, F64, I64, ..."""
+    """The source's element type by its safetensors name: F32, F16, BF16, F64, I64, ..."""
     action: Action
     reason: str
-    """Why, in words, for the report. Nothing is decided by it."""
+    """The reason for the action, in words, for the report. No code depends on it."""
     like: str | None = None
     """For `share`: the tensor that holds the values."""
     codebook: str = "grid"
-    """`grid` (multiples of the step), `trellis` (those that its paths allow), `table` (a list of values) or `product`
-    (a list of vectors)."""
+    """`grid` (multiples of the step), `trellis` (multiples that form a path of the trellis), `table` (a list of values)
+    or `product` (a list of vectors)."""
     step: float = 0.0
     threshold: float = 0.0
     rounding: float = 0.5
@@ -112,8 +113,8 @@ class TensorPlan:
     distortion: float = 0.0
     """Predicted mean squared error per weight."""
     exact: bool = dataclasses.field(default=False, compare=False)
-    """Kept bit for bit whatever it is: the user's wish, or numbers that must not move. Not compared: a file shows of
-    a vector how it is stored, not whether it might have been stored otherwise."""
+    """For `keep`: stored bit for bit, because the user wishes it or because the numbers must not change. Ignored when
+    plans are compared: a file shows how a vector is stored, not whether it could have been stored in another way."""
 
     def __post_init__(self) -> None:
         if self.action not in ("compress", "keep", "share"):
@@ -132,7 +133,7 @@ class TensorPlan:
 
     @property
     def vector(self) -> bool:
-        """Whether it is kept and may go on a fine grid: one-dimensional, floating point, not `exact`."""
+        """Whether it is kept and may be stored on a fine grid: one-dimensional, floating point, not `exact`."""
         return self.action == "keep" and not self.exact and is_vector(self.shape, self.dtype)
 
     @property
@@ -142,7 +143,7 @@ class TensorPlan:
 
     @property
     def floating(self) -> bool:
-        """Whether the source's element type is a floating-point one."""
+        """Whether the source's element type is a floating-point type."""
         return torch_dtype(self.dtype).is_floating_point
 
     @property
@@ -158,18 +159,18 @@ class TensorPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The decision for a whole model: a value that every other stage reads and none changes.
+    """The decisions for a whole model: a value that every later stage reads and none changes.
 
-    `plan[name]` and `name in plan` take the same time whatever its size.
+    `plan[name]` and `name in plan` take constant time.
     """
 
     method: str
     tensors: tuple[TensorPlan, ...]
     budget: Budget | None = None
     multiplier: float = 0.0
-    """The dual scalar lambda: bytes are worth the same distortion in every tensor."""
+    """The dual scalar lambda: how much distortion one more bit takes away, the same in every tensor."""
     residual: float = 0.0
-    """Relative violation of the Karush-Kuhn-Tucker conditions at this plan."""
+    """Relative violation of the Karush-Kuhn-Tucker conditions by this plan."""
     predicted_bytes: int = 0
     """Predicted size of the file."""
 
@@ -208,17 +209,17 @@ class Plan:
 
     @property
     def own(self) -> tuple[TensorPlan, ...]:
-        """The tensors that hold values themselves, in file order: tied ones once."""
+        """The tensors that hold values themselves, in file order: of tied tensors, the first."""
         return tuple(t for t in self.tensors if t.like is None)
 
     @property
     def elements(self) -> int:
-        """Elements of the floating-point tensors, tied ones counted once."""
+        """Elements of the floating-point tensors, tied tensors counted once."""
         return sum(t.size for t in self.own if t.floating)
 
     @property
     def source_bytes(self) -> int:
-        """Bytes of the dense tensors, tied ones counted once."""
+        """Bytes of the dense tensors, tied tensors counted once."""
         return sum(t.nbytes for t in self.own)
 
     def holder(self, name: str) -> TensorPlan:
@@ -236,7 +237,7 @@ class Plan:
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces, defaults left out; floats survive exactly."""
+        """Canonical JSON: sorted keys, no spaces, default values left out; floats are preserved exactly."""
         fields: dict[str, Any] = {"method": self.method, "tensors": [_spare(t) for t in self.tensors]}
         fields["budget"] = None if self.budget is None else [self.budget.kind, self.budget.value]
         fields |= {k: getattr(self, k) for k in ("multiplier", "residual", "predicted_bytes")}
@@ -266,14 +267,16 @@ def _spare(tensor: TensorPlan) -> dict[str, Any]:
 
 
 def _some(names: Iterator[str], most: int = 5) -> str:
+    """The first few names, and how many more there are, for error messages."""
     listed = list(names)
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 def as_stored(plan: Plan) -> Plan:
-    """The plan with its numbers rounded to what a file holds in two or three bytes each.
+    """The plan with its numbers rounded so that a file holds each in two or three bytes (the multiplier in four).
 
-    Round before quantizing: the file holds any plan exactly, but others take up to eight bytes a number.
+    This is done before quantizing: a file can hold any plan exactly, but without rounding numbers take up to eight
+    bytes each.
     """
     return plan.replace(
         tensors=tuple(map(_as_stored, plan.tensors)),

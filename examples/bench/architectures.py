@@ -25,12 +25,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import results
+import tiny
 import torch
 from torch import nn
 
 import opq
-import results
-import tiny
 from opq.errors import OpqError
 from opq.models.batch import Batch
 from opq.models.outputs import floating
@@ -81,7 +81,7 @@ def rows(names: Sequence[str]) -> Iterator[Row]:
 
 def measured(name: str, build: tiny.Builder) -> Row:
     """One architecture; nothing but what opq says itself is let pass as its failure."""
-    begun = time.perf_counter()
+    begun = time.process_time()
     model, again = made(build), made(build)
     row = Row(model=name, family=name.partition("/")[0], weights=sum(p.numel() for p in model.parameters()))
     with warnings.catch_warnings():
@@ -92,7 +92,7 @@ def measured(name: str, build: tiny.Builder) -> Row:
             row = dataclasses.replace(row, failed=f"{type(error).__name__}: {str(error).splitlines()[0]}")
         except Exception as error:  # what must not happen, and is shown
             row = dataclasses.replace(row, failed=f"raw {type(error).__name__}: {str(error).splitlines()[:1]}")
-    return dataclasses.replace(row, seconds=round(time.perf_counter() - begun, 2))
+    return dataclasses.replace(row, seconds=round(time.process_time() - begun, 2))
 
 
 def made(build: tiny.Builder) -> nn.Module:

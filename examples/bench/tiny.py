@@ -297,7 +297,15 @@ def _sounds() -> None:
         max_target_positions=32,
     )
     hf("audio-spectrogram-transformer", max_length=64, num_mel_bins=32)
-    hf("encodec", num_filters=4, hidden_size=16, codebook_size=32, codebook_dim=16, upsampling_ratios=[8, 4])
+    hf(
+        "encodec",
+        num_filters=8,
+        hidden_size=16,
+        codebook_size=32,
+        codebook_dim=16,
+        upsampling_ratios=[8, 4],
+        target_bandwidths=[4.0, 8.0],
+    )
     hf(
         "dac",
         encoder_hidden_size=4,
@@ -374,18 +382,25 @@ TIMM = (
 )
 
 
-def _torchvision(name: str, **more: Any) -> nn.Module:
+TORCHVISION: dict[str, dict[str, Any]] = {
+    "MobileNetV2": dict(width_mult=0.1),
+    "ShuffleNetV2": dict(stages_repeats=[1, 1, 1], stages_out_channels=[8, 16, 32, 32, 64]),
+    "MNASNet": dict(alpha=0.1),
+    "VisionTransformer": dict(image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64),
+}
+
+
+def _torchvision(name: str, **fields: Any) -> nn.Module:
     import torchvision
 
-    return getattr(torchvision.models, name)(weights=None, num_classes=10, **more)
+    return getattr(torchvision.models, name)(num_classes=10, **fields)
 
 
 def _vision_zoo() -> None:
     for name in TIMM:
         ARCHITECTURES[f"timm/{name}"] = functools.partial(_timm, name)
-    for name in ("squeezenet1_1", "shufflenet_v2_x0_5"):
-        ARCHITECTURES[f"torchvision/{name}"] = functools.partial(_torchvision, name)
-    ARCHITECTURES["torchvision/mobilenet_v2"] = functools.partial(_torchvision, "mobilenet_v2", width_mult=0.15)
+    for name, fields in TORCHVISION.items():
+        ARCHITECTURES[f"torchvision/{name}"] = functools.partial(_torchvision, name, **fields)
 
 
 # --- diffusers -------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
-"""A live model: called, unwrapped and looked into, and left as it was.
+"""A live model: calling it, unwrapping it, observing it, and leaving it as it was.
 
 Other folders use:
 
 - `batch`: a batch of a model's inputs, whatever its forward takes.
-- `observe`: looking into a live model and leaving it exactly as it was.
-- `outputs`: what a forward gives.
+- `observe`: observing a live model and leaving it exactly as it was.
+- `outputs`: the floating-point tensors in the output of a forward.
 - `record`: all that a forward may change in a model, recorded and put back.
-- `targets`: the tensors of a model as places to put values in.
+- `targets`: the tensors of a model as places into which values are put.
 - `wrappers`: modules that only wrap the user's model, such as `DataParallel`.
 """
 

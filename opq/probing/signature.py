@@ -90,7 +90,13 @@ def _sets(model: nn.Module, parameters: Mapping[str, inspect.Parameter], facts: 
         *([*required, main, *extra] for extra in (decoder, [])),
         *([*required, *known[:n]] for n in range(len(known), -1, -1)),
     ]
-    yield from dict.fromkeys(tuple(dict.fromkeys(filter(None, names))) for names in wanted if any(names))
+    sets = [list(dict.fromkeys(filter(None, names))) for names in wanted]
+    yield from dict.fromkeys(tuple(full) for names in sets if names for full in (_masked(names, parameters), names))
+
+
+def _masked(names: list[str], parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    """The names, and the mask of the text among them, where the forward takes one: else padding is guessed."""
+    return [*names, "attention_mask"] if "input_ids" in names and "attention_mask" in parameters else names
 
 
 def _combinations(forms: list[list[Form]]) -> Iterator[tuple[Form, ...]]:

@@ -52,7 +52,7 @@ def open_source(
     dequantize: bool = False,
     trust_remote_code: bool = False,
 ) -> Source:
-    """The source of the weights. Nothing is copied; files are read tensor by tensor when asked.
+    """The source of the weights. Nothing is copied; files are read tensor by tensor, on demand.
 
     Args:
         source: a `torch.nn.Module`; a state dict; a `.safetensors` file; a PyTorch checkpoint (`.pt`, `.pth`,
@@ -61,15 +61,15 @@ def open_source(
             `demo:digits`.
         pretrained: for `timm:` and `torchvision:`, whether to fetch the trained weights; `NAME?pretrained=false`
             says the same in a shell.
-        dequantize: of a checkpoint that is quantized already (GPTQ, AWQ, compressed-tensors, float8 with scales,
-            MXFP4), take the weights that its codes stand for. Without it codes and scales are kept as they are.
-        trust_remote_code: for models whose folder or repository brings Python code of its own, whether to run it.
+        dequantize: for a checkpoint that is quantized already (GPTQ, AWQ, compressed-tensors, float8 with scales,
+            MXFP4): whether to decode its weights. Otherwise codes and scales are kept as they are.
+        trust_remote_code: whether to run Python code that comes with a model's folder or repository.
 
     Raises:
-        EmptyModelError: no floating-point tensor.
-        UnsafeCheckpointError: a checkpoint that is a pickle of a module.
+        EmptyModelError: the source has no floating-point tensor.
+        UnsafeCheckpointError: the checkpoint is a pickle of a module.
         MissingExtraError: a package for this kind of source is not installed.
-        MissingShardError, CorruptSourceError: a file is not there or damaged.
+        MissingShardError, CorruptSourceError: a file is missing or damaged.
         SourceError: the source is unknown or cannot be read.
 
     Example:
@@ -140,7 +140,7 @@ def _from_name(scheme: str, name: str, pretrained: bool, trust: bool) -> Source:
 
 
 def _options(scheme: str, name: str, pretrained: bool) -> tuple[str, bool]:
-    """`NAME?pretrained=false` taken apart."""
+    """The name and the option in `NAME?pretrained=false`."""
     name, _, query = name.partition("?")
     if not query:
         return name, pretrained

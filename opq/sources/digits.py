@@ -12,6 +12,7 @@ from opq.sources.base import InputHint
 WEIGHTS = Path(__file__).parent.parent / "data" / "digits.safetensors"
 
 _MEAN, _STD = 0.3053, 0.3760
+"""Of the training images' pixels, from 0 to 1; `examples/train_demo.py` computes them."""
 
 
 class Digits(nn.Sequential):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from opq.compression.coders import probe_source
 from opq.compression.copies import tied
 from opq.compression.options import Options
+from opq.compression.prior import prior
 from opq.compression.problem import Problem
 from opq.compression.roles import Role, assign
 from opq.errors import PatternError
@@ -85,22 +86,26 @@ def _shard(task: Task, roles: Sequence[Role], done: int, total: int) -> dict[str
 
 
 def sensitivities(task: Task, roles: Sequence[Role], found: dict[str, Measure]) -> dict[str, float]:
-    """All 1, unless probed or given; float8 weights by the mean square of their scales."""
+    """By the probe, else by what was given or by the weights alone."""
     source, options = task.source, task.options
-    a = dict.fromkeys(found, 1.0)
-    for name, scale in scales_of(source).items():
-        if name in a:
-            a[name] = scale_square(source, scale)
+    given = options.sensitivities or {}
+    if unknown := sorted(set(given) - set(found)):
+        raise PatternError("sensitivities= names no compressed tensor", got=", ".join(unknown[:5]))
     alpha = 1.0 if options.alpha is None else options.alpha
     if task.carried is not None:
-        a |= felt(source, task.carried, found, alpha)
+        a = _alike(source, found) | felt(source, task.carried, found, alpha)
     elif options.probe and (probed := probe_source(source, options)) is not None:
-        a |= probed.sensitivities(found, alpha=alpha)
-    given = options.sensitivities or {}
-    if unknown := sorted(set(given) - set(a)):
-        raise PatternError("sensitivities= names no compressed tensor", got=", ".join(unknown[:5]))
+        a = _alike(source, found) | probed.sensitivities(found, alpha=alpha)
+    else:
+        a = prior(source, found) if options.weighs and not given else _alike(source, found)
     a |= given
     return a | {r.name: r.sensitivity for r in roles if r.name in a and r.sensitivity is not None}
+
+
+def _alike(source: Source, found: Mapping[str, Measure]) -> dict[str, float]:
+    """All 1; of float8 the weights are codes times scales, so the codes have the mean square of their scales."""
+    scales = scales_of(source)
+    return {name: scale_square(source, scales[name]) if name in scales else 1.0 for name in found}
 
 
 def felt(source: Source, carried: Carried, found: dict[str, Measure], alpha: float) -> dict[str, float]:

@@ -93,14 +93,12 @@ def test_numbers_far_beyond_what_has_a_price_still_follow_paths(largest: int) ->
     assert (np.sign(n) == np.sign(far))[np.abs(far) > 10].all()
 
 
-def test_long_columns_are_searched_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_columns_are_searched_in_parts() -> None:
     x = np.random.default_rng(0).laplace(size=(5 * trellis.RUN + 7, 3)).astype(np.float32) * 3
     bits = trellis.costs(x)
     whole = trellis.nearest(x, bits)
     trellis.paths(whole)
-    monkeypatch.setattr(trellis, "_AT_ONCE", 2)
-    monkeypatch.setattr(trellis, "TALLEST", 2 * trellis.RUN)
-    assert np.array_equal(trellis.nearest(x, bits), whole)
+    assert np.array_equal(trellis.nearest(x, bits, at_once=2), whole)
 
 
 def entropy(q: torch.Tensor) -> float:
