@@ -53,7 +53,7 @@ def compress(
     sensitivities: Mapping[str, float] | None = None,
     probe: bool | None = None,
     calibration: Iterable[Any] | None = None,
-    input_size: Sequence[int] | None = None,
+    input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
     alpha: float | None = None,
     trellis: bool | None = None,
@@ -85,7 +85,8 @@ def compress(
         probe: of `rd` and `opq`: measure sensitivities on synthetic inputs, feed quantization errors back and
             re-normalise BatchNorm. By default where the source has a model that can be run.
         calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones.
-        input_size: shape of one input without the batch dimension, where the model does not say.
+        input_size: shape of one input without the batch dimension, where the model does not say; of a forward with
+            several arguments, the shapes by their names.
         example_inputs: an example of what the forward takes, where the model does not say.
         alpha: of `rd` and `opq`: exponent of the probe's sensitivities, 0 to 1; by default chosen by the predicted
             error of the outputs.
@@ -140,7 +141,7 @@ def solve(
     sensitivities: Mapping[str, float] | None = None,
     probe: bool | None = None,
     calibration: Iterable[Any] | None = None,
-    input_size: Sequence[int] | None = None,
+    input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
     alpha: float | None = None,
     trellis: bool | None = None,
@@ -170,7 +171,8 @@ def solve(
         sensitivities: of `rd` and `opq`: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
         probe: of `rd` and `opq`: whether to measure sensitivities on synthetic inputs.
         calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones.
-        input_size: shape of one input without the batch dimension, where the model does not say.
+        input_size: shape of one input without the batch dimension, where the model does not say; of a forward with
+            several arguments, the shapes by their names.
         example_inputs: an example of what the forward takes, where the model does not say.
         alpha: of `rd` and `opq`: exponent of the probe's sensitivities, 0 to 1.
         trellis: of `rd`: whether tensors that get 1.5 bits per weight or more are planned on a trellis. By default

@@ -134,7 +134,9 @@ def compress(
         list[str] | None, typer.Option(help="PATTERN:KEY=NUMBER with KEY bits, min_bits, max_bits or sensitivity.")
     ] = None,
     probe: Annotated[bool | None, typer.Option("--probe/--no-probe", help="Measure sensitivities on noise.")] = None,
-    input_size: Annotated[str | None, typer.Option(help="Shape of one input, such as 3,224,224.")] = None,
+    input_size: Annotated[
+        str | None, typer.Option(help="Shape of one input, such as 3,224,224, or of several: x=3,32,32 y=24.")
+    ] = None,
     trellis: Annotated[
         bool | None, typer.Option("--trellis/--no-trellis", help="Quantize on a trellis, as rd does: less error.")
     ] = None,
@@ -164,7 +166,7 @@ def compress(
         "sparsity": sparsity,
         "overrides": _overrides(keep or [], override or []),
         "probe": probe,
-        "input_size": _shape(input_size),
+        "input_size": _shapes(input_size),
         "trellis": trellis,
         "seed": seed,
     }
@@ -605,9 +607,15 @@ def _overrides(keep: list[str], numbers: list[str]) -> dict[str, Any] | None:
     return overrides or None
 
 
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
+def _shapes(text: str | None) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    """One shape, or several by the names of arguments, between blanks; `NAME=` is a single number a sample."""
+    if text is None or "=" not in text:
+        return None if text is None else _shape(text)
+    named = [part.partition("=") for part in text.split()]
+    return {name: _shape(shape) if shape else () for name, _, shape in named}
+
+
+def _shape(text: str) -> tuple[int, ...]:
     parts = text.replace("x", ",").split(",")
     if not all(p.strip().isdecimal() and int(p) > 0 for p in parts):
         raise OptionError("--input-size is not a shape", got=repr(text), wanted="positive integers such as 3,224,224")

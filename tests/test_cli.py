@@ -130,6 +130,7 @@ def test_overrides(run: Run, checkpoint: Path, tmp_path: Path) -> None:
         (["--bits", 3, "--keep", "zzz"], "PatternError: overrides: pattern 'zzz' matches no tensor"),
         (["--bits", 3, "--override", "a.weight"], "--override is not understood: got 'a.weight'"),
         (["--bits", 3, "--input-size", "3,x"], "--input-size is not a shape: got '3,x'"),
+        (["--bits", 3, "--input-size", "y=3 x=3,a"], "--input-size is not a shape: got '3,a'"),
         (["--size", "2XB"], "BudgetError: --size is not a size: got '2XB'"),
         (["--bits", 3, "--trellis", "--method", "opq"], "--method opq does not take --trellis: wanted --method rd"),
         (["--bits", 3, "--sparsity", 0.5], "--sparsity goes with --method opq: got --method rd"),
@@ -180,6 +181,11 @@ def test_every_option_that_a_message_may_name_is_there() -> None:
     commands = get_command(cli.app).commands.values()  # type: ignore[attr-defined]
     known = {o for c in commands for p in c.params for o in (*p.opts, *p.secondary_opts)}
     assert {o.removeprefix("no ") for o in (*cli.IN_SHELL.values(), *cli.FLAGS.values())} <= known
+
+
+def test_shapes_of_several_arguments() -> None:
+    assert cli._shapes("sample=4,8x8 timestep= ids=24") == {"sample": (4, 8, 8), "timestep": (), "ids": (24,)}
+    assert cli._shapes("3,224,224") == (3, 224, 224)
 
 
 @pytest.mark.parametrize("size", ["4kB", "0.004MB", "4000"])

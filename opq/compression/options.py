@@ -27,7 +27,7 @@ class Options:
     how: Method = dataclasses.field(default_factory=RateDistortion)
     """The method, with its own options."""
     overrides: Mapping[str, Override] | None = None
-    input_size: Sequence[int] | None = None
+    input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None
     example_inputs: Any = None
     seed: int = 0
     progress: Progress = silent

@@ -18,10 +18,12 @@ from opq.models.observe import device_of
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Batch:
-    """The arguments of one call of a model's forward; the first dimension of every tensor counts the samples."""
+    """The arguments of one call of a model's forward; one dimension of every tensor counts the samples."""
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dim: int | None = 0
+    """That dimension; None where the batch cannot be divided, as a graph's nodes."""
 
     def __call__(self, model: nn.Module) -> Any:
         """The model's output on this batch."""
@@ -42,26 +44,36 @@ class Batch:
 
     @property
     def samples(self) -> int:
-        """How many samples the batch holds: the first dimension of its first tensor."""
-        return next((int(t.shape[0]) for t in self.tensors if t.dim()), 1)
+        """How many samples the batch holds: the size of its first tensor in their dimension."""
+        dim = self.dim or 0
+        return next((int(t.shape[dim]) for t in self.tensors if t.dim() > dim), 1)
 
     @property
     def images(self) -> torch.Tensor | None:
         """The batch's only tensor, if it holds images: (samples, channels, height, width)."""
-        found = list(self.tensors)
+        found = list(self.tensors) if self.dim == 0 else []
         return found[0] if len(found) == 1 and found[0].dim() == 4 and found[0].is_floating_point() else None
 
     def parts(self, size: int) -> Iterator[Batch]:
-        """Micro-batches of about `size` samples, in order; of at least two, as BatchNorm requires, if there are two."""
-        total = self.samples
+        """Micro-batches of about `size` samples, in order; of at least two, as BatchNorm requires, if there are two.
+
+        A batch that cannot be divided is its own only part.
+        """
+        if self.dim is None:
+            yield self
+            return
+        total, dim = self.samples, self.dim
         count = max(1, min(math.ceil(total / size), total // 2))
         edges = [total * i // count for i in range(count + 1)]
         for start, stop in itertools.pairwise(edges):
-            yield self.map(lambda t, a=start, b=stop: t[a:b] if t.dim() and t.shape[0] == total else t)
+            length = stop - start
+            yield self.map(
+                lambda t, a=start, n=length: t.narrow(dim, a, n) if t.dim() > dim and t.shape[dim] == total else t
+            )
 
     def map(self, change: Any) -> Batch:
         """The batch with every tensor changed."""
-        return Batch(mapped(self.args, change), mapped(dict(self.kwargs), change))
+        return Batch(mapped(self.args, change), mapped(dict(self.kwargs), change), dim=self.dim)
 
     def to(self, model: nn.Module) -> Batch:
         """The batch on the model's device, floating-point tensors in the model's precision."""

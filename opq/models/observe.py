@@ -1,7 +1,7 @@
 """Observing a live model and leaving it exactly as it was.
 
-Everything here is a context manager: modes, buffers, caches, `requires_grad`, hooks and the state of every
-random number generator are what they were when it ends, also after an error.
+This is done by context managers: at their end, also after an error, modes, buffers, caches, `requires_grad`, hooks and
+the state of every random number generator are restored.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in inference mode; afterwards all that it holds, its caches too, and every RNG are as before.
+    """The model in inference mode; afterwards all that it holds, its caches too, and random generators are as before.
 
-    One thread at a time, so that two may look into the same model. Autocast and inference mode are off.
+    One thread at a time may be in such a block, so that two threads can observe the same model. Autocast and inference
+    mode are off.
 
     Raises:
         ProbeError: the model holds lazy modules, whose weights do not exist yet.
@@ -48,7 +49,7 @@ def untouched(model: nn.Module) -> Iterator[nn.Module]:
         record = Record(model, weights=True)
         fast = torch.backends.mha.get_fastpath_enabled()
         try:
-            torch.backends.mha.set_fastpath_enabled(False)  # the fused path calls no submodule: nothing to see
+            torch.backends.mha.set_fastpath_enabled(False)  # the fused path calls no submodules, so no hook would run
             model.train()  # there modules drop what they cached in inference mode
             model.eval()
             yield model

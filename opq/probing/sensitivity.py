@@ -118,7 +118,7 @@ def weights(felt: Mapping[str, float], names: Iterable[str], alpha: float) -> di
 def probe(
     model: nn.Module,
     *,
-    input_size: Sequence[int] | None = None,
+    input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
     calibration: Iterable[Any] | None = None,
     hint: InputHint | None = None,
@@ -131,7 +131,8 @@ def probe(
     """Sensitivities and input moments of a model from synthetic inputs; the model comes back untouched.
 
     Args:
-        input_size: shape of one sample without the batch dimension; by default asked of the model.
+        input_size: shape of one sample without the batch dimension, or shapes by the names of the forward's arguments;
+            by default asked of the model.
         example_inputs: anything the forward takes, to be imitated in shape and kind.
         calibration: batches of real inputs to use instead of synthetic ones.
         samples: inputs in all; by default 64 synthetic ones, and up to 512 of `calibration`.
