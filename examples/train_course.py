@@ -21,7 +21,7 @@ from train_demo import shifted
 from opq.sources.digits import normalised
 
 sys.path.append(str(Path(__file__).resolve().parent / "notebooks"))
-import course  # noqa: E402
+import course
 
 EPOCHS, BATCH, RATE, DECAY = 45, 64, 4e-3, 4.0
 

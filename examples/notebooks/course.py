@@ -97,7 +97,7 @@ def real_network(images: int = 200) -> Network | None:
     return Network("ResNet-20", zoo.resnet20(), lambda model: zoo.top1(model, test))
 
 
-def noisy_test(copies: int = 4) -> tuple[Tensor, Tensor]:
+def noisy_test(copies: int = 2) -> tuple[Tensor, Tensor]:
     """The 449 held-out digits, each under `copies` drawings of noise: (4 x 449) x 1 x 8 x 8, and their labels."""
     images, labels = demo.test_split()
     return noisy(images.repeat(copies, 1, 1, 1), seed=1), labels.repeat(copies)
