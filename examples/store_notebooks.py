@@ -59,7 +59,7 @@ def executed(path: Path, manager: Any) -> Any:
 def printed(book: Any) -> list[str]:
     """What each code cell prints, in order."""
     code = (cell for cell in book.cells if cell.cell_type == "code")
-    return ["".join(o["text"] for o in cell.outputs if o.output_type == "stream") for cell in code]
+    return ["".join(o["text"] for o in cell.outputs if o.get("name") == "stdout") for cell in code]
 
 
 if __name__ == "__main__":
