@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from opq.base.atomic import written_aside
 from opq.base.dtypes import torch_dtype
-from opq.base.format_v1 import COMMON
+from opq.base.format_v1 import COMMON, PARAMETERS, VERSION
 from opq.base.pool import torch_threads
 from opq.errors import MismatchError, WriteError
 from opq.file import index, stored
@@ -117,7 +117,8 @@ def frame(plan: Plan, places: Iterable[Place], large: Iterable[str], small: byte
     body = len(head).to_bytes(4, "little") + head + small
     common = zlib.crc32(body).to_bytes(4, "little") + body
     entries = [_entry(*placed[name]) for name in large]
-    return entries_header([*entries, (COMMON, "U8", (len(common),), len(common))]), common
+    metadata = {COMMON: str(VERSION), PARAMETERS: str(sum(t.size for t in plan.own))}
+    return entries_header([*entries, (COMMON, "U8", (len(common),), len(common))], metadata), common
 
 
 def write_file(path: str | os.PathLike[str], plan: Plan, items: Iterable[Stored]) -> int:

@@ -34,7 +34,8 @@ class Target:
         wanted = budget.bytes(elements=source.elements, source_bytes=source.bytes)
         shards = partition(source.specs, set(compressed), 8 * wanted / source.elements, task.shard_size)
         where = {name: folders.shard_name(k, len(shards)) for k, names in enumerate(shards) for name in names}
-        text = index_bytes({spec.name: where[spec.name] for spec in source.specs})
+        parameters = sum(spec.size for spec in source.specs if spec.like is None)
+        text = index_bytes({spec.name: where[spec.name] for spec in source.specs}, parameters)
         return cls(size=wanted, shards=shards, index=text)
 
     def name(self, number: int) -> str:
