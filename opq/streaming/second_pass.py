@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from opq.base.atomic import written_aside
 from opq.file.folder_reader import INDEX, index_bytes
 from opq.plan import Plan
-from opq.sources import side_files
+from opq.sources import hub_config, side_files
 from opq.streaming import work_folder as folders
 from opq.streaming.shards import Shards, finished, part_of, partition
 from opq.streaming.task import Task
@@ -73,7 +73,8 @@ def finish(task: Task, target: Target) -> None:
     """Side files, then the index; nothing temporary is left."""
     work = task.work
     if task.source.folder is not None:
-        side_files.copy(task.source.folder, work.folder, within=work.inner)
+        config = hub_config.compressed(task.source.folder, INDEX)
+        side_files.copy(task.source.folder, work.folder, instead=config, within=work.inner)
     with written_aside(work.folder / INDEX, within=work.inner) as out:
         out.write(target.index)
     work.finish()

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzz
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-import fuzz
 from file_helpers import bytes_of, codes_in, in_memory, small, uncounted
 from hypothesis import given, settings
 from paths import DOCS
