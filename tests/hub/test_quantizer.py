@@ -216,13 +216,14 @@ def test_registering_twice_is_registering_once() -> None:
 
 @pytest.mark.parametrize("why", ["version", "functions"])
 def test_an_old_transformers_is_named_with_its_version(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = sys.modules["transformers"]
     if why == "version":
-        monkeypatch.setattr(transformers, "__version__", "4.57.1")
+        monkeypatch.setattr(there, "__version__", "4.57.1")
     else:
         monkeypatch.delattr(sys.modules["transformers.quantizers.auto"], "register_quantizer")
-    with pytest.raises(SourceError, match=rf"too old .*: got transformers {transformers.__version__}, wanted 5.0"):
+    with pytest.raises(SourceError, match=rf"too old .*: got transformers {there.__version__}, wanted 5.0"):
         opq.hub.register()
-    with pytest.warns(OpqWarning, match=f"transformers {transformers.__version__} cannot open opq files"):
+    with pytest.warns(OpqWarning, match=f"transformers {there.__version__} cannot open opq files"):
         registration.register_if_able()
 
 
