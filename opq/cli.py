@@ -129,6 +129,9 @@ def compress(
     override: Annotated[
         list[str] | None, typer.Option(help="PATTERN:KEY=NUMBER with KEY bits, min_bits, max_bits or sensitivity.")
     ] = None,
+    code_bits: Annotated[
+        int | None, typer.Option(help="Codes that fit so many bits each, for export to tools with codes of one width.")
+    ] = None,
     probe: Annotated[bool | None, typer.Option("--probe/--no-probe", help="Measure sensitivities on noise.")] = None,
     input_size: Annotated[str | None, typer.Option(help="Shape of one input, such as 3,224,224.")] = None,
     trellis: Annotated[bool, typer.Option("--trellis", help="Trellis-coded: less error, more work.")] = False,
@@ -151,6 +154,7 @@ def compress(
         "method": method,
         "sparsity": sparsity,
         "overrides": _overrides(keep or [], override or []),
+        "constraints": () if code_bits is None else (opq.constraints.code_bits("*", max=code_bits),),
         "probe": probe,
         "input_size": _shape(input_size),
         "trellis": trellis,

@@ -114,6 +114,8 @@ class TensorPlan:
     exact: bool = dataclasses.field(default=False, compare=False)
     """Kept bit for bit whatever it is: the user's wish, or numbers that must not move. Not compared: a file shows of
     a vector how it is stored, not whether it might have been stored otherwise."""
+    largest: int = dataclasses.field(default=LARGEST_CODE, compare=False)
+    """The largest magnitude that a code may have, where the user bounds it. Not compared: no file holds it."""
 
     def __post_init__(self) -> None:
         if self.action not in ("compress", "keep", "share"):
