@@ -146,6 +146,13 @@ def compress(
     as_json: AsJson = False,
 ) -> None:
     """Compress SOURCE into a small file."""
+    if output is not None and what_is(Path(source) / "model_index.json") == "a file":
+        refused = {"size": size, "keep": keep, "override": override, "input_size": input_size, "sparsity": sparsity}
+        refused |= {"trellis": trellis, "dry_run": dry_run, "dequantize": dequantize}
+        few = () if code_bits is None else (opq.constraints.code_bits("*", max=code_bits),)
+        budget = {"bits": bits, "ratio": ratio, "constraints": few, "probe": probe, "seed": seed, "workers": workers}
+        _compress_pipeline(source, output, {**refused, "method": None if method == "rd" else method}, budget, as_json)
+        return
     opened = opq.open_source(source, dequantize=dequantize, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {
         "bits": bits,
@@ -236,6 +243,22 @@ def _compress_folder(
     say(f"By {result.basis}")
     if result.left_out:
         say(f"Left out: {', '.join(result.left_out)}")
+
+
+def _compress_pipeline(
+    source: str, output: Path, refused: dict[str, Any], options: dict[str, Any], as_json: bool
+) -> None:
+    """A pipeline of diffusers, one model after the other."""
+    given = next((name for name, value in refused.items() if value), None)
+    if given is not None:
+        remedy = "Compress that model's folder by itself."
+        raise OptionError(f"--{given.replace('_', '-')} does not go with a pipeline of several models", remedy=remedy)
+    found = opq.hub.compress_pipeline(source, output, **options, progress=_watched(as_json))
+    if as_json:
+        _json({"file": str(output), "models": {name: {"bytes": r.bytes, "bits": r.bits} for name, r in found.items()}})
+        return
+    for name, result in found.items():
+        say(f"{name}: {result.bytes:,} bytes, {result.bits:.3f} bits per weight, {result.ratio:.2f}x smaller")
 
 
 @app.command()

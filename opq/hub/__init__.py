@@ -9,9 +9,17 @@ Importing this module is what teaches transformers to open such repositories.
 
 from __future__ import annotations
 
+from opq.hub.pipelines import compress_pipeline, diffusers_components
 from opq.hub.registration import register, register_if_able
 from opq.hub.repository import from_pretrained, save_pretrained
 
-__all__ = ["from_pretrained", "register", "save_pretrained"]
+__all__ = [
+    "compress_pipeline",
+    "diffusers_components",
+    "from_pretrained",
+    "pipelines",
+    "register",
+    "save_pretrained",
+]
 
 register_if_able()

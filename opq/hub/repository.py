@@ -38,7 +38,7 @@ def from_pretrained(
     need("transformers", "hf")
     folder = Path(name)
     if what_is(folder) != "a folder":
-        folder = _fetched(os.fspath(name), revision)
+        folder = fetched(os.fspath(name), revision)
     return load(_weights(folder, os.fspath(name)), empty_model(folder, trust=trust_remote_code)).eval()
 
 
@@ -65,7 +65,7 @@ def _weights(folder: Path, name: str) -> Path:
     return found[0]
 
 
-def _fetched(name: str, revision: str | None) -> Path:
+def fetched(name: str, revision: str | None) -> Path:
     """The repository's files, in the local cache."""
     hub: Any = need("huggingface_hub", "hf")
     try:
