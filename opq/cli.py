@@ -58,7 +58,7 @@ err = Console(stderr=True, markup=False)
 SUFFIX = ".opq.safetensors"
 METHODS = ("rd", "opq", "kmeans", "lamp", "magnitude", "pq")
 """Those that a shell can ask for: the others need data."""
-FORMATS = ("onnx", "hf", "hub", "compressed-tensors", "safetensors")
+FORMATS = ("onnx", "web", "hf", "hub", "compressed-tensors", "safetensors")
 NAMES = ("demo:digits", "hf:", "timm:", "torchvision:")
 
 IN_SHELL = {
@@ -338,13 +338,18 @@ def export(
     file: File,
     to: Annotated[
         str,
-        typer.Option(help="onnx, hf, hub, compressed-tensors or safetensors.", autocompletion=lambda: list(FORMATS)),
+        typer.Option(
+            help="onnx, web, hf, hub, compressed-tensors or safetensors.", autocompletion=lambda: list(FORMATS)
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file or folder to write.")],
     model: Annotated[
         str | None, typer.Option(help="What was compressed: hf:, timm:, torchvision:, demo:, a folder.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Refuse tensors that do not map.")] = True,
+    runtime: Annotated[
+        Path | None, typer.Option(help="With --to web: the folder dist of the npm package onnxruntime-web.")
+    ] = None,
     trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
@@ -353,9 +358,10 @@ def export(
     from opq.export.compressed_tensors import save_compressed_tensors
     from opq.export.hf_folder import save_compressed_folder, save_folder
     from opq.export.onnx_model import save_onnx
+    from opq.export.web_site import save_web
 
     if to not in FORMATS:
-        raise OptionError("unknown --to", got=repr(to), wanted="onnx, hf, hub, compressed-tensors or safetensors")
+        raise OptionError("unknown --to", got=repr(to), wanted="onnx, web, hf, hub, compressed-tensors or safetensors")
     refuse_inputs(output, [file])
     if to == "safetensors":
         figures: dict[str, Any] = {"bytes": dense.save_dense(file, output)}
@@ -365,6 +371,10 @@ def export(
         opened = opq.open_source(model, trust_remote_code=trust_remote_code)
         exported = save_onnx(file, output, opened.build(), hint=opened.input_hint)
         figures = {"bytes": exported.bytes, "integers": exported.integers, "dense": list(exported.dense)}
+    elif to == "web":
+        opened = opq.open_source(model, trust_remote_code=trust_remote_code)
+        site = save_web(file, output, opened.build(), hint=opened.input_hint, runtime=runtime)
+        figures = {"bytes": site.bytes, "tensors": len(site.tensors), "inside": site.inside}
     elif to == "hub":
         save_compressed_folder(file, output, model)
         figures = {"bytes": sum(p.stat().st_size for p in output.iterdir())}

@@ -90,12 +90,7 @@ def save_onnx(
         WriteError: the output cannot be written; nothing is left behind.
     """
     refuse_inputs(path, [file])
-    need("onnx", "onnx")
-    need("onnxscript", "onnx")
-    network = load(file, copy.deepcopy(model)).eval().cpu()
-    with same_random_state():
-        made = synthetic(network, hint=hint, samples=2) if example_inputs is None else as_batch(network, example_inputs)
-    program = _traced(network, made)
+    program = program_of(file, model, example_inputs=example_inputs, hint=hint)
     graph = program.model.graph
     integers: dict[str, str] = {}
     with Reader(file) as reader:
@@ -112,7 +107,24 @@ def save_onnx(
     return Exported(len(data), integers, tuple(n for n in names if n not in integers))
 
 
-def _traced(network: nn.Module, batch: Batch) -> Any:
+def program_of(
+    file: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    example_inputs: Any = None,
+    hint: InputHint | None = None,
+    optimized: bool = True,
+) -> Any:
+    """torch's ONNX program of the network of a file; not optimized, its initializers are the network's own tensors."""
+    need("onnx", "onnx")
+    need("onnxscript", "onnx")
+    network = load(file, copy.deepcopy(model)).eval().cpu()
+    with same_random_state():
+        made = synthetic(network, hint=hint, samples=2) if example_inputs is None else as_batch(network, example_inputs)
+    return _traced(network, made, optimized)
+
+
+def _traced(network: nn.Module, batch: Batch, optimized: bool) -> Any:
     """torch's ONNX program of the network."""
     dynamic = torch.export.Dim.DYNAMIC
 
@@ -128,6 +140,7 @@ def _traced(network: nn.Module, batch: Batch) -> Any:
         try:
             return torch.onnx.export(
                 network, batch.args, kwargs=dict(batch.kwargs), dynamo=True, verbose=False, opset_version=OPSET,
+                optimize=optimized,
                 dynamic_shapes=shapes if not (batch.args and batch.kwargs) else None,
             )  # fmt: skip
         except Exception as error:  # a stranger's forward may fail to export in any way; the cause is kept

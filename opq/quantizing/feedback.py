@@ -131,8 +131,8 @@ class _Grid:
     @classmethod
     def of(cls, plans: Sequence[TensorPlan]) -> _Grid:
         columns = [[p.step, 1 - p.rounding, p.threshold / p.step] for p in plans]
-        largest = np.float32(min(p.largest for p in plans))
-        return cls(*np.array(columns, dtype=np.float32).T.copy()[:, :, None], largest)
+        step, shift, dead = np.array(columns, dtype=np.float32).T.copy()[:, :, None]
+        return cls(step, shift, dead, np.float32(min(p.largest for p in plans)))
 
     def codes(self, x: Floats32) -> Floats32:
         """The codes of `x` (groups, plans, rows), as `quantize` gives them but as floats and held within int16."""
