@@ -52,6 +52,30 @@ def test_with_the_decoded_tensors_as_external_data_it_says_what_the_dense_model_
         place.unlink()
 
 
+def test_a_language_model_keeps_its_weights_out_of_the_graph_too(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=900, max_position_embeddings=64, **sizes)).eval()
+    opq.compress(model, bits=6, probe=False).save(file := tmp_path / "m.opq.safetensors")
+    made = save_web(file, tmp_path / "site", model)
+    site = tmp_path / "site"
+    dense, state = opq.load(file, model), opq.load_state_dict(file)
+    with opq.Reader(file) as reader:
+        assert {t.name for t in reader.plan.compressed} <= set(made.tensors.values())
+    assert made.inside < 20_000
+    for place, name in made.tensors.items():
+        (site / place).write_bytes(state[name].float().numpy().tobytes())
+    session = onnxruntime.InferenceSession(site / "network.onnx", providers=["CPUExecutionProvider"])
+    ids = torch.randint(900, (2, 11))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    names = [one.name for one in session.get_inputs()]
+    found = session.run(None, {name: given[name].numpy() for name in names})[0]
+    with torch.no_grad():
+        wanted = dense(**{name: given[name] for name in names})[0].numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
 def test_what_cannot_be_is_said(file: Path, tmp_path: Path) -> None:
     (tmp_path / "dist").mkdir()
     with pytest.raises(ExportError, match=f"not the dist folder of onnxruntime-web: got no {RUNTIME[0]}"):
