@@ -61,7 +61,7 @@ err = Console(stderr=True, markup=False)
 SUFFIX = ".opq.safetensors"
 METHODS = ("rd", "opq", "kmeans", "lamp", "magnitude", "pq")
 """Those that a shell can ask for: the others need data."""
-FORMATS = ("onnx", "hf", "hub", "compressed-tensors", "safetensors")
+FORMATS = ("onnx", "web", "hf", "hub", "compressed-tensors", "safetensors")
 NAMES = ("demo:digits", "hf:", "timm:", "torchvision:")
 
 IN_SHELL = {
@@ -133,6 +133,9 @@ def compress(
     override: Annotated[
         list[str] | None, typer.Option(help="PATTERN:KEY=NUMBER with KEY bits, min_bits, max_bits or sensitivity.")
     ] = None,
+    code_bits: Annotated[
+        int | None, typer.Option(help="Codes that fit so many bits each, for export to tools with codes of one width.")
+    ] = None,
     probe: Annotated[bool | None, typer.Option("--probe/--no-probe", help="Measure sensitivities on noise.")] = None,
     input_size: Annotated[
         str | None, typer.Option(help="Shape of one input, such as 3,224,224, or of several: x=3,32,32 y=24.")
@@ -154,6 +157,13 @@ def compress(
 ) -> None:
     """Compress SOURCE into a small file."""
     path = output or Path(_default_name(source))
+    if output is not None and what_is(Path(source) / "model_index.json") == "a file":
+        refused = {"size": size, "keep": keep, "override": override, "input_size": input_size, "sparsity": sparsity}
+        refused |= {"trellis": trellis, "dry_run": dry_run, "dequantize": dequantize}
+        few = () if code_bits is None else (opq.constraints.code_bits("*", max=code_bits),)
+        budget = {"bits": bits, "ratio": ratio, "constraints": few, "probe": probe, "seed": seed, "workers": workers}
+        _compress_pipeline(source, output, {**refused, "method": None if method == "rd" else method}, budget, as_json)
+        return
     streamed = output is not None and _streams(source, output)
     if not dry_run and not streamed:
         _may_replace(path, force)
@@ -165,6 +175,7 @@ def compress(
         "method": method,
         "sparsity": sparsity,
         "overrides": _overrides(keep or [], override or []),
+        "constraints": () if code_bits is None else (opq.constraints.code_bits("*", max=code_bits),),
         "probe": probe,
         "input_size": _shapes(input_size),
         "trellis": trellis,
@@ -260,6 +271,22 @@ def _compress_folder(
     say(f"Next: opq inspect {output}, opq decompress {output}")
 
 
+def _compress_pipeline(
+    source: str, output: Path, refused: dict[str, Any], options: dict[str, Any], as_json: bool
+) -> None:
+    """A pipeline of diffusers, one model after the other."""
+    given = next((name for name, value in refused.items() if value), None)
+    if given is not None:
+        remedy = "Compress that model's folder by itself."
+        raise OptionError(f"--{given.replace('_', '-')} does not go with a pipeline of several models", remedy=remedy)
+    found = opq.hub.compress_pipeline(source, output, **options, progress=_watched(as_json))
+    if as_json:
+        _json({"file": str(output), "models": {name: {"bytes": r.bytes, "bits": r.bits} for name, r in found.items()}})
+        return
+    for name, result in found.items():
+        say(f"{name}: {result.bytes:,} bytes, {result.bits:.3f} bits per weight, {result.ratio:.2f}x smaller")
+
+
 @app.command()
 def inspect(file: File, as_json: AsJson = False) -> None:
     """Show what FILE holds: tensors, ratio, bits, sparsity, and entropy against coded size."""
@@ -341,13 +368,18 @@ def export(
     file: File,
     to: Annotated[
         str,
-        typer.Option(help="onnx, hf, hub, compressed-tensors or safetensors.", autocompletion=lambda: list(FORMATS)),
+        typer.Option(
+            help="onnx, web, hf, hub, compressed-tensors or safetensors.", autocompletion=lambda: list(FORMATS)
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file or folder to write.")],
     model: Annotated[
         str | None, typer.Option(help="What was compressed: hf:, timm:, torchvision:, demo:, a folder.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Refuse tensors that do not map.")] = True,
+    runtime: Annotated[
+        Path | None, typer.Option(help="With --to web: the folder dist of the npm package onnxruntime-web.")
+    ] = None,
     trust_remote_code: Trust = False,
     force: Force = False,
     as_json: AsJson = False,
@@ -357,9 +389,10 @@ def export(
     from opq.export.compressed_tensors import save_compressed_tensors
     from opq.export.hf_folder import save_compressed_folder, save_folder
     from opq.export.onnx_model import save_onnx
+    from opq.export.web_site import save_web
 
     if to not in FORMATS:
-        raise OptionError("unknown --to", got=repr(to), wanted="onnx, hf, hub, compressed-tensors or safetensors")
+        raise OptionError("unknown --to", got=repr(to), wanted="onnx, web, hf, hub, compressed-tensors or safetensors")
     refuse_inputs(output, [file])
     _may_replace(output, force)
     if to == "safetensors":
@@ -370,6 +403,10 @@ def export(
         opened = opq.open_source(model, trust_remote_code=trust_remote_code)
         exported = save_onnx(file, output, opened.build(), hint=opened.input_hint)
         figures = {"bytes": exported.bytes, "integers": exported.integers, "dense": list(exported.dense)}
+    elif to == "web":
+        opened = opq.open_source(model, trust_remote_code=trust_remote_code)
+        site = save_web(file, output, opened.build(), hint=opened.input_hint, runtime=runtime)
+        figures = {"bytes": site.bytes, "tensors": len(site.tensors), "inside": site.inside}
     elif to == "hub":
         save_compressed_folder(file, output, model)
         figures = {"bytes": sum(p.stat().st_size for p in output.iterdir())}

@@ -7,6 +7,7 @@ For example::
         constraints.sparsity("*.fc", min=0.8),
         constraints.macs(2e8, per_tensor=dense_macs),
         constraints.equal_steps("*.attn.*"),
+        constraints.code_bits("*", max=8),
     ])
 
 Patterns are globs over tensor names (`fnmatch`, case-sensitive). They match compressed tensors only.
@@ -44,7 +45,7 @@ class Constraint:
     label: str
     """The call that made it."""
     pattern: str
-    on: Literal["rate", "density", "step"]
+    on: Literal["rate", "density", "step", "code"]
     scope: Literal["each", "total", "equal"]
     """Whether the limits hold for every matched tensor, for their weighted sum, or all are to be equal."""
     low: float = -math.inf
@@ -68,9 +69,9 @@ class Constraint:
         return found
 
     def rows(self, names: Sequence[str], sizes: Sequence[int]) -> list[Row]:
-        """The linear constraints on rates and densities; none for equal steps, which `group_steps` handles."""
+        """The linear constraints on rates and densities; none for steps and codes, which go by other functions."""
         found = self.matches(names)
-        if self.on == "step":
+        if self.on in ("step", "code"):
             return []
         if self.scope == "each":
             return [self._row({i: 1.0}, len(names), self.low, self.high, f" on {names[i]}") for i in found]
@@ -148,6 +149,40 @@ def equal_bits(pattern: str) -> Constraint:
 def equal_steps(pattern: str) -> Constraint:
     """The same step, that is the same codebook, for all matching tensors."""
     return Constraint(label=f"equal_steps({pattern!r})", pattern=pattern, on="step", scope="equal")
+
+
+def code_bits(pattern: str, *, max: int) -> Constraint:
+    """Integer codes that fit so many bits, sign and all: up to 127 in magnitude for 8 bits, 7 for 4.
+
+    It bounds the step from below, by the largest weight: `step >= max|w| / (2^(max-1) - 1)`. What the entropy coder
+    makes of the codes is as small as ever; the bound is for layouts of other tools, whose codes have one width. With
+    it an export to compressed-tensors holds every Linear weight exactly. No cvxpy is needed for it.
+
+    Args:
+        max: 2 to 15 bits.
+
+    Example:
+        >>> import opq
+        >>> few = opq.constraints.code_bits("*", max=4)
+        >>> result = opq.compress("demo:digits", bits=4, probe=False, constraints=[few])
+        >>> with opq.Reader(result.packed) as reader:
+        ...     max(abs(reader.codes(t.name)).max() for t in reader.plan.compressed) <= 7
+        True
+    """
+    label = f"code_bits({pattern!r}, max={max})"
+    if isinstance(max, bool) or not isinstance(max, int) or not 2 <= max <= 15:
+        raise OptionError(f"{label} has no meaning", wanted="a whole number of bits from 2 to 15")
+    return Constraint(label=label, pattern=pattern, on="code", scope="each", high=max)
+
+
+def largest_codes(constraints: Sequence[Constraint], names: Sequence[str]) -> dict[str, int]:
+    """The largest magnitude of the codes of each tensor that a constraint bounds it of; the smallest of several."""
+    largest: dict[str, int] = {}
+    for constraint in (c for c in constraints if c.on == "code"):
+        most = (1 << int(constraint.high) - 1) - 1
+        for i in constraint.matches(names):
+            largest[names[i]] = min(most, largest.get(names[i], most))
+    return largest
 
 
 def group_steps(constraints: Sequence[Constraint], names: Sequence[str]) -> list[tuple[int, ...]]:

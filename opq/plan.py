@@ -117,6 +117,8 @@ class TensorPlan:
     exact: bool = dataclasses.field(default=False, compare=False)
     """For `keep`: stored bit for bit, because the user wishes it or because the numbers must not change. Ignored when
     plans are compared: a file shows how a vector is stored, not whether it could have been stored in another way."""
+    largest: int = dataclasses.field(default=LARGEST_CODE, compare=False)
+    """The largest magnitude that a code may have, where the user bounds it. Not compared: no file holds it."""
 
     def __post_init__(self) -> None:
         if self.action not in ("compress", "keep", "share"):

@@ -17,6 +17,9 @@ VERSION = 1
 COMMON = "opq"
 """The entry that holds the index and all small payloads; also the member of the metadata that holds the version."""
 
+PARAMETERS = "total_parameters"
+"""The member of the metadata, here and in the index of a folder, by which hubs know how many weights there are."""
+
 LARGEST_HEADER = 100_000_000
 """Bytes of the longest header: the limit of the safetensors library."""
 

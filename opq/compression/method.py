@@ -177,6 +177,8 @@ class Opq(DataFree):
         self._check("sparsity", s is None or (_is_number(s, 0, 1) and s < 1), "0 <= sparsity < 1")
         if s is None and self.constraints:
             raise OptionError("constraints= with method='opq' bound densities", wanted="sparsity= and bits= as well")
+        if any(constraint.on == "code" for constraint in self.constraints):
+            raise OptionError("method='opq' has codes of any size", got="code_bits(...)", remedy="Use method='rd'.")
 
     def budget(self, *, bits: float | None, ratio: float | None, size: float | None) -> Budget | None:
         if self.sparsity is None:

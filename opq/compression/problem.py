@@ -7,9 +7,12 @@ size of the file is known.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import torch
 
 from opq.allocation.curve import Curve, Point
@@ -24,7 +27,8 @@ from opq.base.progress import Progress, silent
 from opq.base.stages import stage
 from opq.compression.options import Options
 from opq.compression.roles import Role
-from opq.errors import WeightsWarning
+from opq.constraints import largest_codes
+from opq.errors import OptionError, WeightsWarning
 from opq.plan import LARGEST_CODE, Plan, TensorPlan
 from opq.quantizing import trellis
 from opq.sources.base import Source
@@ -89,9 +93,28 @@ class Problem(Generic[S]):
 
     @property
     def bounds(self) -> list[tuple[float, float]]:
-        """The smallest and the largest number of bits per weight that the user allows each compressed tensor."""
+        """The smallest and the largest number of bits per weight that each compressed tensor may have.
+
+        Both are the user's; codes of a bounded width allow no more than their finest step gives.
+        """
         roles = {role.name: role for role in self.roles}
-        return [(roles[n].min_bits, roles[n].max_bits) for n in self.stats]
+        found = [(roles[n].min_bits, min(roles[n].max_bits, self._most_bits(n))) for n in self.stats]
+        for name, (low, high) in zip(self.stats, found, strict=True):
+            if low > high:
+                remedy = "Allow its codes more bits, or ask for fewer bits per weight."
+                fact = f"tensor {name!r} cannot have so many bits per weight with so small codes"
+                raise OptionError(fact, got=f"{low:g}", wanted=f"at most {high:.3g}", remedy=remedy)
+        return found
+
+    @functools.cached_property
+    def largest(self) -> Mapping[str, int]:
+        """The largest code of each tensor of which the user bounds it."""
+        return largest_codes(self.options.constraints, list(self.stats))
+
+    def _most_bits(self, name: str) -> float:
+        if name not in self.largest or not (finest := self.stats[name].max_abs / self.largest[name]):
+            return float("inf")
+        return float(self.curves[name].rate_at_step(np.array(math.log(finest))))
 
     @property
     def least_bits(self) -> float:
@@ -108,7 +131,7 @@ class Problem(Generic[S]):
         if self.options.method == "opq":
             return paper([s.mean_abs for s in stats], sizes, a, bits)[0]
         curves = list(self.curves.values())
-        if not self.options.constraints:
+        if all(constraint.on == "code" for constraint in self.options.constraints):
             return allocate(curves, sizes, a, bits, bounds=self.bounds)
         from opq.allocation import convex
 
@@ -151,7 +174,9 @@ class Problem(Generic[S]):
             "like": role.spec.like,
         }
         if point is not None:
-            fields |= on_grid(point, self.stats[role.name].max_abs) | {"sensitivity": self.sensitivities[role.name]}
+            largest = self.largest.get(role.name, LARGEST_CODE)
+            fields |= on_grid(point, self.stats[role.name].max_abs, largest)
+            fields |= {"sensitivity": self.sensitivities[role.name], "largest": largest}
             if self.options.method == "opq":
                 fields["rounding"] = 0.5
             if role.name in self.trellised:
@@ -162,14 +187,15 @@ class Problem(Generic[S]):
         return TensorPlan(**fields)
 
 
-def on_grid(point: Point, largest: float) -> dict[str, float]:
+def on_grid(point: Point, max_abs: float, largest: int = LARGEST_CODE) -> dict[str, float]:
     """The fields of a tensor's plan that an operating point of the plain grid sets.
 
     Args:
-        largest: the largest magnitude of the weights, which must have a code.
+        max_abs: the largest magnitude of the weights, which must have a code.
+        largest: the largest magnitude of a code.
     """
     return {
-        "step": max(point.step, largest / LARGEST_CODE),
+        "step": max(point.step, max_abs / largest),
         "threshold": point.threshold,
         "rounding": point.theta,
         "rate": point.rate,

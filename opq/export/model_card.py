@@ -18,10 +18,19 @@ LONGEST = 200
 """Characters of a name that a card shows: the published methods' have ten."""
 TAGS = ("opq", "compressed")
 _REPLACED = ("tags", "base_model", "base_model_relation", "model-index")
+_OWN_CALL = """import opq.hub
+model = opq.hub.from_pretrained("{repository}")"""
+_CALLS = {
+    "transformers": """import opq.hub  # teaches transformers to open the file
+from transformers import AutoModel
+model = AutoModel.from_pretrained("{repository}")"""
+}
 _REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def model_card(reader: Reader, *, source: str, repository: str = "ORG/NAME", original: str = "") -> str:
+def model_card(
+    reader: Reader, *, source: str, repository: str = "ORG/NAME", original: str = "", library: str | None = None
+) -> str:
     """Markdown with the figures of a file and the two lines that load it, above what the model's own card says.
 
     Args:
@@ -29,11 +38,15 @@ def model_card(reader: Reader, *, source: str, repository: str = "ORG/NAME", ori
         source: the name of the model that was compressed: `hf:ORG/NAME`, or a folder, whose path stays unsaid.
         repository: the Hugging Face repository that will hold it.
         original: the card of that model: its licence, languages and tags go on, and its text follows.
+        library: whose `from_pretrained` loads the folder, which hubs show; what the original's card says comes first.
     """
     blocks, text = front_matter.split(original)
+    if library is not None:
+        blocks.setdefault("library_name", f"library_name: {library}")
     below = f"\n# The original model card\n\n{text}\n" if text.strip() else ""
     front = front_matter.joined(_fronted(blocks, hub_name(source)))
-    return f"{front}\n{_section(reader, source=source, repository=repository)}{below}"
+    calls = _CALLS.get(library or "", _OWN_CALL).format(repository=repository)
+    return f"{front}\n{_section(reader, source=source, calls=calls)}{below}"
 
 
 def hub_name(source: str) -> str | None:
@@ -52,7 +65,7 @@ def _fronted(blocks: Mapping[str, str], base: str | None) -> dict[str, str]:
     return kept | {"tags": "\n".join(("tags:", *(f"- {tag}" for tag in tags)))}
 
 
-def _section(reader: Reader, *, source: str, repository: str) -> str:
+def _section(reader: Reader, *, source: str, calls: str) -> str:
     elements, before = reader.plan.elements, reader.plan.source_bytes
     counts = NOTHING
     for tensor in (t for t in reader.plan.compressed if t.stepped):
@@ -73,8 +86,7 @@ Method {code(reader.plan.method)}.
 Loading gives an ordinary dense model: the file is small, run-time speed and memory are those of the original.
 
 ```python
-import opq.hub
-model = opq.hub.from_pretrained("{repository}")
+{calls}
 ```
 
 Without this package: the file is a safetensors file whose layout `docs/format.md` of opq describes.

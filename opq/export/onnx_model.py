@@ -87,15 +87,8 @@ def save_onnx(
         WriteError: the output cannot be written; nothing is left behind.
     """
     refuse_inputs(path, [file])
-    need("onnx", "onnx")
-    need("onnxscript", "onnx")
-    network = load(file, copy.deepcopy(model)).eval().cpu()
-    with same_random_state():
-        given = None if example_inputs is None else as_batch(network, example_inputs)
-        made = synthetic(network, hint=hint, samples=2).to(network) if given is None else given
-    program = _traced(network, made)
+    program = program_of(file, model, example_inputs=example_inputs, hint=hint)
     graph = program.model.graph
-    _open_axes_named(graph, output_names(network, made))
     integers: dict[str, str] = {}
     with Reader(file) as reader:
         names = [t.name for t in reader.plan.compressed]
@@ -111,6 +104,26 @@ def save_onnx(
     with written_aside(path) as out:
         out.write(data)
     return Exported(len(data), integers, tuple(n for n in names if n not in integers))
+
+
+def program_of(
+    file: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    example_inputs: Any = None,
+    hint: InputHint | None = None,
+    optimized: bool = True,
+) -> Any:
+    """torch's ONNX program of the network of a file; not optimized, its initializers are the network's own tensors."""
+    need("onnx", "onnx")
+    need("onnxscript", "onnx")
+    network = load(file, copy.deepcopy(model)).eval().cpu()
+    with same_random_state():
+        given = None if example_inputs is None else as_batch(network, example_inputs)
+        made = synthetic(network, hint=hint, samples=2).to(network) if given is None else given
+    program = _traced(network, made, optimized)
+    _open_axes_named(program.model.graph, output_names(network, made))
+    return program
 
 
 AXES = ("batch", "sequence")
@@ -167,7 +180,7 @@ def _grid(reader: Reader, tensor: TensorPlan) -> Grid:
     return Grid(tensor.name, reader.codes(tensor.name), tensor.step)
 
 
-def _traced(network: nn.Module, batch: Batch) -> Any:
+def _traced(network: nn.Module, batch: Batch, optimized: bool) -> Any:
     """torch's ONNX program of the network."""
     dynamic = torch.export.Dim.DYNAMIC
 
@@ -183,6 +196,7 @@ def _traced(network: nn.Module, batch: Batch) -> Any:
         try:
             return torch.onnx.export(
                 network, batch.args, kwargs=dict(batch.kwargs), dynamo=True, verbose=False, opset_version=OPSET,
+                optimize=optimized,
                 dynamic_shapes=shapes if not (batch.args and batch.kwargs) else None,
             )  # fmt: skip
         except Exception as error:  # a stranger's forward may fail to export in any way; the cause is kept

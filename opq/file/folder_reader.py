@@ -15,7 +15,7 @@ from types import TracebackType
 import torch
 
 from opq.base.arrays import Codes
-from opq.base.format_v1 import COMMON, LARGEST_FOLDER_INDEX, VERSION
+from opq.base.format_v1 import COMMON, LARGEST_FOLDER_INDEX, PARAMETERS, VERSION
 from opq.base.format_v1 import FOLDER_INDEX as INDEX
 from opq.base.paths import what_is
 from opq.base.tables import counted, printable
@@ -167,9 +167,10 @@ def _crc(file: FileIO, start: int, stop: int) -> int:
     return found
 
 
-def index_bytes(where: dict[str, str]) -> bytes:
-    """The index of a folder: which shard holds each tensor, in the source's order, and nothing else."""
-    return (json.dumps({"metadata": {COMMON: str(VERSION)}, "weight_map": where}, indent=0) + "\n").encode()
+def index_bytes(where: dict[str, str], parameters: int) -> bytes:
+    """The index of a folder: how many weights there are, and which shard holds each tensor, in the source's order."""
+    metadata = {COMMON: str(VERSION), PARAMETERS: str(parameters)}
+    return (json.dumps({"metadata": metadata, "weight_map": where}, indent=0) + "\n").encode()
 
 
 def read_index(path: Path) -> dict[str, str]:

@@ -108,14 +108,11 @@ def _entry(name: str, fields: object) -> Entry:
     return Entry(dtype, tuple(shape), *offsets)
 
 
-def entries_header(
-    entries: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str] = {COMMON: str(VERSION)}
-) -> bytes:
+def entries_header(entries: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:
     """The header of a safetensors file, padded so that the bytes after it are aligned to 8 bytes.
 
     Args:
         entries: name, element type, shape and number of bytes of each entry, in order.
-        metadata: by default that of a compressed file.
     """
     header: dict[str, object] = {METADATA: dict(metadata)}
     start = 0

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from opq.base.atomic import written_aside
 from opq.base.dtypes import torch_dtype
-from opq.base.format_v1 import COMMON, VERSION
+from opq.base.format_v1 import COMMON, PARAMETERS, VERSION
 from opq.base.pool import torch_threads
 from opq.errors import MismatchError, WriteError
 from opq.file import index, stored
@@ -123,7 +123,7 @@ def frame(
     body = len(head).to_bytes(4, "little") + head + small
     common = zlib.crc32(body).to_bytes(4, "little") + body
     entries = [_entry(*placed[name]) for name in large]
-    metadata = {COMMON: str(VERSION)} | ({BY: note} if note else {})
+    metadata = {COMMON: str(VERSION), PARAMETERS: str(sum(t.size for t in plan.own))} | ({BY: note} if note else {})
     return entries_header([*entries, (COMMON, "U8", (len(common),), len(common))], metadata), common
 
 

@@ -19,7 +19,7 @@ import torch
 
 from opq.base.arrays import Floats32
 from opq.errors import OptionError
-from opq.plan import LARGEST_CODE, TensorPlan
+from opq.plan import TensorPlan
 from opq.quantizing import trellis
 from opq.quantizing.moment import Moment
 
@@ -144,21 +144,24 @@ class _Grid:
     """1 - rounding."""
     dead: Floats32
     """Half the dead zone in steps."""
+    largest: np.float32
+    """The largest code, of all of them."""
 
     @classmethod
     def of(cls, plans: Sequence[TensorPlan]) -> _Grid:
         columns = [[p.step, 1 - p.rounding, p.threshold / p.step] for p in plans]
-        return cls(*np.array(columns, dtype=np.float32).T.copy()[:, :, None])
+        step, shift, dead = np.array(columns, dtype=np.float32).T.copy()[:, :, None]
+        return cls(step, shift, dead, np.float32(min(p.largest for p in plans)))
 
     def codes(self, x: Floats32) -> Floats32:
         """The codes of `x` (groups, plans, rows), as `quantize` gives them but as floats, and clipped to int16."""
         scaled = np.abs(x) / self.step
-        levels = np.minimum(np.maximum(np.floor(scaled + self.shift), 1), LARGEST_CODE)
+        levels = np.minimum(np.maximum(np.floor(scaled + self.shift), 1), self.largest)
         return np.asarray(np.copysign(levels * (scaled >= self.dead), x))
 
     def feed(self, loops: ModuleType, arrays: tuple[Floats32, ...], part: tuple[int, int]) -> None:
         """`_Sweep._one_by_one` in machine code."""
-        loops.feed_grid(*arrays, self.step, self.shift, self.dead, np.float32(LARGEST_CODE), *part)
+        loops.feed_grid(*arrays, self.step, self.shift, self.dead, self.largest, *part)
 
     def compiles(self, values: torch.Tensor) -> bool:
         """Whether `feed` can be used for values (groups, d, plans, rows)."""

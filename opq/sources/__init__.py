@@ -31,6 +31,7 @@ __all__ = [
     "folders",
     "hf_models",
     "hints",
+    "hub_config",
     "memory",
     "names",
     "open_source",

@@ -15,6 +15,7 @@ from opq.base.extras import brief, need
 from opq.base.paths import json_object, what_is
 from opq.base.process_state import same_random_state
 from opq.errors import MissingExtraError, SourceError
+from opq.sources import hub_config
 from opq.sources.base import InputHint
 from opq.sources.hints import hint_of_config
 
@@ -42,6 +43,7 @@ def class_of(folder: Path, *, trust: bool = False) -> tuple[Any, Any]:
     raw = _checked_config(folder, trust)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        hub_config.forget(config)
         return _kind(transformers, config, raw if trust else {}), config
     except UNBUILDABLE as error:
         remedy = "Build the model yourself and pass the module, or compress with probe=False."

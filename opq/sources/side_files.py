@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import io
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO
 
 from opq.base.atomic import written_aside
 from opq.errors import OccupiedFolderError, OpqWarning, WriteError
@@ -54,14 +57,17 @@ def links(folder: Path) -> list[Path]:
     return sorted(p.relative_to(folder) for p in folder.iterdir() if _is_side_name(p.name) and not _inside(p, folder))
 
 
-def check(origin: Path, target: Path, *, but: Collection[str] = ()) -> None:
+def check(
+    origin: Path, target: Path, *, but: Collection[str] = (), instead: Mapping[str, bytes] = MappingProxyType({})
+) -> None:
     """Raises `OccupiedFolderError` if a side file would replace a different file; nothing is written.
 
     Args:
         but: names of files that the caller writes itself.
+        instead: what files of these names hold in the target, where that is not what they hold in the origin.
     """
     for path in listed(origin, apart=target):
-        if str(path) not in but and _is_taken(origin / path, target, path):
+        if str(path) not in but and _is_taken(origin / path, target, path, instead.get(str(path))):
             raise OccupiedFolderError(
                 f"{target} holds another file of that name",
                 got=str(path),
@@ -69,24 +75,33 @@ def check(origin: Path, target: Path, *, but: Collection[str] = ()) -> None:
             )
 
 
-def copy(origin: Path, target: Path, *, but: Collection[str] = (), within: Path | None = None) -> None:
+def copy(
+    origin: Path,
+    target: Path,
+    *,
+    but: Collection[str] = (),
+    instead: Mapping[str, bytes] = MappingProxyType({}),
+    within: Path | None = None,
+) -> None:
     """Copies the side files, each under a temporary name that is then renamed; equal existing files stay.
 
     Args:
         but: names of files that the caller writes itself.
+        instead: as in `check`.
         within: a folder for the temporary files, on the same file system.
 
     Raises:
         OccupiedFolderError: a different file of that name exists; nothing is written.
         WriteError: a file cannot be written.
     """
-    check(origin, target, but=but)
+    check(origin, target, but=but, instead=instead)
     try:
         target.mkdir(parents=True, exist_ok=True)
         for path in listed(origin, apart=target):
             if str(path) not in but and not (target / path).exists():
                 (target / path).parent.mkdir(parents=True, exist_ok=True)
-                with open(origin / path, "rb") as given, written_aside(target / path, within=within) as out:
+                given = _opened(origin / path, instead.get(str(path)))
+                with given, written_aside(target / path, within=within) as out:
                     shutil.copyfileobj(given, out)
     except OSError as error:
         raise WriteError(f"cannot fill {target}", got=error.strerror or error) from error
@@ -135,11 +150,17 @@ def _inside(path: Path, folder: Path) -> bool:
     return any(root in end.parents for root in roots)
 
 
+def _opened(path: Path, instead: bytes | None) -> BinaryIO:
+    if instead is not None:
+        return io.BytesIO(instead)
+    return open(path, "rb")
+
+
 def _same(one: Path, other: Path) -> bool:
     return other.exists() and one.samefile(other)
 
 
-def _is_taken(origin: Path, target: Path, path: Path) -> bool:
+def _is_taken(origin: Path, target: Path, path: Path, instead: bytes | None) -> bool:
     """Whether there is a different file, a link or a folder in the place of a side file."""
     parents = [target / parent for parent in path.parents if parent.name]
     if any(parent.is_symlink() or (parent.exists() and not parent.is_dir()) for parent in parents):
@@ -147,4 +168,6 @@ def _is_taken(origin: Path, target: Path, path: Path) -> bool:
     place = target / path
     if place.is_symlink() or not place.exists():
         return place.is_symlink()
-    return not place.is_file() or not filecmp.cmp(origin, place, shallow=False)
+    if not place.is_file() or instead is not None:
+        return not place.is_file() or place.read_bytes() != instead
+    return not filecmp.cmp(origin, place, shallow=False)

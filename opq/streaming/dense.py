@@ -20,7 +20,7 @@ from opq.file.folder_reader import FolderReader
 from opq.file.reader import Reader
 from opq.plan import LARGEST_CODE, TensorPlan
 from opq.quantizing.grid import dequantize
-from opq.sources import side_files
+from opq.sources import hub_config, side_files
 from opq.sources.folders import weights_name
 from opq.streaming.work_folder import check_space, shard_name
 
@@ -50,7 +50,7 @@ def save_dense_folder(
         refuse_inputs(target, [origin])
         try:
             target.mkdir(parents=True, exist_ok=True)
-            side_files.check(origin, target)
+            side_files.check(origin, target, instead=hub_config.dense(origin))
             check_space(target, sum(_nbytes(t) for t in reader.plan))
         except OSError as error:
             raise WriteError(f"cannot write into {target}", got=error.strerror or error) from error
@@ -62,7 +62,7 @@ def save_dense_folder(
             name = f"{stem}.safetensors" if alone else shard_name(k, len(reader.shards), ".safetensors", stem=stem)
             total += _save(part, target / name, threads)
             where |= dict.fromkeys(part.names, name)
-        side_files.copy(origin, target)
+        side_files.copy(origin, target, instead=hub_config.dense(origin))
         total_size = sum(_nbytes(t) for t in reader.plan)
         index = {"metadata": {"total_size": total_size}, "weight_map": {name: where[name] for name in reader.names}}
         with written_aside(target / f"{stem}.safetensors.index.json") as out:

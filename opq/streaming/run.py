@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from opq.base.atomic import refuse_inputs
 from opq.base.calls import refusing, warn
+from opq.base.format_v1 import FOLDER_INDEX
 from opq.base.pool import pool
 from opq.base.progress import Progress
 from opq.compression.method import DataFree, Opq, RateDistortion
@@ -29,7 +30,7 @@ from opq.compression.roles import Override
 from opq.constraints import Constraint
 from opq.errors import OptionError, ProbeWarning, RankError
 from opq.methods.calling import KEYWORDS, asked
-from opq.sources import SourceLike, open_source, side_files
+from opq.sources import SourceLike, hub_config, open_source, side_files
 from opq.sources.base import Source
 from opq.streaming import work_folder as folders
 from opq.streaming.block_probe import Carried
@@ -225,7 +226,8 @@ def _taken(folder: Path, digest: str, team: Team, source: Source) -> Iterator[Wo
         def begin() -> None:
             stack.enter_context(folders.locked(folder))
             if source.folder is not None:
-                side_files.check(source.folder, folder)
+                config = hub_config.compressed(source.folder, FOLDER_INDEX)
+                side_files.check(source.folder, folder, instead=config)
             work.begin()
 
         team.once(begin)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from opq.base.atomic import written_aside
 from opq.file.folder_reader import INDEX, index_bytes
 from opq.plan import Plan
-from opq.sources import side_files
+from opq.sources import hub_config, side_files
 from opq.streaming import work_folder as folders
 from opq.streaming.shards import Shards, finished, part_of, partition
 from opq.streaming.task import Task
@@ -34,7 +34,8 @@ class Target:
         wanted = budget.bytes(elements=source.elements, source_bytes=source.bytes)
         shards = partition(source.specs, set(compressed), 8 * wanted / source.elements, task.shard_size)
         where = {name: folders.shard_name(k, len(shards)) for k, names in enumerate(shards) for name in names}
-        text = index_bytes({spec.name: where[spec.name] for spec in source.specs})
+        parameters = sum(spec.size for spec in source.specs if spec.like is None)
+        text = index_bytes({spec.name: where[spec.name] for spec in source.specs}, parameters)
         return cls(size=wanted, shards=shards, index=text)
 
     def name(self, number: int) -> str:
@@ -72,7 +73,8 @@ def finish(task: Task, target: Target) -> None:
     """Writes side files, then the index, and removes everything temporary."""
     work = task.work
     if task.source.folder is not None:
-        side_files.copy(task.source.folder, work.folder, within=work.inner)
+        config = hub_config.compressed(task.source.folder, INDEX)
+        side_files.copy(task.source.folder, work.folder, instead=config, within=work.inner)
     with written_aside(work.folder / INDEX, within=work.inner) as out:
         out.write(target.index)
     work.finish()

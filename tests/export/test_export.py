@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from stream_helpers import small_llama
 from torch import nn
 
 import opq
@@ -291,11 +292,12 @@ def test_hub_folder_without_a_file(tmp_path: Path) -> None:
         opq.hub.from_pretrained(tmp_path)
 
 
-def unpacked(state: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-    """A weight as the layout is described: little-endian groups of four bytes, offset 128, one scale a row."""
+def unpacked(state: dict[str, torch.Tensor], name: str, width: int = 8) -> torch.Tensor:
+    """A weight as the layout is described: 32 bits a group, the first code lowest, offset 128 or 8, one scale a row."""
     rows, columns = state[f"{name}_shape"].tolist()
-    codes = state[f"{name}_packed"].contiguous().view(torch.uint8).reshape(rows, -1)[:, :columns].float() - 128
-    return codes * state[f"{name}_scale"]
+    words = state[f"{name}_packed"].long() & 0xFFFFFFFF
+    codes = torch.stack([words >> at & (1 << width) - 1 for at in range(0, 32, width)], -1).reshape(rows, -1)
+    return (codes[:, :columns].float() - (1 << width - 1)) * state[f"{name}_scale"]
 
 
 def test_compressed_tensors_where_the_grid_maps(bert: Path, bert_file: Path, tmp_path: Path) -> None:
@@ -313,6 +315,43 @@ def test_compressed_tensors_where_the_grid_maps(bert: Path, bert_file: Path, tmp
     assert config["ignore"] == [far]
     with opq.Reader(bert_file) as reader:
         assert np.abs(reader.codes(f"{far}.weight")).max() > LARGEST_CODE
+
+
+@pytest.mark.parametrize(("width", "budget"), [(8, 6), (4, 3)])
+def test_codes_of_a_width_that_was_asked_for_are_never_refused(
+    width: int, budget: float, bert: Path, tmp_path: Path
+) -> None:
+    """One weight of this network is 40 times as large as it should be: 8 bits would not hold its code by default."""
+    from safetensors.torch import load_file
+
+    file = tmp_path / "m.opq.safetensors"
+    few = opq.constraints.code_bits("*", max=width)
+    result = opq.compress(f"hf:{bert}", bits=budget, probe=False, constraints=[few])
+    result.save(file)
+    assert result.bits <= budget
+    size = save_compressed_tensors(file, tmp_path / "ct", bert)
+    state, wanted = load_file(tmp_path / "ct" / "model.safetensors"), opq.load_state_dict(file)
+    packed = [name.removesuffix("_packed") for name in state if name.endswith("_packed")]
+    assert len(packed) == 2 * 6 + 1
+    assert all(torch.equal(unpacked(state, name, width), wanted[name]) for name in packed)
+    config = json.loads((tmp_path / "ct" / "config.json").read_text())["quantization_config"]
+    assert config["config_groups"]["group_0"]["weights"]["num_bits"] == width
+    assert not config["ignore"]
+    assert file.stat().st_size < size
+
+
+def test_a_linear_that_shares_the_embedding_stays_dense(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = small_llama(tied=True)
+    model.save_pretrained(tmp_path / "model")
+    few = opq.constraints.code_bits("*", max=8)
+    opq.compress(model, bits=5, probe=False, constraints=[few]).save(file := tmp_path / "m.opq.safetensors")
+    save_compressed_tensors(file, tmp_path / "ct", tmp_path / "model")
+    config = json.loads((tmp_path / "ct" / "config.json").read_text())["quantization_config"]
+    assert config["ignore"] == ["lm_head"]
+    state = load_file(tmp_path / "ct" / "model.safetensors")
+    assert torch.equal(state["model.embed_tokens.weight"], opq.load_state_dict(file)["model.embed_tokens.weight"])
 
 
 def test_compressed_tensors_refuses_what_was_kept(bert: Path, tmp_path: Path) -> None:

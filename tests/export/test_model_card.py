@@ -117,3 +117,20 @@ def test_any_text_is_split_and_joined_again(text: str) -> None:
     assert front_matter.split(front_matter.joined(blocks) + body)[0] == blocks
     for block in blocks.values():
         front_matter.items(block)
+
+
+def test_a_model_of_transformers_names_the_library_and_its_call_unless_the_original_names_another(
+    file: Path, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    card = card_of(file, folder, tmp_path / "up")
+    assert front_matter.split(card)[0]["library_name"] == "library_name: transformers"
+    assert 'AutoModel.from_pretrained("ORG/NAME")' in card
+    (folder / "README.md").write_text("---\nlibrary_name: sentence-transformers\n---\n")
+    blocks, _ = front_matter.split(card_of(file, folder, tmp_path / "other"))
+    assert blocks["library_name"] == "library_name: sentence-transformers"
+    (folder / "config.json").write_text("{}")
+    (folder / "README.md").unlink()
+    card = card_of(file, folder, tmp_path / "third")
+    assert "library_name" not in card
+    assert "opq.hub.from_pretrained" in card

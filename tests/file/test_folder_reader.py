@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
         packed = pack(plan.replace(tensors=tensors), [item for item in items if item.name in own])
         (tmp_path / file).write_bytes(b"".join(packed.parts))
     where = {t.name: file for file, tensors in shards.items() for t in tensors}
-    (tmp_path / INDEX).write_bytes(index_bytes(dict(sorted(where.items()))))
+    (tmp_path / INDEX).write_bytes(index_bytes(dict(sorted(where.items())), sum(t.size for t in plan.own)))
     return tmp_path
 
 
