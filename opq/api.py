@@ -56,7 +56,7 @@ def compress(
     input_size: Sequence[int] | None = None,
     example_inputs: Any = None,
     alpha: float | None = None,
-    trellis: bool = False,
+    trellis: bool | None = None,
     sparsity: float | None = None,
     data: Batches | None = None,
     evaluate: Callable[[nn.Module], Any] | None = None,
@@ -89,8 +89,9 @@ def compress(
         example_inputs: an example of what the forward takes, where the model does not say.
         alpha: of `rd` and `opq`: exponent of the probe's sensitivities, 0 to 1; by default chosen by the predicted
             error of the outputs.
-        trellis: of `rd`: trellis-coded quantization where a tensor gets 1.5 bits a weight or more: the smallest error
-            at a size, more work, and a result that cannot be fine-tuned. Not with `constraints=`.
+        trellis: of `rd`: whether tensors that get 1.5 bits per weight or more are quantized on a trellis, which gives
+            the smallest error for a size. By default they are, unless there are `constraints=`. Fine-tuning takes the
+            plain grids of the same rates instead.
         sparsity: of `opq`: fraction of weights pruned, `bits` being bits per kept weight, as in the paper.
         data: of the other methods: batches of (inputs, targets), or a function of the epoch that gives them.
         evaluate: of the other methods: the model's score in percent, where a search needs it.
@@ -120,7 +121,7 @@ def compress(
             roles = _roles(opened, options)
             stats = gather(opened, roles, options.progress)
             probed = probe_source(opened, options)
-            problem, coder = _problem(opened, options, roles, stats, probed)
+            problem, coder = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis)
             result = Fit(opened, problem, coder, options.progress).run()
             basis = basis_of(opened, options, probed)
     return dataclasses.replace(result, seconds=seconds, basis=basis, left_out=opened.ignored, inputs=opened.inputs)
@@ -142,7 +143,7 @@ def solve(
     input_size: Sequence[int] | None = None,
     example_inputs: Any = None,
     alpha: float | None = None,
-    trellis: bool = False,
+    trellis: bool | None = None,
     sparsity: float | None = None,
     data: Batches | None = None,
     evaluate: Callable[[nn.Module], Any] | None = None,
@@ -172,7 +173,8 @@ def solve(
         input_size: shape of one input without the batch dimension, where the model does not say.
         example_inputs: an example of what the forward takes, where the model does not say.
         alpha: of `rd` and `opq`: exponent of the probe's sensitivities, 0 to 1.
-        trellis: of `rd`: trellis-coded quantization where a tensor gets 1.5 bits a weight or more.
+        trellis: of `rd`: whether tensors that get 1.5 bits per weight or more are planned on a trellis. By default
+            they are not: a plan is what `opq.attach` and `opq.finetune` start from, and these need plain grids.
         sparsity: of `opq`: fraction of weights pruned, `bits` being bits per kept weight.
         data: of the other methods: batches of (inputs, targets), or a function of the epoch that gives them.
         evaluate: of the other methods: the model's score in percent, where a search needs it.
@@ -199,7 +201,7 @@ def solve(
         roles = _roles(opened, options)
         stats = gather(opened, roles, options.progress)
         probed = probe_source(opened, options)
-        problem, _ = _problem(opened, options, roles, stats, probed)
+        problem, _ = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis_asked)
         return Fit(opened, problem, PlainCoder(opened), options.progress).decide()
 
 
@@ -218,20 +220,26 @@ def _roles(source: Source, options: Options) -> tuple[Role, ...]:
 
 
 def _problem(
-    source: Source, options: Options, roles: tuple[Role, ...], stats: Mapping[str, Any], probed: Probe | None
+    source: Source,
+    options: Options,
+    roles: tuple[Role, ...],
+    stats: Mapping[str, Any],
+    probed: Probe | None,
+    *,
+    on_trellis: bool,
 ) -> tuple[Problem[Any], Coder]:
     """The allocation problem and what makes codes of its plans."""
     given = {} if options.sensitivities is None else dict.fromkeys(stats, 1.0) | dict(options.sensitivities)
     guessed = prior(source, stats) if probed is None and options.weighs else dict.fromkeys(stats, 1.0)
     given |= {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
-    trellised = _trellised(roles, probed) if options.trellis else frozenset()
+    trellised = _trellised(roles, probed) if on_trellis else frozenset()
     with stage("curves"):
         problem = Problem.of(options, roles, stats=stats, sensitivities=guessed | given, trellised=trellised)
     with stage("compile"):
         trellis.LOOPS.prepare(_numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
     if probed is None:
         return problem, PlainCoder(source)
-    coder = DataFreeCoder(source, probed)
+    coder = DataFreeCoder(source, probed, calibrated=options.calibration is not None)
     return weighed(coder, problem, given)
 
 

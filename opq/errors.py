@@ -273,5 +273,9 @@ class WeightsWarning(OpqWarning):
     """A tensor holds numbers that are probably a mistake: NaN, infinity, or weights that round to zero as float32."""
 
 
+class GridWarning(OpqWarning):
+    """Weights that were compressed on a trellis are trained on plain grids of the same rates."""
+
+
 class SearchWarning(OpqWarning):
     """A search ended at the edge of its search region, so that a better solution may lie outside."""

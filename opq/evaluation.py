@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from opq.base.extras import brief, need
 from opq.base.progress import Progress, shown
+from opq.base.tables import counted
 from opq.errors import ClassNamesError, DataError
 from opq.models.observe import evaluating
 from opq.sources.base import InputHint
@@ -39,6 +40,9 @@ class Score:
     """The fraction of images, 0 to 1, whose label is among the five highest scores."""
     seconds: float
 
+    def __repr__(self) -> str:
+        return f"<Score top-1 {self.top1:.2%}, top-5 {self.top5:.2%} of {counted(self.images, 'image')}>"
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
@@ -50,6 +54,9 @@ class ImageSet:
     labels: tuple[int, ...] | None = None
     folders: tuple[str, ...] | None = None
     """For a folder: the name of the class folder of every image."""
+
+    def __repr__(self) -> str:
+        return f"<ImageSet of {counted(self.count, 'image')}{'' if self.labels is None else ', with labels'}>"
 
     def first(self, limit: int | None) -> ImageSet:
         """At most `limit` images, evenly spread over the set."""

@@ -11,14 +11,16 @@ import functools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from opq.base import tables
 from opq.base.dtypes import torch_dtype
 from opq.base.format_v1 import BUDGET_KINDS
 from opq.base.format_v1 import COLUMNS as COLUMNS
 from opq.base.format_v1 import LARGEST_CODE as LARGEST_CODE
 from opq.base.rounding import rounded
+from opq.base.tables import Column, counted, printable, some
 from opq.errors import BudgetError, MismatchError, OptionError
 
 SMALLEST_BUDGET, LARGEST_BUDGET = 1e-30, 1e30
@@ -126,6 +128,11 @@ class TensorPlan:
         if (self.action == "share") != (self.like is not None):
             raise OptionError(f"tensor {self.name!r}: `like` goes with action 'share'", got=self.like)
 
+    def __repr__(self) -> str:
+        """The call that makes it, in one line: what has its default is left out."""
+        given = {name: float(v) if isinstance(v, float) else v for name, v in _spare(self).items()}
+        return f"TensorPlan({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
     @property
     def stepped(self) -> bool:
         """Whether the tensor is compressed to multiples of `step`."""
@@ -180,6 +187,32 @@ class Plan:
             twice = sorted(name for name, times in names.items() if times > 1)
             raise OptionError("a tensor stands twice in the plan", got=", ".join(twice[:5]))
 
+    def __repr__(self) -> str:
+        budget = "" if self.budget is None else f", {self.budget.kind}={self.budget.value:g}"
+        size = f", {self.predicted_bytes:,} bytes predicted" if self.predicted_bytes else ""
+        return f"<opq.Plan {self.method}{budget}: {self.summary}{size}>"
+
+    def __str__(self) -> str:
+        """One row a tensor, as wide as the terminal, and what is predicted."""
+        drawn = tables.lines(TABLE, rows(self, self.predicted_sizes), tables.width_of_output())
+        return "\n".join((*drawn, repr(self)[len("<opq.") : -1]))
+
+    def _repr_html_(self) -> str:
+        table = tables.html(TABLE, rows(self, self.predicted_sizes), total=len(self))
+        return f"{table}<p>{printable(repr(self)[len('<opq.') : -1])}</p>"
+
+    @property
+    def summary(self) -> str:
+        """How many tensors are compressed, kept and shared, in words."""
+        count: Counter[str] = Counter(t.action for t in self.tensors)
+        others = (f"{count[a]:,} {w}" for a, w in (("keep", "kept"), ("share", "shared")) if count[a])
+        return ", ".join((f"{counted(count['compress'], 'tensor')} compressed", *others))
+
+    @property
+    def predicted_sizes(self) -> dict[str, int]:
+        """Bytes of each tensor in the file as far as the plan foresees them; of a kept one its bytes as they are."""
+        return {t.name: round(t.rate * t.size / 8) if t.action == "compress" else t.nbytes for t in self.own}
+
     def __iter__(self) -> Iterator[TensorPlan]:
         return iter(self.tensors)
 
@@ -191,7 +224,7 @@ class Plan:
 
     def __getitem__(self, name: str) -> TensorPlan:
         if name not in self._by_name:
-            raise MismatchError(f"no tensor {name!r} in the plan", wanted=_some(iter(self._by_name)))
+            raise MismatchError(f"no tensor {name!r} in the plan", wanted=some(self._by_name))
         return self._by_name[name]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -266,10 +299,50 @@ def _spare(tensor: TensorPlan) -> dict[str, Any]:
     return {f.name: v for f in fields if (v := getattr(tensor, f.name)) != f.default}
 
 
-def _some(names: Iterator[str], most: int = 5) -> str:
-    """The first few names, and how many more there are, for error messages."""
-    listed = list(names)
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+TABLE = (
+    Column("tensor", least=24),
+    Column("shape", leaves=4),
+    Column("type", leaves=1),
+    Column("action", leaves=6),
+    Column("step", right=True, leaves=3),
+    Column("dead zone", right=True, leaves=2),
+    Column("sparsity", right=True, leaves=5),
+    Column("bits/weight", right=True),
+    Column("bytes", right=True),
+    Column("why", least=22, words=True),
+)
+"""The columns of the report."""
+
+
+def rows(
+    plan: Plan, sizes: Mapping[str, int], densities: Mapping[str, float] | None = None
+) -> Iterator[tuple[str, ...]]:
+    """The cells of the report, one tuple a tensor, in the order of `TABLE`.
+
+    Args:
+        sizes: bytes of each tensor's payload in the file; 0 where it has none of its own.
+        densities: measured fractions of weights that are not zero; the plan's predictions by default.
+    """
+    for tensor in plan:
+        size = sizes.get(tensor.name, 0)
+        density = (densities or {}).get(tensor.name, tensor.density)
+        yield (
+            printable(tensor.name),
+            "x".join(map(str, tensor.shape)) or "scalar",
+            tensor.dtype,
+            tensor.action,
+            *(_grid(tensor, density) if tensor.action == "compress" else ("", "", "")),
+            f"{8 * size / tensor.size:.3f}" if tensor.size and tensor.action != "share" else "",
+            f"{size:,}" if tensor.action != "share" else "",
+            printable(tensor.reason),
+        )
+
+
+def _grid(tensor: TensorPlan, density: float) -> tuple[str, str, str]:
+    if not tensor.stepped:
+        return (tensor.codebook, "", f"{1 - density:.1%}")
+    zone = "trellis" if tensor.codebook == "trellis" else f"{tensor.dead_zone:.3f}"
+    return (f"{tensor.step:.4g}", zone, f"{1 - density:.1%}")
 
 
 def as_stored(plan: Plan) -> Plan:

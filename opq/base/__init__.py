@@ -17,6 +17,7 @@ Other folders use:
 - `rounding`: numbers rounded to a few bits, as the file holds them.
 - `sizes`: sizes as people write them.
 - `stages`: how long each stage of a call takes.
+- `tables`: tables as plain text and as HTML.
 """
 
 from __future__ import annotations
@@ -37,4 +38,5 @@ __all__ = [
     "rounding",
     "sizes",
     "stages",
+    "tables",
 ]

@@ -64,3 +64,20 @@ def silenced(*kinds: type[Warning]) -> Iterator[None]:
         for kind in kinds:
             warnings.simplefilter("ignore", kind)
         yield
+
+
+@contextlib.contextmanager
+def ordinary_arithmetic(dtype: torch.dtype = torch.float32) -> Iterator[None]:
+    """Neither autocast nor inference mode, and this default dtype, whatever is set around; the thread has its turn."""
+    with turn(), contextlib.ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(mode=False))
+            stack.enter_context(torch.no_grad())
+        for device in filter(torch.is_autocast_enabled, _AUTOCAST):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(dtype)
+        yield
+
+
+_AUTOCAST = ("cpu", "cuda", "mps", "xpu")

@@ -19,6 +19,7 @@ from opq.base.stages import stage
 from opq.compression.method import DataFree
 from opq.compression.options import Options
 from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
+from opq.file.basis import NOTES, noted
 from opq.plan import Plan, TensorPlan
 from opq.probing.sensitivity import Probe, probe
 from opq.quantizing.feedback import sweep
@@ -48,9 +49,8 @@ NAMED = ("timm", "torchvision", "hf")
 def basis_of(source: Source, options: Options, probed: Probe | None) -> str:
     """What a compression is based on, in words for the report."""
     if probed is not None:
-        inputs = "synthetic inputs" if options.calibration is None else "calibration inputs"
-        norms = ", re-normalised BatchNorm" if source.batchnorms else ""
-        return f"a probe of the model on {inputs}: sensitivities, error feedback{norms}"
+        note = noted(calibrated=options.calibration is not None, renormalised=bool(source.batchnorms))
+        return NOTES[note]
     if options.probe is False:
         why = "no probe was asked for"
     elif not source.buildable:
@@ -107,8 +107,15 @@ class DataFreeCoder:
     probe: Probe
     feeds_back: bool = True
     renormalises: bool = True
+    calibrated: bool = False
+    """Whether the probe saw real inputs."""
     known: Mapping[str, tuple[TensorPlan, Codes]] = dataclasses.field(default_factory=dict)
     """Codes that were made before, by tensor, with their plan; they are used again for an equal plan."""
+
+    @property
+    def note(self) -> str:
+        """What the file says that it rests on."""
+        return noted(calibrated=self.calibrated, renormalised=self.renormalises and bool(self.source.batchnorms))
 
     def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
         """Codes of tensors: by feedback if the layer's input moments are known, otherwise by plain rounding."""
@@ -151,6 +158,10 @@ class DataFreeCoder:
 class Coder(Protocol):
     """How planned tensors become codes, and which other tensors of the model change as a consequence."""
 
+    @property
+    def note(self) -> str:
+        """What the file says that its codes rest on; nothing for the weights alone."""
+
     def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
         """Name and integer codes of compressed tensors, in any order."""
 
@@ -163,6 +174,7 @@ class PlainCoder:
     """Every weight is rounded by itself, and no other tensor changes."""
 
     source: Source
+    note = ""
 
     def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
         weights = ((tensor, self.source.tensor(tensor.name)) for tensor in tensors)

@@ -109,7 +109,7 @@ class Fit:
         with stage("quantize"):
             codes = self.code(plan)
         with stage("encode"):
-            return Draft(plan, codes, assemble(self.source, plan, codes, {}))
+            return Draft(plan, codes, assemble(self.source, plan, codes, {}, note=self.coder.note))
 
     def code(self, plan: Plan) -> CodesByName:
         """The codes of every compressed tensor."""
@@ -124,7 +124,9 @@ class Fit:
         with stage("renormalise"):
             changed = self.coder.kept(draft.plan, draft.codes)
         with stage("encode"):
-            return assemble(self.source, draft.plan, draft.codes, changed) if changed else draft.result
+            if not changed:
+                return draft.result
+            return assemble(self.source, draft.plan, draft.codes, changed, note=self.coder.note)
 
     def decide(self) -> Plan:
         """The plan that meets the budget by predicted size alone; no weight is quantized."""
@@ -145,7 +147,9 @@ class Fit:
         bits = first_bits(target, overhead)
         if bits < least:
             raise self.infeasible(target, math.ceil(least / 8 + overhead))
-        return self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead))
+        plan = self.problem.plan(bits)
+        spent = min(bits, sum(t.rate * t.size for t in plan.compressed))  # less where no tensor can take more
+        return plan.replace(predicted_bytes=round(spent / 8 + overhead))
 
     @property
     def target(self) -> float:
@@ -189,12 +193,18 @@ def _overhead(one: Round) -> float:
     return one.bytes - one.setting / 8
 
 
-def assemble(source: Source, plan: Plan, codes: CodesByName, changed: Mapping[str, torch.Tensor]) -> Result:
-    """The result of storing these codes under this plan; `changed` holds new values of kept tensors."""
+def assemble(
+    source: Source, plan: Plan, codes: CodesByName, changed: Mapping[str, torch.Tensor], *, note: str = ""
+) -> Result:
+    """The result of storing these codes under this plan; `changed` holds new values of kept tensors.
+
+    Args:
+        note: what the codes rest on, as of `opq.file.writer.pack`.
+    """
     stepped = [(Trellis if t.codebook == "trellis" else Grid)(t.name, codes[t.name]) for t in plan.compressed]
     return Result(
         plan=plan,
-        packed=writer.pack(plan, [*stepped, *keep(source, plan, changed)]),
+        packed=writer.pack(plan, [*stepped, *keep(source, plan, changed)], note=note),
         label=source.label,
         elements=source.elements,
         source_bytes=source.bytes,

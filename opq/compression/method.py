@@ -120,8 +120,9 @@ class RateDistortion(DataFree):
     """`rd`, the default: the joint rate-distortion optimum under a budget of the file. docs/mathematics.md.
 
     Args:
-        trellis: whether tensors that get 1.5 bits per weight or more are quantized on a trellis. This gives the
-            smallest error for a size, takes more time, and the result cannot be fine-tuned. Not with `constraints`.
+        trellis: whether tensors that get 1.5 bits per weight or more are quantized on a trellis, which gives the
+            smallest error for a size. None: unless there are `constraints`, which speak of plain grids; `opq.solve`
+            then stays on plain grids, because these are what fine-tuning starts from.
         alpha: exponent of the probe's sensitivities, 0 to 1; None: chosen by the predicted error of the outputs.
         constraints: objects of `opq.constraints`, solved through cvxpy.
         sensitivities: `a_i` by tensor name, used instead of the probe's; tensors not named have 1.
@@ -136,12 +137,12 @@ class RateDistortion(DataFree):
     name: ClassVar[str] = "rd"
     keywords: ClassVar[tuple[str, ...]] = (*DataFree.keywords, "trellis")
 
-    trellis: bool = False
+    trellis: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.trellis, bool):
-            raise OptionError("trellis=", got=repr(self.trellis), wanted="True or False")
+        if not (self.trellis is None or isinstance(self.trellis, bool)):
+            raise OptionError("trellis=", got=repr(self.trellis), wanted="True, False or None")
         if self.trellis and self.constraints:
             fact = "trellis= does not go with constraints=, which speak of steps and zeros on plain grids"
             raise OptionError(fact, remedy="Leave one of them out.")

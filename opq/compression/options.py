@@ -77,8 +77,14 @@ class Options:
 
     @property
     def trellis(self) -> bool:
-        """Whether tensors may be quantized on a trellis."""
-        return isinstance(self.how, RateDistortion) and self.how.trellis
+        """Whether the tensors of a file may be quantized on a trellis."""
+        how = self.how
+        return isinstance(how, RateDistortion) and how.trellis is not False and not how.constraints
+
+    @property
+    def trellis_asked(self) -> bool:
+        """Whether the user asked for a trellis."""
+        return isinstance(self.how, RateDistortion) and bool(self.how.trellis)
 
     @property
     def weighs(self) -> bool:

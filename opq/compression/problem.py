@@ -151,22 +151,31 @@ class Problem(Generic[S]):
             "like": role.spec.like,
         }
         if point is not None:
-            step = max(point.step, self.stats[role.name].max_abs / LARGEST_CODE)
-            fields |= {
-                "step": step,
-                "threshold": point.threshold,
-                "rounding": 0.5 if self.options.method == "opq" else point.theta,
-                "sensitivity": self.sensitivities[role.name],
-                "rate": point.rate,
-                "density": point.density,
-                "distortion": point.distortion,
-            }
+            fields |= on_grid(point, self.stats[role.name].max_abs) | {"sensitivity": self.sensitivities[role.name]}
+            if self.options.method == "opq":
+                fields["rounding"] = 0.5
             if role.name in self.trellised:
                 fine = trellis.step(point.rate, point.distortion, self.stats[role.name].max_abs)
                 if fine is not None:
                     fields |= {"codebook": "trellis", "step": fine, "threshold": fine / 2, "rounding": 0.5}
                     fields["rate"] = point.rate - trellis.SAVED
         return TensorPlan(**fields)
+
+
+def on_grid(point: Point, largest: float) -> dict[str, float]:
+    """The fields of a tensor's plan that an operating point of the plain grid sets.
+
+    Args:
+        largest: the largest magnitude of the weights, which must have a code.
+    """
+    return {
+        "step": max(point.step, largest / LARGEST_CODE),
+        "threshold": point.threshold,
+        "rounding": point.theta,
+        "rate": point.rate,
+        "density": point.density,
+        "distortion": point.distortion,
+    }
 
 
 FAINT = 2.0**-118

@@ -10,19 +10,19 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from opq.base.atomic import refuse_inputs
+from opq.base.tables import counted
 from opq.compression.shortfall import Shortfall
 from opq.file.reader import Reader
 from opq.file.writer import Packed
 from opq.plan import Plan
 from opq.report.accounting import Nominal, nominal
-from opq.report.table import Report, html_table
+from opq.report.table import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,15 +109,15 @@ class Compressed(abc.ABC):
         size = f"{self.bytes:,} bytes, {self.bits:.3f} bits per weight, {self.ratio:.2f}x smaller"
         short = "" if self.shortfall is None else f". {self.shortfall}"
         return (
-            f"{self.label}: {size}, method {self.plan.method!r}, {len(self.plan.compressed)} tensors compressed{short}"
+            f"{self.label}: {size}, method {self.plan.method!r}, "
+            f"{counted(len(self.plan.compressed), 'tensor')} compressed{short}"
         )
 
     def __repr__(self) -> str:
         return f"<opq.{type(self).__name__} {self._headline}>"
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes)
-        return f"<p>{escape(self._headline)}</p>{html_table(self.plan, self.sizes, self._densities)}{notes}"
+        return self.report()._repr_html_()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -132,6 +132,13 @@ class Result(Compressed):
     """Wall-clock seconds of each stage of the compression, in their order; not part of the file."""
     inputs: tuple[Path, ...] = ()
     """Files and folders from which the weights were read; `save` does not replace them."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone, for copies and pickles."""
+        packed = self.packed
+        plain = dataclasses.replace(packed, sizes=dict(packed.sizes), digests=dict(packed.digests))
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return fields | {"packed": plain, "seconds": dict(self.seconds)}
 
     @functools.cached_property
     def reader(self) -> Reader:

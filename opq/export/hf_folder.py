@@ -68,16 +68,17 @@ def save_compressed_folder(
 ) -> Path:
     """Writes the opq file itself as `model.opq.safetensors` beside configuration and tokenizer, with a model card.
 
-    That folder is ready to upload; `opq.hub.from_pretrained` loads it. Returns its path. Raises as `save_folder`.
+    The card has the figures of the file above the card of the original, whose licence and tags it takes over. That
+    folder is ready to upload; `opq.hub.from_pretrained` loads it. Returns its path. Raises as `save_folder`.
     """
     from opq.export.model_card import model_card
 
-    target = Path(folder)
-    refuse_inputs(target, [config_folder(like)])
+    target, origin = Path(folder), config_folder(like)
+    refuse_inputs(target, [origin])
     refuse_inputs(target / "model.opq.safetensors", [file])
     with Reader(file) as reader:
-        card = model_card(reader, source=os.fspath(like))
-    side_files.copy(config_folder(like), target, but=(CARD,))
+        card = model_card(reader, source=os.fspath(like), original=_card_of(origin))
+    side_files.copy(origin, target, but=(CARD,))
     place = target / CARD
     if place.exists() and _MARK not in place.read_bytes():
         raise OccupiedFolderError(f"{target} holds another file of that name", got=CARD, wanted="none")
@@ -86,3 +87,10 @@ def save_compressed_folder(
     with written_aside(place) as out:
         out.write(card.encode())
     return target
+
+
+def _card_of(origin: Path) -> str:
+    """The model card that came with a model; nothing where it has none that could be copied."""
+    if Path(CARD) not in side_files.listed(origin):
+        return ""
+    return (origin / CARD).read_text(encoding="utf-8", errors="replace")

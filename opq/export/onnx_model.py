@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from torch import nn
 from opq.base.atomic import refuse_inputs, written_aside
 from opq.base.extras import brief, need
 from opq.base.process_state import same_random_state, silenced
+from opq.base.tables import counted
 from opq.errors import ExportError
 from opq.file.loading import load
 from opq.file.reader import Reader
@@ -54,6 +55,10 @@ class Exported:
     dense: tuple[str, ...]
     """Compressed tensors that the graph holds as floats, or not at all."""
 
+    def __repr__(self) -> str:
+        held = f"{counted(len(self.integers), 'tensor')} as integers, {len(self.dense):,} as floats"
+        return f"<Exported {self.bytes:,} bytes: {held}>"
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Grid:
@@ -74,7 +79,8 @@ def save_onnx(
 ) -> Exported:
     """Writes the network of an opq file as ONNX, its codes as integers, weights restored by `DequantizeLinear`.
 
-    The batch dimension (and of token ids the length) is left open. `model` comes back as it was.
+    The axis `batch` (and of token ids `sequence`) is left open, the same in all inputs and outputs; outputs have the
+    names that the model gives them. `model` comes back as it was.
 
     Args:
         file: an opq file.
@@ -97,6 +103,7 @@ def save_onnx(
         made = synthetic(network, hint=hint, samples=2) if example_inputs is None else as_batch(network, example_inputs)
     program = _traced(network, made)
     graph = program.model.graph
+    _open_axes_named(graph, output_names(network, made))
     integers: dict[str, str] = {}
     with Reader(file) as reader:
         names = [t.name for t in reader.plan.compressed]
@@ -110,6 +117,56 @@ def save_onnx(
     with written_aside(path) as out:
         out.write(data)
     return Exported(len(data), integers, tuple(n for n in names if n not in integers))
+
+
+AXES = ("batch", "sequence")
+"""Names of the axes that are left open, in all inputs and outputs."""
+
+
+def output_names(network: nn.Module, batch: Batch) -> list[str]:
+    """The model's own names of its outputs, in order: fields of what its forward gives, else output, output_1, ..."""
+    with torch.no_grad():
+        given = network(*batch.args, **batch.kwargs)
+    return _names(given, "") or ["output"]
+
+
+def _names(value: Any, path: str) -> list[str]:
+    """One name for each tensor, in the order in which torch flattens them."""
+    if isinstance(value, torch.Tensor):
+        return [path or "output"]
+    if isinstance(value, Mapping):
+        return [name for key, item in value.items() for name in _names(item, f"{path}.{key}" if path else str(key))]
+    if isinstance(value, tuple | list):
+        fields = getattr(
+            value, "_fields", [f"{path or 'output'}_{k}" if k else path or "output" for k in range(len(value))]
+        )
+        return [name for field, item in zip(fields, value, strict=True) for name in _names(item, field)]
+    return []
+
+
+def _open_axes_named(graph: Any, outputs: Sequence[str]) -> None:
+    """One symbol for the batch of all inputs and outputs, one for the length of token ids, the outputs' own names.
+
+    torch calls the open axes of each input by a symbol of its own, also where they have to be equal. Two open axes are
+    one here where they stand in the same place: a network takes one batch.
+    """
+    import onnx_ir as ir
+
+    symbols: dict[str, str] = {}
+    for value in graph.inputs:
+        for axis, size in enumerate(value.shape or ()):
+            if isinstance(size, ir.SymbolicDim) and size.value is not None:
+                symbols[size.value] = AXES[axis]
+    values = [*graph.inputs, *(output for node in graph.all_nodes() for output in node.outputs)]
+    for value in values:
+        sizes = list(value.shape or ())
+        renamed = [symbols.get(s.value, s.value) if isinstance(s, ir.SymbolicDim) else s for s in sizes]
+        if value.shape is not None and renamed != sizes:
+            value.shape = ir.Shape(renamed)
+    taken = {value.name for value in values} | set(graph.initializers)
+    for value, name in zip(graph.outputs, outputs, strict=False):
+        if name not in taken:
+            value.name = name
 
 
 def _traced(network: nn.Module, batch: Batch) -> Any:

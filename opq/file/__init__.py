@@ -2,6 +2,7 @@
 
 Other folders use:
 
+- `basis`: what the codes of a file rest on, a note in its header.
 - `folder_reader`: a folder of `.opq.safetensors` shards with an index, read like one file.
 - `header`: the header of a safetensors file, written and read.
 - `index`: the index of a file.
@@ -14,4 +15,4 @@ Other folders use:
 
 from __future__ import annotations
 
-__all__ = ["folder_reader", "header", "index", "kept", "loading", "reader", "stored", "writer"]
+__all__ = ["basis", "folder_reader", "header", "index", "kept", "loading", "reader", "stored", "writer"]

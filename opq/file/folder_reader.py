@@ -18,6 +18,7 @@ from opq.base.arrays import Codes
 from opq.base.format_v1 import COMMON, LARGEST_FOLDER_INDEX, VERSION
 from opq.base.format_v1 import FOLDER_INDEX as INDEX
 from opq.base.paths import what_is
+from opq.base.tables import counted, printable
 from opq.errors import CorruptFileError, FileFormatError, MismatchError, MissingFileError
 from opq.file.header import check_version, no_twins
 from opq.file.reader import MAX_EXPANSION, Reader
@@ -57,6 +58,10 @@ class FolderReader:
             self.close()
             raise
 
+    def __repr__(self) -> str:
+        name, shards = printable(str(self.index.parent)), counted(len(self.shards), "shard")
+        return f"<opq.Reader {name}: {shards}, method {self.plan.method!r}, {self.plan.summary}>"
+
     @property
     def names(self) -> tuple[str, ...]:
         """All tensors, in the source's order."""
@@ -72,6 +77,11 @@ class FolderReader:
     def bytes(self) -> int:
         """Bytes of all shards and of the index."""
         return self.index.stat().st_size + sum(shard.bytes for shard in self.shards.values())
+
+    @property
+    def basis(self) -> str:
+        """As `Reader.basis`; that of the first shard."""
+        return next((shard.basis for shard in self.shards.values()), "")
 
     def shard(self, name: str) -> Reader:
         """The shard that holds a tensor."""

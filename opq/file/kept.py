@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
+from opq.base.arrays import Floats
 from opq.file import vectors
 from opq.file.stored import Log, Raw, Stored
 from opq.plan import Plan
@@ -27,6 +28,8 @@ much as is saved."""
 UNKNOWN_EPS_PER_OCTAVE = 64
 """Codes in an octave of a running variance whose eps is unknown, so that the weight cannot compensate for its error. A
 choice: the standard deviation is then wrong by at most 0.3 %."""
+UNKNOWN_EPS = 1e-5
+"""What dead channels are divided by the root of, where eps is not known: torch's default."""
 
 
 def keep(source: Source, plan: Plan, changed: Mapping[str, torch.Tensor], *, whole: Plan | None = None) -> list[Stored]:
@@ -90,8 +93,19 @@ def _batchnorm(norm: BatchNormNames, value: Callable[[str], torch.Tensor], bits:
     for name in _floating(norm):
         if name == norm.running_var:
             yield _log(name, value(name))
+        elif name == norm.running_mean:
+            yield vectors.running_mean(name, value(name), _deviations(value(norm.running_var), norm.eps), bits=bits)
         else:
             yield vectors.fine(name, value(name), bits=bits)
+
+
+def _deviations(var: torch.Tensor, eps: float | None) -> Floats:
+    """By what a BatchNorm divides its channels; where eps is not known, dead channels are taken to have torch's."""
+    variances = var.detach().double()
+    alive = variances > vectors.LEAST_VAR
+    squares = torch.where(alive, variances, UNKNOWN_EPS) if eps is None else variances + eps
+    found: Floats = squares.clamp_min(vectors.LEAST_VAR).sqrt().cpu().numpy()
+    return found
 
 
 def _log(name: str, var: torch.Tensor) -> Log | Raw:

@@ -17,6 +17,7 @@ from opq.base.format_v1 import COMMON, MOST_ELEMENTS, SMALL
 from opq.base.format_v1 import MAX_EXPANSION as MAX_EXPANSION
 from opq.base.paths import what_is
 from opq.base.pool import torch_threads
+from opq.base.tables import printable
 from opq.errors import (
     ClosedReaderError,
     CorruptFileError,
@@ -24,7 +25,7 @@ from opq.errors import (
     MismatchError,
     MissingFileError,
 )
-from opq.file import index
+from opq.file import basis, index
 from opq.file.header import Entry, read_entries
 from opq.file.payload import Place
 from opq.file.stored import PAYLOADS, Raw, Share
@@ -69,12 +70,14 @@ class Reader:
         self._closed = False
         self._data = _opened(source)
         label = os.fspath(source) if isinstance(source, str | os.PathLike) else "the file in memory"
+        self._label, self._note = printable(label), ""
         entries, base = read_entries(self._data, label)
         self.plan, places, start = _index(self._data, entries, base)
         self._places = dict(zip(self.plan.names, places, strict=True))
         self._checked: set[str] = set()
         self._spans = self._laid_out(entries, base, start)
         self._limit(max_expansion)
+        self._note = basis.note_of(self._data)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,6 +93,11 @@ class Reader:
     def bytes(self) -> int:
         """Bytes of the file."""
         return len(self._data)
+
+    @property
+    def basis(self) -> str:
+        """What the codes rest on, in words: a probe of the model and what came of it, or the weights alone."""
+        return basis.sentence(self._note, self.plan.method)
 
     def kind(self, name: str) -> str:
         """How a tensor is stored: one of `opq.base.format_v1.KIND_NAMES`."""
@@ -119,6 +127,11 @@ class Reader:
         with torch_threads() as threads:
             held = dict(zip(own, threads.ordered(self.tensor, own), strict=True))
         return {t.name: held[t.like or t.name] for t in self.plan}
+
+    def __repr__(self) -> str:
+        if self._closed:
+            return f"<opq.Reader {self._label}: closed>"
+        return f"<opq.Reader {self._label}: {self.bytes:,} bytes, method {self.plan.method!r}, {self.plan.summary}>"
 
     def close(self) -> None:
         """Closes the file; nothing can be read any more."""

@@ -27,6 +27,9 @@ PER_OCTAVE = 2
 LEAST_VAR = 1e-12
 """Smaller running variances, those of dead channels, are stored as this number, which is far below any eps."""
 
+ROOM = 1.01
+"""By how much a step is wider than the largest code needs, so that rounding it to few bits leaves the code in range."""
+
 MEAN_STEPS = 2
 """Steps of a running mean in the median standard deviation. A choice, for the same reason."""
 
@@ -53,6 +56,28 @@ def fine(name: str, tensor: torch.Tensor, *, bits: int = BITS) -> Stored:
     values = _doubles(tensor)
     stored = _on_grid(name, values, _step(values, bits))
     return Raw(name, tensor) if stored is None or _lost(values, stored) else stored
+
+
+def running_mean(name: str, mean: torch.Tensor, deviations: Floats, *, bits: int = BITS) -> Stored:
+    """A running mean that no weight and bias make up for: every channel's error is small against its own deviation.
+
+    An error `e_c` moves the outputs of channel c by `e_c / s_c`. The step is `2^-bits` of the root mean square of the
+    mean or, where that is smaller, of the deviations' harmonic one, `(mean of 1 / s_c^2)^(-1/2)`, which keeps the mean
+    square of all `e_c / s_c` to that of a weight's error. Where 16 bits do not hold so many steps, the step is as wide
+    as they need, up to `2^-BITS` of the same; the vector is stored as it is where that is not enough.
+
+    Args:
+        deviations: of the channels, positive, in the mean's units.
+    """
+    values = _doubles(mean)
+    usual = _step(values, bits)
+    if not values.size or not np.isfinite(deviations).all():
+        return Raw(name, mean)
+    typical = float(np.mean(deviations**-2.0)) ** -0.5
+    widest = min(ROOM * float(np.abs(values).max()) / LARGEST_CODE, math.ldexp(typical, -BITS))
+    step = max(math.ldexp(typical, -bits), widest)
+    stored = _on_grid(name, values, min(usual, rounded(step, 16)))
+    return Raw(name, mean) if stored is None or _lost(values, stored) else stored
 
 
 def batchnorm(norm: Norm, *, bits: int = BITS) -> list[Stored]:

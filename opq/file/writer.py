@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping
 
 from opq.base.atomic import written_aside
 from opq.base.dtypes import torch_dtype
-from opq.base.format_v1 import COMMON
+from opq.base.format_v1 import COMMON, VERSION
 from opq.base.pool import torch_threads
 from opq.errors import MismatchError, WriteError
 from opq.file import index, stored
+from opq.file.basis import BY
 from opq.file.header import METADATA, entries_header
 from opq.file.payload import Place, Stored
 from opq.file.reader import Reader
@@ -68,11 +69,12 @@ class Packed:
         return zlib.crc32(reader.codes(name).data) == self.digests[name]
 
 
-def pack(plan: Plan, items: Iterable[Stored]) -> Packed:
+def pack(plan: Plan, items: Iterable[Stored], *, note: str = "") -> Packed:
     """The file of `plan` and its stored tensors: the same bytes for the same arguments, on every machine.
 
     Args:
         items: one for each tensor that is not shared, in any order.
+        note: what the codes rest on, one of `opq.file.basis.NOTES`; nothing where that is the weights alone.
 
     Raises:
         MismatchError: items are missing, too many, or do not fit the plan.
@@ -87,7 +89,7 @@ def pack(plan: Plan, items: Iterable[Stored]) -> Packed:
     own_entry = set(large)
     places = [_place(made.get(t.name), t.name in own_entry) for t in plan]
     small = b"".join(m.payload for n, m in made.items() if n not in own_entry)
-    header, common = frame(plan, places, large, small)
+    header, common = frame(plan, places, large, small, note=note)
     parts = (header, *(made[name].payload for name in large), common)
     return Packed(
         parts,
@@ -102,12 +104,15 @@ def own_entries(plan: Plan, places: Mapping[str, Place]) -> list[str]:
     return sorted(large, key=lambda name: (-_alignment(plan[name], places[name]), name))
 
 
-def frame(plan: Plan, places: Iterable[Place], large: Iterable[str], small: bytes) -> tuple[bytes, bytes]:
+def frame(
+    plan: Plan, places: Iterable[Place], large: Iterable[str], small: bytes, *, note: str = ""
+) -> tuple[bytes, bytes]:
     """The header and the common entry of a file: what precedes and what follows the payloads of `large`.
 
     Args:
         places: of all tensors of the plan, in its order; those of `large` with their checksums.
         small: the other payloads, in the plan's order, as one.
+        note: as in `pack`.
 
     Raises:
         WriteError: a file cannot hold a name or a shape, or there are too many tensors or too long names.
@@ -118,7 +123,8 @@ def frame(plan: Plan, places: Iterable[Place], large: Iterable[str], small: byte
     body = len(head).to_bytes(4, "little") + head + small
     common = zlib.crc32(body).to_bytes(4, "little") + body
     entries = [_entry(*placed[name]) for name in large]
-    return entries_header([*entries, (COMMON, "U8", (len(common),), len(common))]), common
+    metadata = {COMMON: str(VERSION)} | ({BY: note} if note else {})
+    return entries_header([*entries, (COMMON, "U8", (len(common),), len(common))], metadata), common
 
 
 def write_file(path: str | os.PathLike[str], plan: Plan, items: Iterable[Stored]) -> int:

@@ -1,7 +1,7 @@
 """Observing a live model and leaving it exactly as it was.
 
-This is done by context managers: at their end, also after an error, modes, buffers, `requires_grad`, hooks and the
-state of every random number generator are restored.
+Everything here is a context manager: modes, buffers, caches, `requires_grad`, hooks and the state of every
+random number generator are what they were when it ends, also after an error.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from opq.base.process_state import same_random_state
+from opq.base.process_state import ordinary_arithmetic, same_random_state
 from opq.errors import ProbeError
+from opq.models.record import Record
 
 Hook = Callable[[str, nn.Module, Sequence[torch.Tensor]], None]
 
@@ -35,28 +36,31 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in inference mode; afterwards modes, buffers, `requires_grad` and random generators are as before.
+    """The model in inference mode; afterwards all that it holds, its caches too, and every RNG are as before.
 
-    One thread at a time may be in such a block, so that two threads can observe the same model.
+    One thread at a time, so that two may look into the same model. Autocast and inference mode are off.
 
     Raises:
         ProbeError: the model holds lazy modules, whose weights do not exist yet.
     """
     _refuse_lazy(model)
-    with same_random_state(_cuda_devices(model)), evaluating(model):
-        flags = [(p, p.requires_grad) for p in model.parameters()]
-        buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    with same_random_state(_cuda_devices(model)), ordinary_arithmetic(_default_dtype(model)):
+        record = Record(model, weights=True)
         fast = torch.backends.mha.get_fastpath_enabled()
         try:
-            torch.backends.mha.set_fastpath_enabled(False)  # the fused path calls no submodules, so no hook would run
+            torch.backends.mha.set_fastpath_enabled(False)  # the fused path calls no submodule: nothing to see
+            model.train()  # there modules drop what they cached in inference mode
+            model.eval()
             yield model
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+            record.restore()
+
+
+def _default_dtype(model: nn.Module) -> torch.dtype:
+    """In which the forward makes tensors of its own: float64 if the model is."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
 
 
 @contextlib.contextmanager

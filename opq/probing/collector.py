@@ -21,6 +21,7 @@ from opq.base.stages import stage
 from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched, watching
 from opq.models.outputs import counted, floating
+from opq.models.record import Record
 from opq.probing.layers import Layer, inputs_of
 from opq.probing.renorm import Statistics, Tally
 from opq.quantizing.moment import DAMPING_REAL, Moment, widths
@@ -74,11 +75,13 @@ class Collector:
                 stack.enter_context(watching(sums.modules, sums.see))
                 if dense:
                     stack.enter_context(watching(dict(norms), tally.see))
+                record = Record(self.model)
                 for part in self.batch.to(self.model).parts(self.micro_batch):
                     sums.expect(part, self.batch.samples)
                     output = part(self.model)
                     if dense:
                         outputs = outputs or [counted(o.clone(), part.mask) for o in floating(output)]
+                    record.restore()
                 found = sums.moments(self.damping)
         give_back()
         return found, Dense(tally.statistics, outputs)

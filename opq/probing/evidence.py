@@ -17,6 +17,7 @@ from torch import nn
 from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, batchnorms, untouched
 from opq.models.outputs import floating
+from opq.models.record import Record
 
 STEPS = 3
 """The most steps; each is a forward and a backward pass. docs/research.md compares more steps."""
@@ -57,15 +58,17 @@ def decided(
     with untouched(model), batch_statistics(model), torch.enable_grad():
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        record = Record(model)
         for part in batch.to(model).parts(micro_batch):
             x = part.images
             for _ in range(steps):
                 x = None if x is None else _moved(model, part, x, reach)
+                record.restore()
             if x is None:
                 return batch
             moved.append(x.to(images))
             see(sum(map(len, moved)))
-    return batch.map(lambda _: torch.cat(moved))
+        return batch.map(lambda _: torch.cat(moved))
 
 
 def _moved(model: nn.Module, part: Batch, x: torch.Tensor, reach: float) -> torch.Tensor | None:

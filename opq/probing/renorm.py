@@ -17,6 +17,7 @@ from torch.func import functional_call
 from opq.base.process_state import turn
 from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched, watching
+from opq.models.record import Record
 
 Statistics = dict[str, tuple[torch.Tensor, torch.Tensor]]
 TINY = 1e-12
@@ -69,8 +70,10 @@ def statistics(
     """Mean and variance (float64) at every BatchNorm's input, when the model runs with `state` instead of its own."""
     state, tally = known(model, state), Tally()
     with untouched(model), batch_statistics(model) as norms, watching(dict(norms), tally.see):
+        record = Record(model)
         for part in batch.to(model).parts(micro_batch):
             functional_call(model, state, part.args, dict(part.kwargs))
+            record.restore()
     return tally.statistics
 
 

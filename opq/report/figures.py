@@ -67,6 +67,8 @@ class Figures:
     file_bytes: int
     source_bytes: int
     elements: int
+    basis: str
+    """What the codes rest on, in words."""
     measured: bool
     """Whether curves are computed from the source, not from fitted Laplacians."""
 
@@ -106,6 +108,7 @@ def figures(reader: Reader, *, label: str = "", source: Source | None = None) ->
         file_bytes=reader.bytes,
         source_bytes=plan.source_bytes,
         elements=plan.elements,
+        basis=reader.basis,
         measured=source is not None,
     )
 

@@ -88,6 +88,7 @@ def data(drawn: Figures, *, rows: int = ROWS, histograms: int = HISTOGRAMS) -> d
         "compressed": len(own),
         "kept": len(drawn.tensors) - len(own),
         "uncurved": sum(t.curve is None for t in own),
+        "basis": drawn.basis,
         "measured": drawn.measured,
         "reasons": reasons(drawn.tensors),
         "curves": curves(own),

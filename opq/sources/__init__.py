@@ -12,6 +12,7 @@ from torch import nn
 
 from opq.base.paths import what_is
 from opq.errors import SourceError
+from opq.models.attachment import check_detached
 from opq.models.wrappers import unwrapped
 from opq.sources.base import BatchNormNames, InputHint, Source, TensorSpec
 from opq.sources.files import from_file
@@ -71,6 +72,7 @@ def open_source(
         MissingExtraError: a package for this kind of source is not installed.
         MissingShardError, CorruptSourceError: a file is missing or damaged.
         SourceError: the source is unknown or cannot be read.
+        AttachError: the compression module is attached to the model.
 
     Example:
         >>> import opq
@@ -90,6 +92,7 @@ def _opened(source: object, pretrained: bool, trust: bool) -> Source:
     if isinstance(source, Source):
         return source
     if isinstance(source, nn.Module):
+        check_detached(source)
         return from_module(unwrapped(source))
     if isinstance(source, Mapping):
         return from_mapping(source)
@@ -118,6 +121,9 @@ def _from_path(path: Path, trust: bool) -> Source:
         raise SourceError(f"{str(path)!r} cannot be read", got=found, wanted="a file or a folder")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.suffix:
         remedy = f"For a model on the Hugging Face hub write hf:{path}."
+        raise SourceError(f"{path} is not there", got="no such file or folder", remedy=remedy)
+    if re.fullmatch(r"\w[\w-]*", str(path)):
+        remedy = f"For a model by its name write torchvision:{path}, timm:{path} or hf:{path}."
         raise SourceError(f"{path} is not there", got="no such file or folder", remedy=remedy)
     raise SourceError(f"{path} is not there", got="no such file or folder", wanted=_KINDS)
 

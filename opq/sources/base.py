@@ -7,12 +7,15 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from opq.base import tables
+from opq.base.tables import Column, counted, printable
 from opq.errors import EmptyModelError, MismatchError, SourceError
 
 Kind = Literal["parameter", "buffer"]
@@ -82,6 +85,14 @@ class BatchNormNames:
     eps: float | None = None
 
 
+_COLUMNS = (Column("tensor", least=24), Column("shape"), Column("type"), Column("kind"), Column("tied to", least=12))
+
+
+def _cells(spec: TensorSpec) -> tuple[str, ...]:
+    shape = "x".join(map(str, spec.shape)) or "scalar"
+    return (printable(spec.name), shape, str(spec.dtype).removeprefix("torch."), spec.kind, printable(spec.like or ""))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Source:
     """Weights to compress. `read` gives one tensor that is not tied to another; a model is made by `build` only.
@@ -121,7 +132,14 @@ class Source:
         return tuple(spec.name for spec in self.specs)
 
     def __repr__(self) -> str:
-        return f"<{self.origin} source {self.label}: {len(self)} tensors, {self.elements} weights>"
+        return f"<opq.Source {self.label} ({self.origin}): {counted(len(self), 'tensor')}, {self.elements:,} weights>"
+
+    def __str__(self) -> str:
+        """One row a tensor, as wide as the terminal."""
+        return "\n".join((*tables.lines(_COLUMNS, map(_cells, self), tables.width_of_output()), repr(self)[1:-1]))
+
+    def _repr_html_(self) -> str:
+        return tables.html(_COLUMNS, map(_cells, self), total=len(self)) + f"<p>{escape(repr(self)[1:-1])}</p>"
 
     def __iter__(self) -> Iterator[TensorSpec]:
         return iter(self.specs)

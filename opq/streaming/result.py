@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from opq.base.tables import counted
 from opq.compression.result import Compressed
 from opq.file.folder_reader import FolderReader
 
@@ -38,7 +39,9 @@ class Streamed(Compressed):
 
     @property
     def _headline(self) -> str:
-        return f"{self.folder}: {len(self.shards)} shards, {super()._headline.removeprefix(self.label + ': ')}"
+        return (
+            f"{self.folder}: {counted(len(self.shards), 'shard')}, {super()._headline.removeprefix(self.label + ': ')}"
+        )
 
     def __repr__(self) -> str:
         return f"<opq.streaming.Streamed {self._headline}>"

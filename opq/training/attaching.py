@@ -15,11 +15,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from opq.errors import AttachError, NativeError, OffCodebookError, OptionError
+from opq.models.attachment import is_attached
 from opq.models.wrappers import unwrapped
 from opq.plan import LARGEST_CODE, Plan, TensorPlan
 from opq.quantizing.grid import dequantize, quantize
 from opq.training import kernel
 from opq.training.fixed_grid import FixedGrid, digest, has_kernel, is_sharded, mask_like, whole
+from opq.training.grid_plan import on_grids
 from opq.training.sites import find, grids, order, plain, tensors
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ def attach(model: nn.Module, plan: Plan | Result, *, native: bool | None = None)
     error feedback, re-normalised statistics) are first copied into the model, and the masks are its nonzero codes.
     Parameters keep their identity, so that an existing optimizer continues to work. Attach before `fully_shard`;
     before or after `DistributedDataParallel` and `torch.compile`.
+
+    A trellis cannot be trained. In its place come the plain grids of the same rates, so that the file keeps its size,
+    and the model's present weights; a `GridWarning` says so.
 
     Args:
         native: True for the C++ kernel that `opq native` compiles, False for torch's own operations, None for the
@@ -59,10 +64,12 @@ def attach(model: nn.Module, plan: Plan | Result, *, native: bool | None = None)
     _check_attachable(inner)
     if native and kernel.operator() is None:
         raise NativeError("there is no compiled kernel", got="native=True", wanted=f"the file {kernel.path()}")
-    result = None if isinstance(plan, Plan) else plan
-    plan = plan if isinstance(plan, Plan) else plan.plan
+    given = plan if isinstance(plan, Plan) else plan.plan
+    sites = find(inner, given)
+    trained = on_grids(given, lambda name: plain(*sites[name][0]))
+    result = plan if not isinstance(plan, Plan) and trained is given else None
+    plan = trained
     _check_grids(plan)
-    sites = find(inner, plan)
     if result is not None:
         inner.load_state_dict(result.state_dict())
     codes = {n: quantize(plain(*of[0]), plan[n]) if result is None else result.codes[n] for n, of in sites.items()}
@@ -91,6 +98,14 @@ def _fixed(w: torch.Tensor, plan: TensorPlan, codes: torch.Tensor, native: bool 
     return grid
 
 
+def plan_in_force(model: nn.Module, plan: Plan | Result) -> Plan:
+    """The plan that is trained: the given one, with the attached plain grids in place of trellises."""
+    plan = plan if isinstance(plan, Plan) else plan.plan
+    found = {grid.plan.name: grid.plan for _, _, grid in attached(model)}
+    tensors = (found.get(t.name, t) if t.codebook == "trellis" else t for t in plan)
+    return plan.replace(tensors=tuple(tensors))
+
+
 def _check_attachable(model: nn.Module) -> None:
     if is_attached(model):
         raise AttachError("the compression module is attached already", wanted="a model without it")
@@ -104,7 +119,7 @@ def _check_attachable(model: nn.Module) -> None:
 def _check_grids(plan: Plan) -> None:
     for tensor in plan.compressed:
         if tensor.codebook != "grid":
-            remedy = "Compress with method='rd' or 'opq' and without trellis=: their codebooks are multiples of a step."
+            remedy = "Compress with method='rd' or 'opq': their codebooks are multiples of a step."
             raise OptionError(f"tensor {tensor.name!r} has no grid to train on", got=tensor.codebook, remedy=remedy)
 
 
@@ -151,11 +166,6 @@ def _bake(w: torch.Tensor, grid: FixedGrid) -> None:
     if is_sharded(w):
         raise AttachError("cannot bake a sharded model in place", remedy="Use opq.collect on every rank, then save.")
     w.copy_(dequantize(_codes(grid(w), grid.plan), grid.plan, w.dtype))
-
-
-def is_attached(model: nn.Module) -> bool:
-    """Whether the compression module is attached anywhere in the model."""
-    return next(attached(model), None) is not None
 
 
 def attached(model: nn.Module) -> Iterator[tuple[nn.Module, str, FixedGrid]]:

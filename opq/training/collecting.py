@@ -11,7 +11,7 @@ from opq.compression.result import Result
 from opq.models.wrappers import unwrapped
 from opq.plan import Plan
 from opq.sources import open_source
-from opq.training.attaching import dense_state_dict, proved_codes
+from opq.training.attaching import dense_state_dict, plan_in_force, proved_codes
 
 
 def collect(model: nn.Module, plan: Plan | Result) -> Result:
@@ -34,9 +34,10 @@ def collect(model: nn.Module, plan: Plan | Result) -> Result:
         ['0.weight', '2.weight']
     """
     model = unwrapped(model)
-    codes = {name: q.numpy() for name, q in proved_codes(model, plan).items()}
+    trained = plan_in_force(model, plan)
+    codes = {name: q.numpy() for name, q in proved_codes(model, trained).items()}
     label = type(model).__name__ if isinstance(plan, Plan) else plan.label
     source = dataclasses.replace(
         open_source(dense_state_dict(model)), label=label, origin="module", make=lambda: model
     )  # with the model at hand, which knows the eps of its BatchNorms
-    return assemble(source, plan if isinstance(plan, Plan) else plan.plan, codes, {})
+    return assemble(source, trained, codes, {})

@@ -16,27 +16,58 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from opq.base import tables
 from opq.base.calls import checked_names
 from opq.base.progress import Progress, shown
+from opq.base.tables import Column, counted
 from opq.compression.result import Result
 from opq.errors import AttachError, OptionError
+from opq.models.attachment import is_attached
 from opq.models.observe import evaluating
 from opq.models.wrappers import unwrapped
 from opq.plan import Plan
 from opq.training import processes
-from opq.training.attaching import attach, attached, is_attached
+from opq.training.attaching import attach, attached, plan_in_force
 from opq.training.collecting import collect
 from opq.training.loop import Batches, Epoch, Loop, Training
 from opq.training.objective import Loss, Objective
 
+_EPOCHS = (
+    Column("epoch", right=True),
+    Column("loss", right=True),
+    Column("learning rate", right=True),
+    Column("score"),
+)
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+
+def _cells(epoch: Epoch) -> tuple[str, str, str, str]:
+    score = f"{epoch.score:.6g}" if isinstance(epoch.score, float) else "" if epoch.score is None else str(epoch.score)
+    return (str(epoch.epoch), f"{epoch.loss:.4g}", f"{epoch.lr:.3g}", tables.printable(score))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Finetuned:
     """A fine-tuned network: its file in memory, and the history of the training."""
 
     result: Result
     """The codes, proved to be on the plan's masks and codebooks, and the trained kept tensors."""
     history: tuple[Epoch, ...]
+
+    def __repr__(self) -> str:
+        return f"<opq.Finetuned {self._told}>"
+
+    def __str__(self) -> str:
+        """What each epoch came to, and the file."""
+        epochs = tables.lines(_EPOCHS, map(_cells, self.history), tables.width_of_output())
+        return "\n".join((*epochs, repr(self.result)[len("<opq.Result ") : -1]))
+
+    def _repr_html_(self) -> str:
+        return tables.html(_EPOCHS, map(_cells, self.history), total=len(self.history)) + self.result._repr_html_()
+
+    @property
+    def _told(self) -> str:
+        last = f", last loss {self.history[-1].loss:.4g}" if self.history else ""
+        return f"{counted(len(self.history), 'epoch')}{last}; {repr(self.result)[len('<opq.Result ') : -1]}"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file like `Result.save`; of several processes, the first one writes and the others wait."""
@@ -73,9 +104,11 @@ def finetune(
     """Trains the weights of a pruned and quantized network with fixed masks and codebooks.
 
     Args:
-        model: the live model; `plan` is attached to it unless it is already, and stays attached. It may be wrapped
-            in `torch.compile` or `DistributedDataParallel`, or sharded by `fully_shard` after `opq.attach`. If there
-            are several processes, each has its own `batches`.
+        model: the live model; `plan` is attached to it unless it is already, and **stays attached** with its trained
+            weights, in inference mode, so that a second call goes on from there: `opq.detach(model, bake=True)` makes
+            it an ordinary model with the weights of the file. It may be wrapped
+            in `torch.compile` or `DistributedDataParallel`, or sharded by `fully_shard` after `opq.attach`; of several
+            processes, each has its own `batches`.
         plan: a `Plan`, or a compression result, from whose codes training starts.
         batches: pairs (inputs, targets), or dicts with `labels`, in any iterable that can be read once an epoch
             (a `DataLoader`), or a function of the epoch that gives one.
@@ -86,9 +119,10 @@ def finetune(
         checkpoint: a file to write after each epoch and to resume from, exactly, after an interruption.
         progress: called with (stage, steps done, steps in all); True for a bar, False for none. By default a bar
             appears after two seconds, on a terminal or in a notebook only.
-        epochs: passes over `batches`.
-        lr: learning rate of Adam, if no optimizer is given.
-        schedule: how the learning rate falls to 0 at the end; with `"constant"` it does not change.
+        epochs: passes over `batches`, those before an interruption included; a finished run with a checkpoint goes on
+            where more are asked for, its schedule then being that of all of them.
+        lr: learning rate of Adam, where no optimizer is given.
+        schedule: of the learning rate, from its start to 0 at the end; `"constant"` leaves it.
         clip: the largest norm of the gradient.
         amp: mixed precision; weights, masks and codebooks stay in the model's own type.
         bn: whether BatchNorm statistics follow the training batches.
@@ -130,7 +164,7 @@ def finetune(
     made = torch.optim.Adam(trainable, how.lr, fused=_fusable(trainable)) if optimizer is None else optimizer
     made = made if isinstance(made, torch.optim.Optimizer) else made(trainable)
     with shown(progress) as told, contextlib.nullcontext() if dense is None else evaluating(dense):
-        loop = Loop(model, plan if isinstance(plan, Plan) else plan.plan, batches, how,
+        loop = Loop(model, plan_in_force(inner, plan), batches, how,
                     objective=Objective(loss, dense, how.distill, how.temperature), optimizer=made, evaluate=evaluate,
                     checkpoint=None if checkpoint is None else Path(checkpoint), progress=told)  # fmt: skip
         loop.train()

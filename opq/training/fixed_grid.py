@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from opq.models.attachment import Attachment
 from opq.plan import LARGEST_CODE, TensorPlan
 from opq.training import kernel
 
@@ -81,7 +82,7 @@ def mask_like(w: torch.Tensor, kept: torch.Tensor, *, byte: bool) -> torch.Tenso
 _PLAIN = (torch.Tensor, nn.Parameter)
 
 
-class FixedGrid(nn.Module):
+class FixedGrid(Attachment):
     """The parametrization of one tensor: a fixed mask and a fixed step.
 
     Codes are computed in the forward pass and never stored. Tied tensors share the instance.

@@ -226,7 +226,7 @@ class Loop:
         if self.checkpoint is None or not self.how.resume or not self.checkpoint.exists():
             return None
         state = checkpoints.load(self.checkpoint, self.plan)
-        if state["options"] != self._options():
+        if not self._goes_on(state["options"]):
             remedy = "Resume with the same options, or pass resume=False."
             raise OptionError(f"{self.checkpoint} was written with other options", got=self._options(),
                               wanted=state["options"], remedy=remedy)  # fmt: skip
@@ -240,6 +240,13 @@ class Loop:
             return None
         pending: dict[str, Any] = state["random"]
         return pending
+
+    def _goes_on(self, before: dict[str, Any]) -> bool:
+        """Whether training may go on from a checkpoint with these options: the same, or the same with more epochs."""
+        now = self._options()
+        return now == before or (
+            now | {"epochs": None} == before | {"epochs": None} and now["epochs"] > before["epochs"]
+        )
 
     def _options(self) -> dict[str, Any]:
         return {k: v for k, v in dataclasses.asdict(self.how).items() if k not in ("resume", "checkpoint_every")}

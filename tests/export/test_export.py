@@ -99,6 +99,41 @@ def test_onnx_of_transposed_tied_and_four_bit_weights(tmp_path: Path) -> None:
     np.testing.assert_allclose(run(path, ids[:2, :5]), wanted.numpy(), atol=1e-5)
 
 
+class Named(nn.Module):
+    """Two inputs of one batch, outputs under names of its own, one of them within another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(50, 16), nn.Linear(16, 40)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+        hidden = self.head(self.table(ids)) * mask[..., None]
+        return {"last_hidden": hidden, "more": {"pooled": hidden.mean(1)}}
+
+
+def test_onnx_has_one_batch_axis_and_the_model_s_own_names(tmp_path: Path) -> None:
+    import onnx
+
+    torch.manual_seed(0)
+    model, file, path = Named().eval(), tmp_path / "n.opq.safetensors", tmp_path / "n.onnx"
+    opq.compress(model, bits=6, probe=False).save(file)
+    ids, mask = torch.randint(50, (3, 7)), torch.ones(3, 7, dtype=torch.int64)
+    save_onnx(file, path, model, example_inputs=(ids, mask))
+    graph = onnx.load(path).graph
+    axes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+            for v in (*graph.input, *graph.output)}  # fmt: skip
+    assert axes == {
+        "ids": ["batch", "sequence"],
+        "mask": ["batch", "sequence"],
+        "last_hidden": ["batch", "sequence", 40],
+        "more.pooled": ["batch", 40],
+    }
+    onnx.checker.check_model(path, full_check=True)
+    with torch.no_grad():
+        wanted = opq.load(file, Named()).eval()(ids[:2, :5], mask[:2, :5])["last_hidden"]
+    np.testing.assert_allclose(run(path, ids[:2, :5], mask[:2, :5]), wanted.numpy(), atol=1e-5)
+
+
 def test_onnx_leaves_the_model_as_it_was(digits: Path, tmp_path: Path) -> None:
     model = load()
     before = {k: v.clone() for k, v in model.state_dict().items()}
