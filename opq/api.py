@@ -99,9 +99,9 @@ def compress(
         checkpoint: of the other methods: a path to resume an interrupted search or training from.
         method_options: of the other methods: the rest of their own options by name, where `method` is a name.
         seed: of the synthetic inputs; the same seed gives the same bytes.
-        dequantize: of a checkpoint that is quantized already, compress the weights that its codes stand for; without
-            it, codes and all that decodes them are kept as they are.
-        trust_remote_code: run Python code that a model's folder or repository brings; never by default.
+        dequantize: for a checkpoint that is quantized already: whether to decode its weights and compress these;
+            otherwise its codes, scales and zero points are kept as they are.
+        trust_remote_code: whether to run Python code that comes with a model's folder or repository.
         progress: called with (stage, done, total); True for a bar, False for none. By default a bar appears after two
             seconds, on a terminal or in a notebook only.
 
@@ -183,8 +183,8 @@ def solve(
         checkpoint: of the other methods: a path to resume an interrupted search or training from.
         method_options: of the other methods: the rest of their own options by name, where `method` is a name.
         seed: of the synthetic inputs.
-        dequantize: of a checkpoint that is quantized already, decide on the weights that its codes stand for.
-        trust_remote_code: run Python code that a model's folder or repository brings; never by default.
+        dequantize: for a checkpoint that is quantized already: whether to decide on its decoded weights.
+        trust_remote_code: whether to run Python code that comes with a model's folder or repository.
         progress: called with (stage, done, total); True for a bar, False for none.
 
     Raises:

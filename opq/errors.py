@@ -266,7 +266,7 @@ class OpqWarning(UserWarning):
 
 
 class ProbeWarning(OpqWarning):
-    """The model could not be probed; it is compressed with all sensitivities equal to 1."""
+    """The model could not be probed; it is compressed by its weights alone, which is less accurate."""
 
 
 class WeightsWarning(OpqWarning):
