@@ -24,6 +24,7 @@ from opq.compression.copies import without_copies
 from opq.compression.differences import Differences
 from opq.compression.fit import Fit
 from opq.compression.options import Options
+from opq.compression.prior import Squares, prior
 from opq.compression.problem import Problem, gather
 from opq.compression.result import Result
 from opq.compression.roles import Override, Role, assign
@@ -57,10 +58,10 @@ def compress(
     sensitivities: Mapping[str, float] | None = None,
     probe: bool | None = None,
     calibration: Iterable[Any] | None = None,
-    input_size: Sequence[int] | None = None,
+    input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
     alpha: float | None = None,
-    trellis: bool = False,
+    trellis: bool | None = None,
     sparsity: float | None = None,
     data: Batches | None = None,
     evaluate: Callable[[nn.Module], Any] | None = None,
@@ -91,27 +92,29 @@ def compress(
         probe: of `rd` and `opq`: measure sensitivities on synthetic inputs, feed quantization errors back and
             re-normalise BatchNorm. By default where the source has a model that can be run.
         calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones.
-        input_size: shape of one input without the batch dimension, where the model does not say.
+        input_size: shape of one input without the batch dimension, where the model does not say; of a forward with
+            several arguments, the shapes by their names.
         example_inputs: an example of what the forward takes, where the model does not say.
         alpha: of `rd` and `opq`: exponent of the probe's sensitivities, 0 to 1; by default chosen by the predicted
             error of the outputs.
-        trellis: of `rd`: trellis-coded quantization where a tensor gets 1.5 bits a weight or more: the smallest error
-            at a size, more work, and a result that cannot be fine-tuned. Not with `constraints=`.
+        trellis: of `rd`: whether tensors that get 1.5 bits per weight or more are quantized on a trellis, which gives
+            the smallest error for a size. By default they are, unless there are `constraints=`. Fine-tuning takes the
+            plain grids of the same rates instead.
         sparsity: of `opq`: fraction of weights pruned, `bits` being bits per kept weight, as in the paper.
         data: of the other methods: batches of (inputs, targets), or a function of the epoch that gives them.
         evaluate: of the other methods: the model's score in percent, where a search needs it.
         checkpoint: of the other methods: a path to resume an interrupted search or training from.
         method_options: of the other methods: the rest of their own options by name, where `method` is a name.
         seed: of the synthetic inputs; the same seed gives the same bytes.
-        like: of `rd` and `opq`: an older file of the network, whose budget holds unless one is given. Tensors that
-            give the old codes by the old plan keep their plan and their bytes, so that stores which deduplicate
-            chunks send only what changed; what is left of the budget is solved for the others.
-        base: of `rd` and `opq`: another version of the network, which whoever loads the file has too, as `source` or
-            as an opq file. The differences to it are what is compressed, and the file names it by its SHA-256:
+        like: of `rd` and `opq`: an older file of the network, whose budget is taken unless one is given. Tensors that
+            get the same codes by their old plan keep this plan and their bytes, so that stores which deduplicate
+            chunks transfer only what changed; the rest of the budget is divided among the other tensors.
+        base: of `rd` and `opq`: another version of the network that everybody who loads the file has, too: given as
+            `source` is, or as an opq file. The differences to it are compressed, and the file gives its SHA-256:
             `opq.load(path, model, base=...)`. BatchNorm is not re-normalised.
-        dequantize: of a checkpoint that is quantized already, compress the weights that its codes stand for; without
-            it, codes and all that decodes them are kept as they are.
-        trust_remote_code: run Python code that a model's folder or repository brings; never by default.
+        dequantize: for a checkpoint that is quantized already: whether to decode its weights and compress these;
+            otherwise its codes, scales and zero points are kept as they are.
+        trust_remote_code: whether to run Python code that comes with a model's folder or repository.
         progress: called with (stage, done, total); True for a bar, False for none. By default a bar appears after two
             seconds, on a terminal or in a notebook only.
 
@@ -132,7 +135,7 @@ def compress(
             roles = _roles(opened, options)
             stats = gather(opened, roles, options.progress)
             probed = probe_source(opened, options)
-            problem, coder = _problem(opened, options, roles, stats, probed)
+            problem, coder = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis)
             problem, unchanged = _unchanged(problem, opened, coder)
             result = Fit(opened, problem, coder, options.progress, unchanged).run()
             basis = basis_of(opened, options, probed)
@@ -152,10 +155,10 @@ def solve(
     sensitivities: Mapping[str, float] | None = None,
     probe: bool | None = None,
     calibration: Iterable[Any] | None = None,
-    input_size: Sequence[int] | None = None,
+    input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
     alpha: float | None = None,
-    trellis: bool = False,
+    trellis: bool | None = None,
     sparsity: float | None = None,
     data: Batches | None = None,
     evaluate: Callable[[nn.Module], Any] | None = None,
@@ -184,20 +187,22 @@ def solve(
         sensitivities: of `rd` and `opq`: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
         probe: of `rd` and `opq`: whether to measure sensitivities on synthetic inputs.
         calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones.
-        input_size: shape of one input without the batch dimension, where the model does not say.
+        input_size: shape of one input without the batch dimension, where the model does not say; of a forward with
+            several arguments, the shapes by their names.
         example_inputs: an example of what the forward takes, where the model does not say.
         alpha: of `rd` and `opq`: exponent of the probe's sensitivities, 0 to 1.
-        trellis: of `rd`: trellis-coded quantization where a tensor gets 1.5 bits a weight or more.
+        trellis: of `rd`: whether tensors that get 1.5 bits per weight or more are planned on a trellis. By default
+            they are not: a plan is what `opq.attach` and `opq.finetune` start from, and these need plain grids.
         sparsity: of `opq`: fraction of weights pruned, `bits` being bits per kept weight.
         data: of the other methods: batches of (inputs, targets), or a function of the epoch that gives them.
         evaluate: of the other methods: the model's score in percent, where a search needs it.
         checkpoint: of the other methods: a path to resume an interrupted search or training from.
         method_options: of the other methods: the rest of their own options by name, where `method` is a name.
         seed: of the synthetic inputs.
-        like: of `rd` and `opq`: an older file of the network; what it says of tensors that did not change stays.
-        base: of `rd` and `opq`: another version of the network, to which the differences are compressed.
-        dequantize: of a checkpoint that is quantized already, decide on the weights that its codes stand for.
-        trust_remote_code: run Python code that a model's folder or repository brings; never by default.
+        like: of `rd` and `opq`: an older file of the network; the plans of tensors that did not change are kept.
+        base: of `rd` and `opq`: another version of the network, the differences to which are planned.
+        dequantize: for a checkpoint that is quantized already: whether to decide on its decoded weights.
+        trust_remote_code: whether to run Python code that comes with a model's folder or repository.
         progress: called with (stage, done, total); True for a bar, False for none.
 
     Raises:
@@ -216,13 +221,13 @@ def solve(
         roles = _roles(opened, options)
         stats = gather(opened, roles, options.progress)
         probed = probe_source(opened, options)
-        problem, coder = _problem(opened, options, roles, stats, probed)
+        problem, coder = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis_asked)
         problem, unchanged = _unchanged(problem, opened, coder)
         return Fit(opened, problem, PlainCoder(opened), options.progress, unchanged).decide()
 
 
 def _budgeted(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A call's keywords, with the budget of the older file where none is given."""
+    """A call's keywords, with the budget of the older file if none is given."""
     like = given["like"]
     if like is None or any(given[kind] is not None for kind in BUDGET_KINDS):
         return given
@@ -232,7 +237,7 @@ def _budgeted(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _unchanged(problem: Problem[Any], source: Source, coder: Coder) -> tuple[Problem[Any], Unchanged]:
-    """The problem of what changed since the older file, and what it takes over from that."""
+    """The problem of the tensors that changed since the older file, and what is taken over from this file."""
     if problem.options.like is None:
         return problem, Unchanged()
     with stage("compare"), open_reader(problem.options.like) as old:
@@ -258,22 +263,34 @@ def _roles(source: Source, options: Options) -> tuple[Role, ...]:
 
 
 def _problem(
-    source: Source, options: Options, roles: tuple[Role, ...], stats: Mapping[str, Any], probed: Probe | None
+    source: Source,
+    options: Options,
+    roles: tuple[Role, ...],
+    stats: Mapping[str, Any],
+    probed: Probe | None,
+    *,
+    on_trellis: bool,
 ) -> tuple[Problem[Any], Coder]:
     """The allocation problem and what makes codes of its plans."""
     given = {} if options.sensitivities is None else dict.fromkeys(stats, 1.0) | dict(options.sensitivities)
+    guessed = _guessed(source, stats) if probed is None and options.weighs else dict.fromkeys(stats, 1.0)
     given |= {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
-    trellised = _trellised(roles, probed) if options.trellis else frozenset()
+    trellised = _trellised(roles, probed) if on_trellis else frozenset()
     with stage("curves"):
-        problem = Problem.of(
-            options, roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0) | given, trellised=trellised
-        )
+        problem = Problem.of(options, roles, stats=stats, sensitivities=guessed | given, trellised=trellised)
     with stage("compile"):
         trellis.LOOPS.prepare(_numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
     if probed is None:
         return problem, PlainCoder(source)
-    coder = DataFreeCoder(source, probed)
+    coder = DataFreeCoder(source, probed, calibrated=options.calibration is not None)
     return weighed(coder, problem, given)
+
+
+def _guessed(source: Source, stats: Mapping[str, Any]) -> dict[str, float]:
+    """Sensitivities from the weights alone: those of the network itself, also if differences are compressed."""
+    if not isinstance(source, Differences):
+        return prior(source, stats)
+    return prior(source.whole, {name: Squares.of(source.whole.tensor(name)) for name in stats})
 
 
 def _numpy_seconds(roles: Iterable[Role], trellised: frozenset[str], *, fed: bool) -> float:

@@ -27,10 +27,13 @@ import opq
 from opq.base.atomic import refuse_inputs, replaceable
 from opq.base.paths import what_is
 from opq.base.progress import shown
+from opq.base.tables import counted, some
 from opq.errors import OpqError, OptionError, WriteError
 
 if TYPE_CHECKING:
+    from opq.compression.result import Compressed, Result
     from opq.plan import Plan
+    from opq.report.table import Report
     from opq.sources.base import Source
 
 
@@ -58,7 +61,7 @@ err = Console(stderr=True, markup=False)
 SUFFIX = ".opq.safetensors"
 METHODS = ("rd", "opq", "kmeans", "lamp", "magnitude", "pq")
 """Those that a shell can ask for: the others need data."""
-FORMATS = ("onnx", "hf", "hub", "compressed-tensors", "safetensors")
+FORMATS = ("onnx", "web", "hf", "hub", "compressed-tensors", "safetensors")
 NAMES = ("demo:digits", "hf:", "timm:", "torchvision:")
 
 IN_SHELL = {
@@ -73,7 +76,7 @@ IN_SHELL = {
 FLAGS = {
     "trellis": "--trellis",
     "trellis=True": "--trellis",
-    "trellis=False": "no --trellis",
+    "trellis=False": "--no-trellis",
     "probe": "--probe",
     "probe=True": "--probe",
     "probe=False": "--no-probe",
@@ -104,6 +107,7 @@ def _opq(
     """Pre-trained networks as small files: one call, no data, no search."""
 
 
+Force = Annotated[bool, typer.Option("--force", help="Replace an output that is there already, unasked.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts, nothing else.")]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that the model's folder or repository brings.")
@@ -132,15 +136,22 @@ def compress(
     override: Annotated[
         list[str] | None, typer.Option(help="PATTERN:KEY=NUMBER with KEY bits, min_bits, max_bits or sensitivity.")
     ] = None,
+    code_bits: Annotated[
+        int | None, typer.Option(help="Codes that fit so many bits each, for export to tools with codes of one width.")
+    ] = None,
     probe: Annotated[bool | None, typer.Option("--probe/--no-probe", help="Measure sensitivities on noise.")] = None,
-    input_size: Annotated[str | None, typer.Option(help="Shape of one input, such as 3,224,224.")] = None,
-    trellis: Annotated[bool, typer.Option("--trellis", help="Trellis-coded: less error, more work.")] = False,
+    input_size: Annotated[
+        str | None, typer.Option(help="Shape of one input, such as 3,224,224, or of several: x=3,32,32 y=24.")
+    ] = None,
+    trellis: Annotated[
+        bool | None, typer.Option("--trellis/--no-trellis", help="Quantize on a trellis, as rd does: less error.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the synthetic inputs.")] = 0,
     like: Annotated[
-        Path | None, typer.Option(help="An older file: what did not change since keeps its plan and its bytes.")
+        Path | None, typer.Option(help="An older file: tensors that have not changed since keep their bytes.")
     ] = None,
     base: Annotated[
-        str | None, typer.Option(help="Another version, which the receiver has: compress the differences to it.")
+        str | None, typer.Option(help="Another version that the receiver has: the differences to it are compressed.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     shard_size: Annotated[int, typer.Option(help="Bytes of an output shard, with a folder as output.")] = 500_000_000,
@@ -149,9 +160,22 @@ def compress(
         bool, typer.Option("--dequantize", help="Of a quantized checkpoint, compress the weights of its codes.")
     ] = False,
     trust_remote_code: Trust = False,
+    force: Force = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print what happened to every tensor too.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compress SOURCE into a small file."""
+    path = output or Path(_default_name(source))
+    if output is not None and what_is(Path(source) / "model_index.json") == "a file":
+        refused = {"size": size, "keep": keep, "override": override, "input_size": input_size, "sparsity": sparsity}
+        refused |= {"trellis": trellis, "dry_run": dry_run, "dequantize": dequantize}
+        few = () if code_bits is None else (opq.constraints.code_bits("*", max=code_bits),)
+        budget = {"bits": bits, "ratio": ratio, "constraints": few, "probe": probe, "seed": seed, "workers": workers}
+        _compress_pipeline(source, output, {**refused, "method": None if method == "rd" else method}, budget, as_json)
+        return
+    streamed = output is not None and _streams(source, output)
+    if not dry_run and not streamed:
+        _may_replace(path, force)
     opened = opq.open_source(source, dequantize=dequantize, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {
         "bits": bits,
@@ -160,26 +184,29 @@ def compress(
         "method": method,
         "sparsity": sparsity,
         "overrides": _overrides(keep or [], override or []),
+        "constraints": () if code_bits is None else (opq.constraints.code_bits("*", max=code_bits),),
         "probe": probe,
-        "input_size": _shape(input_size),
+        "input_size": _shapes(input_size),
         "trellis": trellis,
         "seed": seed,
         "like": like,
         "base": base,
     }
     if dry_run:
-        _show_plan(opq.solve(opened, **options, progress=_watched(as_json)), as_json)
+        if trellis is None and method == "rd":  # what the file would be, not what training would start from
+            options["trellis"] = True
+        _show_plan(opq.solve(opened, **options, progress=_watched(as_json)), opened, as_json)
         return
-    if output is not None and _streams(source, output):
-        _compress_folder(opened, output, options, shard_size, workers, as_json)
+    if streamed:
+        _compress_folder(opened, path, options, shard_size, workers, as_json)
         return
-    path = output or Path(_default_name(source))
     _check_writable(path, opened.inputs)
     start = time.perf_counter()
     result = opq.compress(opened, **options, progress=_watched(as_json))
     saving = time.perf_counter()
     result.save(path)
     saved = time.perf_counter() - saving
+    seconds = round(time.perf_counter() - start, 3)
     figures = {
         "file": str(path),
         "file_bytes": result.bytes,
@@ -190,25 +217,38 @@ def compress(
         "method": result.plan.method,
         "basis": result.basis,
         "left_out": list(result.left_out),
-        "seconds": round(time.perf_counter() - start, 3),
+        "seconds": seconds,
         "stages": {name: round(spent, 3) for name, spent in {**result.seconds, "save": saved}.items()},
     }
     if as_json:
         _json(figures)
         return
-    out.print(result.report())
-    say(
-        f"{path}: {result.bytes:,} bytes, {result.bits:.3f} bits per weight, {result.ratio:.2f}x smaller; "
-        f"the paper's count, positions free: {result.nominal.ratio:.2f}x. Verified by decoding. "
-        f"{figures['seconds']:.1f} s."
-    )
+    if verbose:
+        _table(dataclasses.replace(result.report(), title=None, notes=()))
+    _show_result(result, path, seconds)
+
+
+def _show_result(result: Result, path: Path, seconds: float) -> None:
+    """What came out, in a few lines: what, size, what the probe did, where the file is and how to go on."""
+    plan = result.plan
+    say(f"{path}: {result.bytes:,} bytes, {result.ratio:.2f}x smaller, {result.bits:.3f} bits per weight")
+    say(f"{plan.summary}; {result.nominal.sparsity:.1%} of the compressed weights are zero. Verified by decoding. "
+        f"{seconds:.1f} s.")  # fmt: skip
+    _show_rest(result)
+    say(f"The paper's count, positions free: {result.nominal.ratio:.2f}x.")
+    say(f"Next: opq inspect {path}, opq report {path}; in Python opq.load({str(path)!r}, model)")
+
+
+def _show_rest(result: Compressed) -> None:
+    """What sizes and codes rest on, what is short of the budget and what was left out."""
     if result.shortfall is not None:
         say(str(result.shortfall))
-    if all(tensor.sensitivity == 1 for tensor in result.plan.compressed):
-        say(
-            "Weights alone: no model was run. With the model itself, or an hf:, timm: or torchvision: name, much less "
-            "accuracy is lost at low rates (docs/datafree.md)."
-        )
+    say(f"By {result.basis}.")
+    if result.basis.startswith("the weights alone"):
+        say("With the model itself, or an hf:, timm: or torchvision: name, much less accuracy is lost at low rates "
+            "(docs/datafree.md).")  # fmt: skip
+    if result.left_out:
+        say(f"Left out: {_line(some(result.left_out))}.")
 
 
 def _streams(source: str, output: Path) -> bool:
@@ -235,14 +275,27 @@ def _compress_folder(
         _json({**figures, **more, "seconds": seconds})
         return
     say(
-        f"{output}: {len(result.shards)} shards, {result.bytes:,} bytes, {result.bits:.3f} bits per weight, "
+        f"{output}: {counted(len(result.shards), 'shard')}, {result.bytes:,} bytes, {result.bits:.3f} bits per weight, "
         f"{result.ratio:.2f}x smaller. Verified by decoding. {seconds:.1f} s."
     )
-    if result.shortfall is not None:
-        say(str(result.shortfall))
-    say(f"By {result.basis}")
-    if result.left_out:
-        say(f"Left out: {', '.join(result.left_out)}")
+    _show_rest(result)
+    say(f"Next: opq inspect {output}, opq decompress {output}")
+
+
+def _compress_pipeline(
+    source: str, output: Path, refused: dict[str, Any], options: dict[str, Any], as_json: bool
+) -> None:
+    """A pipeline of diffusers, one model after the other."""
+    given = next((name for name, value in refused.items() if value), None)
+    if given is not None:
+        remedy = "Compress that model's folder by itself."
+        raise OptionError(f"--{given.replace('_', '-')} does not go with a pipeline of several models", remedy=remedy)
+    found = opq.hub.compress_pipeline(source, output, **options, progress=_watched(as_json))
+    if as_json:
+        _json({"file": str(output), "models": {name: {"bytes": r.bytes, "bits": r.bits} for name, r in found.items()}})
+        return
+    for name, result in found.items():
+        say(f"{name}: {result.bytes:,} bytes, {result.bits:.3f} bits per weight, {result.ratio:.2f}x smaller")
 
 
 @app.command()
@@ -254,7 +307,7 @@ def inspect(file: File, as_json: AsJson = False) -> None:
     if as_json:
         _json(dataclasses.asdict(found))
         return
-    out.print(found.report())
+    _table(found.report())
     say(found.summary())
 
 
@@ -272,14 +325,17 @@ def verify(file: File, as_json: AsJson = False) -> None:
     if as_json:
         _json({"file": str(file), "tensors": len(names), "whole": True})
     else:
-        say(f"{file}: whole, {len(names)} tensors decoded")
+        say(f"{file}: whole, {counted(len(names), 'tensor')} decoded")
 
 
 @app.command()
 def decompress(
     file: File,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The dense safetensors file to write.")] = None,
-    base: Annotated[str | None, typer.Option(help="Of a file with a base: what it was compressed against.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="For a file with a base: the network that it was compressed against.")
+    ] = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the dense tensors of FILE as ordinary safetensors."""
@@ -290,6 +346,7 @@ def decompress(
     ending = "" if folder else ".safetensors"
     path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + f".dense{ending}")
     refuse_inputs(path, [file])
+    _may_replace(path, force)
     size = save_dense_folder(file, path) if folder else save_dense(file, path, base=base)
     if as_json:
         _json({"file": str(path), "bytes": size})
@@ -300,14 +357,17 @@ def decompress(
 @app.command()
 def delta(
     old: Annotated[Path, typer.Argument(help="The checkpoint that the receiver has: a file or a folder.")],
-    new: Annotated[Path, typer.Argument(help="The one that it is to have.")],
+    new: Annotated[Path, typer.Argument(help="The checkpoint that the receiver wants: also a file or a folder.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The update to write.")],
     portable: Annotated[
-        bool, typer.Option("--portable", help="Of opq files: need no certain version of pcodec; larger.")
+        bool, typer.Option("--portable", help="For opq files: larger, but independent of the version of pcodec.")
     ] = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write what changed from OLD to NEW: with OLD, `opq apply` makes NEW of it again, byte for byte."""
+    """Write what changed from OLD to NEW, from which and OLD `opq apply` makes NEW again, byte for byte."""
+    refuse_inputs(output, [old, new])
+    _may_replace(output, force)
     start = time.perf_counter()
     size = opq.delta(old, new, output, portable=portable, progress=_watched(as_json))
     whole, seconds = _bytes_below(new), round(time.perf_counter() - start, 3)
@@ -322,14 +382,17 @@ def apply(
     old: Annotated[Path, typer.Argument(help="The checkpoint that the update was made against.")],
     update: Annotated[Path, typer.Argument(help="What `opq delta` wrote.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file or folder to write.")],
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the new checkpoint of OLD and UPDATE; SHA-256 proves that it is the very same."""
+    """Make the new checkpoint from OLD and UPDATE; its SHA-256 is checked."""
+    refuse_inputs(output, [old, update])
+    _may_replace(output, force)
     size = opq.apply(old, update, output, progress=_watched(as_json))
     if as_json:
         _json({"file": str(output), "bytes": size})
     else:
-        say(f"{output}: {size:,} bytes, proved by SHA-256")
+        say(f"{output}: {size:,} bytes, checked by SHA-256")
 
 
 def _bytes_below(path: Path) -> int:
@@ -343,6 +406,7 @@ def report(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The HTML page to write.")] = None,
     source: Annotated[str | None, typer.Option(help="What was compressed, for its own histograms and curves.")] = None,
     trust_remote_code: Trust = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a self-contained HTML report of FILE: bytes, steps, histograms, curves, and a live budget."""
@@ -350,6 +414,7 @@ def report(
 
     path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + ".html")
     _check_writable(path, [file])
+    _may_replace(path, force)
     opened = None if source is None else opq.open_source(source, trust_remote_code=trust_remote_code)
     size = save_page(file, path, source=opened)
     if as_json:
@@ -363,14 +428,20 @@ def export(
     file: File,
     to: Annotated[
         str,
-        typer.Option(help="onnx, hf, hub, compressed-tensors or safetensors.", autocompletion=lambda: list(FORMATS)),
+        typer.Option(
+            help="onnx, web, hf, hub, compressed-tensors or safetensors.", autocompletion=lambda: list(FORMATS)
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file or folder to write.")],
     model: Annotated[
         str | None, typer.Option(help="What was compressed: hf:, timm:, torchvision:, demo:, a folder.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict/--no-strict", help="Refuse tensors that do not map.")] = True,
+    runtime: Annotated[
+        Path | None, typer.Option(help="With --to web: the folder dist of the npm package onnxruntime-web.")
+    ] = None,
     trust_remote_code: Trust = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the network of FILE for other tools."""
@@ -378,10 +449,12 @@ def export(
     from opq.export.compressed_tensors import save_compressed_tensors
     from opq.export.hf_folder import save_compressed_folder, save_folder
     from opq.export.onnx_model import save_onnx
+    from opq.export.web_site import save_web
 
     if to not in FORMATS:
-        raise OptionError("unknown --to", got=repr(to), wanted="onnx, hf, hub, compressed-tensors or safetensors")
+        raise OptionError("unknown --to", got=repr(to), wanted="onnx, web, hf, hub, compressed-tensors or safetensors")
     refuse_inputs(output, [file])
+    _may_replace(output, force)
     if to == "safetensors":
         figures: dict[str, Any] = {"bytes": dense.save_dense(file, output)}
     elif model is None:
@@ -390,6 +463,10 @@ def export(
         opened = opq.open_source(model, trust_remote_code=trust_remote_code)
         exported = save_onnx(file, output, opened.build(), hint=opened.input_hint)
         figures = {"bytes": exported.bytes, "integers": exported.integers, "dense": list(exported.dense)}
+    elif to == "web":
+        opened = opq.open_source(model, trust_remote_code=trust_remote_code)
+        site = save_web(file, output, opened.build(), hint=opened.input_hint, runtime=runtime)
+        figures = {"bytes": site.bytes, "tensors": len(site.tensors), "inside": site.inside}
     elif to == "hub":
         save_compressed_folder(file, output, model)
         figures = {"bytes": sum(p.stat().st_size for p in output.iterdir())}
@@ -402,7 +479,7 @@ def export(
         return
     say(f"{output}: {figures['bytes']:,} bytes, {to}")
     if figures.get("dense"):
-        out.print(f"as floats: {', '.join(figures['dense'])}")
+        say(f"as floats: {_line(some(figures['dense']))}")
 
 
 @app.command()
@@ -554,11 +631,13 @@ def in_shell(text: str) -> str:
             return f"no {IN_SHELL[name]}" if value == "None" else f"{IN_SHELL[name]} {value}".rstrip()
         return found[0]
 
+    text = re.sub(r"overrides=\{'([^']*)': 'keep'\}", r"--keep '\1'", text)
+    text = re.sub(r"\bconstraints=\[(.*?)\]", r"constraints (in Python)", text)
     return re.sub(r"(?<![\w./:*-])([a-z_]+)=('[\w-]*'|[\w.+-]*\w|)", spelt, text)
 
 
 def _line(message: object) -> str:
-    from opq.report.table import printable
+    from opq.base.tables import printable
 
     return printable(str(message).replace("\n", " "))
 
@@ -572,17 +651,34 @@ def _json(figures: dict[str, Any]) -> None:
     print(json.dumps(figures, sort_keys=True))
 
 
-def _show_plan(plan: Plan, as_json: bool) -> None:
+def _table(report: Report) -> None:
+    """A table: as wide as the terminal; where there is none, one line a tensor."""
+    for line in report.lines(out.width if out.is_terminal else None):
+        say(line)
+
+
+def _show_plan(plan: Plan, source: Source, as_json: bool) -> None:
     if as_json:
         print(plan.to_json())
         return
+    from opq.file.kept import keep
     from opq.report.table import Report
 
-    sizes = {t.name: round(t.rate * t.size / 8) for t in plan.compressed}
-    out.print(Report(plan=plan, sizes=sizes, title="Plan (predicted; nothing is written)"))
-    out.print(
-        f"predicted: {plan.predicted_bytes:,} bytes, lambda {plan.multiplier:.4g}, KKT residual {plan.residual:.1e}"
-    )
+    kept = {item.name: item.payload(plan[item.name]).size for item in keep(source, plan, {})}
+    title = "Plan (predicted; nothing is written)"
+    _table(Report(plan=plan, sizes=plan.predicted_sizes | kept, title=title))
+    say(f"predicted: {plan.predicted_bytes:,} bytes, lambda {plan.multiplier:.4g}, KKT residual {plan.residual:.1e}")
+
+
+def _may_replace(path: Path, force: bool) -> None:
+    """Asks before a file is replaced; where nobody can answer, it is an error without `--force`."""
+    if force or what_is(path) != "a file":
+        return
+    if sys.stdin is not None and sys.stdin.isatty() and err.is_terminal:
+        typer.confirm(f"{path} is there already. Replace it?", abort=True, err=True)
+        return
+    remedy = "Pass --force to replace it, or another --output."
+    raise WriteError(f"{path} is there already", got="a file", wanted="nothing", remedy=remedy)
 
 
 def _watched(quiet: bool) -> bool:
@@ -608,9 +704,15 @@ def _overrides(keep: list[str], numbers: list[str]) -> dict[str, Any] | None:
     return overrides or None
 
 
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
+def _shapes(text: str | None) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    """One shape, or several by the names of arguments, between blanks; `NAME=` is a single number a sample."""
+    if text is None or "=" not in text:
+        return None if text is None else _shape(text)
+    named = [part.partition("=") for part in text.split()]
+    return {name: _shape(shape) if shape else () for name, _, shape in named}
+
+
+def _shape(text: str) -> tuple[int, ...]:
     parts = text.replace("x", ",").split(",")
     if not all(p.strip().isdecimal() and int(p) > 0 for p in parts):
         raise OptionError("--input-size is not a shape", got=repr(text), wanted="positive integers such as 3,224,224")

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-from opq.base.format_v1 import COMMON
 from opq.errors import MismatchError
-from opq.file.base import MEMBER, RELATIVE, VERSION, Base
+from opq.file.base import RELATIVE, Base
 from opq.file.stored import Raw, Stored
 from opq.sources.base import BatchNormNames, Source, TensorSpec
 
@@ -44,11 +43,6 @@ class Differences(Source):
     def batchnorms(self) -> Mapping[str, BatchNormNames]:
         """None: differences of their vectors are vectors like others."""
         return {}
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """What the header of the file says."""
-        return {COMMON: str(VERSION), MEMBER: str(self.base.name)}
 
     def finished(self, item: Stored) -> Stored:
         """What the file holds: tensors that no kind of payload adds to the base are whole."""

@@ -1,8 +1,8 @@
-"""Meets the budget in bytes of the file: solve, quantize, pack, measure, and solve again.
+"""Finds the plan whose file meets the budget: solve, quantize, pack, measure, and solve again.
 
-What a file costs beyond the entropy of its codes (tables, header, kept tensors, what feedback adds to the rate) is
-known only once it is made. So it is made in memory and measured; the next round solves with what was learned.
-One to three rounds are usual.
+What a file takes beyond the entropy of its codes (tables, header, kept tensors, what feedback adds to the rate) is not
+known before it is made. So it is made in memory and measured, and the next round solves with the measured overhead.
+Usually there are one to three rounds.
 """
 
 from __future__ import annotations
@@ -33,22 +33,24 @@ from opq.plan import Plan, as_stored
 from opq.sources.base import Source
 
 FINISHES = 4
-"""Drafts that are finished at most: what else changes with the codes may make a file larger than its draft was."""
+"""The most drafts that are finished. A choice: the kept tensors that change with the codes may make a finished file a
+little larger than its draft, and then a smaller draft is made."""
 ROUNDS = 12
+"""The most rounds of one search. A choice: one to three are usual."""
 MARGIN = 24
-"""Bytes by which the text of two plans for the same tensors may differ."""
+"""Bytes by which the indexes of two plans for the same tensors may differ: the budget and a few numbers. A choice."""
 HEADER, PLACE, TABLE = 150, 6, 24
-"""Bytes of an empty file, of a tensor's line in the index and of a frequency table, before they are known."""
+"""Rough bytes of an empty file, of a tensor in the index and of a frequency table, for the first round only. A choice:
+later rounds measure the overhead."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Draft:
-    """The codes of a plan and their file."""
+    """The codes of a plan, and their file before kept tensors are adapted to the codes."""
 
     plan: Plan
     codes: CodesByName
     result: Result
-    """Before what else changes with the codes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,10 +65,10 @@ class Fit:
     """What is taken over from an older file."""
 
     def run(self) -> Result:
-        """The result whose file is within the window below the budget, or the largest below it where none is.
+        """The result whose file is within the window below the budget; if there is none, the largest file below it.
 
         Raises:
-            InfeasibleError: no file is that small; says the smallest that can be had.
+            InfeasibleError: no file is that small; the text gives the smallest possible budget.
         """
         if self.problem.options.sparsity is not None:
             return self.finish(self.draft(self.decide()))
@@ -99,12 +101,12 @@ class Fit:
         return result
 
     def explained(self, result: Result, *, most: bool) -> Result:
-        """The result with what keeps it from its budget; `most`: whether no plan gives its codes more bits."""
+        """The result with the reason for its shortfall, if any; `most`: whether no plan gives its codes more bits."""
         why = shortfall(self.problem, result.plan, result.bytes / self.target, most=most)
         return dataclasses.replace(result, shortfall=why)
 
     def round(self, overhead: float, bits: float, before: Sequence[Round]) -> tuple[Round, Draft]:
-        """The file whose codes take `bits` bits, before what else changes with them."""
+        """The round, and the draft, whose codes take `bits` bits."""
         overhead = _overhead(before[-1]) if before else overhead
         with stage("solve"):
             plan = self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead))
@@ -112,16 +114,16 @@ class Fit:
         return Round(bits, draft.result.bytes, most=draft.plan.multiplier == 0), draft
 
     def smallest(self) -> Result:
-        """The smallest file that can be had."""
+        """The smallest possible file."""
         return self.finish(self.draft(self.problem.plan(self.problem.least_bits)))
 
     def draft(self, plan: Plan) -> Draft:
-        """Codes of a plan and their file, before what else changes with them."""
+        """Codes of a plan and their file, before kept tensors are adapted to the codes."""
         plan = as_stored(plan)
         with stage("quantize"):
             codes = self.code(plan)
         with stage("encode"):
-            return Draft(plan, codes, assemble(self.source, plan, codes, {}, self.unchanged.items))
+            return Draft(plan, codes, self.assembled(plan, codes, {}))
 
     def code(self, plan: Plan) -> CodesByName:
         """The codes of every compressed tensor."""
@@ -132,16 +134,20 @@ class Fit:
         return codes
 
     def finish(self, draft: Draft) -> Result:
-        """The result of a round, with what else of the model changes with its codes; packed again only for that."""
+        """The result of a draft, with kept tensors adapted to its codes; packed again only if some have changed."""
         with stage("renormalise"):
             changed = self.coder.kept(draft.plan, draft.codes)
         with stage("encode"):
             if not changed:
                 return draft.result
-            return assemble(self.source, draft.plan, draft.codes, changed, self.unchanged.items)
+            return self.assembled(draft.plan, draft.codes, changed)
+
+    def assembled(self, plan: Plan, codes: CodesByName, changed: Mapping[str, torch.Tensor]) -> Result:
+        """The result of storing these codes; `changed` holds new values of kept tensors."""
+        return assemble(self.source, plan, codes, changed, items=self.unchanged.items, note=self.coder.note)
 
     def decide(self) -> Plan:
-        """The plan at the budget by predicted size alone: no weight is quantized."""
+        """The plan that meets the budget by predicted size alone; no weight is quantized."""
         options = self.problem.options
         if options.sparsity is not None:
             found = two_steps(
@@ -162,7 +168,10 @@ class Fit:
         bits = first_bits(target, overhead)
         if bits < least:
             raise self.infeasible(target, math.ceil(least / 8 + overhead))
-        return self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead))
+        plan = self.problem.plan(bits)
+        own = [t for t in plan.compressed if t.name in self.problem.stats]
+        spent = min(bits, sum(t.rate * t.size for t in own))  # less where no tensor can take more
+        return plan.replace(predicted_bytes=round(spent / 8 + overhead))
 
     @property
     def target(self) -> float:
@@ -172,14 +181,14 @@ class Fit:
         return budget.bytes(elements=self.source.elements, source_bytes=self.source.bytes)
 
     def overhead(self, plan: Plan) -> float:
-        """Bytes that are no codes, as far as they can be foreseen: kept tensors, header, frequency tables."""
+        """Predicted bytes beside the codes: kept tensors, header, frequency tables."""
         kept = sum(item.payload(plan[item.name]).size for item in keep(self.source, plan, {}))
         return kept + self.unchanged.bytes + HEADER + PLACE * len(plan) + TABLE * len(self.problem.stats)
 
     def infeasible(self, target: float, smallest: int) -> InfeasibleError:
-        """The error that says the smallest budget that can be met, in the user's unit.
+        """The error that gives the smallest budget that can be met, in the user's unit.
 
-        The plan in the file holds the budget itself, in digits: a few bytes are added so that what is said can be had.
+        The plan in the file contains the budget itself; a few bytes are added so that the stated budget is feasible.
         """
         smallest += MARGIN
         budget = self.problem.options.budget
@@ -197,12 +206,12 @@ class Fit:
 
 
 def first_bits(target: float, overhead: float) -> float:
-    """Bits of all codes for a file in the window, `overhead` being what is known of its other bytes."""
+    """Bits of all codes for a file in the window, if its other bytes are `overhead`."""
     return 8 * (AIM * target - overhead)
 
 
 def _overhead(one: Round) -> float:
-    """Bytes of a round's file that are no codes."""
+    """Bytes of a round's file beside the codes."""
     return one.bytes - one.setting / 8
 
 
@@ -211,26 +220,26 @@ def assemble(
     plan: Plan,
     codes: CodesByName,
     changed: Mapping[str, torch.Tensor],
-    items: Mapping[str, Stored] = {},
+    *,
+    items: Mapping[str, Stored] | None = None,
+    note: str = "",
 ) -> Result:
-    """The result of storing these codes under this plan.
+    """The result of storing these codes under this plan; `changed` holds new values of kept tensors.
 
     Args:
-        changed: new values of kept tensors.
-        items: kept tensors that are stored already.
+        items: kept tensors whose stored form is known already.
+        note: what the codes rest on, as of `opq.file.writer.pack`.
     """
     stepped = [(Trellis if t.codebook == "trellis" else Grid)(t.name, codes[t.name]) for t in plan.compressed]
-    kept = [items.get(item.name, item) for item in keep(source, plan, changed)]
-    based = source if isinstance(source, Differences) else None
-    if based is None:
-        packed = writer.pack(plan, [*stepped, *kept])
-    else:
-        packed = writer.pack(plan, [*stepped, *map(based.finished, kept)], metadata=based.metadata)
+    kept = [(items or {}).get(item.name, item) for item in keep(source, plan, changed)]
+    base = source.base if isinstance(source, Differences) else None
+    if isinstance(source, Differences):
+        kept = [source.finished(item) for item in kept]
     return Result(
         plan=plan,
-        packed=packed,
+        packed=writer.pack(plan, [*stepped, *kept], note=note, base=None if base is None else base.name),
         label=source.label,
         elements=source.elements,
         source_bytes=source.bytes,
-        base=None if based is None else based.base,
+        base=base,
     )

@@ -1,8 +1,8 @@
-"""The `pack-quantized` layout of compressed-tensors (8 bits, symmetric), where a plan's grid is exactly that.
+"""The `pack-quantized` layout of compressed-tensors (4 or 8 bits, symmetric), for plans that it can express exactly.
 
 transformers reads it with the package compressed-tensors. A Linear weight `W = step x codes` becomes `weight_packed`
-(four codes + 128 an int32, the first lowest), `weight_scale` (the step, once a row) and `weight_shape`; every other
-tensor is written dense.
+(four codes + 128 in an int32, or eight codes + 8 if all codes of all Linear weights fit 4 bits; the first one in the
+lowest bits), `weight_scale` (the step, once for each row) and `weight_shape`; every other tensor is written dense.
 """
 
 from __future__ import annotations
@@ -25,43 +25,47 @@ from opq.plan import TensorPlan
 from opq.sources import open_source, side_files
 
 LARGEST_CODE = 127
-"""Codes of 8 bits, symmetric."""
+"""The largest magnitude of symmetric codes of 8 bits."""
+WIDTHS = (4, 8)
+"""Bits of a packed code."""
 
 
 def save_compressed_tensors(
     file: str | os.PathLike[str], folder: str | os.PathLike[str], like: str | os.PathLike[str], *, strict: bool = True
 ) -> int:
-    """Writes a Hugging Face folder whose Linear weights are packed 8-bit codes and their step, the grid exactly.
+    """Writes a Hugging Face folder whose Linear weights are packed codes and their step, the grid exactly.
+
+    Codes have 4 bits where all of all Linear weights fit (at most 7 in magnitude), else 8. A file that was compressed
+    with `constraints=[opq.constraints.code_bits("*", max=8)]`, or 4, is never refused for its codes.
 
     Args:
         file: an opq file of a Hugging Face model.
-        folder: the folder to fill; made where it is not there.
-        like: the folder (or `hf:ORG/NAME`) that the model came from.
-        strict: refuse where one Linear weight does not map; else that one is written dense and listed as `ignore`.
+        folder: the folder to fill; it is created if needed.
+        like: the folder (or `hf:ORG/NAME`) from which the model came.
+        strict: whether a Linear weight that cannot be expressed is an error; otherwise it is written dense and listed
+            as `ignore`.
+            One that shares its weight with an embedding is written dense in either case.
 
     Returns:
         the size of `model.safetensors` in bytes.
 
     Raises:
-        ExportError: a tensor does not map exactly: codes beyond 8 bits, a codebook that is no uniform grid, a Linear
-            that was kept or shares its weight; or `like` is no Hugging Face folder.
+        ExportError: a tensor cannot be expressed exactly (codes beyond 8 bits, a codebook that is not a uniform grid, a
+            Linear that was kept), or `like` is not a Hugging Face folder.
         WriteError: the output cannot be written.
     """
     origin, target = config_folder(like), Path(folder)
     refuse_inputs(target, [origin])
     refuse_inputs(target / "model.safetensors", [file])
     linears = _linear_weights(open_source(f"hf:{origin}").build())
-    dense: list[str] = []
     with Reader(file) as reader:
+        mapped, dense = _sorted(reader, linears, strict)
+        width = _width(reader, mapped)
         state: dict[str, torch.Tensor] = {}
         for tensor in (t for t in reader.plan if t.like is None or t.name in linears):
-            if (error := _obstacle(reader, tensor)) is not None and tensor.name in linears:
-                if strict:
-                    raise error
-                dense.append(tensor.name.removesuffix(".weight"))
-            mapped = tensor.name in linears and error is None
-            state |= _integers(reader, tensor) if mapped else {tensor.name: reader.tensor(tensor.name).clone()}
-    config = _config(origin, dense).encode()
+            packed = tensor.name in mapped
+            state |= _integers(reader, tensor, width) if packed else {tensor.name: reader.tensor(tensor.name).clone()}
+    config = _config(origin, dense, width).encode()
     place = target / "config.json"
     if place.exists() and place.read_bytes() != config:
         raise OccupiedFolderError(f"{target} holds another file of that name", got=place.name, wanted="none")
@@ -78,8 +82,28 @@ def _linear_weights(model: nn.Module) -> set[str]:
     return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
+def _sorted(reader: Reader, linears: set[str], strict: bool) -> tuple[set[str], list[str]]:
+    """The names of the Linear weights that map, and the layers of those that are written dense."""
+    mapped, dense = set[str](), list[str]()
+    for tensor in (t for t in reader.plan if t.name in linears):
+        error = _obstacle(reader, tensor)
+        if error is not None and strict and tensor.like is None:
+            raise error
+        if error is None:
+            mapped.add(tensor.name)
+        else:
+            dense.append(tensor.name.removesuffix(".weight"))
+    return mapped, dense
+
+
+def _width(reader: Reader, names: set[str]) -> int:
+    """The fewest bits that hold all codes of these tensors."""
+    largest = max((int(np.abs(reader.codes(name)).max(initial=0)) for name in sorted(names)), default=0)
+    return next(width for width in WIDTHS if largest < 1 << width - 1)
+
+
 def _obstacle(reader: Reader, tensor: TensorPlan) -> ExportError | None:
-    """What keeps a weight from being int8 codes and one scale, as an error to raise; None where nothing does."""
+    """The reason why a weight cannot be int8 codes and one scale, as an error to raise; None if it can."""
     fact = f"tensor {tensor.name!r} has no place in compressed-tensors' 8-bit layout"
     remedy = "Export to onnx or to a dense folder, or leave such tensors dense with strict=False."
     if tensor.action != "compress":
@@ -92,21 +116,23 @@ def _obstacle(reader: Reader, tensor: TensorPlan) -> ExportError | None:
     return None
 
 
-def _integers(reader: Reader, tensor: TensorPlan) -> dict[str, torch.Tensor]:
+def _integers(reader: Reader, tensor: TensorPlan, width: int) -> dict[str, torch.Tensor]:
     rows, columns = tensor.shape
-    padded = np.zeros((rows, -(-columns // 4) * 4), np.uint8)
-    padded[:, :columns] = (reader.codes(tensor.name) + 128).astype(np.uint8)
+    each = 32 // width
+    padded = np.zeros((rows, -(-columns // each) * each), np.uint32)
+    padded[:, :columns] = reader.codes(tensor.name).astype(np.int32) + (1 << width - 1)
+    words = np.bitwise_or.reduce(padded.reshape(rows, -1, each) << np.arange(0, 32, width, dtype=np.uint32), axis=2)
     return {
-        f"{tensor.name}_packed": torch.from_numpy(padded.view("<i4").astype(np.int32)),
+        f"{tensor.name}_packed": torch.from_numpy(words.view(np.int32)),
         f"{tensor.name}_scale": torch.full((rows, 1), tensor.step, dtype=torch.float32),
         f"{tensor.name}_shape": torch.tensor(tensor.shape),
     }
 
 
-def _config(origin: Path, dense: list[str]) -> str:
-    """The model's config.json with the layout described."""
+def _config(origin: Path, dense: list[str], width: int) -> str:
+    """The model's config.json with a description of the layout."""
     config: dict[str, Any] = json.loads((origin / "config.json").read_text(encoding="utf-8"))
-    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
+    weights = {"num_bits": width, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}
     config["quantization_config"] = {
         "quant_method": "compressed-tensors",

@@ -1,4 +1,4 @@
-"""Out of the file again: dense tensors for whoever does not have this package."""
+"""Dense tensors from a file, for programs that do not know this package."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from opq.file.stored import raw_view
 
 
 def save_dense(file: str | os.PathLike[str], path: str | os.PathLike[str], *, base: Any = None) -> int:
-    """Writes every tensor of an opq file as an ordinary safetensors file, one tensor in memory at a time.
+    """Writes all tensors of an opq file into an ordinary safetensors file, with one tensor in memory at a time.
 
-    Tied names are written out under each name, so that any loader finds them all; they are decoded once.
+    Tied tensors are written under each of their names, so that any loader finds them; they are decoded once.
 
     Args:
         base: of a file of differences, as of `opq.load`.
@@ -23,9 +23,9 @@ def save_dense(file: str | os.PathLike[str], path: str | os.PathLike[str], *, ba
         the size of the new file in bytes.
 
     Raises:
-        FileFormatError: the file is not whole.
+        FileFormatError: the file is incomplete or damaged.
         WrongBaseError: the file has a base, and none or another one is given.
-        WriteError: the output cannot be written, or a name cannot stand in such a file; nothing is left behind.
+        WriteError: the output cannot be written, or such a file cannot hold a name; no incomplete file remains.
         OptionError: the output is the file itself.
     """
     refuse_inputs(path, [file])

@@ -11,7 +11,7 @@ from opq.base.paths import what_is
 from opq.errors import ExportError, OccupiedFolderError, OpqError
 from opq.export.dense import save_dense
 from opq.file.reader import Reader
-from opq.sources import side_files
+from opq.sources import hub_config, side_files
 from opq.sources.folders import DESCRIPTIONS, weights_name
 
 CARD = "README.md"
@@ -39,7 +39,7 @@ def save_folder(file: str | os.PathLike[str], folder: str | os.PathLike[str], li
     weights = target / f"{weights_name(origin)}.safetensors"
     refuse_inputs(target, [origin])
     refuse_inputs(weights, [file])
-    side_files.copy(origin, target)
+    side_files.copy(origin, target, instead=hub_config.dense(origin))
     return save_dense(file, weights)
 
 
@@ -68,16 +68,20 @@ def save_compressed_folder(
 ) -> Path:
     """Writes the opq file itself as `model.opq.safetensors` beside configuration and tokenizer, with a model card.
 
-    That folder is ready to upload; `opq.hub.from_pretrained` loads it. Returns its path. Raises as `save_folder`.
+    The card has the figures of the file above the card of the original, whose licence and tags it takes over. That
+    folder is ready to upload: after `import opq.hub` the `from_pretrained` of transformers loads it, and
+    `opq.hub.from_pretrained` does. Returns its path. Raises as `save_folder`.
     """
     from opq.export.model_card import model_card
 
-    target = Path(folder)
-    refuse_inputs(target, [config_folder(like)])
+    target, origin = Path(folder), config_folder(like)
+    refuse_inputs(target, [origin])
     refuse_inputs(target / "model.opq.safetensors", [file])
     with Reader(file) as reader:
-        card = model_card(reader, source=os.fspath(like))
-    side_files.copy(config_folder(like), target, but=(CARD,))
+        config = hub_config.compressed(origin, hub_config.FILE)
+        library = "transformers" if config else None
+        card = model_card(reader, source=os.fspath(like), original=_card_of(origin), library=library)
+    side_files.copy(origin, target, but=(CARD,), instead=config)
     place = target / CARD
     if place.exists() and _MARK not in place.read_bytes():
         raise OccupiedFolderError(f"{target} holds another file of that name", got=CARD, wanted="none")
@@ -86,3 +90,10 @@ def save_compressed_folder(
     with written_aside(place) as out:
         out.write(card.encode())
     return target
+
+
+def _card_of(origin: Path) -> str:
+    """The model card that came with a model; nothing where it has none that could be copied."""
+    if Path(CARD) not in side_files.listed(origin):
+        return ""
+    return (origin / CARD).read_text(encoding="utf-8", errors="replace")

@@ -3,33 +3,75 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from opq.base.paths import what_is
+from opq.base.tables import printable
+from opq.export import front_matter
 from opq.file.reader import Reader
 from opq.report.accounting import NOTHING, of_codes
-from opq.report.table import printable
 
 LONGEST = 200
 """Characters of a name that a card shows: the published methods' have ten."""
+TAGS = ("opq", "compressed")
+_REPLACED = ("tags", "base_model", "base_model_relation", "model-index")
+_OWN_CALL = """import opq.hub
+model = opq.hub.from_pretrained("{repository}")"""
+_CALLS = {
+    "transformers": """import opq.hub  # teaches transformers to open the file
+from transformers import AutoModel
+model = AutoModel.from_pretrained("{repository}")"""
+}
+_REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def model_card(reader: Reader, *, source: str, repository: str = "ORG/NAME") -> str:
-    """Markdown with the figures of a file and the two lines that load it.
+def model_card(
+    reader: Reader, *, source: str, repository: str = "ORG/NAME", original: str = "", library: str | None = None
+) -> str:
+    """Markdown with the figures of a file and the two lines that load it, above what the model's own card says.
 
     Args:
         reader: the open file.
-        source: the name of the model that was compressed.
+        source: the name of the model that was compressed: `hf:ORG/NAME`, or a folder, whose path stays unsaid.
         repository: the Hugging Face repository that will hold it.
+        original: the card of that model: its licence, languages and tags go on, and its text follows.
+        library: whose `from_pretrained` loads the folder, which hubs show; what the original's card says comes first.
     """
+    blocks, text = front_matter.split(original)
+    if library is not None:
+        blocks.setdefault("library_name", f"library_name: {library}")
+    below = f"\n# The original model card\n\n{text}\n" if text.strip() else ""
+    front = front_matter.joined(_fronted(blocks, hub_name(source)))
+    calls = _CALLS.get(library or "", _OWN_CALL).format(repository=repository)
+    return f"{front}\n{_section(reader, source=source, calls=calls)}{below}"
+
+
+def hub_name(source: str) -> str | None:
+    """The ORG/NAME of a source on the hub; None of a local folder, however it was named."""
+    name = source.removeprefix("hf:").partition("@")[0]
+    is_repository = source.startswith("hf:") and _REPOSITORY.fullmatch(name) and what_is(name) != "a folder"
+    return name if is_repository else None
+
+
+def _fronted(blocks: Mapping[str, str], base: str | None) -> dict[str, str]:
+    """The front matter of the compressed model: that of its original, whose scores are not this one's."""
+    kept = {key: block for key, block in blocks.items() if key not in _REPLACED}
+    tags = dict.fromkeys((*front_matter.items(blocks.get("tags", "")), *TAGS))
+    if base is not None:
+        kept |= {"base_model": f"base_model: {base}", "base_model_relation": "base_model_relation: quantized"}
+    return kept | {"tags": "\n".join(("tags:", *(f"- {tag}" for tag in tags)))}
+
+
+def _section(reader: Reader, *, source: str, calls: str) -> str:
     elements, before = reader.plan.elements, reader.plan.source_bytes
     counts = NOTHING
     for tensor in (t for t in reader.plan.compressed if t.stepped):
         counts += of_codes(torch.from_numpy(reader.codes(tensor.name)))
-    name = source.removeprefix("hf:") if source.startswith("hf:") else Path(source).name
-    front = f"---\nbase_model: {name}\ntags: [opq, compressed]\n---\n\n" if source.startswith("hf:") else ""
-    return f"""{front}## Compressed with opq
+    name = hub_name(source) or Path(source.removeprefix("hf:")).name
+    return f"""## Compressed with opq
 
 `model.opq.safetensors` holds the weights of {code(name)}, pruned, quantized and entropy coded.
 Method {code(reader.plan.method)}.
@@ -44,8 +86,7 @@ Method {code(reader.plan.method)}.
 Loading gives an ordinary dense model: the file is small, run-time speed and memory are those of the original.
 
 ```python
-import opq.hub
-model = opq.hub.from_pretrained("{repository}")
+{calls}
 ```
 
 Without this package: the file is a safetensors file whose layout `docs/format.md` of opq describes.

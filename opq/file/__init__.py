@@ -1,24 +1,26 @@
-"""The `.opq.safetensors` file, or a folder of them: written, read, loaded.
+"""The `.opq.safetensors` file, or a folder of them: writing, reading, loading.
 
 Other folders use:
 
-- `base`: the network that a file's tensors are differences to.
+- `base`: the network to which the tensors of a file are differences.
+- `basis`: what the codes of a file rest on, a note in its header.
 - `codebook`: lists of values and of vectors in front of codes.
-- `folder_reader`: A folder of `.opq.safetensors` shards with an index, read like one file.
+- `folder_reader`: a folder of `.opq.safetensors` shards with an index, read like one file.
 - `header`: the header of a safetensors file, written and read.
 - `index`: the index of a file.
 - `kept`: how tensors that are not compressed are stored.
 - `loading`: the calls that read a file back into dense tensors.
 - `payload`: what is common to all kinds of payload.
-- `reader`: lazy access to the tensors of a file. Nothing that the file says is believed before it is checked.
-- `stored`: what a file holds of one tensor, and the bytes of it.
-- `writer`: plan + stored tensors -> one `.opq.safetensors` file, and back. docs/format.md is the specification.
+- `reader`: lazy access to the tensors of a file, which checks everything that the file says.
+- `stored`: what a file holds of one tensor, and its bytes.
+- `writer`: a plan and stored tensors -> one `.opq.safetensors` file. docs/format.md is the specification.
 """
 
 from __future__ import annotations
 
 __all__ = [
     "base",
+    "basis",
     "codebook",
     "folder_reader",
     "header",

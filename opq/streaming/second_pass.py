@@ -1,4 +1,4 @@
-"""Pass two: quantize, encode, verify and write, shared out by output shard; then what lies beside the shards."""
+"""Pass two: quantize, encode, verify and write, output shards divided among the ranks; then side files and index."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from opq.base.atomic import written_aside
 from opq.file.folder_reader import INDEX, index_bytes
 from opq.plan import Plan
-from opq.sources import side_files
+from opq.sources import hub_config, side_files
 from opq.streaming import work_folder as folders
 from opq.streaming.shards import Shards, finished, part_of, partition
 from opq.streaming.task import Task
@@ -17,40 +17,41 @@ from opq.streaming.task import Task
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """What the files may weigh, and where they go."""
+    """The budget of the files, and how tensors are distributed over them."""
 
     size: float
-    """Bytes."""
+    """Bytes that all files together may take."""
     shards: list[list[str]]
-    """The names of the tensors of each."""
+    """The names of the tensors in each shard."""
     index: bytes
-    """The text of the index."""
+    """The bytes of the index."""
 
     @classmethod
     def of(cls, task: Task, compressed: Iterable[str]) -> Target:
-        """Bytes that the files may have, and the tensors of each."""
+        """The target of a task, given the names of its compressed tensors."""
         source, budget = task.source, task.options.budget
         assert budget is not None, "sparsity= is refused"
         wanted = budget.bytes(elements=source.elements, source_bytes=source.bytes)
         shards = partition(source.specs, set(compressed), 8 * wanted / source.elements, task.shard_size)
         where = {name: folders.shard_name(k, len(shards)) for k, names in enumerate(shards) for name in names}
-        text = index_bytes({spec.name: where[spec.name] for spec in source.specs})
+        parameters = sum(spec.size for spec in source.specs if spec.like is None)
+        text = index_bytes({spec.name: where[spec.name] for spec in source.specs}, parameters)
         return cls(size=wanted, shards=shards, index=text)
 
     def name(self, number: int) -> str:
-        """Of one shard."""
+        """The name of one shard."""
         return folders.shard_name(number, len(self.shards))
 
 
 def check_room(task: Task, target: Target) -> None:
-    """Raises `WriteError` where the disk has no room for the files."""
+    """Raises `WriteError` if the disk has no room for the files."""
     there = sum(p.stat().st_size for p in task.work.folder.glob("model-*.opq.safetensors"))
     largest = max(target.size / len(target.shards), task.shard_size / 4)
     folders.check_space(task.work.folder, target.size - there + min(largest * task.team.size, target.size))
 
 
 def write(task: Task, plan: Plan, target: Target) -> int:
-    """Every shard of a plan; those that are there already stay. Returns the bytes of all files."""
+    """Writes every shard of a plan, except those that exist already. Returns the bytes of all files."""
     parts = [part_of(plan, names) for names in target.shards]
     mine = task.team.mine([sum(t.size for t in part) for part in parts])
     shards = Shards(task.source, task.tensors, task.pool, task.clock, task.work, task.carried, task.limits)
@@ -69,10 +70,11 @@ def write(task: Task, plan: Plan, target: Target) -> int:
 
 
 def finish(task: Task, target: Target) -> None:
-    """Side files, then the index; nothing temporary is left."""
+    """Writes side files, then the index, and removes everything temporary."""
     work = task.work
     if task.source.folder is not None:
-        side_files.copy(task.source.folder, work.folder, within=work.inner)
+        config = hub_config.compressed(task.source.folder, INDEX)
+        side_files.copy(task.source.folder, work.folder, instead=config, within=work.inner)
     with written_aside(work.folder / INDEX, within=work.inner) as out:
         out.write(target.index)
     work.finish()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from file_helpers import uncounted
 from paths import GOLDEN
 
 from opq.base.format_v1 import DTYPE_NAMES, KIND_NAMES
@@ -19,6 +20,7 @@ from opq.coding.stack import StackReader
 from opq.coding.symbols import DIRECT
 from opq.coding.tensor_model import Coding
 from opq.file import codebook, stored
+from opq.file.compressed_kinds import Listed
 from opq.file.folder_reader import open_reader
 from opq.file.header import VERSION
 from opq.file.reader import Reader
@@ -84,7 +86,7 @@ def ways(reader: Reader, plan: TensorPlan) -> Iterator[str]:
         return
     payload = reader._payload(plan.name)
     listed, position, shape = stored.PAYLOADS[kind], 0, plan.shape
-    if issubclass(listed, stored.Listed):
+    if issubclass(listed, Listed):
         entries, position = codebook.take(payload)
         shape = listed.indices_shape(plan, entries.shape[1])
     parts, codes = len(entropy.chunks(shape)), entropy.decode(payload[position:], shape)
@@ -106,7 +108,18 @@ PAGED = ("pages", "paged")
 
 @pytest.mark.parametrize("name", [name for name in make.WRITTEN if name not in PAGED])
 def test_the_writer_gives_the_same_bytes_again(name: str) -> None:
-    assert make.written(make.WRITTEN[name]) == (GOLDEN / f"v{VERSION}/{name}.opq.safetensors").read_bytes()
+    held = (GOLDEN / f"v{VERSION}/{name}.opq.safetensors").read_bytes()
+    data = make.written(make.WRITTEN[name])
+    assert held == (data if counted(held) else uncounted(data))
+
+
+def counted(data: bytes) -> bool:
+    """Whether a file says how many weights there are; the oldest golden files do not."""
+    return b"total_parameters" in data[: 8 + int.from_bytes(data[:8], "little")]
+
+
+def test_golden_files_with_and_without_the_number_of_weights_are_there() -> None:
+    assert {counted((GOLDEN / f"v1/{name}.opq.safetensors").read_bytes()) for name in ("kinds", "counted")} == {0, 1}
 
 
 @pytest.mark.parametrize("name", PAGED)
@@ -124,7 +137,11 @@ def test_what_is_put_together_by_hand_gives_the_same_bytes_again(name: str) -> N
 def test_the_writer_gives_the_bytes_in_plain_sight(name: str) -> None:
     plan, items = make.WRITTEN[name]()
     data = bytes.fromhex(getattr(plain, name.upper()))
-    assert b"".join(pack(plan, items).parts) == data == (GOLDEN / f"v{VERSION}/{name}.opq.safetensors").read_bytes()
+    assert (
+        uncounted(b"".join(pack(plan, items).parts))
+        == data
+        == (GOLDEN / f"v{VERSION}/{name}.opq.safetensors").read_bytes()
+    )
     with Reader(Packed((data,), {}, {})) as reader:
         assert reader.plan == plan
 

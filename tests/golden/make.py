@@ -150,6 +150,7 @@ def steep() -> tuple[Plan, list[Stored]]:
 WRITTEN: dict[str, Callable[[], branches.Made]] = {
     "pages": pages,
     "kinds": fuzz.every_kind,
+    "counted": fuzz.every_kind,
     "classes": steep,
     **branches.WRITTEN,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -34,6 +36,16 @@ def in_memory(data: bytes) -> Packed:
 
 def bytes_of(packed: Packed) -> bytes:
     return b"".join(packed.parts)
+
+
+def uncounted(data: bytes) -> bytes:
+    """A file without the number of its weights, as files were written before they told it."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    del header["__metadata__"]["total_parameters"]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[start:]
 
 
 def with_index(plan: Plan, places: list[Place], payloads: bytes = b"") -> bytes:

@@ -213,6 +213,10 @@ def test_sentence_transformers_loads_a_folder_that_was_compressed(tmp_path: Path
     wanted, found = (torch.from_numpy(m.encode(["a small text"])) for m in (whole, loaded))
     assert found.shape == (1, 8)
     assert torch.nn.functional.cosine_similarity(wanted, found).item() > 0.99
+    import opq.hub  # noqa: F401  (teaches transformers, which sentence-transformers loads by)
+
+    small = library.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert torch.equal(torch.from_numpy(small.encode(["a small text"])), found)
 
 
 def test_a_strangers_file_in_a_folder_that_is_filled_stays(tmp_path: Path) -> None:

@@ -1,0 +1,25 @@
+"""Hugging Face repositories that hold an opq file: load one as any other model, or fill a folder to upload.
+
+import opq.hub
+from transformers import AutoModel
+model = AutoModel.from_pretrained("ORG/NAME")
+
+Importing this module is what teaches transformers to open such repositories.
+"""
+
+from __future__ import annotations
+
+from opq.hub.pipelines import compress_pipeline, diffusers_components
+from opq.hub.registration import register, register_if_able
+from opq.hub.repository import from_pretrained, save_pretrained
+
+__all__ = [
+    "compress_pipeline",
+    "diffusers_components",
+    "from_pretrained",
+    "pipelines",
+    "register",
+    "save_pretrained",
+]
+
+register_if_able()

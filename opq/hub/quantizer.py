@@ -1,0 +1,98 @@
+"""What transformers calls a quantization method: which file of a repository to open, and a dense model afterwards.
+
+A quantizer of transformers may say which file is opened, but not how: it reads safetensors entry by entry. So the
+`safe_open` by which its loading opens files is given one more kind of file to open, those called `*.opq.safetensors`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from opq.errors import SourceError
+from opq.hub.decoded import Decoded
+from opq.sources.hub_config import FILE, METHOD, is_file_name
+
+SUFFIX = ".opq.safetensors"
+
+
+def define() -> None:
+    """Defines configuration and quantizer, and registers them with transformers."""
+    auto: Any = importlib.import_module("transformers.quantizers.auto")
+    mixin: Any = importlib.import_module("transformers.utils.quantization_config").QuantizationConfigMixin
+    base: Any = importlib.import_module("transformers.quantizers.base").HfQuantizer
+
+    class OpqConfig(mixin):  # type: ignore[misc]
+        """`{"quant_method": "opq", "file": NAME}` in a config.json."""
+
+        def __init__(self, file: str | None = None, **_: Any):
+            if file is not None and not is_file_name(file):
+                raise SourceError("config.json names no opq file", got=repr(file), wanted=f"a NAME{SUFFIX} beside it")
+            self.quant_method = METHOD
+            self.dequantize = True  # transformers forgets the method once the model is loaded
+            self.file = file
+
+    class OpqQuantizer(base):  # type: ignore[misc]
+        """Loads the dense model of an opq file."""
+
+        requires_calibration = True  # a model is compressed by opq.compress, not while it is loaded
+
+        def update_tp_plan(self, config: Any) -> Any:
+            """Sees the configuration before files are looked for: transformers 5.0 on."""
+            return self.update_attn_implementation(config)
+
+        def update_attn_implementation(self, config: Any) -> Any:
+            """Sees the configuration before files are looked for: later versions."""
+            config.transformers_weights = self.quantization_config.file or FILE
+            open_opq_files()
+            return config
+
+        def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **_: Any) -> Any:
+            if self.quantization_config.file is None:
+                refuse_others(checkpoint_files or ())
+            return model
+
+        def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+            del model.config.transformers_weights  # of the compressed file, which a saved model is none of
+            return model
+
+        def is_serializable(self, **_: Any) -> bool:
+            return True
+
+        @property
+        def is_trainable(self) -> bool:
+            return True
+
+    auto.register_quantization_config(METHOD)(OpqConfig)
+    auto.register_quantizer(METHOD)(OpqQuantizer)
+
+
+def refuse_others(files: Iterable[str]) -> None:
+    """Raises `SourceError` where other opq files lie beside those that are opened and nothing says which is meant."""
+    opened = {Path(file) for file in files}
+    beside = {path for file in opened for path in file.parent.glob(f"*{SUFFIX}")}
+    if beside - opened:
+        got = ", ".join(sorted(path.name for path in beside))
+        remedy = 'Say in config.json which one is meant: "quantization_config": {"quant_method": "opq", "file": NAME}.'
+        raise SourceError("more than one opq file in the folder", got=got, wanted="one", remedy=remedy)
+
+
+def open_opq_files() -> None:
+    """Lets the loading of transformers open opq files, once for all."""
+    modeling: Any = importlib.import_module("transformers.modeling_utils")
+    if not getattr(modeling.safe_open, "opens_opq_files", False):
+        modeling.safe_open = opening(modeling.safe_open)
+
+
+def opening(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`safe_open` that opens opq files too, by their names."""
+
+    def safe_open(filename: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(filename).endswith(SUFFIX):
+            return Decoded(filename)
+        return original(filename, *args, **kwargs)
+
+    safe_open.opens_opq_files = True  # type: ignore[attr-defined]
+    return safe_open

@@ -1,0 +1,124 @@
+"""The inspect page: a file that is dropped onto it shows its tensors, and histograms of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import browser
+import node
+import numpy as np
+import pytest
+from paths import GOLDEN, ROOT
+from web_server import Site, site
+
+import opq
+from opq.file.folder_reader import open_reader
+
+pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=str(browser.missing()))
+
+PAGE = ROOT / "examples" / "web" / "inspect.html"
+DROP = """
+const names = JSON.parse(arguments[0]);
+delete document.documentElement.dataset.shown;
+const file = (name) => fetch(name).then((answer) => answer.blob()).then((data) => new File([data], name));
+return Promise.all(names.map(file)).then((files) => {
+    const given = new DataTransfer();
+    for (const file of files) given.items.add(file);
+    document.getElementById("drop").dispatchEvent(new DragEvent("drop", { dataTransfer: given, bubbles: true }));
+  });
+"""
+TABLE = "return [...document.querySelectorAll('#table tr')].map((row) => [...row.children].map((c) => c.textContent));"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    path = tmp_path_factory.mktemp("inspect") / "digits.opq.safetensors"
+    opq.compress("demo:digits", bits=3, probe=False).save(path)
+    shards = {file.name: file.read_bytes() for file in (GOLDEN / "v1" / "shards").iterdir()}
+    return {
+        "index.html": PAGE.read_bytes(), "opq.js": node.MODULE.read_bytes(), path.name: path.read_bytes(), **shards,
+        "cut.opq.safetensors": path.read_bytes()[:-9], "hostile.opq.safetensors": b"<script>alert(1)</script>",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(files: dict[str, bytes]) -> Iterator[Site]:
+    with site(files) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def page(server: Site) -> Iterator[browser.Page]:
+    with browser.browser() as page:
+        page.call("url", url=server.url("index.html"))
+        yield page
+
+
+def dropped(page: browser.Page, *names: str) -> str:
+    """What the page says of files that are dropped onto it."""
+    page.call("execute/sync", script=DROP, args=[json.dumps(names)])
+    for _ in range(200):
+        if page.run("return document.documentElement.dataset.shown"):
+            return str(page.run("return document.getElementById('told').textContent"))
+        time.sleep(0.05)
+    raise TimeoutError(page.errors())
+
+
+def test_a_dropped_file_shows_its_tensors(page: browser.Page, files: dict[str, bytes], tmp_path: Path) -> None:
+    name = "digits.opq.safetensors"
+    (path := tmp_path / name).write_bytes(files[name])
+    told, rows = dropped(page, name), page.run(TABLE)
+    with open_reader(path) as reader:
+        assert told.startswith(f"{reader.bytes:,} bytes hold {sum(t.size for t in reader.plan.own):,} elements")
+        assert [row[0] for row in rows[1:]] == list(reader.names)
+        for row, tensor in zip(rows[1:], reader.plan, strict=True):
+            shape = " x ".join(map(str, tensor.shape))
+            assert row[1:5] == [shape, tensor.dtype, tensor.action, reader.kind(tensor.name)]
+            assert row[5] == f"{reader.sizes[tensor.name]:,}"
+
+
+def test_a_tensor_that_is_clicked_shows_its_histogram(
+    page: browser.Page, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    name = "digits.opq.safetensors"
+    (path := tmp_path / name).write_bytes(files[name])
+    dropped(page, name)
+    with open_reader(path) as reader:
+        number, tensor = next((k, t) for k, t in enumerate(reader.plan) if t.action == "compress")
+        codes = reader.codes(tensor.name)
+    heights: Any = None
+    page.run(f"document.querySelectorAll('#table button')[{number}].click()")
+    for _ in range(100):
+        if heights := page.run("return document.getElementById('one').dataset.heights"):
+            break
+        time.sleep(0.05)
+    assert json.loads(heights) == np.bincount(codes.reshape(-1).astype(int) - int(codes.min())).tolist()
+    said = page.run("return document.getElementById('range').textContent")
+    assert said == f"Codes from {codes.min()} to {codes.max()}, {100 * np.mean(codes == 0):.1f} % of them 0."
+
+
+def test_a_folder_of_shards_is_dropped_file_by_file(page: browser.Page, files: dict[str, bytes]) -> None:
+    names = [name for name in files if name.startswith("model")]
+    assert len(names) > 2
+    assert "elements of" in dropped(page, *names)
+    with open_reader(GOLDEN / "v1" / "shards") as reader:
+        assert [row[0] for row in page.run(TABLE)[1:]] == list(reader.names)
+
+
+@pytest.mark.parametrize(("name", "why"), [("cut", "cut off"), ("hostile", "safetensors file")])
+def test_what_is_wrong_with_a_file_is_said(name: str, why: str, page: browser.Page) -> None:
+    assert why in dropped(page, f"{name}.opq.safetensors")
+    assert page.run("return document.getElementById('table').hidden")
+    assert not page.run("return document.querySelector('#told script')")
+
+
+def test_it_fits_a_narrow_screen(page: browser.Page, tmp_path: Path) -> None:
+    dropped(page, "digits.opq.safetensors")
+    page.run("document.querySelectorAll('#table button')[0].click()")
+    for width in (375, 1100):
+        page.shot(tmp_path / f"{width}.png", width=width)
+        assert page.run("return document.documentElement.scrollWidth") <= width
