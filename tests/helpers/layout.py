@@ -17,7 +17,18 @@ PACKAGE = ROOT / "opq"
 
 STOREYS = (
     *("errors", "base", "plan", "constraints", "models", "sources", "demo", "coding", "allocation", "quantizing"),
-    *("file", "updates", "probing", "report", "compression", "training", "methods", "streaming", "export", "evaluation"),
+    *(
+        "file",
+        "updates",
+        "probing",
+        "report",
+        "compression",
+        "training",
+        "methods",
+        "streaming",
+        "export",
+        "evaluation",
+    ),
     *("hub", "api", "__init__", "cli", "__main__"),
 )
 """From the ground up: a file imports only from its own folder and from storeys before it."""
