@@ -125,7 +125,7 @@ def nothing(text: str) -> dict[str, str]:
 
 def sent(text: str) -> dict[str, str]:
     """`METHOD, what it is given`."""
-    method, _, what = text.replace("`", "").partition(", ")
+    method, _, what = text.replace("`", "").rpartition(", ")
     return {"method": method, "what": what}
 
 
