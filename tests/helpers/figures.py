@@ -123,6 +123,12 @@ def nothing(text: str) -> dict[str, str]:
     return {}
 
 
+def sent(text: str) -> dict[str, str]:
+    """`METHOD, what it is given`."""
+    method, _, what = text.replace("`", "").rpartition(", ")
+    return {"method": method, "what": what}
+
+
 def baseline(text: str) -> dict[str, str]:
     return {"method": {"magnitude": "magnitude", "LAMP": "lamp", "k-means": "kmeans"}[text.split(",", maxsplit=1)[0]]}
 
@@ -258,6 +264,11 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
             **{stage: (stage,) for stage in STAGES},
         },
     ),
+    ("docs/howto/updates.md", ("from, to", "sent", "bytes", "seconds", "to apply")): Source(
+        results="updates",
+        words={"from, to": exactly("model"), "sent": sent},
+        numbers={"bytes": ("bytes", "new_bytes"), "seconds": ("seconds",), "to apply": ("apply_seconds",)},
+    ),
     ("docs/trust.md", ("run", "cases", "refused", "read", "crashes", "hangs", "wrong results", "memory")): Source(
         results="reliability",
         words={"run": lambda text: {"what": "files made wrong, seed 1"} if "reliability.py" in text else None},
@@ -270,6 +281,7 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
 """Tables that come from rows, by page and header."""
 
 WITHOUT: dict[tuple[str, str], str] = {
+    ("docs/howto/updates.md", "the receiver has"): "no figures: what to send to whom",
     ("docs/datafree.md", "layer"): "no figures: how each kind of layer is treated",
     (
         "docs/research.md",
@@ -291,6 +303,6 @@ WITHOUT: dict[tuple[str, str], str] = {
 
 def checked_pages() -> list[str]:
     """The pages whose tables are compared with rows."""
-    docs = ["datafree.md", "finetune.md", "research.md", "scaling.md", "trust.md"]
+    docs = ["datafree.md", "finetune.md", "howto/updates.md", "research.md", "scaling.md", "trust.md"]
     methods = sorted(str(path.relative_to(ROOT)) for path in Path(ROOT / "docs/methods").glob("*.md"))
     return [*(f"docs/{name}" for name in docs), *methods]
