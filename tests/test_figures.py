@@ -157,7 +157,6 @@ NOT_MEASURED = {
     "16 %": "a step of MiniLM with 256 tokens, told in docs/finetune.md outside its table",
     "36 %": "the same without the kernel",
     "23 kB": "opq.js compressed, which tests/web/test_package.py bounds",
-    "150 MB": "cvxpy with its solvers, as pip installs them",
     "10x": "an example of `--ratio`",
 }
 """Other numbers with a unit in README's sentences."""
