@@ -23,9 +23,10 @@ What the rows of opq are called, in every table and picture:
 | name | what was called |
 |---|---|
 | **default** | `opq.compress(model, bits=...)`: the model is at hand and probed by synthetic inputs; no data |
-| **trellis=True** | the same with `trellis=True`: less error, more work |
-| **weights only** | `probe=False`, or a file of bare weights: no model is run, and much accuracy is lost at low rates |
-| **default, but ...** | the default with one of its parts left out or replaced, to see what that part brings |
+| **trellis=False** | the same on plain grids: what fine-tuning starts from |
+| **weights only** | `probe=False`, or a file of bare weights: no model is run, and accuracy is lost at low rates |
+| **trellis=False, but ...** | that with one of its parts left out or replaced, to see what the part brings |
+| **..., all alike** | every squared error counts alike, as for a codec: `sensitivities` of 1 |
 
 Start with [accuracy without data](#accuracy-without-data): that is what a user gets. The tables below it are for those
 who compare codecs, fine-tune, or compress large checkpoints.
@@ -39,26 +40,29 @@ TITLES = {
 }
 LAST = ("seconds", "encode_rate", "decode_rate", "decode_seconds")
 COLOURS = ("#2b6cb0", "#c9822b", "#3f8f5b", "#7a5aa6", "#17202b", "#1f9aa8", "#8a5a2b", "#d77fb0", "#9aa63a", "#8893a1")
-OWN, OWN_COLOUR = "rd", "#c2255c"
+OWN, OWN_COLOUR = ("rd, trellis", "rd"), "#c2255c"
+"""The package's default: the first of these that a benchmark has is drawn in this colour."""
 FIRST = ("datafree", "finetune", "methods", "codec")
 """The order of the sections; others follow by name."""
-DRAWN = ("rd", "rd, trellis", "rd, a=1, no correction", "nncodec", "hqq", "uniform")
+DRAWN = ("rd, trellis", "rd", "rd, weights only", "nncodec", "hqq", "uniform")
 """Methods in the picture of `datafree`; its table has all."""
-WEIGHTS_ONLY, DEFAULT = "opq, weights only", "opq, default"
+WEIGHTS_ONLY, DEFAULT, GRID = "opq, weights only", "opq, default", "opq, trellis=False"
+ALIKE = f"{WEIGHTS_ONLY}, trellis=False, all alike"
 NAMES = {
-    "codec": {"rd": WEIGHTS_ONLY, "rd at that error": f"{WEIGHTS_ONLY}, at that error"},
+    "codec": {"rd": ALIKE, "rd at that error": f"{ALIKE}, at that error"},
     "datafree": {
-        "rd, trellis": "opq, trellis=True",
-        "rd": DEFAULT,
-        "rd, 150 sentences of calibration": f"{DEFAULT}, but 150 real sentences in place of noise",
-        "rd, feedback alone": f"{DEFAULT}, but no sensitivities and no re-normalisation",
-        "rd, sensitivities alone": f"{DEFAULT}, but no feedback and no re-normalisation",
-        "rd, re-normalisation alone": f"{DEFAULT}, but no sensitivities and no feedback",
-        "rd, trellis alone": f"{WEIGHTS_ONLY}, trellis=True",
-        "rd, a=1, no correction": WEIGHTS_ONLY,
+        "rd, trellis": DEFAULT,
+        "rd": GRID,
+        "rd, 150 sentences of calibration": f"{GRID}, but 150 real sentences in place of noise",
+        "rd, feedback alone": f"{GRID}, but no sensitivities and no re-normalisation",
+        "rd, sensitivities alone": f"{GRID}, but no feedback and no re-normalisation",
+        "rd, re-normalisation alone": f"{GRID}, but no sensitivities and no feedback",
+        "rd, weights only": WEIGHTS_ONLY,
+        "rd, trellis alone": f"{WEIGHTS_ONLY}, all alike",
+        "rd, a=1, no correction": ALIKE,
     },
     "finetune": {"rd": "opq, fine-tuned"},
-    "scale": {"rd": WEIGHTS_ONLY},
+    "scale": {"rd": ALIKE},
 }
 """By benchmark: what a row's method is called on the page, the best first."""
 
@@ -179,11 +183,13 @@ def draw(
     if not points:
         return False
     figure = Figure(figsize=(4.2 * max(len(points), 2), 3.4), layout="constrained")
-    names = list(dict.fromkeys(name for lines in points.values() for name in lines if name != OWN))
+    every = dict.fromkeys(name for lines in points.values() for name in lines)
+    own = next((name for name in OWN if name in every), None)
+    names = [name for name in every if name != own]
     for ax, (model, lines) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
         for name, held in lines.items():
-            colour = OWN_COLOUR if name == OWN else COLOURS[names.index(name) % len(COLOURS)]
-            width, label = 2.4 if name == OWN else 1.2, called.get(name, name)
+            colour = OWN_COLOUR if name == own else COLOURS[names.index(name) % len(COLOURS)]
+            width, label = 2.4 if name == own else 1.2, called.get(name, name)
             ax.plot(*zip(*sorted(held), strict=True), "o-", ms=4, color=colour, lw=width, label=label)
         dense = max((row["top1_dense"] for row in rows if row["model"] == model and "top1_dense" in row), default=None)
         if dense is not None:

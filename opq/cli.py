@@ -454,12 +454,13 @@ def export(
     if to not in FORMATS:
         raise OptionError("unknown --to", got=repr(to), wanted="onnx, web, hf, hub, compressed-tensors or safetensors")
     refuse_inputs(output, [file])
+    if to != "safetensors" and model is None:
+        raise OptionError(f"--to {to} needs --model", wanted="what was compressed, such as hf:ORG/NAME")
     _may_replace(output, force)
     if to == "safetensors":
         figures: dict[str, Any] = {"bytes": dense.save_dense(file, output)}
-    elif model is None:
-        raise OptionError(f"--to {to} needs --model", wanted="what was compressed, such as hf:ORG/NAME")
     elif to == "onnx":
+        assert model is not None, "asked for above"
         opened = opq.open_source(model, trust_remote_code=trust_remote_code)
         exported = save_onnx(file, output, opened.build(), hint=opened.input_hint)
         figures = {"bytes": exported.bytes, "integers": exported.integers, "dense": list(exported.dense)}
@@ -468,12 +469,12 @@ def export(
         site = save_web(file, output, opened.build(), hint=opened.input_hint, runtime=runtime)
         figures = {"bytes": site.bytes, "tensors": len(site.tensors), "inside": site.inside}
     elif to == "hub":
-        save_compressed_folder(file, output, model)
+        save_compressed_folder(file, output, str(model))
         figures = {"bytes": sum(p.stat().st_size for p in output.iterdir())}
     elif to == "hf":
-        figures = {"bytes": save_folder(file, output, model)}
+        figures = {"bytes": save_folder(file, output, str(model))}
     else:
-        figures = {"bytes": save_compressed_tensors(file, output, model, strict=strict)}
+        figures = {"bytes": save_compressed_tensors(file, output, str(model), strict=strict)}
     if as_json:
         _json({"file": str(output), "to": to, **figures})
         return

@@ -51,6 +51,7 @@ Task = tuple[str, float, Callable[[], Any]]
 """A method, its budget in bits, and what measures its row."""
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "pictures" / "datafree.png"
 ALL, TRELLIS, RENORM, PATHS = "rd", "rd, trellis", "rd, re-normalisation alone", "rd, trellis alone"
+WEIGHTS = "rd, weights only"
 PARTS = {"rd, a=1, no correction": (False, False, False), "rd, sensitivities alone": (True, False, False)}
 PARTS |= {RENORM: (False, False, True), "rd, feedback alone": (False, True, False), PATHS: (False, False, False)}
 
@@ -211,12 +212,13 @@ def nncodec(case: Case, budget: float, tried: dict[int, Any]) -> Any:
 def tasks(case: Case, *, with_peers: bool, ablation: bool) -> Iterator[Task]:
     """All rows of one network."""
     for bits in case.budgets:
-        yield ALL, bits, lambda bits=bits: full(case, bits)
-        yield TRELLIS, bits, lambda bits=bits: full(case, bits, TRELLIS, trellis=True)
+        yield TRELLIS, bits, lambda bits=bits: full(case, bits, TRELLIS)
+        yield ALL, bits, lambda bits=bits: full(case, bits, trellis=False)
+        yield WEIGHTS, bits, lambda bits=bits: full(case, bits, WEIGHTS, probe=False)
     if case.calibration is not None:
         method = "rd, 150 sentences of calibration"
         for bits in (b for b in case.budgets if b < 4):
-            yield method, bits, lambda bits=bits: full(case, bits, method, calibration=case.calibration)
+            yield method, bits, lambda bits=bits: full(case, bits, method, calibration=case.calibration, trellis=False)
     if ablation:
         for bits in (8, 4, 3):
             yield "uniform", bits, lambda bits=bits: uniform(case, bits)

@@ -221,11 +221,12 @@ def keep_all(model: nn.Module) -> opq.Plan:
 def planned(model: nn.Module, recipe: Recipe, ratio: float) -> opq.Plan | opq.Result:
     """What training starts from, at this ratio and the recipe's headroom, without data: a result, or the plan alone."""
     if recipe.feedback:
-        return opq.compress(model, ratio=ratio * recipe.headroom, alpha=recipe.alpha)
+        return opq.compress(model, ratio=ratio * recipe.headroom, alpha=recipe.alpha, trellis=False)
     names = [name for name, w in model.state_dict().items() if w.dim() > 1]
     a = None if recipe.alpha is None else opq.probe(model).sensitivities(names, alpha=recipe.alpha)
     biases = {"*.bias": "compress"} if recipe.biases else None
-    plan = opq.compress(model, ratio=ratio * recipe.headroom, probe=False, sensitivities=a, overrides=biases).plan
+    plan = opq.compress(model, ratio=ratio * recipe.headroom, probe=False, sensitivities=a, overrides=biases,
+                        trellis=False).plan  # fmt: skip
     if recipe.fineness == 1:
         return plan
     finer = (dataclasses.replace(t, step=t.step / recipe.fineness) if t.action == "compress" else t for t in plan)

@@ -110,7 +110,8 @@ def model(text: str) -> dict[str, str]:
 
 def part(text: str) -> dict[str, str]:
     """A method of datafree.md, as its row calls it."""
-    text = text.replace("`", "").replace("opq (rd), all parts", "rd").replace("opq, all parts", "rd")
+    text = text.replace("`", "").replace("opq, default", "rd, trellis").replace("opq, trellis=False", "rd")
+    text = text.replace("opq (rd), all parts", "rd").replace("opq, all parts", "rd")
     return {"method": text.replace("opq,", "rd,")}
 
 

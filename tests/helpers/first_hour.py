@@ -58,7 +58,9 @@ def unpacked_wheel(folder: Path) -> Path:
 
 def documented() -> list[str]:
     """The `opq` commands of README, quickstart and how-tos that need no network, once each, in order."""
-    shown = (line for page in PAGES for line in re.findall(r"^(?:\$ )?opq (.+)$", page.read_text(), re.MULTILINE))
+    shown = (
+        line for page in PAGES for line in re.findall(r"^(?:\$ )?(?:.* && )?opq (.+)$", page.read_text(), re.MULTILINE)
+    )
     lines = (line.split("#")[0].strip() for line in shown)
     return [line for line in dict.fromkeys(lines) if not ELSEWHERE.search(line)]
 

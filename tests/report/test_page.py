@@ -175,7 +175,7 @@ def test_command(file: Path, tmp_path: Path) -> None:
     path = tmp_path / "r.html"
     ran = CliRunner().invoke(app, ["report", str(file), "-o", str(path), "--json"])
     assert json.loads(ran.stdout)["bytes"] == path.stat().st_size
-    refused = CliRunner().invoke(app, ["report", str(tmp_path / "none"), "-o", str(path)])
+    refused = CliRunner().invoke(app, ["report", str(tmp_path / "none"), "-o", str(tmp_path / "x.html")])
     assert isinstance(refused.exception, FileFormatError)
 
 
