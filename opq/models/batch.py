@@ -59,6 +59,11 @@ class Batch:
         for start, stop in itertools.pairwise(edges):
             yield self.map(lambda t, a=start, b=stop: t[a:b] if t.dim() and t.shape[0] == total else t)
 
+    def only(self, wanted: torch.Tensor) -> Batch:
+        """The samples that are wanted, (samples) bool."""
+        total = self.samples
+        return self.map(lambda t: t[wanted.to(t.device)] if t.dim() and t.shape[0] == total else t)
+
     def map(self, change: Any) -> Batch:
         """The batch with every tensor changed."""
         return Batch(mapped(self.args, change), mapped(dict(self.kwargs), change))

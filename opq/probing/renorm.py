@@ -53,7 +53,7 @@ def renormalise(
         if mean is None or variance is None:
             continue
         m_hat, v_hat = moved[name]
-        alive = (v > TINY) & (v_hat > TINY)
+        alive = (v > TINY) & (v_hat > TINY) & torch.isfinite(v + v_hat + m + m_hat)
         gain = torch.where(alive, v_hat / v.clamp(min=TINY), torch.ones_like(v))
         shift = torch.where(alive, (m_hat - m) * (variance.double() / v.clamp(min=TINY)).sqrt(), torch.zeros_like(v))
         prefix = f"{name}." if name else ""

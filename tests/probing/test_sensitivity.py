@@ -20,9 +20,9 @@ from opq.errors import OptionError, ProbeError
 from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched, watching
 from opq.models.outputs import floating
+from opq.probing.gradients import sensitivity
 from opq.probing.moments import Moments
 from opq.probing.renorm import statistics
-from opq.probing.sensitivity import sensitivity
 
 
 @dataclasses.dataclass
