@@ -18,8 +18,6 @@ FEW = (
     "torch.nn/matrix",
     "graph/gcn",
     "graph/state-space",
-    "transformers/bert",
-    "transformers/whisper:SpeechSeq2Seq",
     "transformers/wav2vec2",
     "transformers/clip",
     "transformers/t5:Seq2SeqLM",
