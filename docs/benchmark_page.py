@@ -17,6 +17,18 @@ table is the JSON that its script wrote, ratios are of one run. The accuracy of 
 the compressed one, because the data are not the usual test sets: CIFAR-10 as JPEG, and 1000 photographs with ImageNet
 labels that are not in ImageNet. Bits are 8 x file bytes / parameters, everything in the file counted; `top1` is in per
 cent, and for sentence embeddings the rank correlation of similarities with those of the dense network, times 100.
+
+What the rows of opq are called, in every table and picture:
+
+| name | what was called |
+|---|---|
+| **default** | `opq.compress(model, bits=...)`: the model is at hand and probed by synthetic inputs; no data |
+| **trellis=True** | the same with `trellis=True`: less error, more work |
+| **weights only** | `probe=False`, or a file of bare weights: no model is run, and much accuracy is lost at low rates |
+| **default, but ...** | the default with one of its parts left out or replaced, to see what that part brings |
+
+Start with [accuracy without data](#accuracy-without-data): that is what a user gets. The tables below it are for those
+who compare codecs, fine-tune, or compress large checkpoints.
 """
 TITLES = {
     "codec": "Size, error and speed beside other tools",
@@ -28,27 +40,69 @@ TITLES = {
 LAST = ("seconds", "encode_rate", "decode_rate", "decode_seconds")
 COLOURS = ("#2b6cb0", "#c9822b", "#3f8f5b", "#7a5aa6", "#17202b", "#1f9aa8", "#8a5a2b", "#d77fb0", "#9aa63a", "#8893a1")
 OWN, OWN_COLOUR = "rd", "#c2255c"
+FIRST = ("datafree", "finetune", "methods", "codec")
+"""The order of the sections; others follow by name."""
+DRAWN = ("rd", "rd, trellis", "rd, a=1, no correction", "nncodec", "hqq", "uniform")
+"""Methods in the picture of `datafree`; its table has all."""
+WEIGHTS_ONLY, DEFAULT = "opq, weights only", "opq, default"
+NAMES = {
+    "codec": {"rd": WEIGHTS_ONLY, "rd at that error": f"{WEIGHTS_ONLY}, at that error"},
+    "datafree": {
+        "rd, trellis": "opq, trellis=True",
+        "rd": DEFAULT,
+        "rd, 150 sentences of calibration": f"{DEFAULT}, but 150 real sentences in place of noise",
+        "rd, feedback alone": f"{DEFAULT}, but no sensitivities and no re-normalisation",
+        "rd, sensitivities alone": f"{DEFAULT}, but no feedback and no re-normalisation",
+        "rd, re-normalisation alone": f"{DEFAULT}, but no sensitivities and no feedback",
+        "rd, trellis alone": f"{WEIGHTS_ONLY}, trellis=True",
+        "rd, a=1, no correction": WEIGHTS_ONLY,
+    },
+    "finetune": {"rd": "opq, fine-tuned"},
+    "scale": {"rd": WEIGHTS_ONLY},
+}
+"""By benchmark: what a row's method is called on the page, the best first."""
 
 
 def write(page: Path, results: Path) -> None:
     """The page, written only where it changes, so that Sphinx rebuilds it only then; its pictures beside it."""
     parts = [HEAD]
-    for path in sorted(results.glob("*.json")):
+    for path in sorted(results.glob("*.json"), key=_place):
         rows = json.loads(path.read_text())
         if not (isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)):
             continue
+        called = NAMES.get(path.stem, {})
+        methods = DRAWN if path.stem == "datafree" else None
         title = TITLES.get(path.stem, path.stem.replace("_", " ").capitalize())
         parts += [f"## {title}\n", f"`python examples/bench/{path.stem}.py`\n"]
         if path.with_suffix(".png").exists():
             parts.append(f"![{title}](../examples/bench/results/{path.stem}.png)\n")
-        elif draw(rows, page.parent / "pictures" / f"bench_{path.stem}.png"):
+        elif draw(rows, page.parent / "pictures" / f"bench_{path.stem}.png", methods=methods, called=called):
             parts.append(f"![Score against bits per weight, one panel a network](pictures/bench_{path.stem}.png)\n")
-        parts += [text for group in alike(rows) for text in (*table(group), "")]
+        parts += [text for group in alike(ordered(rows, called)) for text in (*table(group), "")]
     if len(parts) == 1:
         parts.append("No results yet: run a script under `examples/bench/`.\n")
     text = "\n".join(parts)
     if not page.exists() or page.read_text() != text:
         page.write_text(text)
+
+
+def _place(path: Path) -> tuple[int, str]:
+    return (FIRST.index(path.stem) if path.stem in FIRST else len(FIRST), path.stem)
+
+
+def ordered(rows: Sequence[Row], called: Mapping[str, str]) -> list[Row]:
+    """The rows of each network together, its best method first and from many bits to few, under the page's names."""
+    if not called:
+        return list(rows)
+    models, ranks = list(dict.fromkeys(str(row.get("model")) for row in rows)), list(called)
+
+    def place(row: Row) -> tuple[int, int, float]:
+        method = str(row.get("method"))
+        rank = ranks.index(method) if method in called else len(ranks)
+        return (models.index(str(row.get("model"))), rank, -float(row.get("bits") or 0))
+
+    sorted_rows = sorted(rows, key=place)
+    return [{**row, "method": called.get(str(row.get("method")), row.get("method"))} for row in sorted_rows]
 
 
 # --- tables ----------------------------------------------------------------------------------
@@ -98,11 +152,19 @@ def cell(value: Any) -> str:
 # --- pictures --------------------------------------------------------------------------------
 
 
-def draw(rows: Sequence[Row], path: Path, *, methods: Sequence[str] | None = None, most: float = 5.0) -> bool:
+def draw(
+    rows: Sequence[Row],
+    path: Path,
+    *,
+    methods: Sequence[str] | None = None,
+    called: Mapping[str, str] = {},
+    most: float = 5.0,
+) -> bool:
     """One panel a network, score against bits of the file, one line a method; False where there is nothing to draw.
 
     Args:
         methods: those to draw; all by default.
+        called: what methods are called in the legend, where that is not their name.
         most: bits per weight beyond which points are left out.
     """
     from matplotlib.figure import Figure
@@ -121,7 +183,7 @@ def draw(rows: Sequence[Row], path: Path, *, methods: Sequence[str] | None = Non
     for ax, (model, lines) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
         for name, held in lines.items():
             colour = OWN_COLOUR if name == OWN else COLOURS[names.index(name) % len(COLOURS)]
-            width, label = (2.4, "rd (opq's default)") if name == OWN else (1.2, name)
+            width, label = 2.4 if name == OWN else 1.2, called.get(name, name)
             ax.plot(*zip(*sorted(held), strict=True), "o-", ms=4, color=colour, lw=width, label=label)
         dense = max((row["top1_dense"] for row in rows if row["model"] == model and "top1_dense" in row), default=None)
         if dense is not None:
@@ -141,4 +203,4 @@ if __name__ == "__main__":
     RESULTS = HERE.parent / "examples" / "bench" / "results"
     write(HERE / "benchmarks.md", RESULTS)
     rows = json.loads((RESULTS / "datafree.json").read_text())
-    draw(rows, HERE / "pictures" / "readme.png", methods=("rd", "nncodec", "hqq", "uniform"))
+    draw(rows, HERE / "pictures" / "readme.png", methods=("rd", "nncodec", "hqq", "uniform"), called=NAMES["datafree"])

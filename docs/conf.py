@@ -12,7 +12,8 @@ import benchmark_page  # noqa: E402
 import cli_page  # noqa: E402
 import error_page  # noqa: E402
 
-project, author = "opq", "the opq authors"
+project = "opq"
+author = copyright = "the opq authors"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
 html_theme = "furo"

@@ -10,8 +10,9 @@ from opq.errors import OpqError
 
 HEAD = """# Errors
 
-Every error that this package raises on purpose is an `opq.OpqError` and says four things: a fact, what was got, what is
-wanted, and what to do. The command line prints them in one line and exits with code 1. Warnings are `opq.OpqWarning`.
+Every error that this package raises on purpose is an `opq.OpqError` and says four things: a fact, what was found, what
+is wanted, and what to do. The command line prints them in one line and exits with code 1. Warnings are
+`opq.OpqWarning`.
 
 | class | is a | when | what to do |
 |---|---|---|---|

@@ -22,6 +22,7 @@ from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, basis
 from opq.compression.copies import without_copies
 from opq.compression.fit import Fit
 from opq.compression.options import Options
+from opq.compression.prior import prior
 from opq.compression.problem import Problem, gather
 from opq.compression.result import Result
 from opq.compression.roles import Override, Role, assign
@@ -52,10 +53,10 @@ def compress(
     sensitivities: Mapping[str, float] | None = None,
     probe: bool | None = None,
     calibration: Iterable[Any] | None = None,
-    input_size: Sequence[int] | None = None,
+    input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
     alpha: float | None = None,
-    trellis: bool = False,
+    trellis: bool | None = None,
     sparsity: float | None = None,
     data: Batches | None = None,
     evaluate: Callable[[nn.Module], Any] | None = None,
@@ -84,21 +85,23 @@ def compress(
         probe: of `rd` and `opq`: measure sensitivities on synthetic inputs, feed quantization errors back and
             re-normalise BatchNorm. By default where the source has a model that can be run.
         calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones.
-        input_size: shape of one input without the batch dimension, where the model does not say.
+        input_size: shape of one input without the batch dimension, where the model does not say; of a forward with
+            several arguments, the shapes by their names.
         example_inputs: an example of what the forward takes, where the model does not say.
         alpha: of `rd` and `opq`: exponent of the probe's sensitivities, 0 to 1; by default chosen by the predicted
             error of the outputs.
-        trellis: of `rd`: trellis-coded quantization where a tensor gets 1.5 bits a weight or more: the smallest error
-            at a size, more work, and a result that cannot be fine-tuned. Not with `constraints=`.
+        trellis: of `rd`: whether tensors that get 1.5 bits per weight or more are quantized on a trellis, which gives
+            the smallest error for a size. By default they are, unless there are `constraints=`. Fine-tuning takes the
+            plain grids of the same rates instead.
         sparsity: of `opq`: fraction of weights pruned, `bits` being bits per kept weight, as in the paper.
         data: of the other methods: batches of (inputs, targets), or a function of the epoch that gives them.
         evaluate: of the other methods: the model's score in percent, where a search needs it.
         checkpoint: of the other methods: a path to resume an interrupted search or training from.
         method_options: of the other methods: the rest of their own options by name, where `method` is a name.
         seed: of the synthetic inputs; the same seed gives the same bytes.
-        dequantize: of a checkpoint that is quantized already, compress the weights that its codes stand for; without
-            it, codes and all that decodes them are kept as they are.
-        trust_remote_code: run Python code that a model's folder or repository brings; never by default.
+        dequantize: for a checkpoint that is quantized already: whether to decode its weights and compress these;
+            otherwise its codes, scales and zero points are kept as they are.
+        trust_remote_code: whether to run Python code that comes with a model's folder or repository.
         progress: called with (stage, done, total); True for a bar, False for none. By default a bar appears after two
             seconds, on a terminal or in a notebook only.
 
@@ -119,7 +122,7 @@ def compress(
             roles = _roles(opened, options)
             stats = gather(opened, roles, options.progress)
             probed = probe_source(opened, options)
-            problem, coder = _problem(opened, options, roles, stats, probed)
+            problem, coder = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis)
             result = Fit(opened, problem, coder, options.progress).run()
             basis = basis_of(opened, options, probed)
     return dataclasses.replace(result, seconds=seconds, basis=basis, left_out=opened.ignored, inputs=opened.inputs)
@@ -138,10 +141,10 @@ def solve(
     sensitivities: Mapping[str, float] | None = None,
     probe: bool | None = None,
     calibration: Iterable[Any] | None = None,
-    input_size: Sequence[int] | None = None,
+    input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
     alpha: float | None = None,
-    trellis: bool = False,
+    trellis: bool | None = None,
     sparsity: float | None = None,
     data: Batches | None = None,
     evaluate: Callable[[nn.Module], Any] | None = None,
@@ -168,18 +171,20 @@ def solve(
         sensitivities: of `rd` and `opq`: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
         probe: of `rd` and `opq`: whether to measure sensitivities on synthetic inputs.
         calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones.
-        input_size: shape of one input without the batch dimension, where the model does not say.
+        input_size: shape of one input without the batch dimension, where the model does not say; of a forward with
+            several arguments, the shapes by their names.
         example_inputs: an example of what the forward takes, where the model does not say.
         alpha: of `rd` and `opq`: exponent of the probe's sensitivities, 0 to 1.
-        trellis: of `rd`: trellis-coded quantization where a tensor gets 1.5 bits a weight or more.
+        trellis: of `rd`: whether tensors that get 1.5 bits per weight or more are planned on a trellis. By default
+            they are not: a plan is what `opq.attach` and `opq.finetune` start from, and these need plain grids.
         sparsity: of `opq`: fraction of weights pruned, `bits` being bits per kept weight.
         data: of the other methods: batches of (inputs, targets), or a function of the epoch that gives them.
         evaluate: of the other methods: the model's score in percent, where a search needs it.
         checkpoint: of the other methods: a path to resume an interrupted search or training from.
         method_options: of the other methods: the rest of their own options by name, where `method` is a name.
         seed: of the synthetic inputs.
-        dequantize: of a checkpoint that is quantized already, decide on the weights that its codes stand for.
-        trust_remote_code: run Python code that a model's folder or repository brings; never by default.
+        dequantize: for a checkpoint that is quantized already: whether to decide on its decoded weights.
+        trust_remote_code: whether to run Python code that comes with a model's folder or repository.
         progress: called with (stage, done, total); True for a bar, False for none.
 
     Raises:
@@ -198,7 +203,7 @@ def solve(
         roles = _roles(opened, options)
         stats = gather(opened, roles, options.progress)
         probed = probe_source(opened, options)
-        problem, _ = _problem(opened, options, roles, stats, probed)
+        problem, _ = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis_asked)
         return Fit(opened, problem, PlainCoder(opened), options.progress).decide()
 
 
@@ -217,21 +222,26 @@ def _roles(source: Source, options: Options) -> tuple[Role, ...]:
 
 
 def _problem(
-    source: Source, options: Options, roles: tuple[Role, ...], stats: Mapping[str, Any], probed: Probe | None
+    source: Source,
+    options: Options,
+    roles: tuple[Role, ...],
+    stats: Mapping[str, Any],
+    probed: Probe | None,
+    *,
+    on_trellis: bool,
 ) -> tuple[Problem[Any], Coder]:
     """The allocation problem and what makes codes of its plans."""
     given = {} if options.sensitivities is None else dict.fromkeys(stats, 1.0) | dict(options.sensitivities)
+    guessed = prior(source, stats) if probed is None and options.weighs else dict.fromkeys(stats, 1.0)
     given |= {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
-    trellised = _trellised(roles, probed) if options.trellis else frozenset()
+    trellised = _trellised(roles, probed) if on_trellis else frozenset()
     with stage("curves"):
-        problem = Problem.of(
-            options, roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0) | given, trellised=trellised
-        )
+        problem = Problem.of(options, roles, stats=stats, sensitivities=guessed | given, trellised=trellised)
     with stage("compile"):
         trellis.LOOPS.prepare(_numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
     if probed is None:
         return problem, PlainCoder(source)
-    coder = DataFreeCoder(source, probed)
+    coder = DataFreeCoder(source, probed, calibrated=options.calibration is not None)
     return weighed(coder, problem, given)
 
 

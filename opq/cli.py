@@ -27,10 +27,13 @@ import opq
 from opq.base.atomic import refuse_inputs, replaceable
 from opq.base.paths import what_is
 from opq.base.progress import shown
+from opq.base.tables import counted, some
 from opq.errors import OpqError, OptionError, WriteError
 
 if TYPE_CHECKING:
+    from opq.compression.result import Compressed, Result
     from opq.plan import Plan
+    from opq.report.table import Report
     from opq.sources.base import Source
 
 
@@ -70,7 +73,7 @@ IN_SHELL = {
 FLAGS = {
     "trellis": "--trellis",
     "trellis=True": "--trellis",
-    "trellis=False": "no --trellis",
+    "trellis=False": "--no-trellis",
     "probe": "--probe",
     "probe=True": "--probe",
     "probe=False": "--no-probe",
@@ -101,6 +104,7 @@ def _opq(
     """Pre-trained networks as small files: one call, no data, no search."""
 
 
+Force = Annotated[bool, typer.Option("--force", help="Replace an output that is there already, unasked.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for scripts, nothing else.")]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that the model's folder or repository brings.")
@@ -133,8 +137,12 @@ def compress(
         int | None, typer.Option(help="Codes that fit so many bits each, for export to tools with codes of one width.")
     ] = None,
     probe: Annotated[bool | None, typer.Option("--probe/--no-probe", help="Measure sensitivities on noise.")] = None,
-    input_size: Annotated[str | None, typer.Option(help="Shape of one input, such as 3,224,224.")] = None,
-    trellis: Annotated[bool, typer.Option("--trellis", help="Trellis-coded: less error, more work.")] = False,
+    input_size: Annotated[
+        str | None, typer.Option(help="Shape of one input, such as 3,224,224, or of several: x=3,32,32 y=24.")
+    ] = None,
+    trellis: Annotated[
+        bool | None, typer.Option("--trellis/--no-trellis", help="Quantize on a trellis, as rd does: less error.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the synthetic inputs.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan; write nothing.")] = False,
     shard_size: Annotated[int, typer.Option(help="Bytes of an output shard, with a folder as output.")] = 500_000_000,
@@ -143,9 +151,12 @@ def compress(
         bool, typer.Option("--dequantize", help="Of a quantized checkpoint, compress the weights of its codes.")
     ] = False,
     trust_remote_code: Trust = False,
+    force: Force = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Print what happened to every tensor too.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compress SOURCE into a small file."""
+    path = output or Path(_default_name(source))
     if output is not None and what_is(Path(source) / "model_index.json") == "a file":
         refused = {"size": size, "keep": keep, "override": override, "input_size": input_size, "sparsity": sparsity}
         refused |= {"trellis": trellis, "dry_run": dry_run, "dequantize": dequantize}
@@ -153,6 +164,9 @@ def compress(
         budget = {"bits": bits, "ratio": ratio, "constraints": few, "probe": probe, "seed": seed, "workers": workers}
         _compress_pipeline(source, output, {**refused, "method": None if method == "rd" else method}, budget, as_json)
         return
+    streamed = output is not None and _streams(source, output)
+    if not dry_run and not streamed:
+        _may_replace(path, force)
     opened = opq.open_source(source, dequantize=dequantize, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {
         "bits": bits,
@@ -163,23 +177,25 @@ def compress(
         "overrides": _overrides(keep or [], override or []),
         "constraints": () if code_bits is None else (opq.constraints.code_bits("*", max=code_bits),),
         "probe": probe,
-        "input_size": _shape(input_size),
+        "input_size": _shapes(input_size),
         "trellis": trellis,
         "seed": seed,
     }
     if dry_run:
-        _show_plan(opq.solve(opened, **options, progress=_watched(as_json)), as_json)
+        if trellis is None and method == "rd":  # what the file would be, not what training would start from
+            options["trellis"] = True
+        _show_plan(opq.solve(opened, **options, progress=_watched(as_json)), opened, as_json)
         return
-    if output is not None and _streams(source, output):
-        _compress_folder(opened, output, options, shard_size, workers, as_json)
+    if streamed:
+        _compress_folder(opened, path, options, shard_size, workers, as_json)
         return
-    path = output or Path(_default_name(source))
     _check_writable(path, opened.inputs)
     start = time.perf_counter()
     result = opq.compress(opened, **options, progress=_watched(as_json))
     saving = time.perf_counter()
     result.save(path)
     saved = time.perf_counter() - saving
+    seconds = round(time.perf_counter() - start, 3)
     figures = {
         "file": str(path),
         "file_bytes": result.bytes,
@@ -190,25 +206,38 @@ def compress(
         "method": result.plan.method,
         "basis": result.basis,
         "left_out": list(result.left_out),
-        "seconds": round(time.perf_counter() - start, 3),
+        "seconds": seconds,
         "stages": {name: round(spent, 3) for name, spent in {**result.seconds, "save": saved}.items()},
     }
     if as_json:
         _json(figures)
         return
-    out.print(result.report())
-    say(
-        f"{path}: {result.bytes:,} bytes, {result.bits:.3f} bits per weight, {result.ratio:.2f}x smaller; "
-        f"the paper's count, positions free: {result.nominal.ratio:.2f}x. Verified by decoding. "
-        f"{figures['seconds']:.1f} s."
-    )
+    if verbose:
+        _table(dataclasses.replace(result.report(), title=None, notes=()))
+    _show_result(result, path, seconds)
+
+
+def _show_result(result: Result, path: Path, seconds: float) -> None:
+    """What came out, in a few lines: what, size, what the probe did, where the file is and how to go on."""
+    plan = result.plan
+    say(f"{path}: {result.bytes:,} bytes, {result.ratio:.2f}x smaller, {result.bits:.3f} bits per weight")
+    say(f"{plan.summary}; {result.nominal.sparsity:.1%} of the compressed weights are zero. Verified by decoding. "
+        f"{seconds:.1f} s.")  # fmt: skip
+    _show_rest(result)
+    say(f"The paper's count, positions free: {result.nominal.ratio:.2f}x.")
+    say(f"Next: opq inspect {path}, opq report {path}; in Python opq.load({str(path)!r}, model)")
+
+
+def _show_rest(result: Compressed) -> None:
+    """What sizes and codes rest on, what is short of the budget and what was left out."""
     if result.shortfall is not None:
         say(str(result.shortfall))
-    if all(tensor.sensitivity == 1 for tensor in result.plan.compressed):
-        say(
-            "Weights alone: no model was run. With the model itself, or an hf:, timm: or torchvision: name, much less "
-            "accuracy is lost at low rates (docs/datafree.md)."
-        )
+    say(f"By {result.basis}.")
+    if result.basis.startswith("the weights alone"):
+        say("With the model itself, or an hf:, timm: or torchvision: name, much less accuracy is lost at low rates "
+            "(docs/datafree.md).")  # fmt: skip
+    if result.left_out:
+        say(f"Left out: {_line(some(result.left_out))}.")
 
 
 def _streams(source: str, output: Path) -> bool:
@@ -235,14 +264,11 @@ def _compress_folder(
         _json({**figures, **more, "seconds": seconds})
         return
     say(
-        f"{output}: {len(result.shards)} shards, {result.bytes:,} bytes, {result.bits:.3f} bits per weight, "
+        f"{output}: {counted(len(result.shards), 'shard')}, {result.bytes:,} bytes, {result.bits:.3f} bits per weight, "
         f"{result.ratio:.2f}x smaller. Verified by decoding. {seconds:.1f} s."
     )
-    if result.shortfall is not None:
-        say(str(result.shortfall))
-    say(f"By {result.basis}")
-    if result.left_out:
-        say(f"Left out: {', '.join(result.left_out)}")
+    _show_rest(result)
+    say(f"Next: opq inspect {output}, opq decompress {output}")
 
 
 def _compress_pipeline(
@@ -270,7 +296,7 @@ def inspect(file: File, as_json: AsJson = False) -> None:
     if as_json:
         _json(dataclasses.asdict(found))
         return
-    out.print(found.report())
+    _table(found.report())
     say(found.summary())
 
 
@@ -288,13 +314,14 @@ def verify(file: File, as_json: AsJson = False) -> None:
     if as_json:
         _json({"file": str(file), "tensors": len(names), "whole": True})
     else:
-        say(f"{file}: whole, {len(names)} tensors decoded")
+        say(f"{file}: whole, {counted(len(names), 'tensor')} decoded")
 
 
 @app.command()
 def decompress(
     file: File,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The dense safetensors file to write.")] = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the dense tensors of FILE as ordinary safetensors."""
@@ -305,6 +332,7 @@ def decompress(
     ending = "" if folder else ".safetensors"
     path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + f".dense{ending}")
     refuse_inputs(path, [file])
+    _may_replace(path, force)
     size = save_dense_folder(file, path) if folder else save_dense(file, path)
     if as_json:
         _json({"file": str(path), "bytes": size})
@@ -318,6 +346,7 @@ def report(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The HTML page to write.")] = None,
     source: Annotated[str | None, typer.Option(help="What was compressed, for its own histograms and curves.")] = None,
     trust_remote_code: Trust = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a self-contained HTML report of FILE: bytes, steps, histograms, curves, and a live budget."""
@@ -325,6 +354,7 @@ def report(
 
     path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + ".html")
     _check_writable(path, [file])
+    _may_replace(path, force)
     opened = None if source is None else opq.open_source(source, trust_remote_code=trust_remote_code)
     size = save_page(file, path, source=opened)
     if as_json:
@@ -351,6 +381,7 @@ def export(
         Path | None, typer.Option(help="With --to web: the folder dist of the npm package onnxruntime-web.")
     ] = None,
     trust_remote_code: Trust = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the network of FILE for other tools."""
@@ -363,6 +394,7 @@ def export(
     if to not in FORMATS:
         raise OptionError("unknown --to", got=repr(to), wanted="onnx, web, hf, hub, compressed-tensors or safetensors")
     refuse_inputs(output, [file])
+    _may_replace(output, force)
     if to == "safetensors":
         figures: dict[str, Any] = {"bytes": dense.save_dense(file, output)}
     elif model is None:
@@ -387,7 +419,7 @@ def export(
         return
     say(f"{output}: {figures['bytes']:,} bytes, {to}")
     if figures.get("dense"):
-        out.print(f"as floats: {', '.join(figures['dense'])}")
+        say(f"as floats: {_line(some(figures['dense']))}")
 
 
 @app.command()
@@ -539,11 +571,13 @@ def in_shell(text: str) -> str:
             return f"no {IN_SHELL[name]}" if value == "None" else f"{IN_SHELL[name]} {value}".rstrip()
         return found[0]
 
+    text = re.sub(r"overrides=\{'([^']*)': 'keep'\}", r"--keep '\1'", text)
+    text = re.sub(r"\bconstraints=\[(.*?)\]", r"constraints (in Python)", text)
     return re.sub(r"(?<![\w./:*-])([a-z_]+)=('[\w-]*'|[\w.+-]*\w|)", spelt, text)
 
 
 def _line(message: object) -> str:
-    from opq.report.table import printable
+    from opq.base.tables import printable
 
     return printable(str(message).replace("\n", " "))
 
@@ -557,17 +591,34 @@ def _json(figures: dict[str, Any]) -> None:
     print(json.dumps(figures, sort_keys=True))
 
 
-def _show_plan(plan: Plan, as_json: bool) -> None:
+def _table(report: Report) -> None:
+    """A table: as wide as the terminal; where there is none, one line a tensor."""
+    for line in report.lines(out.width if out.is_terminal else None):
+        say(line)
+
+
+def _show_plan(plan: Plan, source: Source, as_json: bool) -> None:
     if as_json:
         print(plan.to_json())
         return
+    from opq.file.kept import keep
     from opq.report.table import Report
 
-    sizes = {t.name: round(t.rate * t.size / 8) for t in plan.compressed}
-    out.print(Report(plan=plan, sizes=sizes, title="Plan (predicted; nothing is written)"))
-    out.print(
-        f"predicted: {plan.predicted_bytes:,} bytes, lambda {plan.multiplier:.4g}, KKT residual {plan.residual:.1e}"
-    )
+    kept = {item.name: item.payload(plan[item.name]).size for item in keep(source, plan, {})}
+    title = "Plan (predicted; nothing is written)"
+    _table(Report(plan=plan, sizes=plan.predicted_sizes | kept, title=title))
+    say(f"predicted: {plan.predicted_bytes:,} bytes, lambda {plan.multiplier:.4g}, KKT residual {plan.residual:.1e}")
+
+
+def _may_replace(path: Path, force: bool) -> None:
+    """Asks before a file is replaced; where nobody can answer, it is an error without `--force`."""
+    if force or what_is(path) != "a file":
+        return
+    if sys.stdin is not None and sys.stdin.isatty() and err.is_terminal:
+        typer.confirm(f"{path} is there already. Replace it?", abort=True, err=True)
+        return
+    remedy = "Pass --force to replace it, or another --output."
+    raise WriteError(f"{path} is there already", got="a file", wanted="nothing", remedy=remedy)
 
 
 def _watched(quiet: bool) -> bool:
@@ -593,9 +644,15 @@ def _overrides(keep: list[str], numbers: list[str]) -> dict[str, Any] | None:
     return overrides or None
 
 
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
+def _shapes(text: str | None) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    """One shape, or several by the names of arguments, between blanks; `NAME=` is a single number a sample."""
+    if text is None or "=" not in text:
+        return None if text is None else _shape(text)
+    named = [part.partition("=") for part in text.split()]
+    return {name: _shape(shape) if shape else () for name, _, shape in named}
+
+
+def _shape(text: str) -> tuple[int, ...]:
     parts = text.replace("x", ",").split(",")
     if not all(p.strip().isdecimal() and int(p) > 0 for p in parts):
         raise OptionError("--input-size is not a shape", got=repr(text), wanted="positive integers such as 3,224,224")

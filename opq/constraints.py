@@ -1,4 +1,6 @@
-"""What a user may ask of an allocation beyond the budget: linear in the rates and densities of the tensors::
+"""Constraints on an allocation beyond the budget, all linear in the rates and densities of the tensors.
+
+For example::
 
     opq.compress(model, bits=3, constraints=[
         constraints.bits("head.*", min=4),
@@ -8,7 +10,7 @@
         constraints.code_bits("*", max=8),
     ])
 
-Patterns are globs over tensor names (`fnmatch`, case matters). Only compressed tensors take part.
+Patterns are globs over tensor names (`fnmatch`, case-sensitive). They match compressed tensors only.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from opq.errors import OptionError, PatternError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-    """One linear constraint: `low <= sum_i rate_i R_i + density_i s_i <= high`."""
+    """One linear constraint: `low <= sum_i rate_i R_i + density_i s_i <= high`; coefficients (tensors,)."""
 
     label: str
     rate: Floats
@@ -38,27 +40,27 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Constraint:
-    """What one of the functions below asks for; a value, to be made by them."""
+    """A constraint, made by one of the functions below."""
 
     label: str
     """The call that made it."""
     pattern: str
     on: Literal["rate", "density", "step", "code"]
     scope: Literal["each", "total", "equal"]
-    """Of every matched tensor alone, of their weighted sum, or the same for all."""
+    """Whether the limits hold for every matched tensor, for their weighted sum, or all are to be equal."""
     low: float = -math.inf
     high: float = math.inf
     weights: Mapping[str, float] | None = None
-    """Of the tensors in a sum; their sizes n_i by default."""
+    """For a sum: the weight of each tensor, by default its size n_i."""
 
     def __repr__(self) -> str:
         return self.label
 
     def matches(self, names: Sequence[str]) -> list[int]:
-        """Indices of the tensors that the pattern names.
+        """Indices of the tensors whose names match the pattern.
 
         Raises:
-            PatternError: none.
+            PatternError: there are none.
         """
         found = [i for i, name in enumerate(names) if fnmatchcase(name, self.pattern)]
         if not found:
@@ -93,7 +95,7 @@ class Constraint:
 
 
 def bits(pattern: str, *, min: float = 0.0, max: float = math.inf) -> Constraint:
-    """Bits per weight of every tensor that the pattern names.
+    """Limits on the bits per weight of every tensor that matches the pattern.
 
     Example:
         >>> import opq
@@ -107,32 +109,32 @@ def bits(pattern: str, *, min: float = 0.0, max: float = math.inf) -> Constraint
 
 
 def sparsity(pattern: str, *, min: float = 0.0, max: float = 1.0) -> Constraint:
-    """Fraction of zeros of every tensor that the pattern names."""
+    """Limits on the fraction of zeros of every tensor that matches the pattern."""
     label = _label("sparsity", pattern, min, max)
     _ordered(label, min, max, 1.0)
     return Constraint(label=label, pattern=pattern, on="density", scope="each", low=1 - max, high=1 - min)
 
 
 def total_bits(pattern: str, *, min: float = 0.0, max: float = math.inf) -> Constraint:
-    """Bits of the codes of all tensors that the pattern names, together."""
+    """Limits on the bits of the codes of all matching tensors together."""
     label = _label("total_bits", pattern, min, max)
     _ordered(label, min, max, math.inf)
     return Constraint(label=label, pattern=pattern, on="rate", scope="total", low=min, high=max)
 
 
 def nonzeros(pattern: str, *, min: float = 0.0, max: float = math.inf) -> Constraint:
-    """Number of weights that are not zero in all tensors that the pattern names, together."""
+    """Limits on the number of nonzero weights of all matching tensors together."""
     label = _label("nonzeros", pattern, min, max)
     _ordered(label, min, max, math.inf)
     return Constraint(label=label, pattern=pattern, on="density", scope="total", low=min, high=max)
 
 
 def macs(max: float, *, per_tensor: Mapping[str, float]) -> Constraint:
-    """Multiply-accumulates left when zeros are skipped: `sum_i macs_i s_i <= max`.
+    """A limit on the multiply-accumulates that remain when zeros are skipped: `sum_i macs_i s_i <= max`.
 
     Args:
-        max: the budget.
-        per_tensor: multiply-accumulates of the dense tensors, by name; tensors not named are free.
+        max: the limit.
+        per_tensor: multiply-accumulates of each dense tensor, by name; tensors not named are not counted.
     """
     label = f"macs({max:g}, per_tensor=<{len(per_tensor)} tensors>)"
     _ordered(label, 0.0, max, math.inf)
@@ -140,12 +142,12 @@ def macs(max: float, *, per_tensor: Mapping[str, float]) -> Constraint:
 
 
 def equal_bits(pattern: str) -> Constraint:
-    """The same bits per weight for all tensors that the pattern names."""
+    """The same bits per weight for all matching tensors."""
     return Constraint(label=f"equal_bits({pattern!r})", pattern=pattern, on="rate", scope="equal")
 
 
 def equal_steps(pattern: str) -> Constraint:
-    """The same step (codebook) for all tensors that the pattern names."""
+    """The same step, that is the same codebook, for all matching tensors."""
     return Constraint(label=f"equal_steps({pattern!r})", pattern=pattern, on="step", scope="equal")
 
 
@@ -184,7 +186,7 @@ def largest_codes(constraints: Sequence[Constraint], names: Sequence[str]) -> di
 
 
 def group_steps(constraints: Sequence[Constraint], names: Sequence[str]) -> list[tuple[int, ...]]:
-    """The tensors in groups that share a step, in order; overlapping patterns join their groups."""
+    """The tensors in groups that share a step, in order; groups of overlapping patterns are merged."""
     leader = list(range(len(names)))
     for constraint in constraints:
         if constraint.on == "step":

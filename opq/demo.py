@@ -1,8 +1,8 @@
-"""A small pre-trained network and its test images, shipped with the package: everything works offline at once.
+"""A small pre-trained network and its test images, shipped with the package, so that everything can be tried offline.
 
 The network is trained by `examples/train_demo.py` on scikit-learn's bundled digits (Optical Recognition of
 Handwritten Digits, Alpaydin and Kaynak 1998, UCI, CC BY 4.0): 8 x 8 pixels, 10 classes. Every fourth image was held
-out for the test and is shipped here.
+out as test image; these are shipped here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def test_split() -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def accuracy(model: nn.Module) -> float:
-    """The share, 0..1, of the held-out images that the model, in inference mode, labels right."""
+    """The fraction of the held-out images, 0 to 1, that the model in inference mode classifies correctly."""
     images, labels = test_split()
     with evaluating(model):
         right = model(images).argmax(1) == labels

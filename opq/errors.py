@@ -1,7 +1,7 @@
 """One tree of errors.
 
-Every error states a fact, what was got, what is wanted and what to do about it. The core states
-the fact; the boundary that knows it adds the name of the tensor, the option or the file.
+Every error states a fact, what was found, what is wanted and what to do about it. The function that notices the error
+states the fact; a caller that knows the name of the tensor, the option or the file adds it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ class OpqError(Exception):
     """Base of every error that this package raises on purpose.
 
     Args:
-        fact: what is wrong, one clause, naming the tensor, option or file.
+        fact: what is wrong, in one clause that names the tensor, option or file.
         got: what was found.
         wanted: what would have been right.
         remedy: what to do; defaults to the class's own `remedy`.
@@ -68,7 +68,7 @@ class PatternError(OptionError):
 
 
 class CentroidsError(OptionError):
-    """k-means is asked for more centroids than there are blocks of weights."""
+    """k-means cannot make more centroids than there are blocks of weights."""
 
     remedy = "Ask for fewer centroids or smaller blocks."
 
@@ -80,7 +80,7 @@ class SearchError(OptionError):
 
 
 class DataError(OptionError):
-    """A method needs data to train or to search on, and has none, or none that fits the model."""
+    """A method needs data to train or search with, and there is none, or it does not fit the model."""
 
     remedy = "Pass data= as batches of (inputs, targets), a list or a DataLoader, or a function of the epoch."
 
@@ -119,7 +119,7 @@ class CorruptSourceError(SourceError):
 
 
 class MissingShardError(SourceError):
-    """A checkpoint in several files of which one is not there."""
+    """A checkpoint consists of several files, one of which is missing."""
 
     remedy = "Fetch or copy the missing file into the folder."
 
@@ -166,13 +166,13 @@ class CorruptFileError(FileFormatError):
 
 
 class FileTooLargeError(FileFormatError):
-    """The file declares more decoded data than its size allows by default."""
+    """The file declares more decoded data than a file of its size may, unless the limit is raised."""
 
     remedy = "If you trust the file, raise the limit with max_expansion=."
 
 
 class ClosedReaderError(OpqError):
-    """A tensor is asked of a reader that was closed."""
+    """A tensor was requested from a reader that is closed."""
 
     remedy = "Read inside the `with` block, or open the file again."
 
@@ -190,7 +190,7 @@ class WriteError(OpqError):
 
 
 class ExportError(OpqError):
-    """The network, or its plan, has no place in the format that was asked for."""
+    """The network, or its plan, cannot be expressed in the requested format."""
 
     remedy = "Export to another format: onnx, hf, or dense safetensors."
 
@@ -208,15 +208,15 @@ class BusyFolderError(WriteError):
 
 
 class OccupiedFolderError(WriteError):
-    """The output folder holds another compression, finished or not, or another file where one is to be written."""
+    """The output folder holds another compression, finished or not, or a file that would have to be overwritten."""
 
     remedy = "Choose another folder, or delete what is in this one."
 
 
 class RankError(OpqError):
-    """Another of the processes that work together failed, or is gone."""
+    """One of the processes that work together failed or disappeared."""
 
-    remedy = "Look at that process's own message; the same command goes on where it was."
+    remedy = "See the message of that process; the same command continues where it stopped."
 
 
 # --- numerics --------------------------------------------------------------------------------
@@ -229,13 +229,13 @@ class CertificateError(OpqError):
 
 
 class OffCodebookError(OpqError):
-    """A weight does not lie on the plan's codebook, or a pruned one is not zero."""
+    """A weight is not a value of the plan's codebook, or a pruned weight is not zero."""
 
     remedy = "Train through opq.attach, which keeps masks and steps fixed."
 
 
 class AttachError(OpqError):
-    """The compression module is attached where it must not be, or absent where it must be."""
+    """A model that must not have the compression module attached has it, or one that needs it does not."""
 
     remedy = "Attach once with opq.attach(model, plan); remove with opq.detach(model)."
 
@@ -253,11 +253,9 @@ class TrainingError(OpqError):
 
 
 class NativeError(OpqError):
-    """The kernel in C++ cannot be compiled, or is asked for where there is none."""
+    """The C++ kernel cannot be compiled, or it is requested where there is none."""
 
-    remedy = (
-        "Install a C++ compiler and run `opq native`, or go on without: torch's own operations give the same values."
-    )
+    remedy = "Install a C++ compiler and run `opq native`, or do without: torch's own operations give the same values."
 
 
 # --- warnings --------------------------------------------------------------------------------
@@ -268,12 +266,16 @@ class OpqWarning(UserWarning):
 
 
 class ProbeWarning(OpqWarning):
-    """The model could not be probed; it is compressed with all sensitivities equal to 1."""
+    """The model could not be probed; it is compressed by its weights alone, which is less accurate."""
 
 
 class WeightsWarning(OpqWarning):
-    """A tensor holds numbers that are hardly meant: NaN or infinity, or weights too small to be told from zero."""
+    """A tensor holds numbers that are probably a mistake: NaN, infinity, or weights that round to zero as float32."""
+
+
+class GridWarning(OpqWarning):
+    """Weights that were compressed on a trellis are trained on plain grids of the same rates."""
 
 
 class SearchWarning(OpqWarning):
-    """A search ended at the edge of the region that it may search."""
+    """A search ended at the edge of its search region, so that a better solution may lie outside."""

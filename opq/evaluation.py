@@ -16,27 +16,32 @@ from torch import Tensor, nn
 
 from opq.base.extras import brief, need
 from opq.base.progress import Progress, shown
+from opq.base.tables import counted
 from opq.errors import ClassNamesError, DataError
 from opq.models.observe import evaluating
 from opq.sources.base import InputHint
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _MARGIN = 256 / 224
-"""Short side over crop, where photographs are cut out of their middle."""
+"""Short side / side of the central crop, for photographs: the usual evaluation on ImageNet."""
 _PHOTOGRAPH = 64
-"""Inputs of at least this side are cut out of the middle; smaller ones are scaled whole."""
+"""The smallest input that is a central crop; images for smaller inputs are scaled as a whole. A choice: data sets of
+smaller images (CIFAR, MNIST) are not cropped."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Score:
-    """How a model does on a set of images."""
+    """The accuracy of a model on a set of images."""
 
     images: int
     top1: float
-    """Share, 0..1, of images whose label has the highest score."""
+    """The fraction of images, 0 to 1, whose label has the highest score."""
     top5: float
-    """Share, 0..1, of images whose label is among the five highest scores."""
+    """The fraction of images, 0 to 1, whose label is among the five highest scores."""
     seconds: float
+
+    def __repr__(self) -> str:
+        return f"<Score top-1 {self.top1:.2%}, top-5 {self.top5:.2%} of {counted(self.images, 'image')}>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +50,16 @@ class ImageSet:
 
     count: int
     read: Callable[[int], Any]
-    """The i-th image as PIL has it."""
+    """Gives the i-th image, as PIL has it."""
     labels: tuple[int, ...] | None = None
     folders: tuple[str, ...] | None = None
-    """Of a folder: the name of the class folder of every image."""
+    """For a folder: the name of the class folder of every image."""
+
+    def __repr__(self) -> str:
+        return f"<ImageSet of {counted(self.count, 'image')}{'' if self.labels is None else ', with labels'}>"
 
     def first(self, limit: int | None) -> ImageSet:
-        """The set cut to `limit` images, spread evenly over it."""
+        """At most `limit` images, evenly spread over the set."""
         if limit is None or limit >= self.count:
             return self
         picks = np.linspace(0, self.count - 1, limit).round().astype(int).tolist()
@@ -61,13 +69,13 @@ class ImageSet:
 
 
 def open_images(path: str | os.PathLike[str]) -> ImageSet:
-    """A folder with one folder of images a class, or an `.npz` file of images and labels.
+    """A folder with one folder of images for each class, or an `.npz` file of images and labels.
 
     In an `.npz`: `x`, `images` or `pixels` (N x H x W or N x H x W x 3, uint8), or `jpeg` with `offset` (image i is the
     bytes offset[i] to offset[i + 1]); and `y` or `labels` (N integers).
 
     Raises:
-        DataError: neither of these, or an empty one.
+        DataError: the path is neither of these, or there are no images.
         MissingExtraError: pillow is not installed.
     """
     need("PIL.Image", "images")
@@ -94,15 +102,15 @@ def evaluate(
     """The accuracy of a classifier, in inference mode.
 
     Args:
-        hint: the input that the model wants; images are scaled, cut and normalised to it.
-        classes: the model's class names in order, where neither the model nor the folders' names say.
+        hint: describes the model's input, to which images are scaled, cropped and normalised.
+        classes: the model's class names in order, if they follow neither from the model nor from the folders' names.
         batch: images at a time.
         progress: called with (stage, images done, images in all); True for a bar, False for none. By default a bar
             appears after two seconds, on a terminal or in a notebook only.
 
     Raises:
-        ClassNamesError: a folder is no class of the model, or a label is beyond its outputs.
-        DataError: the model takes no images, or an image cannot be read.
+        ClassNamesError: a folder is not a class of the model, or a label is larger than its number of outputs.
+        DataError: the model does not take images, or an image cannot be read.
     """
     if hint is None or hint.image_size is None:
         raise DataError(
@@ -124,7 +132,7 @@ def evaluate(
 
 
 def read_classes(path: str | os.PathLike[str]) -> list[str]:
-    """Class names in order, one a line."""
+    """Class names in order, one on each line."""
     try:
         return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -204,7 +212,7 @@ def _batches(images: ImageSet, hint: InputHint, batch: int) -> Iterator[Tensor]:
 
 
 def prepared(image: Any, hint: InputHint) -> Tensor:
-    """An image as the model takes it, C x H x W float32: short side scaled, middle cut out, normalised."""
+    """An image as the model takes it, C x H x W float32: short side scaled, centre cropped, normalised."""
     resampling = need("PIL.Image", "images").Resampling
     assert hint.image_size is not None
     channels, height, width = hint.image_size
@@ -222,7 +230,7 @@ def prepared(image: Any, hint: InputHint) -> Tensor:
 
 
 def _scores(output: Any) -> Tensor:
-    """N x classes out of whatever a classifier gives."""
+    """The scores, N x classes, in the output of a classifier."""
     scores = getattr(output, "logits", output)
     scores = scores[0] if isinstance(scores, (tuple, list)) else scores
     if not isinstance(scores, Tensor) or scores.dim() != 2:
@@ -265,6 +273,6 @@ def _class_index(names: list[str], model: nn.Module, outputs: int, classes: Sequ
 
 
 def _own_labels(model: nn.Module) -> dict[str, int]:
-    """Names that a Hugging Face config gives its outputs."""
+    """The names that a Hugging Face config gives to the model's outputs."""
     given = getattr(getattr(model, "config", None), "label2id", None) or {}
     return {} if any(str(k).startswith("LABEL_") for k in given) else {str(k): int(v) for k, v in given.items()}

@@ -1,4 +1,4 @@
-"""The Plan: what is decided for every tensor, frozen, before anything is touched.
+"""The Plan: what is decided for every tensor, before any tensor is changed. A plan is immutable.
 
 Letters: `a` sensitivity, `step` = Delta, `threshold` = half the dead zone in units of the weight,
 `rate` in bits per weight, `distortion` the mean squared error per weight, `multiplier` = lambda.
@@ -11,19 +11,22 @@ import functools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from opq.base import tables
 from opq.base.dtypes import torch_dtype
 from opq.base.format_v1 import BUDGET_KINDS
 from opq.base.format_v1 import COLUMNS as COLUMNS
 from opq.base.format_v1 import LARGEST_CODE as LARGEST_CODE
 from opq.base.rounding import rounded
+from opq.base.tables import Column, counted, printable, some
 from opq.errors import BudgetError, MismatchError, OptionError
 
 SMALLEST_BUDGET, LARGEST_BUDGET = 1e-30, 1e30
+"""The range of a budget's number. A choice: wider than any use, and products of such numbers do not overflow."""
 LARGEST_FILE = 2.0**40
-"""Bytes: what a budget beyond all need comes down to."""
+"""Bytes to which a larger budget is reduced. A choice: 1 TiB is more than one file ever needs."""
 
 Action = Literal["compress", "keep", "share"]
 BudgetKind = Literal["bits", "ratio", "size"]
@@ -33,8 +36,8 @@ BudgetKind = Literal["bits", "ratio", "size"]
 class Budget:
     """How small the file has to be.
 
-    `bits`: 8 x file bytes / elements of the source's floating-point tensors, tied ones counted once;
-    `ratio`: bytes of the source's tensors / bytes of the file; `size`: bytes of the file.
+    `bits` is 8 x bytes of the file / elements of the source's floating-point tensors, tied tensors counted once;
+    `ratio` is bytes of the source's tensors / bytes of the file; `size` is bytes of the file.
     """
 
     kind: BudgetKind
@@ -64,7 +67,7 @@ class Budget:
 
     @classmethod
     def of(cls, *, bits: float | None = None, ratio: float | None = None, size: float | None = None) -> Budget:
-        """The one budget among the three options; raises `BudgetError` unless exactly one is given."""
+        """The budget from the one option that is given; raises `BudgetError` unless exactly one is."""
         given = {k: v for k, v in {"bits": bits, "ratio": ratio, "size": size}.items() if v is not None}
         if len(given) != 1:
             got = ", ".join(f"{k}={v}" for k, v in given.items()) or "none of them"
@@ -83,24 +86,24 @@ class TensorPlan:
     """What happens to one tensor.
 
     A compressed weight `w` becomes the integer `sign(w) max(1, floor(|w|/step + 1 - rounding))` where
-    `|w| >= threshold`, else 0; it is read back as `step` times that integer. `rd` has
+    `|w| >= threshold`, else 0; it is decoded as `step` times that integer. Method `rd` has
     `threshold = rounding * step` (a uniform threshold quantizer with dead zone); the paper's `opq` has
-    `rounding = 1/2` and a threshold of its own. On a `trellis` the integers are those of
+    `rounding = 1/2` and a separate threshold. On a `trellis` the integers are those of
     `opq.quantizing.trellis.nearest`.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """The source's element type as safetensors spells it: F32, F16, BF16, F64, I64, ..."""
+    """The source's element type by its safetensors name: F32, F16, BF16, F64, I64, ..."""
     action: Action
     reason: str
-    """Why, in words, for the report. Nothing is decided by it."""
+    """The reason for the action, in words, for the report. No code depends on it."""
     like: str | None = None
     """For `share`: the tensor that holds the values."""
     codebook: str = "grid"
-    """`grid` (multiples of the step), `trellis` (those that its paths allow), `table` (a list of values) or `product`
-    (a list of vectors)."""
+    """`grid` (multiples of the step), `trellis` (multiples that form a path of the trellis), `table` (a list of values)
+    or `product` (a list of vectors)."""
     step: float = 0.0
     threshold: float = 0.0
     rounding: float = 0.5
@@ -112,8 +115,8 @@ class TensorPlan:
     distortion: float = 0.0
     """Predicted mean squared error per weight."""
     exact: bool = dataclasses.field(default=False, compare=False)
-    """Kept bit for bit whatever it is: the user's wish, or numbers that must not move. Not compared: a file shows of
-    a vector how it is stored, not whether it might have been stored otherwise."""
+    """For `keep`: stored bit for bit, because the user wishes it or because the numbers must not change. Ignored when
+    plans are compared: a file shows how a vector is stored, not whether it could have been stored in another way."""
     largest: int = dataclasses.field(default=LARGEST_CODE, compare=False)
     """The largest magnitude that a code may have, where the user bounds it. Not compared: no file holds it."""
 
@@ -127,6 +130,11 @@ class TensorPlan:
         if (self.action == "share") != (self.like is not None):
             raise OptionError(f"tensor {self.name!r}: `like` goes with action 'share'", got=self.like)
 
+    def __repr__(self) -> str:
+        """The call that makes it, in one line: what has its default is left out."""
+        given = {name: float(v) if isinstance(v, float) else v for name, v in _spare(self).items()}
+        return f"TensorPlan({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
     @property
     def stepped(self) -> bool:
         """Whether the tensor is compressed to multiples of `step`."""
@@ -134,7 +142,7 @@ class TensorPlan:
 
     @property
     def vector(self) -> bool:
-        """Whether it is kept and may go on a fine grid: one-dimensional, floating point, not `exact`."""
+        """Whether it is kept and may be stored on a fine grid: one-dimensional, floating point, not `exact`."""
         return self.action == "keep" and not self.exact and is_vector(self.shape, self.dtype)
 
     @property
@@ -144,7 +152,7 @@ class TensorPlan:
 
     @property
     def floating(self) -> bool:
-        """Whether the source's element type is a floating-point one."""
+        """Whether the source's element type is a floating-point type."""
         return torch_dtype(self.dtype).is_floating_point
 
     @property
@@ -160,18 +168,18 @@ class TensorPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The decision for a whole model: a value that every other stage reads and none changes.
+    """The decisions for a whole model: a value that every later stage reads and none changes.
 
-    `plan[name]` and `name in plan` take the same time whatever its size.
+    `plan[name]` and `name in plan` take constant time.
     """
 
     method: str
     tensors: tuple[TensorPlan, ...]
     budget: Budget | None = None
     multiplier: float = 0.0
-    """The dual scalar lambda: bytes are worth the same distortion in every tensor."""
+    """The dual scalar lambda: how much distortion one more bit takes away, the same in every tensor."""
     residual: float = 0.0
-    """Relative violation of the Karush-Kuhn-Tucker conditions at this plan."""
+    """Relative violation of the Karush-Kuhn-Tucker conditions by this plan."""
     predicted_bytes: int = 0
     """Predicted size of the file."""
 
@@ -180,6 +188,32 @@ class Plan:
             names = Counter(t.name for t in self.tensors)
             twice = sorted(name for name, times in names.items() if times > 1)
             raise OptionError("a tensor stands twice in the plan", got=", ".join(twice[:5]))
+
+    def __repr__(self) -> str:
+        budget = "" if self.budget is None else f", {self.budget.kind}={self.budget.value:g}"
+        size = f", {self.predicted_bytes:,} bytes predicted" if self.predicted_bytes else ""
+        return f"<opq.Plan {self.method}{budget}: {self.summary}{size}>"
+
+    def __str__(self) -> str:
+        """One row a tensor, as wide as the terminal, and what is predicted."""
+        drawn = tables.lines(TABLE, rows(self, self.predicted_sizes), tables.width_of_output())
+        return "\n".join((*drawn, repr(self)[len("<opq.") : -1]))
+
+    def _repr_html_(self) -> str:
+        table = tables.html(TABLE, rows(self, self.predicted_sizes), total=len(self))
+        return f"{table}<p>{printable(repr(self)[len('<opq.') : -1])}</p>"
+
+    @property
+    def summary(self) -> str:
+        """How many tensors are compressed, kept and shared, in words."""
+        count: Counter[str] = Counter(t.action for t in self.tensors)
+        others = (f"{count[a]:,} {w}" for a, w in (("keep", "kept"), ("share", "shared")) if count[a])
+        return ", ".join((f"{counted(count['compress'], 'tensor')} compressed", *others))
+
+    @property
+    def predicted_sizes(self) -> dict[str, int]:
+        """Bytes of each tensor in the file as far as the plan foresees them; of a kept one its bytes as they are."""
+        return {t.name: round(t.rate * t.size / 8) if t.action == "compress" else t.nbytes for t in self.own}
 
     def __iter__(self) -> Iterator[TensorPlan]:
         return iter(self.tensors)
@@ -192,7 +226,7 @@ class Plan:
 
     def __getitem__(self, name: str) -> TensorPlan:
         if name not in self._by_name:
-            raise MismatchError(f"no tensor {name!r} in the plan", wanted=_some(iter(self._by_name)))
+            raise MismatchError(f"no tensor {name!r} in the plan", wanted=some(self._by_name))
         return self._by_name[name]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -210,17 +244,17 @@ class Plan:
 
     @property
     def own(self) -> tuple[TensorPlan, ...]:
-        """The tensors that hold values themselves, in file order: tied ones once."""
+        """The tensors that hold values themselves, in file order: of tied tensors, the first."""
         return tuple(t for t in self.tensors if t.like is None)
 
     @property
     def elements(self) -> int:
-        """Elements of the floating-point tensors, tied ones counted once."""
+        """Elements of the floating-point tensors, tied tensors counted once."""
         return sum(t.size for t in self.own if t.floating)
 
     @property
     def source_bytes(self) -> int:
-        """Bytes of the dense tensors, tied ones counted once."""
+        """Bytes of the dense tensors, tied tensors counted once."""
         return sum(t.nbytes for t in self.own)
 
     def holder(self, name: str) -> TensorPlan:
@@ -238,7 +272,7 @@ class Plan:
         return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces, defaults left out; floats survive exactly."""
+        """Canonical JSON: sorted keys, no spaces, default values left out; floats are preserved exactly."""
         fields: dict[str, Any] = {"method": self.method, "tensors": [_spare(t) for t in self.tensors]}
         fields["budget"] = None if self.budget is None else [self.budget.kind, self.budget.value]
         fields |= {k: getattr(self, k) for k in ("multiplier", "residual", "predicted_bytes")}
@@ -267,15 +301,57 @@ def _spare(tensor: TensorPlan) -> dict[str, Any]:
     return {f.name: v for f in fields if (v := getattr(tensor, f.name)) != f.default}
 
 
-def _some(names: Iterator[str], most: int = 5) -> str:
-    listed = list(names)
-    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+TABLE = (
+    Column("tensor", least=24),
+    Column("shape", leaves=4),
+    Column("type", leaves=1),
+    Column("action", leaves=6),
+    Column("step", right=True, leaves=3),
+    Column("dead zone", right=True, leaves=2),
+    Column("sparsity", right=True, leaves=5),
+    Column("bits/weight", right=True),
+    Column("bytes", right=True),
+    Column("why", least=22, words=True),
+)
+"""The columns of the report."""
+
+
+def rows(
+    plan: Plan, sizes: Mapping[str, int], densities: Mapping[str, float] | None = None
+) -> Iterator[tuple[str, ...]]:
+    """The cells of the report, one tuple a tensor, in the order of `TABLE`.
+
+    Args:
+        sizes: bytes of each tensor's payload in the file; 0 where it has none of its own.
+        densities: measured fractions of weights that are not zero; the plan's predictions by default.
+    """
+    for tensor in plan:
+        size = sizes.get(tensor.name, 0)
+        density = (densities or {}).get(tensor.name, tensor.density)
+        yield (
+            printable(tensor.name),
+            "x".join(map(str, tensor.shape)) or "scalar",
+            tensor.dtype,
+            tensor.action,
+            *(_grid(tensor, density) if tensor.action == "compress" else ("", "", "")),
+            f"{8 * size / tensor.size:.3f}" if tensor.size and tensor.action != "share" else "",
+            f"{size:,}" if tensor.action != "share" else "",
+            printable(tensor.reason),
+        )
+
+
+def _grid(tensor: TensorPlan, density: float) -> tuple[str, str, str]:
+    if not tensor.stepped:
+        return (tensor.codebook, "", f"{1 - density:.1%}")
+    zone = "trellis" if tensor.codebook == "trellis" else f"{tensor.dead_zone:.3f}"
+    return (f"{tensor.step:.4g}", zone, f"{1 - density:.1%}")
 
 
 def as_stored(plan: Plan) -> Plan:
-    """The plan with its numbers rounded to what a file holds in two or three bytes each.
+    """The plan with its numbers rounded so that a file holds each in two or three bytes (the multiplier in four).
 
-    Round before quantizing: the file holds any plan exactly, but others take up to eight bytes a number.
+    This is done before quantizing: a file can hold any plan exactly, but without rounding numbers take up to eight
+    bytes each.
     """
     return plan.replace(
         tensors=tuple(map(_as_stored, plan.tensors)),

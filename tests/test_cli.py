@@ -49,9 +49,11 @@ def test_compress_inspect_verify_decompress(run: Run, checkpoint: Path, tmp_path
     code, out, err = run("compress", checkpoint, "--bits", 4, "-o", file)
     assert (code, err) == (0, "")
     assert f"{file.stat().st_size:,} bytes" in out
-    assert "a.weight" in out
+    assert "a.weight" not in out
     assert "Verified" in out
-    assert "Weights alone" in out
+    assert "By the weights alone" in out
+    assert f"Next: opq inspect {file}" in out
+    assert len(out.splitlines()) <= 7
     assert 8 * file.stat().st_size / 8256 <= 4
 
     code, out, _ = run("inspect", file)
@@ -128,6 +130,7 @@ def test_overrides(run: Run, checkpoint: Path, tmp_path: Path) -> None:
         (["--bits", 3, "--keep", "zzz"], "PatternError: overrides: pattern 'zzz' matches no tensor"),
         (["--bits", 3, "--override", "a.weight"], "--override is not understood: got 'a.weight'"),
         (["--bits", 3, "--input-size", "3,x"], "--input-size is not a shape: got '3,x'"),
+        (["--bits", 3, "--input-size", "y=3 x=3,a"], "--input-size is not a shape: got '3,a'"),
         (["--size", "2XB"], "BudgetError: --size is not a size: got '2XB'"),
         (["--bits", 3, "--trellis", "--method", "opq"], "--method opq does not take --trellis: wanted --method rd"),
         (["--bits", 3, "--sparsity", 0.5], "--sparsity goes with --method opq: got --method rd"),
@@ -164,6 +167,7 @@ def test_wrong_files(run: Run, checkpoint: Path, tmp_path: Path) -> None:
         ("Pass input_size=, or probe=False.", "Pass --input-size, or --no-probe."),
         ("method='opq' does not take trellis=: wanted", "--method opq does not take --trellis: wanted"),
         ("that is bits=2.5. Raise", "that is --bits 2.5. Raise"),
+        ("Keep them with overrides={'a.b': 'keep'}, or scale them.", "Keep them with --keep 'a.b', or scale them."),
         ("nets/bits=3/a.pt and 'x:size=2' and --size=4", "nets/bits=3/a.pt and 'x:size=2' and --size=4"),
     ],
 )  # fmt: skip
@@ -177,6 +181,11 @@ def test_every_option_that_a_message_may_name_is_there() -> None:
     commands = get_command(cli.app).commands.values()  # type: ignore[attr-defined]
     known = {o for c in commands for p in c.params for o in (*p.opts, *p.secondary_opts)}
     assert {o.removeprefix("no ") for o in (*cli.IN_SHELL.values(), *cli.FLAGS.values())} <= known
+
+
+def test_shapes_of_several_arguments() -> None:
+    assert cli._shapes("sample=4,8x8 timestep= ids=24") == {"sample": (4, 8, 8), "timestep": (), "ids": (24,)}
+    assert cli._shapes("3,224,224") == (3, 224, 224)
 
 
 @pytest.mark.parametrize("size", ["4kB", "0.004MB", "4000"])
@@ -282,3 +291,91 @@ def test_an_error_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("opq.report.inspection.examine", fails)
     code, _, err = run("inspect", "x")
     assert (code, err) == (1, "error OptionError: two lines and \\x1b[31m colour: got [/markup] \\ud800. Do not.\n")
+
+
+# --- what is there already ----------------------------------------------------------------------------
+
+
+def test_an_output_that_is_there_wants_force(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    file, html = tmp_path / "net.opq.safetensors", tmp_path / "net.html"
+    pytest.importorskip("jinja2")
+    assert run("compress", checkpoint, "--bits", 4, "-o", file)[0] == 0
+    html.write_text("mine")
+    for call in (
+        ("compress", checkpoint, "--bits", 5, "-o", file),
+        ("decompress", file, "-o", html),
+        ("report", file, "-o", html),
+        ("export", file, "--to", "safetensors", "-o", html),
+    ):
+        before = file.read_bytes()
+        code, out, err = run(*call)
+        assert (code, out) == (1, "")
+        assert "is there already: got a file, wanted nothing. Pass --force" in err
+        assert (file.read_bytes(), html.read_text()) == (before, "mine")
+    assert run("compress", checkpoint, "--bits", 5, "-o", file, "--force")[0] == 0
+    assert file.read_bytes() != before
+    assert run("report", file, "-o", html, "--force")[0] == 0
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """Long names, kept vectors, and counters that take no bytes."""
+    g = torch.Generator().manual_seed(0)
+    tensors = {f"encoder.layer.{k}.attention.output.dense.weight": torch.randn(64, 96, generator=g) for k in range(3)}
+    tensors |= {f"encoder.layer.{k}.norm.bias": torch.randn(96, generator=g) for k in range(3)}
+    tensors |= {f"encoder.layer.{k}.norm.num_batches_tracked": torch.tensor(k) for k in range(3)}
+    save_file(tensors, tmp_path / "long.safetensors")
+    return tmp_path / "long.safetensors"
+
+
+def test_piped_tables_are_one_whole_line_a_tensor(run: Run, network: Path, tmp_path: Path) -> None:
+    out = run("compress", network, "--bits", 4, "-o", tmp_path / "f", "--verbose")[1]
+    for name in load_file(network):
+        (line,) = [line for line in out.splitlines() if line.startswith(f"{name} ")]
+        assert ("compress" in line) != (" keep " in line)
+    listed = run("inspect", tmp_path / "f")[1].splitlines()
+    assert len([line for line in listed if line.startswith("encoder.")]) == 9
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_on_a_terminal_no_word_breaks_and_the_reason_stays(network: Path, width: int) -> None:
+    result = opq.compress(network, bits=4)
+    lines = list(result.report().lines(width))
+    assert max(map(len, lines)) <= width
+    head = next(line for line in lines if line.startswith("tensor "))
+    assert head.endswith("why")
+    words = {word for t in result.plan for word in t.reason.split()}
+    start = head.index("why")
+    said = [line[start:].split() for line in lines[lines.index(head) + 1 :] if len(line) > start]
+    assert all(word in words for told in said[:-2] for word in told)
+
+
+def test_a_dry_run_shows_what_kept_tensors_take(run: Run, network: Path) -> None:
+    out = run("compress", network, "--bits", 4, "--dry-run")[1]
+    rows = [line.split() for line in out.splitlines() if line.startswith("encoder.layer.0.norm.bias")]
+    assert rows
+    assert " 0 " not in " ".join(rows[0])
+
+
+def test_a_budget_beyond_need_is_predicted_as_the_file_comes_out(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    plan = opq.Plan.from_json(run("compress", checkpoint, "--bits", 31, "--dry-run", "--json")[1])
+    size = json.loads(run("compress", checkpoint, "--bits", 31, "-o", tmp_path / "f", "--json")[1])["file_bytes"]
+    assert plan.predicted_bytes == pytest.approx(size, rel=0.03)
+
+
+def test_what_a_file_rests_on_is_said_by_inspect(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    assert run("compress", checkpoint, "--bits", 4, "-o", tmp_path / "bare")[0] == 0
+    assert "by the weights alone" in run("inspect", tmp_path / "bare")[1]
+    assert run("compress", "demo:digits", "--bits", 3, "-o", tmp_path / "probed")[0] == 0
+    said = "a probe of the model on synthetic inputs: sensitivities, error feedback, re-normalised BatchNorm"
+    assert f"by {said}" in run("inspect", tmp_path / "probed")[1]
+    assert json.loads(run("inspect", tmp_path / "probed", "--json")[1])["basis"] == said
+
+
+def test_a_bare_name_is_answered_with_where_models_have_names(run: Run) -> None:
+    code, _, err = run("compress", "resnet18", "--bits", 3)
+    assert code == 1
+    assert "torchvision:resnet18, timm:resnet18 or hf:resnet18" in err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import subprocess
 import sys
 from importlib.metadata import requires
 from pathlib import Path
@@ -53,3 +54,11 @@ def test_every_requirement_of_the_core_has_an_oldest_version_and_is_used() -> No
             name = re.split(r"[<>=]", requirement)[0]
             assert ">=" in requirement, requirement
             assert re.search(rf"^\s*(import|from) {name}\b", text, re.MULTILINE), name
+
+
+def test_cvxpy_is_imported_where_constraints_are_used_and_nowhere_else() -> None:
+    call = "opq.compress('demo:digits', bits=3, probe=False{})"
+    bare, bound = call.format(""), call.format(", constraints=[opq.constraints.bits('15*', min=4)]")
+    code = f"import sys, opq; sys.modules['cvxpy'] = None; {bare}; opq.report, opq.export, opq.evaluation; "
+    code += f"del sys.modules['cvxpy']; {bound}; assert 'cvxpy' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -31,6 +31,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "opq"
 
 _CODEC = ("base", "plan", "coding", "allocation", "quantizing", "file", "compression")
 DEPENDS = {
+    "architectures": (*_CODEC, "models", "probing"),
     "codec": _CODEC,
     "datafree": (*_CODEC, "models", "probing"),
     "finetune": (*_CODEC, "models", "training"),

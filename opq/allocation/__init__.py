@@ -1,14 +1,14 @@
-"""Statistics of weights to curves, and curves to operating points: pure mathematics.
+"""From statistics of weights to rate-distortion curves, and from curves to operating points: pure mathematics.
 
 Other folders use:
 
 - `convex`: the same problems through cvxpy, with the user's constraints.
-- `curve`: tensorStats -> Curve.
+- `curve`: `TensorStats` -> `Curve`, the operational rate-distortion curve.
 - `laplace`: closed forms for a Laplacian source.
 - `paper`: the two steps of the paper (Hu et al., AAAI 2021) in closed form.
 - `rate_distortion`: curves, sensitivities and a budget -> the allocation, by one dual scalar.
-- `solution`: what every allocation gives, and the certificate that it is optimal.
-- `stats`: tensor -> TensorStats.
+- `solution`: the result of every allocation, and the certificate that it is optimal.
+- `stats`: tensor -> `TensorStats`, a histogram.
 """
 
 from __future__ import annotations

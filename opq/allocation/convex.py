@@ -1,4 +1,4 @@
-"""The same problems through cvxpy, with the user's constraints.
+"""The problems of `rate_distortion` and `paper` solved through cvxpy, with the user's constraints.
 
 Letters: `i` a tensor, `n_i` its size, `a_i` its sensitivity, `R_i` bits per weight, `s_i` density, `D_i` mean squared
 error, `B` the budget in bits, `lambda` its multiplier.
@@ -15,13 +15,14 @@ import numpy as np
 from opq.allocation.curve import Curve, Point
 from opq.allocation.laplace import pruning_error
 from opq.allocation.paper import steps
-from opq.allocation.program import Choice, Priced, solve_program
+from opq.allocation.program import GAP, Choice, Priced, solve_program
 from opq.allocation.solution import Allocation, Bounds, rate_bounds
 from opq.base.arrays import Floats
 from opq.constraints import Constraint, Row, group_steps
 
 _SPACING = 0.05
-"""Between the first points of a curve: bits per weight, or log of the step."""
+"""Distance between the first points of a curve, in bits per weight or in the log of the step. A choice: the points are
+refined by `solve_program`, so that it trades only the size of the first program for the number of later ones."""
 
 
 def solve_rd(
@@ -33,27 +34,30 @@ def solve_rd(
     bounds: Bounds | None = None,
     names: Sequence[str] | None = None,
     constraints: Sequence[Constraint] = (),
+    largest_gap: float = GAP,
 ) -> Allocation:
     """The rate-distortion optimum under constraints.
 
         min  sum_i a_i n_i D_i(R_i)   subject to   sum_i n_i R_i <= B,   l_i <= R_i <= u_i,   the user's constraints
 
     Densities follow the rates along each tensor's curve, `s_i(R_i)`. Tensors that share a step are one choice.
-    Without constraints this is `solve.allocate`, slower.
+    Without constraints the result is that of `rate_distortion.allocate`, which is faster.
 
     Args:
-        curves: one of each tensor.
+        curves: the curve of each tensor.
         sizes: `n_i`.
         sensitivities: `a_i > 0`.
         bits_total: `B`.
         bounds: `(l_i, u_i)` in bits per weight or None, for each tensor.
-        names: of the tensors, for the constraints' patterns.
+        names: of the tensors, against which the constraints' patterns are matched; by default "0", "1", ...
         constraints: made by the functions of `opq.constraints`.
+        largest_gap: the largest relative duality gap that is accepted.
 
     Raises:
-        InfeasibleError: says the smallest feasible budget, or that the constraints contradict each other.
+        InfeasibleError: there is no solution; the text gives the smallest feasible budget, or says that the constraints
+            contradict each other.
         PatternError: a pattern matches no tensor.
-        CertificateError: the duality gap is larger than 1e-6 (relative).
+        CertificateError: the relative duality gap is larger than `largest_gap`.
     """
     n, a = np.asarray(sizes, dtype=float), np.asarray(sensitivities, dtype=float)
     labels = list(names) if names is not None else [str(i) for i in range(len(curves))]
@@ -61,7 +65,8 @@ def solve_rd(
     rows = _bound_rows(curves, bounds, labels)
     for constraint in constraints:
         rows += [_within(row, curves, constraint) for row in constraint.rows(labels, sizes)]
-    solved = solve_program(choices, rows, Row("the budget in bits of codes", n, 0 * n, -math.inf, float(bits_total)))
+    budget = Row("the budget in bits of codes", n, 0 * n, -math.inf, float(bits_total))
+    solved = solve_program(choices, rows, budget=budget, largest_gap=largest_gap)
     points: dict[int, Point] = {}
     for choice, t in zip(choices, solved.t, strict=True):
         points |= {i: _point(curves[i], t, len(choice.members) > 1) for i in choice.members}
@@ -83,34 +88,44 @@ def solve_opq(
 
         min  sum_i a_i n_i E_i(s_i)   subject to   sum_i n_i s_i <= (1 - rho) N,   the user's constraints
 
+    Letters as in `paper.prune`: `tau_i = mean|w|`, `s_i` density, `E_i` error of pruning, `rho` sparsity.
+
     Returns:
-        thresholds `beta_i = -tau_i ln s_i`, and the multiplier.
+        thresholds `beta_i = -tau_i ln s_i`, (tensors,), and the multiplier.
     """
     n, a, tau = (np.asarray(v, dtype=float) for v in (sizes, sensitivities, taus))
     labels = list(names) if names is not None else [str(i) for i in range(tau.size)]
-    grid = np.exp(np.linspace(math.log(1e-9), 0, 200))
+    grid = np.exp(np.linspace(math.log(1e-9), 0, 200))  # first points, refined by solve_program
     choices = [Choice((i,), grid, _pruned(n[i] * a[i], tau[i])) for i in range(tau.size)]
     rows = [row for constraint in constraints for row in constraint.rows(labels, sizes)]
     kept = (1 - sparsity) * float(n.sum())
-    solved = solve_program(choices, rows, Row("the number of kept weights", 0 * n, n, -math.inf, kept))
+    solved = solve_program(choices, rows, budget=Row("the number of kept weights", 0 * n, n, -math.inf, kept))
     return -tau * np.log(solved.t), solved.multiplier
 
 
 def solve_steps(
     ranges: Sequence[Floats], kept: Sequence[Floats], sensitivities: Sequence[float], bits: float
 ) -> Floats:
-    """The paper's second problem as written, without the high-resolution step: exponential cones in `y_i = ln Delta_i`.
+    """The paper's second problem as written, without its high-resolution approximation.
 
         min  sum_i a_i m_i exp(2 y_i) / 12   subject to   sum_ij m_ij log2(1 + range_ij exp(-y_i)) <= bits sum_ij m_ij
 
+    It is convex in `y_i = ln Delta_i`, with exponential cones.
+
+    Args:
+        ranges: of each tensor `range_ij`, (channels,), as in `paper.steps`.
+        kept: of each tensor `m_ij`, (channels,).
+        sensitivities: `a_i > 0`.
+        bits: mean bits per kept weight.
+
     Returns:
-        `Delta_i`.
+        `Delta_i`, (tensors,).
     """
     import cvxpy as cp
 
     m = np.array([float(np.sum(k)) for k in kept])
     law, _ = steps(ranges, kept, sensitivities, bits)
-    z = cp.Variable(len(ranges))  # y - ln(law): near 0, which the solver likes
+    z = cp.Variable(len(ranges))  # y - ln(law): near 0, so that the program is well scaled
     cost = m * np.asarray(sensitivities, dtype=float) * law**2
     spent = sum(
         (np.asarray(k) / math.log(2)) @ cp.logistic(np.log(np.asarray(r) / law[i]) - z[i])
@@ -122,7 +137,7 @@ def solve_steps(
 
 
 def _choice(group: tuple[int, ...], curves: Sequence[Curve], an: Floats) -> Choice:
-    """A tensor by its rate, or a group by the log of the step it shares."""
+    """The choices of one tensor, by its rate, or of a group of tensors, by the log of the step that they share."""
     own, weights = [curves[i] for i in group], an[list(group)]
     if len(group) == 1:
         low, high = float(own[0].rate[0]), float(own[0].rate[-1])
@@ -163,7 +178,7 @@ def _bound_rows(curves: Sequence[Curve], bounds: Bounds | None, names: Sequence[
 
 
 def _within(row: Row, curves: Sequence[Curve], constraint: Constraint) -> Row:
-    """Bits per weight clipped to what the tensor can use: a constant tensor takes none, whatever is asked."""
+    """A row on one tensor's bits per weight, clipped to the ends of its curve: a constant tensor can use no bits."""
     if constraint.on != "rate" or constraint.scope != "each":
         return row
     curve = curves[int(np.argmax(row.rate))]

@@ -1,13 +1,13 @@
-"""TensorStats -> Curve: the lower convex hull of (rate, distortion) over step and dead zone.
+"""`TensorStats` -> `Curve`: the lower convex hull of (rate, distortion) over step and dead zone.
 
-Letters: `step` = Delta, `theta` half the dead zone in steps, `R` rate in bits per weight (entropy of the
-codes), `D` distortion (mean squared error per weight), `mu = -dD/dR` the slope.
+Letters: `step` = Delta, `theta` half the dead zone in steps, `R` rate in bits per weight (the entropy of the codes),
+`D` distortion (mean squared error per weight), `mu = -dD/dR` the slope.
 
-The operational curve of `q = sign(w) floor(|w|/step + 1 - theta)` where `|w| >= theta step`, else 0, read back
-as `step q`, is measured on a grid of steps and thetas. Its lower convex hull is a list of vertices. The
-hull is rounded at its vertices, `log mu` going linearly in `R` from one chord's slope to the next (as where
-`D ~ 2^-2R`), which makes `D(R)` strictly convex with a continuous derivative: every slope has one rate, every rate
-one slope.
+The quantizer is `q = sign(w) floor(|w|/step + 1 - theta)` where `|w| >= theta step`, else 0; the weight is decoded as
+`step q`. Its rate and distortion are computed on a grid of steps and thetas, and the lower convex hull of these points
+is a list of vertices. The hull is rounded at its vertices: there `log mu` is linear in `R` from the slope of one chord
+to that of the next (as it is where `D ~ 2^-2R`). So `D(R)` is strictly convex with a continuous derivative, and slopes
+and rates correspond one to one.
 """
 
 from __future__ import annotations
@@ -25,19 +25,23 @@ from opq.coding.symbols import DIRECT, EDGES, LAST, bits_behind
 from opq.plan import LARGEST_CODE
 
 THETAS = (0.5, 0.54, 0.58, 0.62, 0.66, 0.7, 0.74, 0.8)
-"""Half dead zones in steps that are tried; the optimum of a Laplacian goes from 0.5 to about 0.8."""
+"""Values of theta that are tried: the optimum for a Laplacian lies between 0.5 (high rates) and 0.793 (0.2 bits), see
+`laplace.best_quantizer` and docs/mathematics.md. Their number trades time for the accuracy of the hull."""
 _MANY = 48
-"""From this many levels a side, theta = 1/2 only: a dead zone gains nothing there."""
+"""From this many levels on either side of zero, theta is 1/2: at such rates a dead zone gains nothing. A choice."""
 _VERY_MANY = 512
-"""From this many levels a side, rate and log step go in parallel."""
+"""From this many levels on either side, the rate is practically linear in the log of the step, so that few steps are
+enough. A choice."""
 _STEPS = (16, 8, 4)
-"""Steps tried in an octave, in each of these three ranges."""
+"""Steps tried in an octave: below `_MANY` levels, below `_VERY_MANY`, and beyond. A choice that trades time for the
+accuracy of the hull; fewer steps at high rates halved the time of a curve."""
 _FINE = 256
-"""Bins an octave of the histogram."""
+"""Bins in an octave of the histogram, as `stats.SHIFT` makes them."""
 _SMALLEST = 2.0**-126
-"""Smallest step: its reciprocal is a float32. Tensors below it are pruned."""
+"""The smallest step, whose reciprocal float32 can hold. Tensors whose weights are all smaller are pruned."""
 _BEND = 1e-3
-"""A vertex where the slope changes by less than this fraction is none."""
+"""A point of the hull where the slope changes by less than this fraction is not kept as a vertex. A choice: nearly
+straight corners would make the map between slopes and rates needlessly long and ill conditioned."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,7 +68,8 @@ class Point:
 class Curve:
     """The lower convex hull of a tensor's operating points, from few bits to many.
 
-    Hull vertices, all arrays of one length >= 1, `rate` ascending strictly, `distortion` descending.
+    All arrays have the shape (vertices,), with at least one vertex; `rate` is strictly ascending, `distortion`
+    descending.
     """
 
     log_step: Floats
@@ -75,10 +80,10 @@ class Curve:
 
     @classmethod
     def of(cls, stats: TensorStats, *, thetas: Sequence[float] = THETAS) -> Curve:
-        """The curve of one tensor; `thetas=(0.5,)` for plain rounding.
+        """The curve of one tensor; `thetas=(0.5,)` gives that of plain rounding.
 
-        Steps go from `max|w| / 32767` to `max|w|` (where one weight at least survives). A tensor of
-        zeros (or of no weights) has the one point of rate 0 and distortion 0.
+        Steps go from `max|w| / 32767` to `max|w|`, where at least one weight is not quantized to zero. A tensor of
+        zeros, or without weights, has one point, of rate 0 and distortion 0.
         """
         if stats.max_abs < _SMALLEST:
             zero = np.zeros(1)
@@ -92,24 +97,27 @@ class Curve:
     def slopes(self) -> tuple[Floats, Floats]:
         """Nodes of the map between `log mu` (ascending) and `R` (descending), linear between nodes.
 
-        Around a vertex, over nearly half of the shorter chord on either side, the slope goes over from that of one
-        chord to that of the next; on the rest of a chord it is near the chord's own, tilted by up to a quarter of the
-        way to its neighbours so that the map has an inverse.
+        Around a vertex, over nearly half (0.45) of the shorter adjacent chord on either side, the slope changes from
+        that of one chord to that of the next. On the rest of a chord it stays near the chord's own slope; it is tilted
+        by a quarter of the distance to the nearer neighbour's, so that the map has an inverse.
+
+        Returns:
+            log mu and R, each (2 chords,), or (1,) for a curve of one vertex.
         """
-        length = np.diff(self.rate)
+        length = np.diff(self.rate)  # (chords,), as are log_mu and tilt
         if not length.size:
             return np.zeros(1), self.rate
         log_mu = np.log(-np.diff(self.distortion)) - np.log(length)
-        reach = np.concatenate([[0.0], 0.45 * np.minimum(length[1:], length[:-1]), [0.0]])
-        rate = np.stack([self.rate[:-1] + reach[:-1], self.rate[1:] - reach[1:]], axis=1)
-        gap = np.pad(-np.diff(log_mu), 1, constant_values=1.0)
+        reach = np.concatenate([[0.0], 0.45 * np.minimum(length[1:], length[:-1]), [0.0]])  # (vertices,)
+        rate = np.stack([self.rate[:-1] + reach[:-1], self.rate[1:] - reach[1:]], axis=1)  # (chords, 2): from, to
+        gap = np.pad(-np.diff(log_mu), 1, constant_values=1.0)  # (vertices,)
         tilt = np.minimum(gap[1:], gap[:-1]) / 4
         tilted = np.stack([log_mu + tilt, log_mu - tilt], axis=1)
         return tilted.ravel()[::-1], rate.ravel()[::-1]
 
     @functools.cached_property
     def _integral(self) -> Floats:
-        """D at the nodes of `slopes` (ascending in mu): mu integrated from the highest rate down."""
+        """D at the nodes of `slopes`, in their order: mu integrated from the highest rate down."""
         log_mu, rate = self.slopes
         pieces = _exponential_mean(log_mu[1:], log_mu[:-1]) * -np.diff(rate)
         return np.concatenate([[self.distortion[-1]], self.distortion[-1] + np.cumsum(pieces)])
@@ -129,7 +137,7 @@ class Curve:
         return float(self.sample(np.array([rate]))[2][0])
 
     def sample(self, rate: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-        """log step, theta, distortion and density at rates, clipped to the ends of the curve; arrays like `rate`."""
+        """log step, theta, distortion and density at rates, clipped to the ends of the curve; same shape as `rate`."""
         rate = np.clip(rate, self.rate[0], self.rate[-1])
         log_step, theta, density = (
             np.interp(rate, self.rate, values) for values in (self.log_step, self.theta, self.density)
@@ -140,7 +148,7 @@ class Curve:
         return log_step, theta, self._integral[k] + mean * (rates[k] - rate), density
 
     def at_slope(self, mu: float) -> Point:
-        """The operating point where one more bit a weight lowers the distortion by `mu`."""
+        """The operating point where one more bit per weight lowers the distortion by `mu`."""
         return self.at_rate(self.rate_at_slope(math.log(mu)))
 
     def at_rate(self, rate: float) -> Point:
@@ -150,7 +158,7 @@ class Curve:
         return Point(math.exp(log_step), theta, rate, distortion, density)
 
     def rate_at_step(self, log_step: Floats) -> Floats:
-        """R where the step is exp(log_step), clipped to the ends of the curve; an array like `log_step`."""
+        """R where the step is exp(log_step), clipped to the ends of the curve; an array of the same shape."""
         return np.interp(-log_step, -np.minimum.accumulate(self.log_step), self.rate)
 
     def at_step(self, step: float) -> Point:
@@ -161,22 +169,24 @@ class Curve:
 def measure(
     stats: TensorStats, step: Floats, theta: Floats, *, rounding: Floats | None = None
 ) -> tuple[Floats, Floats, Floats]:
-    """Rate, distortion and density of a tensor at pairs of step and theta (1-D arrays of one length).
+    """Rate, distortion and density of a tensor at pairs of step and theta, each (pairs,).
 
     Codes are `sign(w) max(1, floor(|w|/step + 1 - rounding))` where `|w| >= theta step`, else 0; `rounding` is theta
-    unless given. The error of each code is that of the cumulative histogram between the code's boundaries, up to where
-    bins are wider than the step (256 steps and more); beyond, it is uniform.
+    unless given. The error of a code is computed from the cumulative histogram between the code's boundaries, as long
+    as the bins are narrower than the step, which is up to 256 steps. Beyond, errors are taken as uniform in a step.
 
     Returns:
-        rate in bits per weight (entropy of the symbols that stand for the codes, and the bits behind large ones),
-        distortion (mean squared error), density; each shaped like `step`. Zeros for a tensor of zeros.
+        rate in bits per weight (entropy of the symbols that stand for the codes, and the bits behind large symbols),
+        distortion (mean squared error), density; each (pairs,). Zeros for a tensor of zeros.
     """
     if stats.max_abs == 0:
         return np.zeros_like(step), np.zeros_like(step), np.zeros_like(step)
     n, rounding = stats.size, theta if rounding is None else rounding
+    # Per pair, (pairs,): where bins become wider than the step, the end of the exact part, the magnitudes of its codes.
     wide = np.exp2(np.ceil(np.log2(np.maximum(step * _FINE, theta * step))))
     top = np.minimum(wide, np.nextafter(stats.max_abs, math.inf))
     levels = np.maximum(np.ceil(top / step - rounding), 0).astype(np.int64) + 1
+    # The codes of all pairs one after the other, (sum of levels,): those of a pair begin at `first`.
     first = np.concatenate([[0], np.cumsum(levels)[:-1]])
     k = np.arange(levels.sum()) - np.repeat(first, levels)
     edges = np.maximum(k + np.repeat(rounding, levels), np.repeat(theta, levels))
@@ -188,6 +198,7 @@ def measure(
     dead = plus[first] + minus[first]
     bits = _self_information(plus, n) + _self_information(minus, n)
     bits[first] = _self_information(dead, n)
+    # Summed over the codes of each pair, (pairs,) again.
     rate, distortion = np.add.reduceat(bits, first), np.add.reduceat(error, first)
     large = levels > DIRECT
     rate[large] = _bits(stats, step[large], theta[large], rounding[large])
@@ -196,9 +207,9 @@ def measure(
 
 
 def _bits(stats: TensorStats, step: Floats, theta: Floats, rounding: Floats) -> Floats:
-    """Bits of all codes where some are large: of the symbols, which stand for ranges, and of the bits behind these."""
-    last = np.array(EDGES[1:], np.float64) - 1
-    edges = np.maximum(last + rounding[:, None], theta[:, None]) * step[:, None]
+    """Bits of all codes at pairs (pairs,) where some codes are large: of their symbols and of the bits behind these."""
+    last = np.array(EDGES[1:], np.float64) - 1  # (symbols,): the largest magnitude that each symbol stands for
+    edges = np.maximum(last + rounding[:, None], theta[:, None]) * step[:, None]  # (pairs, symbols)
     edges[:, 0], edges[:, -1] = theta * step, np.inf
     plus, minus = (np.maximum(np.diff(c, axis=1, prepend=0.0), 0.0) for c in _cumulative(stats, edges)[:2])
     bits = _self_information(plus, stats.size) + _self_information(minus, stats.size)
@@ -207,7 +218,7 @@ def _bits(stats: TensorStats, step: Floats, theta: Floats, rounding: Floats) -> 
 
 
 def _grid(largest: float, thetas: Sequence[float]) -> tuple[Floats, Floats]:
-    """Pairs of step and theta, from the largest step to the smallest."""
+    """Pairs of step and theta, each (pairs,), from the largest step to the smallest."""
     many, very_many, end = (math.log2(levels) for levels in (_MANY, _VERY_MANY, LARGEST_CODE))
     octaves = [np.arange(0, many, 1 / _STEPS[0]), np.arange(many, very_many, 1 / _STEPS[1])]
     octaves += [np.append(np.arange(very_many, end, 1 / _STEPS[2]), end)]
@@ -219,10 +230,13 @@ def _grid(largest: float, thetas: Sequence[float]) -> tuple[Floats, Floats]:
 
 
 def _cumulative(stats: TensorStats, edges: Floats) -> tuple[Floats, Floats, Floats, Floats]:
-    """Of the weights with |w| < edge: the counts of w >= 0 and of w < 0, sum |w| and sum w^2."""
-    lower, upper, positive, negative = stats.magnitudes
+    """Of the weights with |w| < edge: the counts of w >= 0 and of w < 0, sum |w| and sum w^2; each shaped like `edges`.
+
+    Within a bin weights are taken as uniform; an edge inside a bin takes its share of the bin.
+    """
+    lower, upper, positive, negative = stats.magnitudes  # (bins,) each
     both = positive + negative
-    j = np.searchsorted(upper, edges, side="left")
+    j = np.searchsorted(upper, edges, side="left")  # the bin of each edge; like all that follows shaped like `edges`
     inside = j < lower.size
     at = np.minimum(j, lower.size - 1)
     low, width = lower[at], upper[at] - lower[at]
@@ -240,7 +254,7 @@ def _cumulative(stats: TensorStats, edges: Floats) -> tuple[Floats, Floats, Floa
 
 
 def _beyond(stats: TensorStats, wide: Floats) -> Floats:
-    """The count of weights in the bins from `wide` on."""
+    """The number of weights in the bins from `wide` (pairs,) on."""
     lower, _, positive, negative = stats.magnitudes
     counts = _cumsum(positive + negative)
     return np.asarray(counts[-1] - counts[np.searchsorted(lower, wide, side="left")])
@@ -251,7 +265,7 @@ def _cumsum(values: Floats) -> Floats:
 
 
 def _differences(cumulative: Floats, first: Ints) -> Floats:
-    """Per code, from cumulative sums at the upper edges of runs that begin at `first`."""
+    """The sums of each code from cumulative sums at the codes' upper edges; the codes of a pair begin at `first`."""
     out = np.diff(cumulative, prepend=0.0)
     out[first] = cumulative[first]
     return np.maximum(out, 0.0)
@@ -271,7 +285,7 @@ def _exponential_mean(a: Floats, b: Floats) -> Floats:
 
 
 def lower_hull(rate: Floats, distortion: Floats) -> Ints:
-    """Indices of the vertices of the lower convex hull, decreasing in distortion, ascending in rate."""
+    """Indices of the vertices of the lower convex hull of points (points,): rates ascend, distortions descend."""
     order = np.lexsort((distortion, rate))
     lowest = np.minimum.accumulate(distortion[order])
     falls = order[np.concatenate([[True], lowest[1:] < lowest[:-1]])]
@@ -286,5 +300,5 @@ def lower_hull(rate: Floats, distortion: Floats) -> Ints:
 
 
 def _above(a: tuple[float, float, int], b: tuple[float, float, int], c: tuple[float, float, int]) -> bool:
-    """Whether the slope at b, below the chord from a to c, changes by less than `_BEND`."""
+    """Whether b is no vertex between a and c: it lies above their chord, or the slope changes too little at it."""
     return (a[1] - b[1]) * (c[0] - b[0]) <= (b[1] - c[1]) * (b[0] - a[0]) * (1 + _BEND)

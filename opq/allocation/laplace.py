@@ -1,4 +1,4 @@
-"""Closed forms for a Laplacian source: what pruning and quantizing it costs.
+"""Closed forms for a Laplacian source: rate and error of pruning and quantizing it.
 
 Prior: `w ~ Laplace(0, tau)`, density `exp(-|w|/tau) / (2 tau)`, `tau = mean|w|`, variance `2 tau^2`.
 Letters: `beta` threshold, `s` density (fraction kept), `step` = Delta, `theta` half the dead zone in steps.
@@ -17,10 +17,11 @@ from opq.base.arrays import Floats
 Like = float | Floats
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
+"""(12,) each: a Gauss-Legendre rule, exact to rounding on cells of width at most 1, where it is used."""
 
 
 def density(beta: Like, tau: Like) -> Floats:
-    """`s = P(|w| >= beta) = exp(-beta / tau)`; a tensor of zeros (`tau = 0`) keeps nothing above 0."""
+    """`s = P(|w| >= beta) = exp(-beta / tau)`; for a tensor of zeros (`tau = 0`) it is 0 for every `beta > 0`."""
     beta, tau = np.broadcast_arrays(np.asarray(beta, dtype=float), np.asarray(tau, dtype=float))
     ratio = np.divide(beta, tau, out=np.where(beta > 0, np.inf, 0.0), where=tau > 0)
     return np.asarray(np.exp(-ratio))
@@ -77,7 +78,7 @@ def _square(x: Floats) -> Floats:
 
 
 def _cell(d: Floats, r: Floats) -> Floats:
-    """Mean squared error in the cells of width d of an exponential, read back `(1 - r) d` above their lower edges."""
+    """Mean squared error of an exponential in cells of width d, each decoded as its lower edge plus `(1 - r) d`."""
     closed = (_square(-(1 - r) * d) - np.exp(-d) * _square(r * d)) / -np.expm1(-d)
     x = (_NODES + 1) / 2 * np.minimum(d, 1.0)[..., None]  # the closed form cancels for small d
     square = np.square(x - ((1 - r) * d)[..., None]) * np.exp(-x)

@@ -17,7 +17,7 @@ from opq.base.arrays import Floats
 from opq.errors import InfeasibleError, OptionError
 
 _SPARSEST = math.log(1e-4)
-"""log of the smallest density that `paper` tries."""
+"""log of the smallest density that `paper` tries. A choice: one weight in ten thousand is kept there."""
 
 
 def prune(
@@ -90,12 +90,13 @@ def paper(
         min over rho  of  sum_i a_i n_i D_i(beta_i, Delta_i)   subject to   sum_i n_i H_i(beta_i, Delta_i) = B
 
     with the paper's two laws, `a_i beta_i^2 = lambda_p` (set by rho) and `Delta_i^2 = 6 lambda / (a_i ln 2)` (set by
-    B); `H_i` is the entropy of the codes, which holds the cost h(s_i) of the positions, and `D_i` the error of pruning
-    and quantizing, both in closed form (`laplace.quantizer`). One scalar inside another.
+    B). `H_i` is the entropy of the codes, which includes the cost h(s_i) of the positions of the kept weights, and
+    `D_i` the error of pruning and quantizing; both have a closed form (`laplace.quantizer`). The solution is found by
+    two nested searches for one scalar each: rho outside, lambda inside.
 
     Returns:
-        the allocation (theta = beta / Delta, multiplier = lambda, residual of the budget), and the sparsity rho. Where
-        positions alone take more than B at every sparsity tried, its bits are more than B.
+        the allocation (theta = beta / Delta, multiplier = lambda, residual of the budget), and the sparsity rho. If at
+        every sparsity tried the positions alone take more than B, the bits of the allocation are more than B.
 
     Raises:
         CertificateError: the solution does not meet its budget (a bug).
@@ -111,7 +112,8 @@ def paper(
     worst = 10 * float((n * root_a**2) @ (2 * tau * tau))
 
     def settle(log_density: float) -> tuple[float, Floats, Floats]:
-        """Squared error, thresholds and steps at a density; more than any error where positions alone exceed B."""
+        """Squared error, thresholds and steps at a density. Where positions alone exceed B, a value that is larger than
+        every error and grows with the excess, so that the search turns back."""
         beta, _ = prune(taus, sizes, sensitivities, -math.expm1(log_density))
         floor = float(n @ _quantized(np.full_like(tau, np.inf), beta, tau)[0])
         if floor >= bits_total:
@@ -133,7 +135,7 @@ def paper(
 
 
 def _quantized(step: Floats, beta: Floats, tau: Floats) -> tuple[Floats, Floats, Floats]:
-    """`laplace.quantizer` with plain rounding; zeros for tensors of zeros; an infinite step has one code a side."""
+    """`laplace.quantizer` with plain rounding; zeros for tensors of zeros. An infinite step leaves one code a side."""
     alive = tau > 0
     unit, wide = np.where(alive, tau, 1.0), np.isinf(step)
     rate, distortion, kept = laplace.quantizer(np.where(wide, 60 * (unit + beta), step), beta, unit)
@@ -141,7 +143,7 @@ def _quantized(step: Floats, beta: Floats, tau: Floats) -> tuple[Floats, Floats,
 
 
 def _minimum(f: Callable[[float], float], grid: Floats) -> float:
-    """The least value of a function of one variable: the best of a grid, refined between its neighbours."""
+    """Where a function of one variable is least: the best point of a grid, refined between the points beside it."""
     from scipy.optimize import minimize_scalar
 
     k = int(np.argmin([f(float(x)) for x in grid]))
@@ -153,8 +155,8 @@ def _minimum(f: Callable[[float], float], grid: Floats) -> float:
 def thresholds(stats: Sequence[TensorStats], sensitivities: Sequence[float], sparsity: float) -> Floats:
     """`beta_i` with `a_i beta_i^2 = lambda` that prune the fraction `sparsity` of all weights.
 
-    The law holds for any density that is symmetric at 0; the Laplacian prior gives the first `lambda`, and since real
-    tensors are not quite Laplacian, the histograms then give the one that meets the sparsity asked for.
+    The law holds for any distribution that is symmetric about 0. The Laplacian prior gives a first `lambda`; since real
+    tensors are not exactly Laplacian, the histograms then give the one that meets the wanted sparsity.
     """
     sizes = [s.size for s in stats]
     beta, _ = prune([s.mean_abs for s in stats], sizes, sensitivities, sparsity)
@@ -180,7 +182,7 @@ def density_above(stats: TensorStats, beta: float) -> float:
 
 
 def _counts_above(stats: TensorStats, beta: float) -> Floats:
-    """Weights of each bin that are at least beta; within a bin they are taken as uniform."""
+    """How many weights of each bin have |w| >= beta, (bins,); within a bin they are taken as uniform."""
     lower, upper, positive, negative = stats.magnitudes
     width = upper - lower
     share = np.divide(upper - beta, width, out=(upper >= beta).astype(float), where=width > 0)

@@ -1,9 +1,9 @@
-"""Convex programs over mixtures of curve points: the engine behind `opq.convex`.
+"""Linear programs over mixtures of curve points, by which `convex` solves its problems.
 
 A tensor is a mixture `x_k >= 0, sum x_k = 1` of points of its curve, so that rate, density and error are linear in `x`
-and any convex curve is stated as written by its points. Where the mixture falls, points are added closer and closer
-together until it is one point. The dual prices of the last program are a certificate: no point of any curve would
-lower the Lagrangian by more than the reported gap.
+and any convex curve is described by its points. Around the mixture found, more and more closely spaced points are
+added, until the mixture is practically a single point. The dual prices of the last program are a certificate: no point
+of any curve would lower the Lagrangian by more than the reported gap.
 """
 
 from __future__ import annotations
@@ -21,37 +21,50 @@ from opq.constraints import Row
 from opq.errors import CertificateError, InfeasibleError
 
 GAP = 1e-6
-"""Largest relative duality gap that is let through."""
+"""The largest relative duality gap that is accepted: the same as `solution.TOLERANCE`."""
 _HIGHS = {"method": "highs", "dual_feasibility_tolerance": 1e-10, "primal_feasibility_tolerance": 1e-10}
+"""HiGHS with its tightest tolerances, so that a gap of `GAP` can be certified."""
 _ROUNDS = 6
+"""Programs solved, each with more points than the one before. A choice: spacing 4^-5 of the first leaves gaps below
+`GAP` in the tests' random instances; more rounds take time."""
 _FINER = np.linspace(-1, 1, 9)
-"""Points added around the solution, in units of a width that shrinks by 4 every round."""
+"""(9,) Points added around the solution, in units of a width that is divided by 4 every round. A choice: neighbouring
+rounds overlap, so that a solution that moves a little is still enclosed."""
 
 Priced = tuple[Floats, Floats, Floats]
-"""At points t: rates and densities (members x points), and cost `sum a_i n_i D_i` (points)."""
+"""At points t (points,): rates and densities, (members, points) each, and the cost `sum a_i n_i D_i`, (points,)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Choice:
-    """A curve of choices for one tensor, or for a group that shares a step."""
+    """The curve of choices of one tensor, or of a group that shares a step, with a parameter t."""
 
     members: tuple[int, ...]
+    """The tensors, by their indices."""
     grid: Floats
-    """Values of the curve's parameter t, ascending."""
+    """(points,) The first values of t, ascending."""
     at: Callable[[Floats], Priced]
+    """Rates, densities and cost at values of t."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Solved:
-    """Where on its curve each choice ended up, and the certificate."""
+    """The point of its curve that is found for each choice, and the certificate."""
 
     t: list[float]
+    """The parameter of each choice."""
     multiplier: float
+    """The price of the budget: what one more unit of it would save."""
     gap: float
+    """The relative duality gap."""
 
 
-def solve_program(choices: Sequence[Choice], rows: Sequence[Row], budget: Row) -> Solved:
-    """Solves on the curves' own points, then on ever finer ones around the solution."""
+def solve_program(choices: Sequence[Choice], rows: Sequence[Row], *, budget: Row, largest_gap: float = GAP) -> Solved:
+    """Solves the program on the first points of the curves, then with more and finer ones around each solution.
+
+    Args:
+        largest_gap: the largest relative duality gap that is accepted; `CertificateError` above.
+    """
     columns = [c.grid for c in choices]
     priced = [c.at(c.grid) for c in choices]
     unit = sum(float(np.max(p[2])) for p in priced)
@@ -65,15 +78,16 @@ def solve_program(choices: Sequence[Choice], rows: Sequence[Row], budget: Row) -
         around = [_around(choice, v, finer) for choice, v in zip(choices, t, strict=True)]
         columns = [np.concatenate([c, extra]) for c, extra in zip(columns, around, strict=True)]
         priced = [_join(p, c.at(extra)) for p, c, extra in zip(priced, choices, around, strict=True)]
-    if not program.gap <= GAP:
-        raise CertificateError("the allocation is not optimal", got=f"gap {program.gap:.3g}", wanted=f"<= {GAP}")
+    if not program.gap <= largest_gap:
+        fact, wanted = "the allocation is not optimal", f"<= {largest_gap}"
+        raise CertificateError(fact, got=f"gap {program.gap:.3g}", wanted=wanted)
     return Solved(t, program.multiplier, program.gap)
 
 
 def _tightened(
     asked: Sequence[Row], rows: Sequence[Row], choices: Sequence[Choice], t: Sequence[float]
 ) -> Sequence[Row]:
-    """The rows moved by what the single points at t exceed them, which a mixture of points may hide."""
+    """The rows, moved by as much as the single points at t violate them although the mixture of points does not."""
     if not asked:
         return rows
     rate, density = np.zeros(asked[0].rate.size), np.zeros(asked[0].rate.size)
@@ -92,7 +106,7 @@ def _tightened(
 
 
 def _around(choice: Choice, t: float, finer: int) -> Floats:
-    """More points of a curve around t, closer together every round."""
+    """More points of a curve around t, (at most 9,), closer together in every round."""
     grid = choice.grid
     width = np.max(np.diff(grid), initial=0.0) / 4**finer
     return np.unique(np.clip(t + width * _FINER, grid[0], grid[-1]))
@@ -103,7 +117,11 @@ def _join(a: Priced, b: Priced) -> Priced:
 
 
 class _Program:
-    """One linear program over mixtures of points, stated in cvxpy and solved by HiGHS: exact duals at any scale."""
+    """One linear program over mixtures of points, stated in cvxpy and solved by HiGHS: exact duals at any scale.
+
+    Letters of the shapes: `columns` are the points of all choices one after the other, `rows` the constraints, of which
+    the budget is the first.
+    """
 
     def __init__(
         self, choices: Sequence[Choice], priced: Sequence[Priced], rows: Sequence[Row], budget: Row, unit: float
@@ -113,14 +131,14 @@ class _Program:
         self.members = [c.members for c in choices]
         self.priced, self.rows = priced, [budget, *rows]
         self.sizes = [p[2].size for p in priced]
-        self.unit = max(unit, 1e-300)  # the value of the last program, so that this one's is near 1
-        self.x = cp.Variable(sum(self.sizes), nonneg=True)
-        self.cost = np.concatenate([p[2] for p in priced]) / self.unit
-        self.used = np.array([self._along(row) for row in self.rows])
-        self.scale = np.maximum(np.abs(self.used).max(axis=1), 1e-300)
+        self.unit = max(unit, 1e-300)  # the value of the last program, so that the value of this one is near 1
+        self.x = cp.Variable(sum(self.sizes), nonneg=True)  # (columns,)
+        self.cost = np.concatenate([p[2] for p in priced]) / self.unit  # (columns,)
+        self.used = np.array([self._along(row) for row in self.rows])  # (rows, columns)
+        self.scale = np.maximum(np.abs(self.used).max(axis=1), 1e-300)  # (rows,)
         low, high = np.array([r.low for r in self.rows]), np.array([r.high for r in self.rows])
-        total = (self.used / self.scale[:, None]) @ self.x
-        self.one = self._groups() @ self.x == 1
+        total = (self.used / self.scale[:, None]) @ self.x  # (rows,)
+        self.one = self._groups() @ self.x == 1  # (choices,)
         self.sides: list[tuple[float, npt.NDArray[np.int64], Any]] = []  # sign, rows, and the constraint on them
         for sign, limit in ((-1.0, low), (1.0, high)):
             stated = np.flatnonzero(np.isfinite(limit))
@@ -128,14 +146,14 @@ class _Program:
                 self.sides.append((sign, stated, sign * total[stated] <= (sign * limit / self.scale)[stated]))
 
     def solve(self) -> list[Floats]:
-        """The mixtures, one array per choice; sets `value`, `multiplier` and `gap`."""
+        """The mixture of each choice, (its points,); sets `value`, `multiplier` and `gap`."""
         import cvxpy as cp
 
         problem = cp.Problem(cp.Minimize(self.cost @ self.x), [self.one, *(side for _, _, side in self.sides)])
         problem.solve(solver=cp.SCIPY, scipy_options=dict(_HIGHS))
         if problem.status not in ("optimal", "optimal_inaccurate"):
             raise self._infeasible()
-        prices = np.zeros(len(self.rows))
+        prices = np.zeros(len(self.rows))  # (rows,): positive at an upper limit, negative at a lower one
         for sign, stated, side in self.sides:
             prices[stated] += sign * side.dual_value
         self.value = float(problem.value) * self.unit
@@ -146,8 +164,8 @@ class _Program:
         return [part / part.sum() for part in parts]
 
     def _gap(self, prices: Floats, value: float) -> float:
-        """Primal value minus the value of the Lagrangian at its minimum over all points: an upper bound of the loss."""
-        lagrangian = self.cost + prices @ (self.used / self.scale[:, None])
+        """Primal value minus the minimum of the Lagrangian over all points, relative: a bound on the suboptimality."""
+        lagrangian = self.cost + prices @ (self.used / self.scale[:, None])  # (columns,)
         starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
         ends = [r.high if p > 0 else r.low for r, p in zip(self.rows, prices, strict=True)]
         spent = sum(p * e / s for p, e, s in zip(prices, ends, self.scale, strict=True) if p != 0 and math.isfinite(e))
@@ -155,7 +173,7 @@ class _Program:
         return abs(value - bound) / max(abs(value), 1e-300)
 
     def _infeasible(self) -> InfeasibleError:
-        """What can be had instead: the smallest budget under the other constraints, if any."""
+        """The error, with the smallest budget that the other constraints allow, if there is one."""
         import cvxpy as cp
 
         others = [self.one]
@@ -176,7 +194,7 @@ class _Program:
         )
 
     def _along(self, row: Row) -> Floats:
-        """What each column adds to a row."""
+        """The coefficients of a row, (columns,)."""
         parts = [
             row.rate[list(who)] @ p[0] + row.density[list(who)] @ p[1]
             for who, p in zip(self.members, self.priced, strict=True)
@@ -184,6 +202,7 @@ class _Program:
         return np.concatenate(parts)
 
     def _groups(self) -> Any:
+        """Which column belongs to which choice: (choices, columns), sparse, of zeros and ones."""
         from scipy.sparse import csr_array
 
         choice = np.repeat(np.arange(len(self.sizes)), self.sizes)

@@ -1,4 +1,4 @@
-"""Curves, sensitivities and a budget -> the allocation, by one dual scalar.
+"""The allocation of a budget to tensors, given their curves and sensitivities, by one dual scalar.
 
 Letters: `i` a tensor, `n_i` its size, `a_i` its sensitivity, `R_i` bits per weight, `D_i` mean squared error,
 `B` the budget in bits, `lambda` the multiplier.
@@ -43,15 +43,15 @@ def allocate(
     (Shoham and Gersho 1988). `R_i` is piecewise linear in `log lambda`; the budget is met exactly.
 
     Args:
-        curves: one of each tensor.
+        curves: the curve of each tensor.
         sizes: `n_i`, weights.
         sensitivities: `a_i > 0`.
         bits_total: `B`, bits of the coded integers of all tensors together, without overhead.
-        bounds: `(l_i, u_i)` in bits per weight or None, for each tensor; clipped to what its curve can do.
+        bounds: `(l_i, u_i)` in bits per weight or None, for each tensor; clipped to the ends of its curve.
 
     Raises:
         OptionError: a sensitivity or a bound has no meaning.
-        InfeasibleError: B is below the smallest rates; the text names the smallest feasible budget.
+        InfeasibleError: B is less than the smallest rates take; the text gives the smallest feasible budget.
         CertificateError: the solution does not satisfy its own conditions (a bug).
     """
     n, log_a = checked_terms(sizes, sensitivities, len(curves))
@@ -81,7 +81,12 @@ def _certified(
     target: float,
     x: float,
 ) -> Allocation:
-    """The allocation with its residual; raises `CertificateError` above the tolerance."""
+    """The allocation at rates (tensors,) with its residual; raises `CertificateError` above the tolerance.
+
+    Args:
+        target: the budget in bits, infinite where it is more than can be used.
+        x: log of the multiplier.
+    """
     bits = float(n @ rates)
     residual = stationarity(curves, log_a, bounds, rates, x)
     if math.isfinite(target):

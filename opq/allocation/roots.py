@@ -9,7 +9,10 @@ from opq.base.arrays import Floats
 
 
 def find_root(f: Callable[[float], float], target: float, *, guess: float) -> float:
-    """The x > 0 where a decreasing function takes a value (or the nearest tried): widening brackets, then Brent."""
+    """The x > 0 where a decreasing function takes the value `target`: the bracket is widened, then Brent's method.
+
+    Where no bracket is found between 1e-150 and 1e150, the end that comes nearest.
+    """
     from scipy.optimize import brentq
 
     low = high = guess
@@ -26,7 +29,7 @@ def find_root(f: Callable[[float], float], target: float, *, guess: float) -> fl
 
 
 def meeting_point(total: Callable[[float], float], knots: Floats, target: float) -> float:
-    """The x where a decreasing function, linear between the knots, takes a value (or the nearest knot)."""
+    """The x where a decreasing function that is linear between knots takes the value `target`, or the nearest knot."""
     left, right = 0, knots.size - 1
     while right - left > 1:
         middle = (left + right) // 2

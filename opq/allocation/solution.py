@@ -1,4 +1,4 @@
-"""What every allocation gives, and the certificate that it is optimal."""
+"""The result of every allocation, and the certificate that it is optimal."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from opq.errors import CertificateError, OptionError
 Bounds = Sequence[tuple[float, float] | None]
 """Smallest and largest rate of each tensor in bits per weight, or None."""
 TOLERANCE = 1e-6
-"""Largest residual of a certificate that is let through."""
+"""The largest residual of a certificate that is accepted. A choice: rounding errors stay orders of magnitude below it
+(tests/allocation), and an error of this size is finer than the 24 bits in which a file holds a step."""
 ROUNDING = 1e-12
-"""Relative error of a sum of rates, whose order depends on the machine."""
+"""Relative rounding error allowed in a sum of rates, whose order of summation depends on the machine."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Allocation:
 
     points: tuple[Point, ...]
     multiplier: float
-    """lambda: what one more bit takes off `sum a_i n_i D_i`; 0 when the budget is more than can be used."""
+    """lambda: by how much one more bit lowers `sum a_i n_i D_i`; 0 when the budget is more than can be used."""
     residual: float
     """Largest relative violation of the Karush-Kuhn-Tucker conditions and of the budget."""
     bits: float
@@ -34,6 +35,7 @@ class Allocation:
 
 
 def tolerated(residual: float) -> None:
+    """Raises `CertificateError` where a residual is above `TOLERANCE`, or is not a number."""
     if not residual <= TOLERANCE:
         raise CertificateError(
             "the allocation is not optimal", got=f"residual {residual:.3g}", wanted=f"<= {TOLERANCE}"
@@ -43,7 +45,7 @@ def tolerated(residual: float) -> None:
 def stationarity(
     curves: Sequence[Curve], log_a: Floats, bounds: tuple[Floats, Floats], rates: Floats, x: float
 ) -> float:
-    """Largest relative violation of `-a_i D_i'(R_i) = lambda = e^x`, one-sided where `R_i` is at a bound."""
+    """The largest relative violation of `-a_i D_i'(R_i) = lambda = e^x`; one-sided where `R_i` is at a bound."""
     worst = 0.0
     for curve, la, lo, hi, rate in zip(curves, log_a, *bounds, rates, strict=True):
         gap = curve.log_slope(rate) + la - x
@@ -54,7 +56,7 @@ def stationarity(
 
 
 def rate_bounds(curves: Sequence[Curve], bounds: Bounds | None) -> tuple[Floats, Floats]:
-    """Bounds of the rates, clipped to the ends of the curves."""
+    """The lower and the upper bounds of the rates, (tensors,) each, clipped to the ends of the curves."""
     low = np.array([c.rate[0] for c in curves], dtype=float)
     high = np.array([c.rate[-1] for c in curves], dtype=float)
     for i, bound in enumerate(bounds or ()):
@@ -67,7 +69,7 @@ def rate_bounds(curves: Sequence[Curve], bounds: Bounds | None) -> tuple[Floats,
 
 
 def checked_terms(sizes: Sequence[int], sensitivities: Sequence[float], count: int) -> tuple[Floats, Floats]:
-    """n and log a."""
+    """`n` and `log a` as arrays, (tensors,) each; raises `OptionError` where they are not one each, or not positive."""
     n, a = np.asarray(sizes, dtype=float), np.asarray(sensitivities, dtype=float)
     if not n.size == a.size == count:
         raise OptionError("one size and one sensitivity go with each tensor", got=(n.size, a.size), wanted=count)
@@ -77,4 +79,5 @@ def checked_terms(sizes: Sequence[int], sensitivities: Sequence[float], count: i
 
 
 def at_least(bits: float) -> str:
+    """A smallest budget, for error messages."""
     return f"at least {bits:.6g} bits ({math.ceil(bits / 8)} bytes)"

@@ -1,8 +1,8 @@
-"""Tensor -> TensorStats: one histogram of float32 bit patterns, in one pass, mergeable.
+"""Tensor -> `TensorStats`: a histogram of float32 bit patterns, counted in one pass; two of them can be merged.
 
-A bin is the top 17 bits of the float32 pattern: sign, exponent and 8 bits of mantissa, that is 256 bins
-an octave over the whole range of float32, so neither scale nor outliers have to be known before. The
-histogram holds integers only: it is the same whatever the chunks, threads and ranks it was counted by.
+A bin is the top 17 bits of the float32 pattern: sign, exponent and 8 bits of mantissa. This makes 256 bins per octave
+over the whole range of float32, so that neither the scale nor outliers need to be known in advance. The histogram
+consists of integers, so it is the same however the tensor is split into chunks and shared among threads and ranks.
 """
 
 from __future__ import annotations
@@ -18,29 +18,34 @@ from opq.base.arrays import Floats, Ints
 from opq.errors import NonFiniteError
 
 SHIFT = 15
-"""Bits of the float32 pattern below a bin."""
+"""Low bits of the float32 pattern that the bin leaves out. A choice: bins of 1/256 octave are narrower than every step
+that matters, and 2^17 counts of 8 bytes fit into a processor's cache."""
 BINS = 1 << (32 - SHIFT)
 HALF = BINS // 2
-"""First bin of the negative numbers."""
+"""The first bin of the negative numbers."""
 _INFINITE = 0x7F800000
+"""The float32 pattern of infinity; those of NaN are larger."""
 _CHUNK = 1 << 18
+"""Weights counted in one call: 1 MiB of float32, within a processor's cache. A choice of speed."""
 _PARALLEL = 1 << 22
+"""Weights above which a tensor is shared among threads, in parts of this size. A choice: below, threads cost more than
+they save."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TensorStats:
-    """All that the solver sees of one tensor.
+    """All that the solver knows about one tensor.
 
-    Between the edges of a bin the weights are taken as uniform, or as standing on the lower edges where that is all
-    that their type can express; `min_abs` and `max_abs` are exact and narrow the outermost bins.
+    Within a bin the weights are taken as uniformly distributed, or as all equal to the lower edge where their element
+    type has no other value in the bin. `min_abs` and `max_abs` are exact and narrow the outermost bins.
     """
 
     size: int
     """Number of weights n."""
     bins: Ints
-    """Occupied bins, ascending: pattern >> 15."""
+    """(occupied bins,) ascending: pattern >> 15."""
     counts: Ints
-    """Weights in each of `bins`; sums to `size`."""
+    """(occupied bins,) The number of weights in each of `bins`; sums to `size`."""
     min_abs: float
     """Smallest magnitude (0 for an empty tensor)."""
     max_abs: float
@@ -53,7 +58,7 @@ class TensorStats:
         Args:
             tensor: the weights, on any device.
             name: named in the error.
-            threads: for tensors of more than 4 M weights; by default `torch.get_num_threads()`.
+            threads: used for tensors of more than 4 M weights; by default `torch.get_num_threads()`.
 
         Raises:
             NonFiniteError: NaN or infinity among the weights (or a float64 beyond float32).
@@ -83,14 +88,12 @@ class TensorStats:
 
     @functools.cached_property
     def magnitudes(self) -> tuple[Floats, Floats, Floats, Floats]:
-        """Bins of |w|: lower edges, upper edges, counts of w >= 0 and of w < 0; ascending."""
+        """Bins of |w|, ascending: lower edges, upper edges, counts of w >= 0 and of w < 0; (bins,) each."""
         bins, where = np.unique(self.bins % HALF, return_inverse=True)
         negative = self.bins >= HALF
         both = np.zeros((2, bins.size))
         both[negative.astype(int), where] = self.counts
-        coarse = not np.any(
-            bins % 2
-        )  # 7 bits of mantissa or fewer (bfloat16, float8, integers): no weight is in between
+        coarse = not np.any(bins % 2)  # 7 bits of mantissa or fewer (bfloat16, float8, integers): all on lower edges
         lower = np.maximum(_edge(bins), self.min_abs)
         upper = np.clip(_edge(bins if coarse else bins + 1), lower, self.max_abs)
         return lower, upper, both[0], both[1]
@@ -110,7 +113,7 @@ class TensorStats:
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """The elements in memory order where that needs no copy: the histogram does not mind the order."""
+    """The elements as a flat view in memory order where there is one: their order does not matter for the histogram."""
     if not tensor.is_contiguous() and tensor.numel():
         order = sorted(range(tensor.dim()), key=lambda d: tensor.stride(d), reverse=True)
         tensor = tensor.permute(order)
@@ -118,7 +121,7 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _count(flat: torch.Tensor) -> TensorStats:
-    """The histogram of a flat tensor, chunk by chunk within the cache."""
+    """The histogram of a flat tensor, chunk by chunk, each within the cache."""
     if not flat.numel():
         return TensorStats.empty()
     total = torch.zeros(BINS, dtype=torch.int64, device=flat.device)
@@ -139,7 +142,7 @@ def _add(a: TensorStats, b: TensorStats) -> TensorStats:
     bins, where = np.unique(np.concatenate([a.bins, b.bins]), return_inverse=True)
     counts = np.zeros(bins.size, dtype=np.int64)
     np.add.at(counts, where, np.concatenate([a.counts, b.counts]))
-    # max() and min() would drop a NaN; patterns order NaN above infinity, so compare those.
+    # min() and max() of floats may lose a NaN, so NaN is ranked with infinity.
     low = min(a.min_abs, b.min_abs, key=_rank)
     return TensorStats(a.size + b.size, bins, counts, low, max(a.max_abs, b.max_abs, key=_rank))
 

@@ -1,22 +1,23 @@
-"""What everything stands on: arrays, threads, files written aside. Knows no network, no plan and no opq file.
+"""What everything stands on: arrays, threads, safe writing of files. Knows no network, no plan and no opq file.
 
 Other folders use:
 
 - `arrays`: types of arrays, by what they hold.
 - `atomic`: outputs are written aside and renamed.
 - `calls`: what public calls share.
-- `compiled`: where hot loops come from, machine code or numpy.
+- `compiled`: hot loops in machine code where that pays, in numpy otherwise.
 - `counts`: the entropy of counts.
 - `dtypes`: element types by the names that safetensors gives them.
-- `extras`: packages that only some calls need, and errors in one line.
+- `extras`: optional packages, and errors of other libraries in one line.
 - `format_v1`: every number that format version 1 fixes for ever.
-- `paths`: what stands at a path, looked at before it is opened.
+- `paths`: what is at a path, checked before it is opened.
 - `pool`: threads for work on arrays.
-- `process_state`: what threads share (random states, warning filters, flags of torch), changed by one at a time.
-- `progress`: how long work tells what it does.
+- `process_state`: state that all threads of a process share, changed by one thread at a time.
+- `progress`: progress of long work, by a callback or a bar.
 - `rounding`: numbers rounded to a few bits, as the file holds them.
 - `sizes`: sizes as people write them.
-- `stages`: where the time of one call goes.
+- `stages`: how long each stage of a call takes.
+- `tables`: tables as plain text and as HTML.
 """
 
 from __future__ import annotations
@@ -37,4 +38,5 @@ __all__ = [
     "rounding",
     "sizes",
     "stages",
+    "tables",
 ]

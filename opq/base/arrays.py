@@ -1,4 +1,4 @@
-"""Types of arrays, by what they hold."""
+"""Types of arrays, by what they hold. Shapes are said where an array is used."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 Symbols = npt.NDArray[np.int32]
-
+"""Symbols as the entropy coder takes them."""
 Codes = npt.NDArray[np.int16]
+"""Integer codes of weights, at most `format_v1.LARGEST_CODE` in magnitude."""
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

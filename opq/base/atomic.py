@@ -1,4 +1,5 @@
-"""Outputs are written aside and renamed: there is either the old file or the new one, whole."""
+"""Outputs are written under a temporary name and renamed: at any time there is either the whole old file or the whole
+new one."""
 
 from __future__ import annotations
 
@@ -19,17 +20,17 @@ AnyPath = str | os.PathLike[str]
 
 @contextmanager
 def written_aside(path: AnyPath, *, within: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write, under a temporary name in the same folder; renamed to `path` when the block ends well.
+    """A file to write, under a temporary name in the same folder; renamed to `path` when the block succeeds.
 
     The block may reopen the temporary file by its `.name` to verify it (flush first). On any failure the temporary
-    file is removed and what stood at `path` stays. The file replaced hands down its permissions, to the temporary
-    file too. Only a regular file is replaced: never a link, a pipe or a device.
+    file is removed and whatever was at `path` remains. The temporary file has the permissions of the file that it will
+    replace. Only a regular file is replaced: never a link, a pipe or a device.
 
     Args:
-        within: another folder for the temporary name, on the same file system.
+        within: another folder for the temporary file, on the same file system.
 
     Raises:
-        WriteError: an operation on the file failed, or what stands at `path` is no regular file.
+        WriteError: an operation on the file failed, or what is at `path` is not a regular file.
     """
     path = Path(path)
     mode = replaceable(path)
@@ -41,7 +42,7 @@ def written_aside(path: AnyPath, *, within: Path | None = None) -> Iterator[Bina
             os.fsync(file.fileno())
         if mode is not None:
             os.chmod(aside, mode)
-        replaceable(path)  # it may have become something else meanwhile
+        replaceable(path)  # checked again: it may have changed meanwhile
         os.replace(aside, path)
         _sync(path.parent)
     except OSError as error:
@@ -52,10 +53,10 @@ def written_aside(path: AnyPath, *, within: Path | None = None) -> Iterator[Bina
 
 
 def replaceable(path: AnyPath) -> int | None:
-    """The permissions of the regular file that stands at a path, None where nothing stands there.
+    """The permissions of the regular file at a path; None where there is nothing.
 
     Raises:
-        WriteError: something else stands there (a link, a folder, a pipe, a device), or nobody may look.
+        WriteError: something else is there (a link, a folder, a pipe, a device), or it may not be looked at.
     """
     what = what_is(path, follow=False)
     if what == "nothing":
@@ -70,9 +71,10 @@ def replaceable(path: AnyPath) -> int | None:
 
 
 def refuse_inputs(output: AnyPath, inputs: Iterable[AnyPath]) -> None:
-    """Raises `OptionError` where an output, file or folder, is one of the inputs: by device and inode, links followed.
+    """Raises `OptionError` where an output, file or folder, is one of the inputs.
 
-    Every call that writes asks this before it reads; so nothing replaces what it was made from.
+    Files are compared by device and inode, links followed. Every call that writes checks this before it reads, so that
+    no output replaces what it was made from.
     """
     own = _identity(output)
     for path in inputs:
@@ -84,13 +86,13 @@ def refuse_inputs(output: AnyPath, inputs: Iterable[AnyPath]) -> None:
 def _identity(path: AnyPath) -> tuple[int, int] | None:
     try:
         found = Path(path).stat()
-    except (OSError, ValueError):  # it is not there, or cannot be; whoever opens it says so
+    except (OSError, ValueError):  # there is no such file, or no such path: opening it will say so
         return None
     return found.st_dev, found.st_ino
 
 
 def _opened(path: Path, mode: int, within: Path | None) -> tuple[Path, BinaryIO]:
-    """The temporary file, not for more eyes than the file that it replaces."""
+    """The temporary file, opened with at most the permissions of the file that it will replace."""
     try:
         aside = (within or path.parent) / f".{path.name}.{secrets.token_hex(4)}.part"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
@@ -102,12 +104,12 @@ def _opened(path: Path, mode: int, within: Path | None) -> tuple[Path, BinaryIO]
 
 
 def _named(handle: int, path: Path) -> BinaryIO:
-    """An open file whose `name` is its path."""
+    """A file object for an open handle, whose `name` is the path."""
     return open(path, "wb", opener=lambda *_: handle)
 
 
 def _sync(folder: Path) -> None:
-    """Makes the new name durable, where the system can; the file is whole under its name either way."""
+    """Makes the renaming durable, where the system can; the file is complete under its name either way."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

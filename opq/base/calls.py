@@ -1,4 +1,4 @@
-"""What public calls share: keywords that do not exist are refused by name, and warnings point at the caller's line."""
+"""What public calls share: unknown keywords are refused by name, and warnings point at the caller's line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from opq.errors import OptionError
@@ -20,15 +20,18 @@ PACKAGE = __name__.partition(".")[0]
 
 def checked_names(call: Callable[P, R]) -> Callable[P, R]:
     """Decorates a call whose signature lists every option: any other keyword is an `OptionError`, not a `TypeError`."""
-    return refusing((), "")(call)
+    return refusing((), why="", remedy="")(call)
 
 
-def refusing(names: Sequence[str], why: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """As `checked_names`; with words of their own for options that exist elsewhere, unless they are None or False.
+def refusing(names: Collection[str], *, why: str, remedy: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """As `checked_names`, with a message of its own for options of a sister call that this call does not have.
+
+    Such an option is allowed to be None or False, which ask for nothing.
 
     Args:
-        names: options of a sister call.
-        why: goes on after "NAME= ".
+        names: the options of the sister call; those that this call has, too, are passed to it.
+        why: the message after "NAME= ".
+        remedy: what to do instead.
     """
 
     def decorate(call: Callable[P, R]) -> Callable[P, R]:
@@ -42,7 +45,7 @@ def refusing(names: Sequence[str], why: str) -> Callable[[Callable[P, R]], Calla
                 if name not in names:
                     raise unknown(name, known)
                 if value is not None and value is not False:
-                    raise OptionError(f"{name}= {why}", remedy="Write one file, or leave it out.")
+                    raise OptionError(f"{name}= {why}", remedy=remedy)
             return call(*args, **options)
 
         return checked
@@ -58,7 +61,7 @@ def unknown(name: str, known: Sequence[str]) -> OptionError:
 
 
 def warn(message: str, kind: type[Warning]) -> None:
-    """Warns at the line outside this package that made the call, however deep inside the cause lies."""
+    """Warns at the line outside this package that made the call, however deep inside the package this is called."""
     frame: Any = sys._getframe(1)
     level = 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:

@@ -1,8 +1,8 @@
-"""Where hot loops come from: a module in machine code where that pays, else the numpy beside each caller.
+"""Hot loops in machine code where that pays, in numpy otherwise.
 
-Both give the same numbers, so that nothing but time depends on which one runs. Compiling takes some seconds once for
-each version of the package and lies on disk from then on, beside the package or in the user's folder of caches (numba's
-own rules); loading what lies there takes about half a second. So little work is done by numpy.
+Both give the same numbers, so that only the time depends on which one runs. Compiling takes some seconds, once for each
+version of the package. numba then keeps the machine code on disk, beside the package or in the user's cache folder, and
+loading it takes about half a second. So small amounts of work are done by numpy.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from opq.base.progress import Progress
 from opq.errors import OpqWarning
 
 LITTLE = 1.0
-"""Seconds of numpy for which the compiler is not loaded."""
+"""Seconds of work in numpy below which the machine code is not loaded. A choice: twice what loading takes."""
 
 _turn = Turn()
-"""numba compiles in one thread at a time anyway."""
+"""One thread loads at a time; numba compiles in one thread at a time anyway."""
 
 
 class Loops:
-    """The loops of one module, whose import compiles them or takes them from the disk."""
+    """The loops of one module. Importing the module compiles them, or loads them from numba's cache on disk."""
 
-    def __init__(self, module: str):
+    def __init__(self, module: str, *, little: float = LITTLE):
         self.module = module
+        self.little = little
         self._found: ModuleType | None = None
         self._missing = False
 
     def __call__(self, seconds: float) -> ModuleType | None:
-        """The module; None where numpy is to do the work, since it is little or there is no compiler.
+        """The module; None where numpy should do the work, because it is little or because there is no compiler.
 
         Args:
-            seconds: about what numpy would take. What it loaded already is used for any work.
+            seconds: about how long numpy would take. A module that is already loaded is used for any amount of work.
         """
-        if not (self._missing or self._found) and seconds >= LITTLE:
+        if not (self._missing or self._found) and seconds >= self.little:
             with _turn():
                 self._found = _compiled(self.module)
             self._missing = self._found is None
@@ -47,10 +48,10 @@ class Loops:
         """Loads the module before the work, as a stage of its own.
 
         Args:
-            seconds: about what numpy would take for all that is to come.
-            progress: called with ("compile", steps done, steps), where there is something to load.
+            seconds: about how long numpy would take for all the work to come.
+            progress: called with ("compile", steps done, steps) if there is something to load.
         """
-        if seconds < LITTLE or self._missing or self._found:
+        if seconds < self.little or self._missing or self._found:
             return
         progress("compile", 0, 1)
         self(seconds)

@@ -8,5 +8,5 @@ from opq.base.arrays import Ints
 
 
 def entropy(counts: Ints) -> float:
-    """Bits of all that was counted together, `sum_k n_k log2(n / n_k)`; 0 for none. Counts are positive."""
+    """Bits of all counted symbols together, `sum_k n_k log2(n / n_k)`; 0 for none. Counts (k,) are positive."""
     return float(counts @ np.log2(counts.sum() / counts)) if counts.size else 0.0

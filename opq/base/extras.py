@@ -1,4 +1,4 @@
-"""Packages that only some calls need, and errors in one line."""
+"""Optional packages, imported where they are needed, and errors of other libraries in one line."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ def brief(error: Exception) -> str:
 
 
 def need(package: str, extra: str) -> Any:
-    """The imported package.
+    """Imports an optional package.
+
+    Args:
+        extra: the extra of opq that installs it.
 
     Raises:
         MissingExtraError: it is not installed.
-        SourceError: it is installed but does not import.
+        SourceError: it is installed but cannot be imported.
     """
     try:
         return importlib.import_module(package)

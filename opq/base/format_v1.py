@@ -1,7 +1,8 @@
-"""Every number here is part of format version 1 and fixed for ever: docs/format.md gives the same ones.
+"""Every number here is part of format version 1 and fixed for ever; docs/format.md gives the same numbers.
 
-A changed number makes all files that exist unreadable, or readable as something else. What an encoder chooses freely
-(how classes are found, when pages are used, how far a text is searched) stands where it is used, and may change.
+If one of them changed, existing files would become unreadable, or be read as something else. What an encoder may choose
+freely (how classes are found, when pages are used, how far a text is searched) is defined where it is used, and may
+change.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ PARAMETERS = "total_parameters"
 """The member of the metadata, here and in the index of a folder, by which hubs know how many weights there are."""
 
 LARGEST_HEADER = 100_000_000
-"""Bytes of a header: the limit of the safetensors library."""
+"""Bytes of the longest header: the limit of the safetensors library."""
 
 FOLDER_INDEX = "model.opq.safetensors.index.json"
 """The index of a folder of shards."""
 
 LARGEST_FOLDER_INDEX = 1 << 30
-"""Bytes."""
+"""Bytes of the largest index of a folder."""
 
 DTYPE_NAMES = (
     *("BOOL", "U8", "I8", "U16", "I16", "F16", "BF16", "U32", "I32", "F32", "U64", "I64", "F64"),
@@ -41,16 +42,16 @@ CODED_TYPES = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2",
 """Element types that codes may stand for."""
 
 MOST_AXES = 32
-"""Axes of a tensor."""
+"""Axes that a tensor may have."""
 
 MOST_ELEMENTS = 1 << 58
-"""The product of the lengths of a tensor's axes, zeros counted as ones, is below."""
+"""The product of the lengths of a tensor's axes, zeros counted as ones, is less than this."""
 
 MAX_EXPANSION = 10_000
-"""Bytes that the dense tensors may take for each byte of the file, unless the caller says otherwise."""
+"""How many bytes the dense tensors may take for each byte of the file, unless the caller sets another limit."""
 
 SMALL = 1 << 26
-"""Bytes that the dense tensors may take in any case."""
+"""How many bytes the dense tensors may take whatever the size of the file."""
 
 # --- the stack -------------------------------------------------------------------------------
 
@@ -58,24 +59,25 @@ PRECISION = 24
 """The integer frequencies of a model add up to 2^24."""
 
 PIECE = 16
-"""Numbers go on the stack in pieces of so many bits."""
+"""Bits of the pieces in which numbers are put on the stack."""
 
 LONGEST_NUMBER = 40
 """Bits of the largest `uint`."""
 
 WIDTHS = (16, 24, 32, 64)
-"""Bits in which a list of floats is held: the upper half of a float32, three quarters, all of it, a float64."""
+"""Bits of each float of a list: the upper 16 or 24 bits of a float32, a whole float32, or a float64."""
 
 LEARNING = 24
-"""What an adaptive model adds to the weight of a symbol that it has seen."""
+"""What an adaptive model adds to the weight of a symbol each time it is seen."""
 
 # --- texts -----------------------------------------------------------------------------------
 
 REMEMBERED = 4
-"""Distances that a copy may name by their place among those used last."""
+"""How many of the latest distances a copy may refer to by number."""
 
 STEP_WEIGHTS = ((40, 20, 10, 8, 6, 6), *[(24, 16, 30, 8, 6, 6)] * (1 + REMEMBERED))
-"""First weights of the kinds of step (a byte, a copy, a copy from distance 0, 1, 2, 3 again), by the kind before."""
+"""Initial weights of the kinds of step (a byte, a copy, a copy from the latest distance, the one before it, ...), for
+each kind of the step before."""
 
 BYTE_WEIGHTS = tuple(
     24 if byte in b"einortasgblwhmcd" else 12 if byte in b"ukvpfyxqzj._0123456789\n" else 2 if 32 <= byte < 127 else 1
@@ -83,59 +85,59 @@ BYTE_WEIGHTS = tuple(
 )
 COPY_LENGTH_WEIGHTS = (8, 14, 24, 40, 60, 40, 8, 2, *[1] * 17)
 DISTANCE_WEIGHTS = (1, 1, 2, 4, 10, 20, 30, 30, 20, 20, 16, 10, 8, 6, 4, 2, 2, *[1] * 8)
-"""By bits of the number."""
+"""Initial weights: of each byte, and of the number of bits of a copy's length and of its distance."""
 
 # --- the index -------------------------------------------------------------------------------
 
 COLUMNS = ("step", "rounding", "threshold", "sensitivity", "rate", "density", "distortion")
-"""Numbers of every tensor's plan, in this order."""
+"""The numbers of a tensor's plan, in the order of the index."""
 
 BUDGET_KINDS = ("bits", "ratio", "size")
 
 KIND_WEIGHTS = (8,) * 16
-"""First weights of a tensor's kind, by the kind of the tensor before: 16 such models."""
+"""Initial weights of a tensor's kind; there is such a model for each of 16 kinds that the tensor before may have."""
 TYPE_WEIGHTS = (4,) * 32
 RANK_WEIGHTS = (4,) * (MOST_AXES + 1)
 SAME_SHAPE_WEIGHTS = (1, 1)
 OWN_ENTRY_WEIGHTS = (2, 1)
 WIDE_WEIGHTS = (4,) * (LONGEST_NUMBER + 1)
-"""By bits: lengths of axes and payloads."""
+"""Initial weights of the number of bits of the lengths of axes and payloads."""
 SMALL_WEIGHTS = (4,) * 25
-"""By bits: numbers of reasons and tensors, codes an octave."""
+"""Initial weights of the number of bits of smaller numbers: of a reason, of a tensor, of the codes in an octave."""
 
 LONGEST_TEXT = (1 << 24) - 1
-"""Bytes of the text of an index."""
+"""Bytes of the longest text of an index."""
 
 
 def most_text(index: int) -> int:
-    """Bytes that the text of an index of so many bytes may have: names repeat each other, but not for ever."""
+    """The most bytes that the text of an index of so many bytes may have; names resemble each other, within limits."""
     return min((1 << 20) + 64 * index, LONGEST_TEXT)
 
 
 def most_tensors(index: int) -> int:
-    """Tensors that an index of so many bytes may name."""
+    """The most tensors that an index of so many bytes may name."""
     return min(64 + 2 * index, 1 << 20)
 
 
 def most_symbols(index: int) -> int:
-    """Symbols that may be taken from an index of so many bytes: what is foreseen well costs next to no bits."""
+    """The most symbols that may be taken from an index of so many bytes; a well-predicted one takes almost no bits."""
     return min((1 << 16) + 32 * index, 1 << 22)
 
 
 # --- codes -----------------------------------------------------------------------------------
 
 LARGEST_CODE = 2**15 - 1
-"""Codes fit int16, symmetrically."""
+"""The largest magnitude of a code: codes are symmetric and fit int16."""
 
 LARGE = 1 << 19
-"""Tensors of so many codes are coded chunk by chunk."""
+"""Tensors of so many codes or more are coded chunk by chunk."""
 
 CHUNK = 1 << 22
-"""Codes in one chunk, rounded down to whole rows, at least one."""
+"""Codes in one chunk, rounded down to whole rows, but at least one row."""
 
 CodingKind = Literal["constant", "tables", "geometric", "pages"]
 CODING_KINDS: tuple[CodingKind, ...] = ("constant", "tables", "geometric", "pages")
-"""How the codes of a tensor are coded, by number: all equal; a frequency table for each class; a geometric
+"""How the codes of a tensor are coded, by number: all codes are equal; a frequency table for each class; a geometric
 distribution; each class by pcodec."""
 
 DIRECT = 32
@@ -145,17 +147,18 @@ NARROW = 48
 """Symbols of smaller magnitude stand for codes that 8 bits hold."""
 
 SCALES = 28
-"""Geometric distributions that a file can name."""
+"""The number of geometric distributions that a file can refer to."""
 
 MOST_CLASSES_PER_AXIS = 16
 MOST_CLASSES = 3 * (MOST_CLASSES_PER_AXIS - 1) + 1
-"""Of a tensor."""
+"""Classes of a tensor: the class of a weight is the sum of those of its three indices."""
 
 LONGEST_CHAIN = 1 << 16
-"""Indices of an axis whose classes may be told one after the other: no file keeps a reader busy for long."""
+"""The longest axis whose classes may be coded each with the table of the class before: such a chain is decoded symbol
+by symbol, and no file may keep a reader busy for long."""
 
 LARGEST_ROOT = 1 << 17
-"""The largest number in a frequency table, a square root of half a count: counts up to 3.4e10."""
+"""The largest number in a frequency table, the square root of half a count: enough for counts up to 3.4e10."""
 
 TABLE_WEIGHTS = (
     (140, 26, 7, 4, 4, 4, 5, 4, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
@@ -169,12 +172,13 @@ TABLE_WEIGHTS = (
     (2, 2, 2, 4, 8, 8, 24, 24, 50, 90, 2, 1, 1, 1, 1, 1, 1, 1, 1),
     (2, 2, 2, 4, 8, 8, 8, 8, 30, 60, 60, 30, 20, 10, 4, 2, 2, 1, 1),
 )
-"""How often a difference in a frequency table has 0, 1, 2, ... bits, by the number of bits of the prediction."""
+"""Weights of the number of bits (0, 1, 2, ...) of a difference in a frequency table; one row for each number of bits of
+the prediction, the last row for all larger ones."""
 
 # --- the trellis -----------------------------------------------------------------------------
 
 RUN = 128
-"""Rows of one path: twice as long ones gain 0.03 dB and are searched for one after the other."""
+"""Rows of one path. Paths twice as long gain 0.03 dB, but fewer of them can be searched side by side."""
 
 STATES = 64
 FROM_SHIFT, FROM_PARITY = 0o103 >> 1, 0o024 >> 1

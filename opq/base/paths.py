@@ -1,4 +1,4 @@
-"""What stands at a path: looked at before it is opened, so that no pipe blocks and no device runs for ever."""
+"""What is at a path, checked before it is opened: opening a pipe could block, reading a device could never end."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 LARGEST_JSON = 100_000_000
-"""Bytes of a configuration or an index: no model's is near it."""
+"""Bytes of the largest configuration or index that is read. A choice: those of today's models are far smaller, and a
+larger file could use up the memory."""
 
 
 def what_is(path: str | os.PathLike[str], *, follow: bool = True) -> str:
-    """`a file`, `a folder`, `nothing`, or in words what else: `a pipe`, `a device`, or why it cannot be looked at.
+    """`a file`, `a folder`, `nothing`, `a pipe`, `a device`, ..., or the reason why it cannot be looked at.
 
     Args:
-        follow: look at what links lead to; else a link is `a link`.
+        follow: whether links are followed; otherwise a link is `a link`.
     """
     try:
         mode = (os.stat if follow else os.lstat)(path).st_mode
@@ -39,7 +40,7 @@ def what_is(path: str | os.PathLike[str], *, follow: bool = True) -> str:
 
 
 def json_object(path: str | os.PathLike[str], *, largest: int = LARGEST_JSON) -> dict[str, Any]:
-    """The JSON object in a regular file; `ValueError` or `OSError` where there is none, whatever is wrong with it."""
+    """The JSON object in a regular file; raises `ValueError` or `OSError` whatever is wrong with it."""
     if (what := what_is(path)) != "a file":
         raise ValueError(f"it is {what}")
     if Path(path).stat().st_size > largest:

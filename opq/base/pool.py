@@ -1,4 +1,4 @@
-"""Threads for work on arrays: numpy, torch and the entropy coder release the interpreter's lock as they compute."""
+"""Threads for work on arrays: numpy, torch and the entropy coder release the interpreter's lock while they compute."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 IN_FLIGHT = 1 << 27
-"""Weights that may be in work at once, and `PER_WORKER` more a thread: at most four bytes each."""
+"""Weights that may be worked on at once, in addition to `PER_WORKER` for each thread. A choice: at four bytes each they
+take 512 MiB, enough to keep the threads busy beside one large tensor."""
 PER_WORKER = 1 << 24
+"""Weights for each thread, 64 MiB. A choice that trades memory for threads that need not wait."""
 
 
 def cores() -> int:
@@ -30,17 +32,17 @@ def cores() -> int:
 
 
 class Pool:
-    """Threads with one torch thread each: what a piece of work computes does not depend on how many there are."""
+    """Threads, each of which computes with one torch thread, so that no result depends on how many there are."""
 
     def __init__(self, executor: ThreadPoolExecutor, size: int):
         self._executor, self.size = executor, size
 
     def submit(self, work: Callable[[S], T], item: S) -> Future[T]:
-        """One piece of work."""
+        """Starts `work(item)` in a thread."""
         return self._executor.submit(work, item)
 
     def ordered(self, work: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-        """`map` in threads with a few items ahead, never more: the results in the order of the items."""
+        """`map` in threads: results in the order of the items, of which only a few are taken ahead."""
         waiting: deque[Future[T]] = deque()
         try:
             for item in items:
@@ -54,7 +56,7 @@ class Pool:
                 future.cancel()
 
     def weighed(self, work: Callable[[S], T], items: Iterable[S], weight: Callable[[S], int]) -> Iterator[T]:
-        """`ordered`, with as many items ahead as weigh `IN_FLIGHT` and `PER_WORKER` a thread together."""
+        """`ordered`, where the items ahead may together weigh `IN_FLIGHT`, and `PER_WORKER` more for each thread."""
         limit = IN_FLIGHT + PER_WORKER * self.size
         waiting: deque[tuple[Future[T], int]] = deque()
         try:
@@ -71,7 +73,7 @@ class Pool:
 
 @contextmanager
 def pool(workers: int | None = None) -> Iterator[Pool]:
-    """Threads for the block; the number of threads that torch computes with in others stays."""
+    """Threads for the block; in other threads torch goes on computing with as many threads as before."""
     size, others = workers or cores(), getattr(_own, "others", None) or _number()
     with ThreadPoolExecutor(size, initializer=_single, initargs=(others,)) as executor:
         try:
@@ -81,24 +83,28 @@ def pool(workers: int | None = None) -> Iterator[Pool]:
 
 
 _own = threading.local()
-"""In a thread of a pool: how many torch threads those outside of pools have."""
+"""In a thread of a pool, `others`: how many torch threads the threads outside of pools have."""
 
 
 _setting = Turn()
-"""Taken while the number set last is not that of threads to come."""
+"""Held while torch's number for new threads is temporarily another."""
 
 
 def _number() -> int:
-    """How many torch threads the calling thread has; one that asks for the first time takes the number set last."""
+    """How many torch threads the calling thread has; a thread that asks for the first time is given the latest number
+    that any thread has set."""
     with _setting():
         return torch.get_num_threads()
 
 
 def _single(others: int) -> None:
-    """One torch thread for the calling thread. torch takes the number set last for threads to come: it is set anew."""
+    """Gives the calling thread one torch thread.
+
+    torch hands the latest number set by any thread to new threads, so a short-lived thread sets it back to `others`.
+    """
     _own.others = others
     with _setting():
-        torch.get_num_threads()  # a thread that never asked would take the number set last when it first computes
+        torch.get_num_threads()  # else this thread would be given the latest number when it first computes
         torch.set_num_threads(1)
         last = threading.Thread(target=torch.set_num_threads, args=(others,))
         last.start()
@@ -106,14 +112,14 @@ def _single(others: int) -> None:
 
 
 def torch_threads() -> AbstractContextManager[Pool]:
-    """As many threads as torch computes with."""
+    """A pool of as many threads as torch computes with."""
     return pool(_number())
 
 
 def give_back() -> None:
-    """Hands freed memory back to the system, where the C library can (glibc).
+    """Returns freed memory to the system, where the C library can do so (glibc).
 
-    What one stage freed is else of no use to the threads of the next, which have heaps of their own.
+    Otherwise memory that one stage freed is of no use to the threads of the next one, which have their own heaps.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

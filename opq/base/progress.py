@@ -1,4 +1,4 @@
-"""How long work tells what it does: a callback, or a bar on a terminal or in a notebook."""
+"""Progress of long work: a callback, or a bar on a terminal or in a notebook."""
 
 from __future__ import annotations
 
@@ -17,30 +17,33 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, the steps done and the steps in all."""
+"""Called with the name of a stage, the number of steps done and the number of steps in all."""
 
 Wanted = Progress | bool | None
 """What the calls take as `progress=`: a callback; True for a bar, False for none; None for a bar where it helps."""
 
 PATIENCE = 2.0
-"""Seconds after which a bar appears that nobody asked for."""
+"""Seconds after which a bar appears by itself. A choice: shorter calls need none."""
 REFRESH = 0.1
-"""Seconds between two drawings in a notebook."""
+"""Seconds between two drawings in a notebook. A choice: smooth to the eye; each drawing is a message to the browser."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
-    """The progress callback of those who want none."""
+    """The progress callback that does nothing."""
 
 
 @contextmanager
-def shown(wanted: Wanted) -> Iterator[Progress]:
-    """The callback that a call's `progress=` stands for; a bar, where there is one, is gone at the end.
+def shown(wanted: Wanted, *, patience: float = PATIENCE) -> Iterator[Progress]:
+    """The callback that a call's `progress=` stands for; a bar, if there is one, is removed at the end.
 
-    None stands for a bar that appears after two seconds, if standard error is a terminal or a notebook runs, and in
-    the first of several processes only.
+    None stands for a bar that appears after a while, if standard error is a terminal or the code runs in a notebook,
+    and only in the first of several processes.
+
+    Args:
+        patience: seconds after which that bar appears.
 
     Raises:
-        OptionError: it is neither callable nor True, False or None.
+        OptionError: `progress=` is neither callable nor True, False or None.
     """
     if not (wanted is None or isinstance(wanted, bool) or callable(wanted)):
         raise OptionError(
@@ -51,7 +54,7 @@ def shown(wanted: Wanted) -> Iterator[Progress]:
     elif wanted is False or (wanted is None and not _watched()):
         yield silent
     else:
-        drawn = _Drawn(after=PATIENCE if wanted is None else 0.0)
+        drawn = _Drawn(after=patience if wanted is None else 0.0)
         try:
             yield drawn
         finally:
@@ -59,13 +62,13 @@ def shown(wanted: Wanted) -> Iterator[Progress]:
 
 
 def _watched() -> bool:
-    """Whether somebody sees a bar: in a notebook or on a terminal, by the first process of several."""
+    """Whether a bar would be seen: in a notebook or on a terminal, and in the first process of several."""
     first = os.environ.get("RANK", "0") == "0"
     return first and (in_notebook() or (sys.stderr is not None and sys.stderr.isatty()))
 
 
 def in_notebook() -> bool:
-    """Whether the code runs in the kernel of a notebook."""
+    """Whether this code runs in the kernel of a notebook."""
     if "IPython" not in sys.modules:
         return False
     from IPython import get_ipython
@@ -74,7 +77,7 @@ def in_notebook() -> bool:
 
 
 class _Drawn:
-    """A callback that draws: one line a stage, begun once `after` seconds have passed."""
+    """A callback that draws one line for each stage, from `after` seconds on."""
 
     def __init__(self, after: float):
         self.due = time.monotonic() + after
@@ -95,7 +98,7 @@ class _Drawn:
             self.page.draw(self.bar)
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         if self.page is not None:
             self.page.clear()
         elif self.bar is not None:
@@ -103,7 +106,7 @@ class _Drawn:
 
 
 def _bar(page: _Page | None) -> Bar:
-    """A bar of rich: live on standard error, or still, to be printed on a page."""
+    """A bar by rich: live on standard error, or not live, to be drawn by a page."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
@@ -122,7 +125,7 @@ def _bar(page: _Page | None) -> Bar:
 
 
 class _Page:
-    """The output of a notebook's cell, written over again and again; needs no widgets."""
+    """The output of a notebook's cell, replaced at every drawing; needs no widgets."""
 
     def __init__(self) -> None:
         from IPython.display import display
@@ -135,7 +138,7 @@ class _Page:
         self.next = 0.0
 
     def draw(self, bar: Bar) -> None:
-        """Shows the bar as it is now, unless it was drawn a moment ago."""
+        """Shows the bar as it is now, unless the last drawing is less than `REFRESH` seconds ago."""
         if time.monotonic() < self.next:
             return
         self.next = time.monotonic() + REFRESH
@@ -145,5 +148,5 @@ class _Page:
         self.handle.update({"text/plain": self.text.getvalue()}, raw=True)
 
     def clear(self) -> None:
-        """Leaves nothing of it."""
+        """Removes all that was drawn."""
         self.handle.update({"text/plain": ""}, raw=True)

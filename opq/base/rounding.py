@@ -5,11 +5,11 @@ from __future__ import annotations
 import struct
 
 _SMALLEST, _LARGEST = 2.0**-126, 3.4e38
-"""Between these float32 is at its full precision."""
+"""The smallest normal number of float32, and just below its largest: between them it has its full precision."""
 
 
 def rounded(value: float, width: int) -> float:
-    """The nearest number that `width` bits hold; numbers beyond float32, large or small, stay as they are."""
+    """The nearest number that `width` bits hold; a number outside the range of float32 is left as it is."""
     if width == 64 or not _SMALLEST <= abs(value) < _LARGEST:
         return value
     drop = 32 - width

@@ -13,10 +13,10 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kKMG]i?)?B)?\s*")
 
 
 def in_bytes(text: str) -> int | float:
-    """The bytes that a size in words means; a whole number where it is one.
+    """The number of bytes that a size in words means: an int where it is whole, else a float.
 
     Raises:
-        BudgetError: the text is no size.
+        BudgetError: the text is not a size.
     """
     found = _SIZE.fullmatch(text)
     if found is None:

@@ -1,7 +1,7 @@
-"""Where the time of one call goes: seconds on the wall by stage; of stages within stages, to the inner one.
+"""How long each stage of a call takes: wall-clock seconds; where stages are nested, they count for the inner one.
 
-The clock belongs to the call's own context (`contextvars`), so that what lies deep needs no argument and calls in
-several threads do not mix. Threads of a pool have none: their work counts for the stage that waits for them.
+The clock belongs to the call's own context (`contextvars`): functions deep inside need no argument, and calls in
+several threads do not mix. Threads of a pool have no clock: their work counts for the stage that waits for them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _clock: contextvars.ContextVar[_Clock | None] = contextvars.ContextVar("opq_stag
 
 @contextlib.contextmanager
 def timed() -> Iterator[dict[str, float]]:
-    """The seconds of every stage within the block, in the order in which stages began; `other` is what is in none."""
+    """The seconds of every stage within the block, in the order in which they began; `other`, the last, is the rest."""
     clock = _Clock()
     token = _clock.set(clock)
     try:
@@ -29,7 +29,7 @@ def timed() -> Iterator[dict[str, float]]:
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Books the block for a stage; nothing outside of `timed`."""
+    """Counts the time of the block for a stage; does nothing outside of `timed`."""
     clock = _clock.get()
     if clock is None:
         yield
@@ -48,7 +48,7 @@ class _Clock:
         self._since = time.perf_counter()
 
     def turn(self, within: list[str]) -> None:
-        """Books what has passed for the innermost stage so far, and goes on with others."""
+        """Counts the time since the last call for the stage that was innermost, and goes on within these stages."""
         now = time.perf_counter()
         if self.within:
             self.seconds[self.within[-1]] += now - self._since

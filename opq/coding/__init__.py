@@ -5,7 +5,7 @@ Other folders use:
 - `adaptive`: models that learn from what they have coded, for the few numbers and letters beside the weights.
 - `classes`: classes of weights by the scale of their row, column and kernel position.
 - `entropy`: integer codes <-> bytes, near their entropy.
-- `numbers`: floats in the stack, in as few bytes as hold them exactly.
+- `numbers`: floats in the stack, each exact, all at the smallest sufficient width.
 - `stack`: one stack of symbols.
 - `symbols`: codes <-> symbols.
 - `tensor_model`: how the codes of one tensor are coded.

@@ -31,7 +31,7 @@ class Adaptive:
 
 
 class AdaptiveNumber:
-    """Numbers below 2^24 by how many bits they have, which adapts, and those bits."""
+    """Numbers below 2^24: the number of bits by an adaptive model, then the bits below the leading one as they are."""
 
     def __init__(self, weights: Sequence[int]):
         self._lengths = Adaptive(weights)

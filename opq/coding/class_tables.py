@@ -1,7 +1,8 @@
-"""The classes of rows, columns and kernel positions in the stack: what contexts cost beside the weights.
+"""The classes of rows, columns and kernel positions in the stack: the side information of context coding.
 
-Neighbours are often alike (the pixels of an image, the heads of an attention), so the classes of an axis have one
-table, or one for each class that the index before may have, whichever is shorter.
+Neighbouring indices are often alike (the pixels of an image, the heads of an attention layer). So the classes of an
+axis are coded either with one frequency table, or with one table for each possible class of the index before,
+whichever is shorter.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from opq.coding.stack import Model, StackReader, StackWriter, categorical, unifo
 from opq.errors import CorruptFileError
 
 _ALONE, _AFTER = 0, 1
+"""The two orders: one table for all indices of an axis; one table for each class of the index before."""
 
 _ORDERS = uniform(2)
 _NUMBERS = uniform(MOST_CLASSES + 1)
@@ -23,7 +25,7 @@ _PER_AXIS = uniform(MOST_CLASSES_PER_AXIS)
 
 
 def put(writer: StackWriter, chosen: Contexts | None) -> None:
-    """Writes the classes; None where all weights are of one class."""
+    """Writes the classes; None means that all weights are in one class."""
     writer.put(0 if chosen is None else chosen.number, _NUMBERS)
     if chosen is None:
         return
@@ -38,7 +40,7 @@ def put(writer: StackWriter, chosen: Contexts | None) -> None:
 
 
 def take(reader: StackReader, shape: tuple[int, int, int]) -> Contexts | None:
-    """The inverse of `put`; raises `CorruptFileError` on classes that cannot be."""
+    """The inverse of `put`; raises `CorruptFileError` on classes that no encoder writes."""
     number = reader.take(_NUMBERS)
     if number == 0:
         return None
@@ -50,6 +52,7 @@ def take(reader: StackReader, shape: tuple[int, int, int]) -> Contexts | None:
 
 
 def _alone(axis: npt.NDArray[np.uint8], size: int) -> StackWriter:
+    """All classes of an axis with one table."""
     writer = StackWriter()
     writer.put(_ALONE, _ORDERS)
     writer.put(axis.astype(np.int32), _put_table(writer, np.bincount(axis, minlength=size)))
@@ -57,7 +60,7 @@ def _alone(axis: npt.NDArray[np.uint8], size: int) -> StackWriter:
 
 
 def _after(axis: npt.NDArray[np.uint8], size: int) -> StackWriter:
-    """Each class by that of the index before; the first as if 0 stood before it."""
+    """Each class is coded with the table of the class before it; the first one as if class 0 came before it."""
     writer = StackWriter()
     writer.put(_AFTER, _ORDERS)
     before = np.concatenate([np.zeros(1, np.uint8), axis[:-1]])

@@ -1,8 +1,11 @@
 """Classes of weights by the scale of their row, column and kernel position.
 
-Channels share the codebook but not the distribution: |q| at (i, j, k) is about r_i c_j d_k. Every index of every axis
-has a small class (a log-scale); the class of a weight is the sum of the three, and has a frequency table of its own.
-All decisions are made in integers, so that the same codes give the same bytes on every machine.
+Channels share the codebook but not the distribution: the expected |q| at (i, j, k) is about r_i c_j d_k. Every index of
+every axis is given a class, a small integer that stands for its log-scale; the class of a weight is the sum of the
+three, and every class has its own frequency table. All decisions are made in integers, so that the same codes give the
+same bytes on every machine.
+
+Shapes: codes and symbols are (rows, columns, kernel), as `view` gives them; an axis is (its length,) uint8.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ Classes = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uin
 _T = TypeVar("_T", bound=np.generic)
 
 _FEWEST = 256
-"""Smaller tensors have one table."""
+"""Weights of the smallest tensor that may have classes. A choice: so few codes hardly pay for a second table."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Contexts:
     number: int
 
     def blocks(self, start: int, stop: int) -> Blocks:
-        """How the weights of some rows fall into classes."""
+        """How the weights of the rows from `start` to `stop` fall into classes."""
         r, c, d = self.axes
         return Blocks.of(r[start:stop], (c[:, None] + d).reshape(-1), self.first, self.number)
 
@@ -47,14 +50,14 @@ Block = tuple[slice, slice]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Blocks:
-    """Rows and columns sorted by class (stably): there every class is a list of rectangles."""
+    """Rows and columns stably sorted by class: in the sorted matrix every class is a list of rectangles."""
 
     rows: npt.NDArray[np.intp]
-    """Their order."""
+    """(rows,) The row at each place of the sorted matrix."""
     by_column: npt.NDArray[np.uint8]
-    """The class of each column."""
+    """(columns,) The class of each column, in the original order."""
     classes: tuple[tuple[Block, ...], ...]
-    """The rectangles of each class, by row and then by column."""
+    """The rectangles of each class in the sorted matrix, ordered by row and then by column."""
 
     @classmethod
     def of(cls, rows: npt.NDArray[np.uint8], columns: npt.NDArray[np.uint8], first: int, number: int) -> Blocks:
@@ -67,11 +70,11 @@ class Blocks:
 
     @property
     def columns(self) -> npt.NDArray[np.intp]:
-        """The order of the columns."""
+        """(columns,) The column at each place of the sorted matrix."""
         return np.argsort(self.by_column, kind="stable")
 
     def split(self, flat: npt.NDArray[_T]) -> Iterator[npt.NDArray[_T]]:
-        """The weights of each class, one array a class."""
+        """The weights of each class as a flat array; `flat` is (rows x columns,)."""
         table = flat.reshape(len(self.rows), len(self.by_column)).take(self.rows, 0).take(self.columns, 1)
         for blocks in self.classes:
             yield np.concatenate([table[b].reshape(-1) for b in blocks] or [flat[:0]])
@@ -81,7 +84,7 @@ class Blocks:
         return [sum((d.stop - d.start) * (a.stop - a.start) for d, a in blocks) for blocks in self.classes]
 
     def join(self, parts: Iterable[npt.NDArray[np.integer]], out: npt.NDArray[_T]) -> None:
-        """The inverse of `split`, into the flat `out`; no part is held when the next one is asked for."""
+        """The inverse of `split`, into the flat `out`. Each part is released before the next one is taken."""
         if len(self.by_column) > _WIDE:
             self._join_wide(parts, out)
             return
@@ -99,8 +102,8 @@ class Blocks:
             table[row : row + step] = table[row : row + step].take(back, 1)
 
     def _join_wide(self, parts: Iterable[npt.NDArray[np.integer]], out: npt.NDArray[_T]) -> None:
-        """`join` of few long rows: the columns of a class are looked for piece by piece, as an order of all takes more
-        memory than the weights."""
+        """`join` for few, long rows. The columns of a class are searched for piece by piece, since the order of all
+        columns would take more memory than the weights."""
         table, width = out.reshape(len(self.rows), len(self.by_column)), len(self.by_column)
         class_at = {across.start: k for k, across in _runs(self.by_column)}
         for blocks, part in zip(self.classes, parts, strict=True):
@@ -114,16 +117,18 @@ class Blocks:
 
 
 _AT_ONCE = 1 << 17
-"""Weights that a processor's cache holds."""
+"""Weights of one piece of work. A choice: with its temporary arrays a piece fits into a processor's second-level cache.
+It trades the overhead of a numpy call for the speed of the cache, and changes no byte of a file."""
 
 _WIDE = 1 << 18
-"""Columns whose order takes no more memory than a chunk of weights."""
+"""Columns from which on the order of all of them (8 bytes each) is not made: up to here it takes 2 MiB, less than the
+codes of one chunk. Decoding then takes at most four bytes a weight beside the tensor (tests/file/test_limits.py)."""
 
 
 def _runs(classes: npt.NDArray[np.uint8]) -> list[tuple[int, slice]]:
-    """Each class that occurs, and where it stands when sorted."""
+    """Each class that occurs, and the range of places that it has when sorted."""
     counts = np.zeros(1 << 8, np.int64)
-    for start in range(0, len(classes), _AT_ONCE):  # bincount makes eight bytes of each
+    for start in range(0, len(classes), _AT_ONCE):  # bincount turns each uint8 into eight bytes
         counts += np.bincount(classes[start : start + _AT_ONCE], minlength=len(counts))
     ends = np.cumsum(counts)
     starts = np.concatenate([[0], ends[:-1]])
@@ -131,14 +136,20 @@ def _runs(classes: npt.NDArray[np.uint8]) -> list[tuple[int, slice]]:
 
 
 def view(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """A tensor's shape as three axes: rows, columns, the rest (positions of a kernel) as one; leading ones go."""
+    """A tensor's shape without leading ones as three axes: rows, columns, and all others as one (kernel positions)."""
     first = next((k for k, n in enumerate(shape) if n != 1), len(shape))
     padded = (*shape[first:], 1, 1)
     return padded[0], padded[1], math.prod(padded[2:])
 
 
 def choose(symbols: npt.NDArray[np.integer], codes: npt.NDArray[np.integer], plain: Ints) -> list[Contexts]:
-    """The candidates worth costing for symbols of a 3-D shape: none when scales differ no more than by chance."""
+    """The candidates whose cost is worth computing; none when the scales differ no more than by chance.
+
+    Args:
+        symbols: (rows, columns, kernel), the smallest one being 0.
+        codes: those that the symbols stand for, same shape.
+        plain: (alphabet,) how often each symbol occurs.
+    """
     if symbols.size < _FEWEST or symbols.shape[0] == symbols.size or symbols.shape[1] == symbols.size:
         return []
     found = sums(codes)
@@ -151,7 +162,7 @@ def choose(symbols: npt.NDArray[np.integer], codes: npt.NDArray[np.integer], pla
 
 
 def of_sums(found: list[Ints], plain: Ints) -> Contexts | None:
-    """The classes of a large tensor, from the sum of |q| over each index of each axis; None where they do not pay."""
+    """The classes of a large tensor, from what `sums` gives; None where they do not pay."""
     lengths = [len(s) for s in found]
     if math.prod(lengths) in lengths[:2] or not _promising(found, plain):
         return None
@@ -159,7 +170,10 @@ def of_sums(found: list[Ints], plain: Ints) -> Contexts | None:
 
 
 def sums(codes: npt.NDArray[np.integer]) -> list[Ints]:
-    """The sum of |q| over each index of each axis; float64 holds these integers exactly."""
+    """For each axis, the sum of |q| at each of its indices: (rows,), (columns,), (kernel,).
+
+    float64 holds these integers exactly.
+    """
     rows, columns, kernel = codes.shape
     by_row = np.zeros(rows, np.int64)
     by_rest = np.zeros((columns, kernel), np.int64)
@@ -172,10 +186,10 @@ def sums(codes: npt.NDArray[np.integer]) -> list[Ints]:
 
 
 def _promising(found: list[Ints], plain: Ints) -> bool:
-    """Whether the spread of log-scales is worth more than 1/500 of the bits, beyond what chance gives.
+    """Whether the spread of the log-scales saves more than 1/500 of the bits, chance not counted.
 
-    To second order an index whose log-scale is x from the mean saves about x^2 / 2 nats for each unit of |q| in it,
-    of which chance gives 1/2 nat an index.
+    To second order, an index whose log-scale differs from the mean by x saves about x^2 / 2 nats for each unit of |q|
+    in it; chance alone accounts for 1/2 nat an index.
     """
     total = log2(np.maximum(found[0].sum(keepdims=True), 1))
     twice = 0
@@ -191,7 +205,7 @@ _LN2_SQUARED = 31487
 
 
 def _by_scale(found: list[Ints], step: int, widest: int) -> Contexts:
-    """Classes by rounding the log2 of the scales to multiples of `step / 2`, `widest` on either side of the mean."""
+    """Classes by rounding the log2 of the scales to multiples of `step / 2`, at most `widest` of them from the mean."""
     total = max(int(found[0].sum()), 1)
     axes = []
     for s in found:
@@ -203,7 +217,7 @@ def _by_scale(found: list[Ints], step: int, widest: int) -> Contexts:
 
 
 def _trimmed(axes: Classes) -> Contexts:
-    """The outermost classes joined until each holds at least 64 weights and 1/256 of all."""
+    """The outermost classes merged inwards until each holds at least 64 weights and 1/256 of all weights."""
     counts = np.array([1])
     for a in axes:
         counts = np.convolve(counts, np.bincount(a))
@@ -215,7 +229,10 @@ def _trimmed(axes: Classes) -> Contexts:
 
 
 def _refined(symbols: npt.NDArray[np.integer], start: Contexts, alphabet: int) -> Contexts:
-    """Each index takes the class that costs the fewest bits, its own class name included; a few sweeps."""
+    """Coordinate descent: each index moves to the class that costs the fewest bits, the class itself included.
+
+    At most four sweeps, or until nothing changes. The four are a choice that trades time for bytes.
+    """
     axes = list(start.axes)
     for _ in range(4):
         before = list(axes)
@@ -230,22 +247,26 @@ def _refined(symbols: npt.NDArray[np.integer], start: Contexts, alphabet: int) -
 def _reassigned(
     symbols: npt.NDArray[np.integer], axes: list[npt.NDArray[np.uint8]], axis: int, alphabet: int
 ) -> npt.NDArray[np.uint8]:
-    """The axis with every index in the class that is cheapest for it under the present tables."""
+    """One axis with every index in the class that is cheapest for it under the present tables.
+
+    Letters of the shapes: `n` indices of the axis, `w` classes of the other two axes together, `a` symbols of the
+    alphabet, `o` classes of this axis.
+    """
     others = [axes[i] for i in range(3) if i != axis]
     number = sum(int(a.max()) for a in axes) + 1
     width = sum(int(a.max()) for a in others) + 1
     own = int(axes[axis].max()) + 1
-    rows = np.moveaxis(symbols, axis, 0).reshape(len(axes[axis]), -1)
+    rows = np.moveaxis(symbols, axis, 0).reshape(len(axes[axis]), -1)  # (n, weights of an index)
     keys = (others[0][:, None] + others[1]).reshape(-1).astype(np.int64) * alphabet + rows
     keys += (np.arange(len(rows)) * (width * alphabet))[:, None]
-    counts = np.bincount(keys.reshape(-1), minlength=len(rows) * width * alphabet).reshape(-1, width, alphabet)
+    counts = np.bincount(keys.reshape(-1), minlength=len(rows) * width * alphabet).reshape(-1, width, alphabet)  # n w a
     by_class = np.zeros((number, alphabet), np.int64)
     for k in range(own):
         by_class[k : k + width] += counts[axes[axis] == k].sum(0)
     lengths = _lengths(by_class)
-    windows = np.stack([lengths[k : k + width].reshape(-1) for k in range(own)], 1)
-    # Exact: integers below 2^53 at every partial sum.
-    costs = counts.reshape(len(rows), -1).astype(np.float64) @ windows.astype(np.float64)
+    windows = np.stack([lengths[k : k + width].reshape(-1) for k in range(own)], 1)  # (w a, o)
+    # Exact, whatever the order of summation: every partial sum is an integer below 2^53.
+    costs = counts.reshape(len(rows), -1).astype(np.float64) @ windows.astype(np.float64)  # (n, o)
     names = np.bincount(axes[axis], minlength=own)
     costs += _lengths(names[None])[0]
     best = costs.argmin(1)
@@ -254,7 +275,7 @@ def _reassigned(
 
 
 def _lengths(counts: Ints) -> Ints:
-    """Code lengths of smoothed counts, row by row, in units of 2^-16 bit."""
+    """Code lengths by smoothed counts (classes, alphabet), row by row, in units of 2^-16 bit; same shape."""
     total = counts.sum(0)
     smooth = 4 * counts + 1 + 8 * total // max(int(total.sum()), 1)
     return log2(smooth.sum(1, keepdims=True)) - log2(smooth)

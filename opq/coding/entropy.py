@@ -1,7 +1,8 @@
 """Integer codes <-> bytes, near their entropy.
 
-A small tensor is one stack: how it is coded, the classes of rows and columns where these pay, one frequency table a
-class, and the symbols. A large one has that in front and is cut into chunks of whole rows. docs/format.md.
+A small tensor is one stack: how it is coded, the classes of rows and columns where these pay, one frequency table for
+each class, and the symbols. A large tensor begins with the same header, and its symbols are cut into chunks of whole
+rows. docs/format.md gives every byte.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from opq.coding.tensor_model import Coding, Rows, Shape, checked
 from opq.errors import CorruptFileError, OptionError
 
 FEW = 1 << 14
-"""Tensors of at most so many codes may do without a table."""
+"""Codes of the largest tensor that may be coded by a geometric distribution instead of a table. A choice: in larger
+tensors the bytes of a table no longer matter, and the search over all scales would only take time."""
 
 _PAGED = 0.5
-"""Large tensors are coded by pages from so many bits a code on: below, pages cost more than 0.1 % beyond tables."""
+"""Bits a code from which on a large tensor is coded in pages. Below, pages cost more than 0.1 % beyond tables; above,
+they are decoded about ten times as fast (docs/format.md, "Why pages")."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Draft:
-    """All that is decided before a tensor is coded."""
+    """Every decision about how to code a tensor, made before it is coded."""
 
     coding: Coding
     shape: tuple[int, ...]
@@ -48,7 +51,7 @@ class Draft:
 
     @functools.cached_property
     def size(self) -> int:
-        """Bytes that `encode` gives, within a few; of pages about."""
+        """Bytes that `encode` will give, to within a few; with pages, approximately."""
         coded = len(self.header.finish()) + (self.bits + 7) // 8
         return coded + 4 * len(chunks(self.shape)) if is_large(self.shape) else coded
 
@@ -57,13 +60,13 @@ def encode(codes: npt.NDArray[np.integer]) -> bytes:
     """The codes as bytes; their shape is not stored.
 
     Args:
-        codes: integers that int16 holds, of any shape; up to three axes carry context.
+        codes: integers in the range of int16, of any shape; see `classes.view` for the axes that carry context.
     """
     return write(draft(codes), codes)
 
 
 def coded_size(codes: npt.NDArray[np.integer]) -> int:
-    """Bytes that `encode` gives, within a few (of large tensors about), from the counts alone."""
+    """Bytes that `encode` will give, from the counts alone: to within a few, for large tensors approximately."""
     return draft(codes).size
 
 
@@ -158,7 +161,7 @@ def draft(codes: npt.NDArray[np.integer]) -> Draft:
 
 
 def cheapest(drafts: list[Draft]) -> Draft:
-    """The smallest draft; its tables give way to pages, which cost a little more, where the tensor is large."""
+    """The smallest draft; a large tensor's tables are replaced by pages, which cost a little more but decode faster."""
     if not is_large(drafts[0].shape):
         return min(drafts, key=lambda d: d.size)
     best = min(drafts, key=lambda d: d.bits)
@@ -172,7 +175,7 @@ def cheapest(drafts: list[Draft]) -> Draft:
 
 
 def with_tables(shape: tuple[int, ...], low: int, chosen: Contexts | None, counts: Ints) -> Draft:
-    """The draft of symbols `low, ...` with these counts, by class and symbol."""
+    """The draft of the symbols `low, low + 1, ...` whose counts are (classes, alphabet)."""
     roots = tuple(tables.roots(c) if c.any() else np.eye(1, len(c), dtype=np.int64)[0] for c in counts)
     cost = sum(tables.cost(c, tables.frequencies(u)) for c, u in zip(counts, roots, strict=True))
     behind = int(counts.sum(0) @ bits_behind(low, low + counts.shape[1] - 1))
@@ -181,7 +184,7 @@ def with_tables(shape: tuple[int, ...], low: int, chosen: Contexts | None, count
 
 
 def write(plan: Draft, codes: npt.NDArray[np.integer]) -> bytes:
-    """The bytes of codes by their draft, which has checked them."""
+    """The bytes of codes that `draft` has checked, coded as it decided."""
     flat = _as_codes(codes).reshape(-1)
     if is_large(plan.shape):
         return joined(plan, [plan.coding.put_chunk(flat[part], rows) for rows, part in chunks(plan.shape)])
@@ -194,7 +197,7 @@ def write(plan: Draft, codes: npt.NDArray[np.integer]) -> bytes:
 
 
 def joined(plan: Draft, streams: list[bytes]) -> bytes:
-    """A large tensor: the lengths of all parts but the last, the header, the chunks."""
+    """The payload of a large tensor: the lengths of all parts but the last, the header, the chunks."""
     parts = [plan.header.finish(), *streams]
     return b"".join(len(s).to_bytes(4, "little") for s in parts[:-1]) + b"".join(parts)
 
@@ -216,12 +219,12 @@ def chunks(shape: tuple[int, ...]) -> list[tuple[Rows, slice]]:
 
 
 def pieces(size: int) -> list[slice]:
-    """Cuts that a processor's cache holds."""
+    """Consecutive slices of 2^17 elements, which a processor's cache holds (a choice; it changes no byte)."""
     return [slice(start, start + (1 << 17)) for start in range(0, size, 1 << 17)]
 
 
 def counted_by_class(symbols: npt.NDArray[np.int16], chosen: Contexts, alphabet: int) -> Ints:
-    """Counts by class and symbol."""
+    """How often each symbol occurs in each class: (classes, alphabet). `symbols` are flat."""
     counts = np.zeros((chosen.number, alphabet), np.int64)
     shape: Shape = (len(chosen.axes[0]), len(chosen.axes[1]), len(chosen.axes[2]))
     for rows, part in chunks(shape):
@@ -231,7 +234,7 @@ def counted_by_class(symbols: npt.NDArray[np.int16], chosen: Contexts, alphabet:
 
 
 def _counted(flat: Codes, low: int, high: int) -> tuple[int, npt.NDArray[np.int16], Ints]:
-    """The smallest symbol of codes between `low` and `high`, the symbols less that, and their counts."""
+    """For flat codes between `low` and `high`: the smallest symbol, the symbols minus it, and how often each occurs."""
     direct = low > -DIRECT and high < DIRECT
     low, high = int(SYMBOL[low + 2**15]), int(SYMBOL[high + 2**15])
     symbols, counts = np.empty_like(flat), np.zeros(high - low + 1, np.int64)
@@ -247,7 +250,7 @@ def _as_codes(codes: npt.NDArray[np.integer]) -> Codes:
 
 
 def _without_tables(codes: Codes) -> list[Draft]:
-    """By the best geometric distribution around the median, if 16 bits hold the distances from it."""
+    """The best geometric distribution around the median, if 16 bits hold the distances from the median."""
     middle = int(np.partition(codes.reshape(-1), codes.size // 2)[codes.size // 2])
     moved = codes.astype(np.int32) - middle
     if np.abs(moved).max() > LARGEST_CODE:

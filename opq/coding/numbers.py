@@ -1,6 +1,7 @@
-"""Floats in the stack, in as few bytes as hold them exactly.
+"""Floats in the stack, each exact, all at the smallest sufficient width.
 
-Numbers that a plan rounds beforehand (`rounded`) take two or three bytes; any other finite number takes four or eight.
+A plan rounds its numbers beforehand (`opq.base.rounding.rounded`), so that two or three bytes are enough for each; any
+other finite number takes four or eight.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _WIDTH = uniform(len(WIDTHS))
 
 
 def put(writer: StackWriter, values: Sequence[float]) -> None:
-    """Writes finite numbers with one width for all."""
+    """Writes finite numbers, all with the same width."""
     code = next(k for k, width in enumerate(WIDTHS) if all(fits(v, width) for v in values))
     writer.put(code, _WIDTH)
     for value in values:
@@ -25,7 +26,7 @@ def put(writer: StackWriter, values: Sequence[float]) -> None:
 
 
 def take(reader: StackReader, amount: int, name: Callable[[int], str]) -> list[float]:
-    """The inverse of `put`; raises `CorruptFileError` on a number that is not finite, by the name of its place."""
+    """The inverse of `put`; raises `CorruptFileError` on a number k that is not finite, and calls it `name(k)`."""
     width = WIDTHS[reader.take(_WIDTH)]
     values = [value_of(reader.number(width), width) for _ in range(amount)]
     for k, value in enumerate(values):

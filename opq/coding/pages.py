@@ -1,6 +1,6 @@
 """Integers <-> bytes by pcodec: about 0.1 % above their entropy, and ten times as fast to decode as a stack.
 
-A thin layer over its standalone format with one bin for each value that is frequent enough, no delta coding.
+A thin layer over pcodec's standalone format, without delta coding and with a bin for each value that is frequent.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ Small = npt.NDArray[np.integer]
 """int8 or int16."""
 
 _LEVEL = 12
-"""Of 12: up to 2^12 bins. Lower ones are no faster and lose up to 0.7 %."""
+"""pcodec's compression level, the highest: up to 2^12 bins. Lower levels were no faster and lost up to 0.7 %, measured
+when pages came in."""
 _PAGE = 1 << 24
-"""Values that share frequencies; the most that the format allows."""
+"""Values that share one set of frequencies: the most that pcodec's format allows."""
 
 
 @functools.cache
@@ -36,7 +37,7 @@ def _settings() -> Any:
 
 
 def encode(values: Small) -> bytes:
-    """One-dimensional integers as bytes; their number and type are read from elsewhere."""
+    """One-dimensional integers as bytes, which do not tell how many integers of which type they hold."""
     from pcodec import standalone
 
     data: bytes = standalone.simple_compress(np.ascontiguousarray(values), _settings())
@@ -44,7 +45,7 @@ def encode(values: Small) -> bytes:
 
 
 def decode(data: bytes | memoryview, out: Small) -> None:
-    """The inverse of `encode`, into `out`, which has the number and the type.
+    """The inverse of `encode`, into `out`, whose length and type are those of what was encoded.
 
     Raises:
         CorruptFileError: the bytes are not those of so many integers of this type.

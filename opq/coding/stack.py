@@ -1,7 +1,7 @@
-"""One stack of symbols: what is put first is taken first, and only the end of the whole costs a rounding.
+"""One stack of symbols: what is put first is taken first, and bits are rounded up once, at the end of the whole.
 
 A thin layer over constriction's asymmetric numeral system (Duda 2013; Bamler 2022): 24-bit integer frequencies,
-32-bit words. Nothing here or below it computes a probability in floating point.
+32-bit words. No probability is computed in floating point, neither here nor in what this rests on.
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ def uniform(size: int) -> Model:
 
 
 _PIECE = 1 << 17
-"""Symbols that a processor's cache holds."""
+"""Symbols decoded in one call: with their int32 temporaries they fit into a processor's cache. A choice; it changes no
+byte."""
 
 _LENGTHS = uniform(LONGEST_NUMBER + 1)
 _EACH_ITS_OWN = constriction.stream.model.Uniform()
+"""Uniform distributions whose sizes are given symbol by symbol."""
 
 
 class StackWriter:
-    """Symbols put in reading order; the stack itself is filled backwards, at the end."""
+    """Collects symbols in the order in which they will be read; `finish` then fills the stack in reverse."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[Any, ...]] = []
@@ -56,17 +58,17 @@ class StackWriter:
         self._steps.append((symbols, model))
 
     def tails(self, values: Symbols, lengths: Symbols) -> None:
-        """Numbers below `2^lengths`, each with a length from 1 to 24 of its own."""
+        """Numbers `values[i] < 2^lengths[i]`, lengths from 1 to 24 bits."""
         self._steps.append((values, _EACH_ITS_OWN, np.left_shift(np.int32(1), lengths)))
 
     def number(self, value: int, length: int) -> None:
-        """The `length` lowest bits of a number that is not negative, `length` <= 40."""
+        """The lowest `length` bits, at most 40, of a number that is not negative."""
         for shift in range(0, length, PIECE):
             part = min(PIECE, length - shift)
             self.put(value >> shift & (1 << part) - 1, uniform(1 << part))
 
     def uint(self, value: int) -> None:
-        """A number from 0 to 2^40 - 1: its length, then the bits below the leading one."""
+        """A number from 0 to 2^40 - 1: its length in bits, then the bits below the leading one."""
         length = value.bit_length()
         self.put(length, _LENGTHS)
         self.number(value, max(length - 1, 0))
@@ -76,11 +78,11 @@ class StackWriter:
         self.uint(zigzag(value))
 
     def __len__(self) -> int:
-        """How many times something was put."""
+        """The number of calls that put something."""
         return len(self._steps)
 
     def extend(self, other: StackWriter) -> None:
-        """What `other` holds, read after what is here."""
+        """Appends what `other` holds: it is read after what is here already."""
         self._steps += other._steps
 
     def finish(self) -> bytes:
@@ -92,13 +94,18 @@ class StackWriter:
 
 
 class StackReader:
-    """The symbols of a `Writer`, in the order in which they were put.
+    """The symbols of a `StackWriter`, in the order in which they were put.
 
-    Any bytes decode to some symbols of the models asked for: damage shows at the end, in `finish`.
+    Any bytes decode to some symbols of the models asked for, so damage is noticed only at the end, by `finish`.
     """
 
     def __init__(self, data: bytes | memoryview, *, most: float = math.inf):
-        """`most`: symbols that `take` may give; what is foreseen well costs nothing, and could go on for ever."""
+        """Opens the stack.
+
+        Args:
+            most: how many symbols `take` may give. A symbol that the model is almost sure of takes almost no bits, so
+                that without a limit a few bytes could keep the reader busy for ever.
+        """
         self._left = most
         if len(data) and not data[-1]:
             raise CorruptFileError("a coded stream ends in a zero byte", remedy="Fetch the file again.")
@@ -119,13 +126,13 @@ class StackReader:
         return symbols
 
     def fill(self, model: Model, out: npt.NDArray[np.integer]) -> None:
-        """Symbols of one model into a flat array, in pieces: nothing wider than `out` is ever as long."""
+        """Symbols of one model into a flat array, in pieces, so that no temporary array is as long as `out`."""
         for start in range(0, len(out), _PIECE):
             part = out[start : start + _PIECE]
             part[:] = self.many(model, len(part))
 
     def tails(self, lengths: Symbols) -> Symbols:
-        """Numbers below `2^lengths`, lengths from 1 to 24."""
+        """Numbers below `2^lengths[i]`, lengths from 1 to 24 bits."""
         values: Symbols = self._coder.decode(_EACH_ITS_OWN, np.left_shift(np.int32(1), lengths))
         return values
 
@@ -144,7 +151,7 @@ class StackReader:
         return value >> 1 if not value & 1 else -(value >> 1) - 1
 
     def finish(self) -> None:
-        """Raises `CorruptFileError` unless the last symbol was the last of the stack."""
+        """Raises `CorruptFileError` unless all symbols of the stack have been taken."""
         if not self._coder.is_empty():
             raise CorruptFileError("a coded stream is longer than its symbols")
 

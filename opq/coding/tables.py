@@ -1,8 +1,11 @@
-"""Integer frequency tables, and the few bits in which a file holds one.
+"""Integer frequency tables, and how a file holds one in few bits.
 
-A table is sent as `u_t = round(sqrt(count_t / 2))` and read as frequencies in proportion to `u_t^2`: on the scale
-of the square root every count is known to about the same precision (its deviation is 1/2), so equal steps there lose
-equally little, about half a bit a symbol. Each `u_t` is sent as the difference to what its neighbours predict.
+A table is sent as `u_t = round(sqrt(count_t / 2))` and read as frequencies in proportion to `u_t^2`. The square root
+stabilises the variance: on its scale every count has about the same standard deviation, 1/2, so that uniform rounding
+costs the same, about half a bit, for each symbol of the alphabet. Each `u_t` is sent as the difference from what its
+neighbours predict.
+
+Letters: `u` roots, `t` a symbol, `P(q)` the probability of a code q. Tables are (alphabet,) int64.
 """
 
 from __future__ import annotations
@@ -17,14 +20,15 @@ from opq.coding.stack import TOTAL, Model, StackReader, StackWriter, categorical
 from opq.errors import CorruptFileError
 
 FRACTION = 16
-"""`log2` is in units of 2^-16 bit."""
+"""`log2` is in units of 2^-16 bit. A choice: finer than the table of `_MANTISSA` bits would tell nothing more."""
 
 _MANTISSA = 16
+"""Bits below the leading one that `log2` looks up: a table of 512 KiB, at most 2^-15 bit too small."""
 _LOG2 = np.rint(np.log2(1 + np.arange(1 << _MANTISSA) / (1 << _MANTISSA)) * (1 << FRACTION)).astype(np.int64)
 
 
 def log2(values: Ints) -> Ints:
-    """log2 of positive integers below 2^53 in units of 2^-16 bit, in integers only, too small by at most 2^-15 bit."""
+    """log2 of positive integers below 2^53 in units of 2^-16 bit, by integers alone; at most 2^-15 bit too small."""
     exponents = np.frexp(values.astype(np.float64))[1].astype(np.int64) - 1
     mantissas = np.where(exponents >= _MANTISSA, values >> np.maximum(exponents - _MANTISSA, 0), 0)
     mantissas += np.where(exponents < _MANTISSA, values << np.maximum(_MANTISSA - exponents, 0), 0)
@@ -39,7 +43,7 @@ def roots(counts: Ints) -> Ints:
 
 
 def frequencies(u: Ints) -> Ints:
-    """The frequencies that roots stand for; not all `u` are 0."""
+    """The frequencies that the roots `u` stand for; they must not all be 0."""
     return shares(u * u)
 
 
@@ -52,10 +56,10 @@ def shares(weights: Ints) -> Ints:
 
 @functools.cache
 def geometric(edges: tuple[int, ...]) -> tuple[Ints, ...]:
-    """Two-sided geometric distributions of `SCALES` scales, `P(q)` in proportion to `rho^|q|`, in integers only.
+    """Two-sided geometric distributions of `SCALES` scales, `P(q)` in proportion to `rho^|q|`, in integer arithmetic.
 
     Args:
-        edges: the smallest magnitude of the symbols 0, 1, ..., n, and one beyond the last.
+        edges: the smallest magnitude of each symbol 0, 1, ..., n, and then the first magnitude beyond.
 
     Returns:
         The frequencies of the symbols -n, ..., n for `1 - rho` = 0.7, 0.5, 0.35, 0.25, ...
@@ -81,7 +85,7 @@ def _power(rho: int, exponent: int) -> int:
 
 
 def cost(counts: Ints, table: Ints) -> int:
-    """Bits times 2^16 of symbols with these counts under these frequencies."""
+    """The cost in units of 2^-16 bit of symbols with these counts under these frequencies."""
     return int((counts * ((PRECISION << FRACTION) - log2(table))).sum())
 
 
@@ -99,7 +103,7 @@ def put(writer: StackWriter, u: Ints, first: int) -> None:
 
 
 def take(reader: StackReader, first: int, size: int) -> Ints:
-    """The inverse of `put`; raises `CorruptFileError` when no symbol has a frequency."""
+    """The inverse of `put`; raises `CorruptFileError` when a frequency is too large, or all are 0."""
     known: dict[int, int] = {}
     for symbol in _order(first, size):
         predicted = _predict(known, symbol)
@@ -125,7 +129,7 @@ def _rank(symbol: int) -> int:
 
 
 def _predict(known: dict[int, int], symbol: int) -> int:
-    """The mirror image where it is known, else the geometric continuation of the two magnitudes before."""
+    """The root of the mirror image `-t` where it is known, else the two magnitudes before continued geometrically."""
     if symbol < 0 and -symbol in known:
         return known[-symbol]
     last, before = _magnitude(known, abs(symbol) - 1), _magnitude(known, abs(symbol) - 2)
@@ -133,7 +137,7 @@ def _predict(known: dict[int, int], symbol: int) -> int:
 
 
 def _magnitude(known: dict[int, int], magnitude: int) -> int:
-    """The mean root of the two signs of a magnitude, 0 where neither is known."""
+    """The mean root of `+magnitude` and `-magnitude`, as far as they are known; 0 where neither is."""
     both = [known[s] for s in {magnitude, -magnitude} if magnitude >= 0 and s in known]
     return (sum(both) + len(both) // 2) // len(both) if both else 0
 

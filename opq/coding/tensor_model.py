@@ -1,4 +1,4 @@
-"""How the codes of one tensor are coded: what stands before the symbols, and the symbols of one chunk both ways."""
+"""The model by which the codes of one tensor are coded: its header, and the codes of one chunk to bytes and back."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from opq.coding.symbols import BASE, BEHIND, DIRECT, EDGES, LAST, SYMBOL, any_be
 from opq.errors import CorruptFileError
 
 Shape = tuple[int, int, int]
-"""Rows, columns, positions of a kernel: `classes.view`."""
+"""Rows, columns, positions of a kernel, as `classes.view` gives them."""
 Rows = tuple[int, int]
-"""The first row of a chunk, and the first beyond."""
+"""The first row of a chunk, and the first row after it."""
 
 _KINDS = uniform(len(CODING_KINDS))
 _SYMBOLS = uniform(256)
@@ -35,19 +35,19 @@ class Coding:
     low: int = 0
     """The smallest symbol."""
     alphabet: int = 0
-    """Symbols from the smallest to the largest."""
+    """The number of symbols from the smallest to the largest."""
     contexts: Contexts | None = None
     """The classes, where there are several."""
     roots: tuple[Ints, ...] = ()
-    """Of tables: one a class."""
+    """Kind `tables`: the roots of each class's frequencies."""
     offset: int = 0
-    """Of a geometric distribution, or of all codes being equal: what is to be added to every code."""
+    """Kinds `geometric` and `constant`: what is added to every code."""
     scale: int = 0
-    """Of a geometric distribution: its number."""
+    """Kind `geometric`: the number of the distribution."""
 
     @classmethod
     def take(cls, reader: StackReader, shape: Shape) -> Coding:
-        """Reads what `put` wrote; raises `CorruptFileError` on what cannot be."""
+        """Reads what `put` wrote; raises `CorruptFileError` on what no encoder writes."""
         kind = CODING_KINDS[reader.take(_KINDS)]
         if kind == "pages":
             low, alphabet = ((-NARROW + 1, 2 * NARROW - 1), (-LAST, 2 * LAST + 1))[reader.take(_WIDTHS)]
@@ -66,7 +66,7 @@ class Coding:
         return cls(kind, -LAST, 2 * LAST + 1, offset=offset, scale=reader.take(_SCALES))
 
     def put(self, writer: StackWriter) -> None:
-        """Writes what stands before the symbols."""
+        """Writes the header, which stands before the symbols."""
         writer.put(CODING_KINDS.index(self.kind), _KINDS)
         if self.kind in ("constant", "geometric"):
             writer.sint(self.offset)
@@ -83,7 +83,7 @@ class Coding:
                 tables.put(writer, u, self.low)
 
     def same(self, other: Coding) -> bool:
-        """Whether both code the same way."""
+        """Whether both have the same header, so that they code the same way."""
         mine, others = StackWriter(), StackWriter()
         self.put(mine)
         other.put(others)
@@ -101,7 +101,7 @@ class Coding:
 
     @functools.cached_property
     def models(self) -> list[Model]:
-        """Of a stack: the model of each class."""
+        """The model of each class, for codes on a stack."""
         if self.kind == "geometric":
             return [categorical(tables.geometric(EDGES)[self.scale])]
         return [categorical(tables.frequencies(u)) for u in self.roots]
@@ -189,11 +189,12 @@ class Coding:
 
 
 _PIECE = 1 << 17
-"""Codes that a processor's cache holds with all that is made of them."""
+"""Codes coded in one call: with their temporary arrays they fit into a processor's cache. A choice; it changes no
+byte."""
 
 
 def _take_tails(reader: StackReader, out: Codes) -> None:
-    """Symbols to codes in place: the lowest bits of the large ones follow on the stack."""
+    """Turns symbols into codes, in place; the bits behind the large symbols are the next on the stack."""
     behind = np.flatnonzero(np.abs(out) >= DIRECT)
     if not len(behind):
         return

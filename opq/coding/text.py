@@ -1,6 +1,7 @@
-"""Text in the stack: names of tensors repeat each other, so most of a name is a copy of an earlier piece.
+"""Text in the stack: the names of tensors resemble each other, so most of a name is a copy of an earlier piece.
 
-A greedy Lempel-Ziv parse with adaptive integer models: no compressor whose output could change with its version.
+A greedy Lempel-Ziv parse with adaptive integer models. No general compressor is used, because its output could change
+with its version.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from opq.coding.stack import StackReader, StackWriter
 from opq.errors import CorruptFileError
 
 _SHORTEST = 3
-"""Characters of the shortest copy."""
+"""Bytes of the shortest copy from a new distance. A choice: a shorter one costs about as much as its bytes."""
 _TRIED = 8
-"""Earlier places looked at for the longest copy."""
+"""How many earlier places are searched for the longest copy: the latest ones. A choice: time for a shorter text."""
 _LITERAL, _COPY, _AGAIN = 0, 1, 2
-"""Kinds of step: a byte; a copy from a new distance; from here on, a copy from the last distance but 0, 1, 2, 3."""
+"""Kinds of step: a byte; a copy from a new distance; from 2 on, a copy from the latest distance, the one before it, ...
+(`REMEMBERED` of them)."""
 
 
 class _Models:
-    """All that adapts while one text is read or written."""
+    """The adaptive models of one text, while it is read or written."""
 
     def __init__(self) -> None:
         self.kinds = [Adaptive(weights) for weights in STEP_WEIGHTS]
@@ -29,7 +31,7 @@ class _Models:
 
 
 def put(writer: StackWriter, text: str) -> None:
-    """Writes a text of less than 2^24 bytes in UTF-8."""
+    """Writes a text of less than 2^24 bytes of UTF-8."""
     data = text.encode()
     writer.uint(len(data))
     models, last, kind = _Models(), [0] * REMEMBERED, _LITERAL
@@ -51,7 +53,7 @@ def put(writer: StackWriter, text: str) -> None:
 
 
 def take(reader: StackReader, longest: int) -> str:
-    """The inverse of `put`; raises `CorruptFileError` on more than `longest` bytes or what is no text."""
+    """The inverse of `put`; raises `CorruptFileError` on more than `longest` bytes, or on bytes that are not UTF-8."""
     size = reader.uint()
     if size > longest:
         raise CorruptFileError("a text is longer than the file can hold", got=size, wanted=f"at most {longest}")
@@ -77,7 +79,7 @@ def take(reader: StackReader, longest: int) -> str:
 
 
 def _step(data: bytes, position: int, last: list[int], seen: dict[bytes, list[int]]) -> tuple[int, int, int]:
-    """Kind, length and distance of what comes: the longest copy, a remembered distance preferred."""
+    """Kind, length and distance of the next step: the longest copy found, with preference for a remembered distance."""
     lengths = [_common(data, position - d, position) if d else 0 for d in last]
     again = max(range(REMEMBERED), key=lambda k: (lengths[k], -k))
     length, distance = 0, 0
@@ -90,12 +92,12 @@ def _step(data: bytes, position: int, last: list[int], seen: dict[bytes, list[in
 
 
 def _moved(last: list[int], distance: int) -> list[int]:
-    """The remembered distances with this one in front."""
+    """The remembered distances with `distance` moved to the front."""
     return [distance, *(d for d in last if d != distance)][:REMEMBERED]
 
 
 def _common(data: bytes, start: int, position: int) -> int:
-    """How far what is at `position` repeats what is at `start`."""
+    """How many bytes from `position` on equal those from `start` on."""
     length = 0
     while length < 0xFF00 and _same(data, start + length, position + length):
         length += _STRIDE
@@ -105,9 +107,10 @@ def _common(data: bytes, start: int, position: int) -> int:
 
 
 _STRIDE = 16
+"""Bytes compared at once. A choice of speed: the result does not depend on it."""
 
 
 def _same(data: bytes, start: int, position: int) -> bool:
-    """Whether the next `_STRIDE` bytes at both places are there and equal."""
+    """Whether at both places `_STRIDE` more bytes follow, and are equal."""
     ahead = data[position : position + _STRIDE]
     return len(ahead) == _STRIDE and data[start : start + _STRIDE] == ahead

@@ -1,17 +1,18 @@
-"""Options to a problem, a problem to codes, codes to a file that meets its budget.
+"""From options to a problem, from a problem to codes, from codes to a file that meets its budget.
 
 Other folders use:
 
 - `alpha`: the exponent of the sensitivities.
-- `budget`: the one loop that meets a budget in bytes.
-- `coders`: accuracy without data.
-- `copies`: tensors of one source that hold the very same values.
-- `fit`: meets the budget in bytes of the file.
-- `method`: methods as objects: what a method of compression is, and the two that need no data.
+- `budget`: the loop by which every budget in bytes is met.
+- `coders`: from planned tensors to codes, with or without the probe.
+- `copies`: tensors of one source that are equal.
+- `fit`: finds the plan whose file meets the budget.
+- `method`: methods as objects, and the two methods that need no data.
 - `options`: the options of one compression, checked before any work is done.
-- `problem`: statistics, sensitivities and a budget in bits -> the Plan. Pure.
-- `result`: what `compress` gives back.
-- `shortfall`: why a file stays below its budget.
+- `prior`: how much each tensor matters, guessed from the weights alone.
+- `problem`: statistics, sensitivities and a budget in bits -> the Plan.
+- `result`: what `compress` returns.
+- `shortfall`: why a file is smaller than its budget.
 - `roles`: which tensors are compressed, kept or shared, and why.
 """
 
@@ -25,6 +26,7 @@ __all__ = [
     "fit",
     "method",
     "options",
+    "prior",
     "problem",
     "result",
     "roles",

@@ -21,11 +21,11 @@ C = TypeVar("C", bound=DataFreeCoder)
 
 
 def weighed(coder: C, problem: Problem[TensorStats], given: Mapping[str, float]) -> tuple[Problem[TensorStats], C]:
-    """The problem with the probe's sensitivities `a_i^alpha`, and those that the user gave.
+    """The problem with the probe's sensitivities `a_i^alpha` and those that the user gave, and a coder for it.
 
-    Where the user names no `alpha`: the one in `ALPHAS` whose plan moves the outputs least, for a network with
-    BatchNorm; 1 for others (docs/datafree.md has the figures of both rules). The coder that comes with it knows the
-    codes of that plan already.
+    If the user gives no `alpha`, it is the one in `ALPHAS` whose plan changes the outputs least, for a network with
+    BatchNorm, and 1 for others (docs/datafree.md has figures for both rules). The coder then has the codes of that plan
+    already.
     """
     named = len(given) == len(problem.stats)
     alphas = (1.0,) if named else _alphas(coder.source, problem.options)
@@ -43,12 +43,12 @@ def _alphas(source: Source, options: Options) -> tuple[float, ...]:
 
 
 def _best(coder: C, candidates: Sequence[Problem[TensorStats]]) -> tuple[Problem[TensorStats], C]:
-    """The problem whose plan at its budget moves the outputs least on synthetic inputs, and its plan's codes."""
-    plain = [dataclasses.replace(candidate, trellised=frozenset()) for candidate in candidates]  # as good to choose by
+    """The problem whose plan changes the outputs on synthetic inputs least, and a coder that has the plan's codes."""
+    plain = [dataclasses.replace(candidate, trellised=frozenset()) for candidate in candidates]  # enough to choose by
     try:
         with stage("solve"):
             plans = [as_stored(Fit(coder.source, candidate, coder, silent).decide()) for candidate in plain]
-    except InfeasibleError:  # by prediction; at the smallest file all are alike, and `Fit.run` measures it
+    except InfeasibleError:  # as predicted; for the smallest file all plans are alike, and `Fit.run` will measure it
         return candidates[0], coder
     codes: list[CodesByName] = [{} for _ in plans]
     with stage("quantize"):

@@ -1,11 +1,12 @@
-"""The one loop that meets a budget in bytes: turn a number until what it makes lies in a window below the target.
+"""The loop by which every budget in bytes is met: a number is changed until the bytes it leads to are within a window
+below the target.
 
-    a file               bits of all codes -> bytes of the file           along the line through two rounds
-    a folder             bits of all codes -> bytes of all its files      the same; every round is on disk
-    a sparsity search    octaves of weights kept -> bytes of the file     halfway between two rounds
+    a file               bits of all codes -> bytes of the file           secant steps
+    a folder             bits of all codes -> bytes of all its files      secant steps; every round is kept on disk
+    a sparsity search    log2 of the kept fraction -> bytes of the file   bisection
 
-Sizes are known only once they are made, and each round says where the next one goes. A caller that is interrupted
-hands the rounds made before to the same search, and it goes on as if nothing had happened.
+A size is known only once the file is made, and each round determines the next one. After an interruption the caller
+passes the earlier rounds to the same search, which then continues as if it had not been interrupted.
 """
 
 from __future__ import annotations
@@ -15,28 +16,29 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 WINDOW = 0.995
-"""What is made lies between this fraction of the target and the target."""
+"""A size between this fraction of the target and the target is accepted. A choice: half a percent of the bytes for, as
+a rule, one to three rounds."""
 AIM = 0.998
-"""Where in the window a step aims."""
+"""The fraction of the target that a step aims at. A choice: inside the window, with most of it below."""
 EDGE = 0.1
-"""Part of the way between two rounds that the next one keeps from both."""
+"""A secant step stays away from both ends of its interval by this fraction of it. A choice, for safe convergence."""
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Round:
-    """What one try came to."""
+    """The setting and the result of one round."""
 
     setting: float
-    """What was turned; a larger one makes more bytes, as a rule."""
+    """The number that the search changes; as a rule, a larger one leads to more bytes."""
     bytes: float
     most: bool = False
-    """Whether no setting makes more."""
+    """Whether no setting leads to more bytes."""
 
 
 Step = Callable[["Search", Round | None, Round | None, Round], float]
-"""The next setting by the search, the last rounds within and beyond the target, and the last of all."""
+"""Gives the next setting from the search, the last round within the target, the last one above, and the last of all."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,21 +47,21 @@ class Found(Generic[T]):
 
     rounds: tuple[Round, ...]
     chosen: Round | None
-    """The good round, or else the largest within the target; None where none is."""
+    """The round that was accepted, otherwise the largest within the target; None if there is none."""
     made: T | None
-    """What `chosen` made; None where an earlier run did."""
+    """What the chosen round made; None if that was in an earlier run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """A target and how it is sought."""
+    """A target, and how it is approached."""
 
     target: float
-    """Bytes that may be made."""
+    """The largest number of bytes that is allowed."""
     least: float
-    """No setting is smaller."""
+    """The smallest setting."""
     rounds: int
-    """Tries at most."""
+    """The most rounds."""
     step: Step
     """`by_line` or `by_halves`."""
     window: float = WINDOW
@@ -70,11 +72,11 @@ class Search:
         first: Callable[[], float],
         before: Sequence[Round] = (),
     ) -> Found[T]:
-        """Makes rounds until one is good, or none can be had; of what they made only the best is held.
+        """Makes rounds until one is accepted or none is left to try; only what the best one made is kept.
 
         Args:
-            make: the round of a setting, given those before it.
-            first: the setting of the first round, asked for where there is none yet.
+            make: makes the round of a setting, given the rounds before it.
+            first: gives the setting of the first round; called only if there are no rounds yet.
             before: rounds of an earlier run.
         """
         done, held = list(before), None
@@ -88,7 +90,7 @@ class Search:
         return Found(tuple(done), self.chosen(done), held)
 
     def following(self, done: Sequence[Round]) -> float | None:
-        """The setting of the next round; None where the last one is good, or nothing is left to try."""
+        """The setting of the next round; None if the last one is accepted, or nothing is left to try."""
         last = done[-1]
         if self.good(last) or (not self.fits(last) and last.setting <= self.least) or len(done) >= self.rounds:
             return None
@@ -98,24 +100,25 @@ class Search:
         return None if setting == last.setting else setting
 
     def fits(self, one: Round) -> bool:
-        """Whether a round is not above the target."""
+        """Whether a round is within the target."""
         return one.bytes <= self.target
 
     def good(self, one: Round) -> bool:
-        """Whether a round needs no better one: in the window, or below it where nothing makes more."""
+        """Whether a round is accepted: in the window, or below it if no setting leads to more bytes."""
         return self.fits(one) and (one.bytes >= self.window * self.target or one.most)
 
     def chosen(self, done: Sequence[Round]) -> Round | None:
-        """The last round where it is good, or else the largest within the target; None where none is."""
+        """The last round if it is accepted, otherwise the largest within the target; None if there is none."""
         if done and self.good(done[-1]):
             return done[-1]
         return max(filter(self.fits, done), key=lambda one: (one.bytes, -one.setting), default=None)
 
 
 def by_line(search: Search, below: Round | None, above: Round | None, last: Round) -> float:
-    """For settings in bits: all but the codes stays as it is; between two rounds, along the line through both.
+    """A secant step, for settings in bits. Until there are rounds on both sides of the target, the bytes beside the
+    codes are taken as constant.
 
-    By the last one's other bytes alone sizes may swing from round to round, where these depend much on the bits.
+    That assumption alone would let sizes oscillate where those bytes depend much on the bits.
     """
     aim = AIM * search.target
     if below is None or above is None:
@@ -125,7 +128,7 @@ def by_line(search: Search, below: Round | None, above: Round | None, last: Roun
 
 
 def by_halves(search: Search, below: Round | None, above: Round | None, last: Round) -> float:
-    """First the least setting, then halfway between what is within the target and what is beyond it."""
+    """Bisection: first the least setting, then halfway between the last rounds within and above the target."""
     if below is None or above is None:
         return search.least
     return (below.setting + above.setting) / 2

@@ -1,7 +1,7 @@
-"""Accuracy without data: what the probe adds to a compression (docs/datafree.md says why it works).
+"""From planned tensors to codes, with or without the probe (docs/datafree.md says why it works without data).
 
-Sensitivities `a_i^alpha` weigh the allocation; error feedback by the input moments `S_i` replaces plain rounding;
-BatchNorm statistics are re-normalised behind it. The user's model comes back as it was.
+With the probe, sensitivities `a_i^alpha` weight the allocation, error feedback by the input moments `S_i` replaces
+plain rounding, and BatchNorm statistics are then re-normalised. The user's model is left unchanged.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from opq.base.stages import stage
 from opq.compression.method import DataFree
 from opq.compression.options import Options
 from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
+from opq.file.basis import NOTES, noted
 from opq.plan import Plan, TensorPlan
 from opq.probing.sensitivity import Probe, probe
 from opq.quantizing.feedback import sweep
@@ -29,11 +30,11 @@ from opq.sources.base import Source
 CodesByName = dict[str, Codes]
 
 LIVE = ("module", "timm", "torchvision", "demo", "hf")
-"""Origins with a model at hand: it is probed unless the user says otherwise."""
+"""Origins of sources that have a model: it is probed by default."""
 
 
 def wants_probe(source: Source, options: Options) -> bool:
-    """Whether the source's model is to be probed: by the option, else where there is one or inputs are given."""
+    """Whether the source's model is probed: as the option says, else if there is a model or inputs are given."""
     if not isinstance(options.how, DataFree):
         return False
     if options.probe is not None:
@@ -42,15 +43,14 @@ def wants_probe(source: Source, options: Options) -> bool:
 
 
 NAMED = ("timm", "torchvision", "hf")
-"""Of these, those that the user asked for by a name which means the model."""
+"""Origins for which the user has given a name that means the model, not only its weights."""
 
 
 def basis_of(source: Source, options: Options, probed: Probe | None) -> str:
-    """What a compression rests on, in words for people."""
+    """What a compression is based on, in words for the report."""
     if probed is not None:
-        inputs = "synthetic inputs" if options.calibration is None else "calibration inputs"
-        norms = ", re-normalised BatchNorm" if source.batchnorms else ""
-        return f"a probe of the model on {inputs}: sensitivities, error feedback{norms}"
+        note = noted(calibrated=options.calibration is not None, renormalised=bool(source.batchnorms))
+        return NOTES[note]
     if options.probe is False:
         why = "no probe was asked for"
     elif not source.buildable:
@@ -62,11 +62,11 @@ def basis_of(source: Source, options: Options, probed: Probe | None) -> str:
 
 @stage("probe")
 def probe_source(source: Source, options: Options) -> Probe | None:
-    """The probe of the source's model; None where it is not asked for or cannot be had.
+    """The probe of the source's model; None if it is not wanted or not possible.
 
-    A module that cannot be probed is compressed all the same, with a `ProbeWarning` that says what to pass. Where the
-    user asked for the probe, or named the model (`hf:`, `timm:`, `torchvision:`), it is an error: the weights alone
-    give a much worse network.
+    A module that cannot be probed is compressed without it, with a `ProbeWarning` that says what to pass. If the user
+    has asked for the probe or named the model (`hf:`, `timm:`, `torchvision:`), it is an error instead, because a
+    network compressed by its weights alone is much worse.
     """
     if not wants_probe(source, options):
         return None
@@ -81,7 +81,7 @@ def probe_source(source: Source, options: Options) -> Probe | None:
             seed=options.seed,
             progress=lambda done, total: options.progress("probe", done, total),
         )
-    except (ProbeError, SourceError, MissingExtraError) as error:  # the weights are read already: go on without
+    except (ProbeError, SourceError, MissingExtraError) as error:  # the weights could be read: continue without
         if options.probe or options.calibration is not None:
             raise
         if source.origin in NAMED:
@@ -92,7 +92,7 @@ def probe_source(source: Source, options: Options) -> Probe | None:
                 remedy=f"{error.remedy} Or compress the weights alone, much less accurate: probe=False (--no-probe).",
             ) from error
         warn(
-            f"{source.label} is compressed with all sensitivities 1, without feedback and re-normalisation: {error} "
+            f"{source.label} is compressed by its weights alone, without feedback and re-normalisation: {error} "
             "Silence this with probe=False.",
             ProbeWarning,
         )
@@ -101,25 +101,32 @@ def probe_source(source: Source, options: Options) -> Probe | None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DataFreeCoder:
-    """Codes with error feedback, and re-normalised BatchNorm statistics; each can be left out, for comparison."""
+    """Codes with error feedback, and re-normalised BatchNorm statistics; each can be turned off, for comparison."""
 
     source: Source
     probe: Probe
     feeds_back: bool = True
     renormalises: bool = True
+    calibrated: bool = False
+    """Whether the probe saw real inputs."""
     known: Mapping[str, tuple[TensorPlan, Codes]] = dataclasses.field(default_factory=dict)
-    """Codes made before, by tensor, with the plan that they are of: where that is asked for again, it is not swept."""
+    """Codes that were made before, by tensor, with their plan; they are used again for an equal plan."""
+
+    @property
+    def note(self) -> str:
+        """What the file says that it rests on."""
+        return noted(calibrated=self.calibrated, renormalised=self.renormalises and bool(self.source.batchnorms))
 
     def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
-        """Codes of tensors: by feedback where a layer's input moments are known, else by plain rounding."""
+        """Codes of tensors: by feedback if the layer's input moments are known, otherwise by plain rounding."""
         if all(self.known.get(t.name, (None,))[0] == t for t in tensors):
             return ((t.name, self.known[t.name][1]) for t in tensors)
         return ((name, found[0]) for name, found in self.alternatives([[t] for t in tensors]))
 
     def alternatives(self, tensors: Iterable[Sequence[TensorPlan]]) -> Iterator[tuple[str, list[Codes]]]:
-        """Name and codes of tensors, each on the grids of several plans; tensors side by side on all cores.
+        """Name and codes of tensors, each on the grids of several plans; in parallel on all cores.
 
-        In the order of the passes that give the moments, whatever the order asked for.
+        They come in the order of the passes that give the moments, whatever the order of the arguments.
         """
         by_name = {plans[0].name: plans for plans in tensors}
         moments = self.probe.moments
@@ -143,13 +150,17 @@ class DataFreeCoder:
         return self.probe.renormalised(self.state(plan, codes))
 
     def state(self, plan: Plan, codes: CodesByName) -> dict[str, torch.Tensor]:
-        """The compressed tensors as they will be read back, under every name they have."""
+        """The compressed tensors as they will be decoded, under all their names."""
         state = {n: dequantize(torch.from_numpy(q), plan[n], self.source.by_name[n].dtype) for n, q in codes.items()}
         return state | {t.name: state[t.like] for t in plan if t.like in state}
 
 
 class Coder(Protocol):
-    """How planned tensors become codes, and what else of the model changes with them."""
+    """How planned tensors become codes, and which other tensors of the model change as a consequence."""
+
+    @property
+    def note(self) -> str:
+        """What the file says that its codes rest on; nothing for the weights alone."""
 
     def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
         """Name and integer codes of compressed tensors, in any order."""
@@ -160,9 +171,10 @@ class Coder(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlainCoder:
-    """Every weight to its own cell; nothing else changes."""
+    """Every weight is rounded by itself, and no other tensor changes."""
 
     source: Source
+    note = ""
 
     def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
         weights = ((tensor, self.source.tensor(tensor.name)) for tensor in tensors)

@@ -1,6 +1,6 @@
-"""Tensors of one source that hold the very same values: a tied model saved without its ties, weights beside their copy.
+"""Tensors of one source that are equal, for example in a model with tied weights that was saved without the ties.
 
-The file holds them once, as it does tensors that share their storage.
+The file holds them once, like tensors that share their storage.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from opq.file.stored import raw_bytes
 from opq.sources.base import Source, TensorSpec
 
 WORTH = 1 << 12
-"""Tensors of fewer elements are not looked at for being equal."""
+"""Elements of the smallest tensor that is compared with others. A choice: smaller ones would save next to nothing."""
 
 
 def without_copies(source: Source) -> Source:
-    """The source with equal tensors tied to the first of them; reads those that have the shape of another one."""
+    """The source with equal tensors tied to the first of them. Only tensors with the shape of another one are read."""
     alike: dict[Hashable, list[str]] = {}
     for spec in source.specs:
         if spec.like is None and spec.size >= WORTH:
@@ -33,7 +33,7 @@ def without_copies(source: Source) -> Source:
 
 
 def _digest(source: Source, name: str) -> bytes | None:
-    """Of a tensor's bytes; None where all its elements are alike, which are stored in a few bytes anyway."""
+    """A digest of a tensor's bytes; None if all its elements are equal, since it is stored in a few bytes anyway."""
     values = source.tensor(name)
     rows = values.reshape(-1).view(torch.uint8).view(-1, values.dtype.itemsize)
     return None if bool((rows == rows[0]).all()) else hashlib.blake2b(rows.numpy().data, digest_size=16).digest()
@@ -42,10 +42,10 @@ def _digest(source: Source, name: str) -> bytes | None:
 def copies(
     specs: Mapping[str, TensorSpec], digests: Mapping[str, Hashable], equal: Callable[[str, str], bool]
 ) -> dict[str, str]:
-    """The names of tensors that are equal to one before them, each with the first such name.
+    """The names of tensors that are equal to an earlier one, each with the name of the first such tensor.
 
     Args:
-        digests: of the tensors to look at, in order; equal tensors have equal ones.
+        digests: of the tensors to compare, in order; equal tensors have equal digests.
         equal: whether two tensors are the same, element by element.
     """
     groups: dict[Hashable, list[str]] = {}
@@ -62,7 +62,7 @@ def copies(
 
 
 def tied(source: Source, same: Mapping[str, str]) -> Source:
-    """The source with these names tied to others; every tie leads to its holder in one step."""
+    """The source with these names tied to others; every tie leads directly to the tensor that holds the values."""
     if not same:
         return source
     return dataclasses.replace(source, specs=tuple(_untangled(source.specs, same)))

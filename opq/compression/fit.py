@@ -1,8 +1,8 @@
-"""Meets the budget in bytes of the file: solve, quantize, pack, measure, and solve again.
+"""Finds the plan whose file meets the budget: solve, quantize, pack, measure, and solve again.
 
-What a file costs beyond the entropy of its codes (tables, header, kept tensors, what feedback adds to the rate) is
-known only once it is made. So it is made in memory and measured; the next round solves with what was learned.
-One to three rounds are usual.
+What a file takes beyond the entropy of its codes (tables, header, kept tensors, what feedback adds to the rate) is not
+known before it is made. So it is made in memory and measured, and the next round solves with the measured overhead.
+Usually there are one to three rounds.
 """
 
 from __future__ import annotations
@@ -31,22 +31,24 @@ from opq.plan import Plan, as_stored
 from opq.sources.base import Source
 
 FINISHES = 4
-"""Drafts that are finished at most: what else changes with the codes may make a file larger than its draft was."""
+"""The most drafts that are finished. A choice: the kept tensors that change with the codes may make a finished file a
+little larger than its draft, and then a smaller draft is made."""
 ROUNDS = 12
+"""The most rounds of one search. A choice: one to three are usual."""
 MARGIN = 24
-"""Bytes by which the text of two plans for the same tensors may differ."""
+"""Bytes by which the indexes of two plans for the same tensors may differ: the budget and a few numbers. A choice."""
 HEADER, PLACE, TABLE = 150, 6, 24
-"""Bytes of an empty file, of a tensor's line in the index and of a frequency table, before they are known."""
+"""Rough bytes of an empty file, of a tensor in the index and of a frequency table, for the first round only. A choice:
+later rounds measure the overhead."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Draft:
-    """The codes of a plan and their file."""
+    """The codes of a plan, and their file before kept tensors are adapted to the codes."""
 
     plan: Plan
     codes: CodesByName
     result: Result
-    """Before what else changes with the codes."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,10 +61,10 @@ class Fit:
     progress: Progress
 
     def run(self) -> Result:
-        """The result whose file is within the window below the budget, or the largest below it where none is.
+        """The result whose file is within the window below the budget; if there is none, the largest file below it.
 
         Raises:
-            InfeasibleError: no file is that small; says the smallest that can be had.
+            InfeasibleError: no file is that small; the text gives the smallest possible budget.
         """
         if self.problem.options.sparsity is not None:
             return self.finish(self.draft(self.decide()))
@@ -85,12 +87,12 @@ class Fit:
         return self.explained(result, most=False)
 
     def explained(self, result: Result, *, most: bool) -> Result:
-        """The result with what keeps it from its budget; `most`: whether no plan gives its codes more bits."""
+        """The result with the reason for its shortfall, if any; `most`: whether no plan gives its codes more bits."""
         why = shortfall(self.problem, result.plan, result.bytes / self.target, most=most)
         return dataclasses.replace(result, shortfall=why)
 
     def round(self, overhead: float, bits: float, before: Sequence[Round]) -> tuple[Round, Draft]:
-        """The file whose codes take `bits` bits, before what else changes with them."""
+        """The round, and the draft, whose codes take `bits` bits."""
         overhead = _overhead(before[-1]) if before else overhead
         with stage("solve"):
             plan = self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead))
@@ -98,16 +100,16 @@ class Fit:
         return Round(bits, draft.result.bytes, most=draft.plan.multiplier == 0), draft
 
     def smallest(self) -> Result:
-        """The smallest file that can be had."""
+        """The smallest possible file."""
         return self.finish(self.draft(self.problem.plan(self.problem.least_bits)))
 
     def draft(self, plan: Plan) -> Draft:
-        """Codes of a plan and their file, before what else changes with them."""
+        """Codes of a plan and their file, before kept tensors are adapted to the codes."""
         plan = as_stored(plan)
         with stage("quantize"):
             codes = self.code(plan)
         with stage("encode"):
-            return Draft(plan, codes, assemble(self.source, plan, codes, {}))
+            return Draft(plan, codes, assemble(self.source, plan, codes, {}, note=self.coder.note))
 
     def code(self, plan: Plan) -> CodesByName:
         """The codes of every compressed tensor."""
@@ -118,14 +120,16 @@ class Fit:
         return codes
 
     def finish(self, draft: Draft) -> Result:
-        """The result of a round, with what else of the model changes with its codes; packed again only for that."""
+        """The result of a draft, with kept tensors adapted to its codes; packed again only if some have changed."""
         with stage("renormalise"):
             changed = self.coder.kept(draft.plan, draft.codes)
         with stage("encode"):
-            return assemble(self.source, draft.plan, draft.codes, changed) if changed else draft.result
+            if not changed:
+                return draft.result
+            return assemble(self.source, draft.plan, draft.codes, changed, note=self.coder.note)
 
     def decide(self) -> Plan:
-        """The plan at the budget by predicted size alone: no weight is quantized."""
+        """The plan that meets the budget by predicted size alone; no weight is quantized."""
         options = self.problem.options
         if options.sparsity is not None:
             found = two_steps(
@@ -143,7 +147,9 @@ class Fit:
         bits = first_bits(target, overhead)
         if bits < least:
             raise self.infeasible(target, math.ceil(least / 8 + overhead))
-        return self.problem.plan(bits).replace(predicted_bytes=round(bits / 8 + overhead))
+        plan = self.problem.plan(bits)
+        spent = min(bits, sum(t.rate * t.size for t in plan.compressed))  # less where no tensor can take more
+        return plan.replace(predicted_bytes=round(spent / 8 + overhead))
 
     @property
     def target(self) -> float:
@@ -153,14 +159,14 @@ class Fit:
         return budget.bytes(elements=self.source.elements, source_bytes=self.source.bytes)
 
     def overhead(self, plan: Plan) -> float:
-        """Bytes that are no codes, as far as they can be foreseen: kept tensors, header, frequency tables."""
+        """Predicted bytes beside the codes: kept tensors, header, frequency tables."""
         kept = sum(item.payload(plan[item.name]).size for item in keep(self.source, plan, {}))
         return kept + HEADER + PLACE * len(plan) + TABLE * len(plan.compressed)
 
     def infeasible(self, target: float, smallest: int) -> InfeasibleError:
-        """The error that says the smallest budget that can be met, in the user's unit.
+        """The error that gives the smallest budget that can be met, in the user's unit.
 
-        The plan in the file holds the budget itself, in digits: a few bytes are added so that what is said can be had.
+        The plan in the file contains the budget itself; a few bytes are added so that the stated budget is feasible.
         """
         smallest += MARGIN
         budget = self.problem.options.budget
@@ -178,21 +184,27 @@ class Fit:
 
 
 def first_bits(target: float, overhead: float) -> float:
-    """Bits of all codes for a file in the window, `overhead` being what is known of its other bytes."""
+    """Bits of all codes for a file in the window, if its other bytes are `overhead`."""
     return 8 * (AIM * target - overhead)
 
 
 def _overhead(one: Round) -> float:
-    """Bytes of a round's file that are no codes."""
+    """Bytes of a round's file beside the codes."""
     return one.bytes - one.setting / 8
 
 
-def assemble(source: Source, plan: Plan, codes: CodesByName, changed: Mapping[str, torch.Tensor]) -> Result:
-    """The result of storing these codes under this plan; `changed` holds new values of kept tensors."""
+def assemble(
+    source: Source, plan: Plan, codes: CodesByName, changed: Mapping[str, torch.Tensor], *, note: str = ""
+) -> Result:
+    """The result of storing these codes under this plan; `changed` holds new values of kept tensors.
+
+    Args:
+        note: what the codes rest on, as of `opq.file.writer.pack`.
+    """
     stepped = [(Trellis if t.codebook == "trellis" else Grid)(t.name, codes[t.name]) for t in plan.compressed]
     return Result(
         plan=plan,
-        packed=writer.pack(plan, [*stepped, *keep(source, plan, changed)]),
+        packed=writer.pack(plan, [*stepped, *keep(source, plan, changed)], note=note),
         label=source.label,
         elements=source.elements,
         source_bytes=source.bytes,

@@ -1,7 +1,7 @@
 """Methods as objects: what a method of compression is, and the two that need no data, `rd` and `opq`.
 
-An option that means something to one method alone is a field of that method's class, so that the classes themselves
-say what goes with what. The published methods that need data stand in `opq.methods`.
+An option that has a meaning for one method only is a field of that method's class, so that the classes themselves
+determine which options go together. The other published methods are in `opq.methods`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from opq.plan import Budget
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Method:
-    """One method of compression and its own options; what `method=` of `opq.compress` stands for."""
+    """One method of compression and its own options: what `method=` of `opq.compress` takes."""
 
     name: ClassVar[str]
-    """What it is called by as `method="..."`, in the plan and in the file."""
+    """Its name, as in `method="..."`, in the plan and in the file."""
     keywords: ClassVar[tuple[str, ...]] = ()
-    """The fields that `opq.compress` takes as keywords of its own, too."""
+    """The fields that `opq.compress` also takes as its own keywords."""
 
     def budget(self, *, bits: float | None, ratio: float | None, size: float | None) -> Budget | None:
-        """The budget of the file; None where the method's own options set its size.
+        """The budget of the file; None if the method's own options determine its size.
 
         Raises:
             BudgetError, OptionError: the three have no meaning for the method.
@@ -37,7 +37,7 @@ class Method:
         return Budget.of(bits=bits, ratio=ratio, size=size)
 
     def check_roles(self, roles: Iterable[Role]) -> None:
-        """Raises `OptionError` where an option has no meaning for the tensors of this network."""
+        """Raises `OptionError` if an option has no meaning for the tensors of this network."""
 
     @classmethod
     def default(cls, field: str) -> Any:
@@ -45,7 +45,7 @@ class Method:
         return next(f.default for f in dataclasses.fields(cls) if f.name == field)
 
     def changed(self) -> dict[str, Any]:
-        """The fields that differ from their defaults, live objects left out."""
+        """The fields that differ from their defaults, except live objects (data, functions, modules)."""
         given = {f.name: (getattr(self, f.name), _default(f)) for f in dataclasses.fields(self) if f.repr}
         return {name: value for name, (value, default) in given.items() if value != default}
 
@@ -56,7 +56,7 @@ class Method:
         """The method as JSON; `opq.methods.from_json` gives it back.
 
         Raises:
-            OptionError: an option is a live object (data, a function, a module), which has no place in a text.
+            OptionError: an option is a live object (data, a function, a module), which cannot be written as text.
         """
         live = [f.name for f in dataclasses.fields(self) if not f.repr and getattr(self, f.name) is not None]
         if live:
@@ -86,7 +86,7 @@ def _plain(value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class DataFree(Method):
-    """What the methods that need no data share: how much each tensor matters, and what is asked of it."""
+    """The options of all methods that need no data."""
 
     keywords: ClassVar[tuple[str, ...]] = ("constraints", "sensitivities", "probe", "calibration", "alpha")
 
@@ -120,14 +120,15 @@ class RateDistortion(DataFree):
     """`rd`, the default: the joint rate-distortion optimum under a budget of the file. docs/mathematics.md.
 
     Args:
-        trellis: trellis-coded quantization where a tensor gets 1.5 bits a weight or more: the smallest error at a
-            size, more work, and a result that cannot be fine-tuned. Not with `constraints`.
+        trellis: whether tensors that get 1.5 bits per weight or more are quantized on a trellis, which gives the
+            smallest error for a size. None: unless there are `constraints`, which speak of plain grids; `opq.solve`
+            then stays on plain grids, because these are what fine-tuning starts from.
         alpha: exponent of the probe's sensitivities, 0 to 1; None: chosen by the predicted error of the outputs.
         constraints: objects of `opq.constraints`, solved through cvxpy.
-        sensitivities: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
+        sensitivities: `a_i` by tensor name, used instead of the probe's; tensors not named have 1.
         probe: whether to measure sensitivities on synthetic inputs, feed quantization errors back and re-normalise
-            BatchNorm; None: where the source has a model that can be run.
-        calibration: batches of real inputs, used in place of synthetic ones.
+            BatchNorm; None: if the source has a model that can be run.
+        calibration: batches of real inputs, used instead of synthetic ones.
 
     Raises:
         OptionError: a value or a combination of values has no meaning.
@@ -136,12 +137,12 @@ class RateDistortion(DataFree):
     name: ClassVar[str] = "rd"
     keywords: ClassVar[tuple[str, ...]] = (*DataFree.keywords, "trellis")
 
-    trellis: bool = False
+    trellis: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.trellis, bool):
-            raise OptionError("trellis=", got=repr(self.trellis), wanted="True or False")
+        if not (self.trellis is None or isinstance(self.trellis, bool)):
+            raise OptionError("trellis=", got=repr(self.trellis), wanted="True, False or None")
         if self.trellis and self.constraints:
             fact = "trellis= does not go with constraints=, which speak of steps and zeros on plain grids"
             raise OptionError(fact, remedy="Leave one of them out.")
@@ -152,14 +153,14 @@ class Opq(DataFree):
     """`opq`: the two steps of the paper (Hu et al., AAAI 2021), pruning and then quantization. docs/mathematics.md.
 
     Args:
-        sparsity: fraction of the weights pruned, 0 to below 1, the budget being `bits=` per kept weight alone, as in
-            the paper; None: what meets the budget of the file.
+        sparsity: fraction of weights that is pruned, from 0 to below 1; the budget is then `bits=` per kept weight, as
+            in the paper. None: the sparsity that meets the budget of the file.
         alpha: exponent of the probe's sensitivities, 0 to 1; None: chosen by the predicted error of the outputs.
         constraints: objects of `opq.constraints` on densities, with `sparsity`.
-        sensitivities: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
+        sensitivities: `a_i` by tensor name, used instead of the probe's; tensors not named have 1.
         probe: whether to measure sensitivities on synthetic inputs, feed quantization errors back and re-normalise
-            BatchNorm; None: where the source has a model that can be run.
-        calibration: batches of real inputs, used in place of synthetic ones.
+            BatchNorm; None: if the source has a model that can be run.
+        calibration: batches of real inputs, used instead of synthetic ones.
 
     Raises:
         OptionError: a value or a combination of values has no meaning.

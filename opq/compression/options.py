@@ -13,20 +13,21 @@ from opq.constraints import Constraint
 from opq.plan import Budget
 
 ALPHAS = (0.0, 0.5, 1.0)
-"""Exponents of the sensitivities to choose from where the user names none."""
+"""Exponents of the sensitivities that are tried if the user gives none. A choice: docs/research.md compares them, and
+values between them are no better than chance."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the calls that compress take, whatever the method; see `opq.compress` for the meaning of each."""
+    """The options of every compression, whatever the method; `opq.compress` documents each."""
 
     bits: float | None = None
     ratio: float | None = None
     size: float | None = None
     how: Method = dataclasses.field(default_factory=RateDistortion)
-    """The method, with the options that are its own."""
+    """The method, with its own options."""
     overrides: Mapping[str, Override] | None = None
-    input_size: Sequence[int] | None = None
+    input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None
     example_inputs: Any = None
     seed: int = 0
     progress: Progress = silent
@@ -38,7 +39,7 @@ class Options:
 
     @property
     def budget(self) -> Budget | None:
-        """The budget of the file; None where the method's own options set its size."""
+        """The budget of the file; None if the method's own options determine its size."""
         return self.how.budget(bits=self.bits, ratio=self.ratio, size=self.size)
 
     @property
@@ -46,11 +47,11 @@ class Options:
         """The method's name."""
         return self.how.name
 
-    # --- of the methods that need no data ------------------------------------------------------
+    # --- options of the methods that need no data ----------------------------------------------
 
     @property
     def data_free(self) -> DataFree:
-        """The method, where it is one that needs no data."""
+        """The method, which must be one that needs no data."""
         assert isinstance(self.how, DataFree), "the caller runs the published methods by themselves"
         return self.how
 
@@ -76,10 +77,21 @@ class Options:
 
     @property
     def trellis(self) -> bool:
-        """Whether paths of a trellis may be used."""
-        return isinstance(self.how, RateDistortion) and self.how.trellis
+        """Whether the tensors of a file may be quantized on a trellis."""
+        how = self.how
+        return isinstance(how, RateDistortion) and how.trellis is not False and not how.constraints
+
+    @property
+    def trellis_asked(self) -> bool:
+        """Whether the user asked for a trellis."""
+        return isinstance(self.how, RateDistortion) and bool(self.how.trellis)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether tensors count by what their weights tell, where there is no probe; in the paper all count alike."""
+        return isinstance(self.how, RateDistortion)
 
     @property
     def sparsity(self) -> float | None:
-        """The fraction pruned, where it is given and not found."""
+        """The fraction to prune, if it is given; None if it is to be found."""
         return self.how.sparsity if isinstance(self.how, Opq) else None

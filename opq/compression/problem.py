@@ -1,7 +1,7 @@
-"""Statistics, sensitivities and a budget in bits -> the Plan. Pure: no weight is touched here.
+"""Statistics, sensitivities and a budget in bits -> the Plan.
 
-`Problem` gathers what the solvers need once; `Problem.plan(bits)` is then cheap, so that the caller can call it
-again when the true size of the file is known.
+`Problem` holds all that the solvers need. `Problem.plan(bits)` is cheap, so that the caller can repeat it when the true
+size of the file is known.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from opq.sources.base import Source
 
 
 class Statistics(Protocol):
-    """What a plan needs to know of a tensor beside its curve."""
+    """What a plan needs to know about a tensor besides its curve."""
 
     @property
     def size(self) -> int:
@@ -60,13 +60,13 @@ class Problem(Generic[S]):
     options: Options
     roles: tuple[Role, ...]
     stats: Mapping[str, S]
-    """Of every compressed tensor, in the source's order."""
+    """The statistics of every compressed tensor, in the source's order."""
     sensitivities: Mapping[str, float]
     """`a_i` of every compressed tensor."""
     curves: Mapping[str, Curve]
-    """Rate and distortion of every compressed tensor; `of` makes them of whole statistics."""
+    """Rate and distortion of every compressed tensor; `of` computes them from complete statistics."""
     trellised: frozenset[str] = frozenset()
-    """Tensors whose codes may follow the paths of a trellis; they do from `trellis.LEAST` bits a weight on."""
+    """Tensors that may be quantized on a trellis; they are if they get `trellis.LEAST` bits per weight or more."""
 
     @staticmethod
     def of(
@@ -77,7 +77,7 @@ class Problem(Generic[S]):
         sensitivities: Mapping[str, float],
         trellised: frozenset[str] = frozenset(),
     ) -> Problem[TensorStats]:
-        """The problem of tensors whose statistics are at hand; their curves are made here, once."""
+        """The problem of tensors with complete statistics, from which their curves are computed."""
         return Problem(
             options=options,
             roles=tuple(roles),
@@ -88,12 +88,15 @@ class Problem(Generic[S]):
         )
 
     def replace(self, *, sensitivities: Mapping[str, float]) -> Problem[S]:
-        """The same problem with other sensitivities; the curves are not made again."""
+        """The same problem with other sensitivities; the curves are used again."""
         return dataclasses.replace(self, sensitivities=sensitivities)
 
     @property
     def bounds(self) -> list[tuple[float, float]]:
-        """Bits per weight that the user allows each compressed tensor; with small codes, what its finest step gives."""
+        """The smallest and the largest number of bits per weight that each compressed tensor may have.
+
+        Both are the user's; codes of a bounded width allow no more than their finest step gives.
+        """
         roles = {role.name: role for role in self.roles}
         found = [(roles[n].min_bits, min(roles[n].max_bits, self._most_bits(n))) for n in self.stats]
         for name, (low, high) in zip(self.stats, found, strict=True):
@@ -122,7 +125,7 @@ class Problem(Generic[S]):
         return least
 
     def allocate(self, bits: float) -> Allocation:
-        """The method's operating points for `bits` bits of codes in all; through cvxpy where there are constraints."""
+        """The method's operating points for `bits` bits of codes in all; through cvxpy if there are constraints."""
         stats, sizes = list(self.stats.values()), [stats.size for stats in self.stats.values()]
         a = [self.sensitivities[name] for name in self.stats]
         if self.options.method == "opq":
@@ -137,14 +140,14 @@ class Problem(Generic[S]):
         )
 
     def sketch(self) -> Plan:
-        """A plan of the right form, solved for nothing: every tensor at its lowest rate."""
+        """A plan with the right tensors and actions that costs no solving: every tensor has its lowest rate."""
         points = tuple(curve.at_rate(0.0) for curve in self.curves.values())
         return self.planned(Allocation(points, 0.0, 0.0, 0.0))
 
     def plan(self, bits: float) -> Plan:
         """The plan whose codes take `bits` bits."""
         plan = self.planned(self.allocate(bits))
-        for _ in range(3 if self.trellised else 0):  # what a trellis saves is handed out anew
+        for _ in range(3 if self.trellised else 0):  # the bits that a trellis saves are allocated, too
             saved = trellis.SAVED * sum(t.size for t in plan.compressed if t.codebook == "trellis")
             plan = self.planned(self.allocate(bits + saved))
         return plan
@@ -172,16 +175,10 @@ class Problem(Generic[S]):
         }
         if point is not None:
             largest = self.largest.get(role.name, LARGEST_CODE)
-            fields |= {
-                "step": max(point.step, self.stats[role.name].max_abs / largest),
-                "largest": largest,
-                "threshold": point.threshold,
-                "rounding": 0.5 if self.options.method == "opq" else point.theta,
-                "sensitivity": self.sensitivities[role.name],
-                "rate": point.rate,
-                "density": point.density,
-                "distortion": point.distortion,
-            }
+            fields |= on_grid(point, self.stats[role.name].max_abs, largest)
+            fields |= {"sensitivity": self.sensitivities[role.name], "largest": largest}
+            if self.options.method == "opq":
+                fields["rounding"] = 0.5
             if role.name in self.trellised:
                 fine = trellis.step(point.rate, point.distortion, self.stats[role.name].max_abs)
                 if fine is not None:
@@ -190,19 +187,37 @@ class Problem(Generic[S]):
         return TensorPlan(**fields)
 
 
+def on_grid(point: Point, max_abs: float, largest: int = LARGEST_CODE) -> dict[str, float]:
+    """The fields of a tensor's plan that an operating point of the plain grid sets.
+
+    Args:
+        max_abs: the largest magnitude of the weights, which must have a code.
+        largest: the largest magnitude of a code.
+    """
+    return {
+        "step": max(point.step, max_abs / largest),
+        "threshold": point.threshold,
+        "rounding": point.theta,
+        "rate": point.rate,
+        "density": point.density,
+        "distortion": point.distortion,
+    }
+
+
 FAINT = 2.0**-118
-"""Below this largest magnitude (3e-36) the steps of a grid come near the smallest that float32 holds exactly, 2^-126:
-at 6 bits the error grows from 2 % (1e-36) to 100 % (1e-39)."""
+"""If the largest magnitude is below this (3e-36), the steps of a grid come near 2^-126, the smallest normal number of
+float32. Measured at 6 bits: the error grows from 2 % (at 1e-36) to 100 % (at 1e-39)."""
 
 
 @stage("statistics")
 def gather(source: Source, roles: Sequence[Role], progress: Progress = silent) -> dict[str, TensorStats]:
-    """Statistics of every tensor to compress, some tensors in memory at a time.
+    """Statistics of every tensor to compress, with only some tensors in memory at a time.
 
-    Each tensor by one thread: torch's own threads wait for each other after every small step, which on a machine with
-    other work takes many times what they compute.
+    Each tensor is counted by one thread: torch's own threads wait for each other after every small step, which on a
+    busy machine takes many times as long as their work.
 
-    Warns, by `WeightsWarning`, of weights that all are too small for a grid, and of kept vectors that are not finite.
+    Gives a `WeightsWarning` for a tensor whose weights are all too small for a grid, and for a kept vector that is not
+    finite.
     """
     names = [role.name for role in roles if role.action == "compress"]
     found = {}
@@ -224,7 +239,7 @@ def gather(source: Source, roles: Sequence[Role], progress: Progress = silent) -
     for spec in (role.spec for role in roles if role.action == "keep"):
         vector = len(spec.shape) == 1 and spec.dtype.is_floating_point
         if vector and not bool(torch.isfinite(source.tensor(spec.name).double()).all()):
-            warn(f"tensor {spec.name!r} holds NaN or infinity; it is kept bit by bit.", WeightsWarning)
+            warn(f"tensor {spec.name!r} holds NaN or infinity; it is kept bit for bit.", WeightsWarning)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What a compression gives back: the Plan and its bytes, and ways to look at them.
+"""What a compression returns: the Plan, the file, and reports about them.
 
 `Compressed` is what a file in memory (`Result`) and a folder on disk (`opq.streaming.Streamed`) have in common.
 """
@@ -10,19 +10,19 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from opq.base.atomic import refuse_inputs
+from opq.base.tables import counted
 from opq.compression.shortfall import Shortfall
 from opq.file.reader import Reader
 from opq.file.writer import Packed
 from opq.plan import Plan
 from opq.report.accounting import Nominal, nominal
-from opq.report.table import Report, html_table
+from opq.report.table import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class _Codes(Mapping[str, torch.Tensor]):
-    """Codes by name, decoded one tensor at a time."""
+    """The codes by name; each tensor is decoded when it is asked for."""
 
     def __init__(self, reader: Reader, names: tuple[str, ...]):
         self._reader, self._names = reader, names
@@ -57,51 +57,51 @@ class Compressed(abc.ABC):
     label: str
     """What was compressed."""
     elements: int
-    """Elements of the source's floating-point tensors, tied ones counted once."""
+    """Elements of the source's floating-point tensors, tied tensors counted once."""
     source_bytes: int
-    """Bytes of the source's tensors, tied ones counted once."""
+    """Bytes of the source's tensors, tied tensors counted once."""
     shortfall: Shortfall | None = None
-    """Why less of the budget is used than 99.5 %; None where that much is, where no budget was given, and of the other
-    published methods, whose sizes go in steps."""
+    """Why less than 99.5 % of the budget is used; None if that much is used, if no budget was given, and for the other
+    published methods, whose sizes change in steps."""
     basis: str = ""
-    """What sensitivities and codes rest on: a probe of the model, or the weights alone, and why."""
+    """What sensitivities and codes are based on: a probe of the model, or the weights alone, and why."""
     left_out: tuple[str, ...] = ()
-    """What the source holds and no file does: settings, metadata, tensors that its model does not load."""
+    """What the source contains but the file does not: settings, metadata, tensors that its model does not load."""
 
     @property
     @abc.abstractmethod
     def bytes(self) -> int:
-        """Bytes of what was written or will be, headers and all."""
+        """Bytes of all that was or will be written, including headers."""
 
     @property
     @abc.abstractmethod
     def sizes(self) -> Mapping[str, int]:
-        """Bytes of each tensor's payload; 0 for shared ones."""
+        """Bytes of each tensor's payload; 0 for shared tensors."""
 
     @property
     def bits(self) -> float:
-        """Bits per floating-point element of the source, all bytes counted."""
+        """Bits per floating-point element of the source, counting all bytes."""
         return 8 * self.bytes / self.elements
 
     @property
     def ratio(self) -> float:
-        """Bytes of the source's tensors over the bytes now: the real accounting."""
+        """Bytes of the source's tensors / bytes of all that is written: the true compression ratio."""
         return self.source_bytes / self.bytes
 
     def report(self) -> Report:
-        """One row a tensor, drawn by rich: what happens to it, why, and what it costs."""
+        """A table by rich with a row for each tensor: what happens to it, why, and what it costs."""
         return Report(plan=self.plan, sizes=self.sizes, densities=self._densities, title=self._headline,
                       notes=self._notes)  # fmt: skip
 
     @property
     def _notes(self) -> tuple[str, ...]:
-        """What stands below the table."""
+        """The sentences below the table."""
         basis = (f"By {self.basis}.",) if self.basis else ()
         return (*basis, f"Left out: {', '.join(self.left_out)}.") if self.left_out else basis
 
     @property
     def _densities(self) -> Mapping[str, float] | None:
-        """Measured fractions of codes that are not zero; None where the plan's predictions are to stand for them."""
+        """Measured fractions of codes that are not zero; None if the plan's predictions are shown instead."""
         return None
 
     @property
@@ -109,29 +109,36 @@ class Compressed(abc.ABC):
         size = f"{self.bytes:,} bytes, {self.bits:.3f} bits per weight, {self.ratio:.2f}x smaller"
         short = "" if self.shortfall is None else f". {self.shortfall}"
         return (
-            f"{self.label}: {size}, method {self.plan.method!r}, {len(self.plan.compressed)} tensors compressed{short}"
+            f"{self.label}: {size}, method {self.plan.method!r}, "
+            f"{counted(len(self.plan.compressed), 'tensor')} compressed{short}"
         )
 
     def __repr__(self) -> str:
         return f"<opq.{type(self).__name__} {self._headline}>"
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes)
-        return f"<p>{escape(self._headline)}</p>{html_table(self.plan, self.sizes, self._densities)}{notes}"
+        return self.report()._repr_html_()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Result(Compressed):
     """A compressed model: its plan and its file, still in memory.
 
-    Everything here is read from the file's own bytes, so what is seen is what `save` writes.
+    Everything here is read from the bytes of the file, so that it shows exactly what `save` writes.
     """
 
     packed: Packed
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Seconds on the wall that each stage of the compression took, in their order; no part of the file."""
+    """Wall-clock seconds of each stage of the compression, in their order; not part of the file."""
     inputs: tuple[Path, ...] = ()
-    """Files and folders that the weights came from, which `save` does not replace."""
+    """Files and folders from which the weights were read; `save` does not replace them."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone, for copies and pickles."""
+        packed = self.packed
+        plain = dataclasses.replace(packed, sizes=dict(packed.sizes), digests=dict(packed.digests))
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return fields | {"packed": plain, "seconds": dict(self.seconds)}
 
     @functools.cached_property
     def reader(self) -> Reader:
@@ -140,26 +147,27 @@ class Result(Compressed):
 
     @property
     def bytes(self) -> int:
-        """Bytes of the file, header and all."""
+        """Bytes of the file, including the header."""
         return self.packed.size
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Bytes of each tensor's payload; 0 for shared ones."""
+        """Bytes of each tensor's payload; 0 for shared tensors."""
         return self.packed.sizes
 
     @functools.cached_property
     def nominal(self) -> Nominal:
-        """The paper's accounting: sparsity, bits per kept weight and ratio, positions free, compressed tensors only."""
+        """The paper's accounting: sparsity, bits per kept weight, and ratio, of compressed tensors only and without the
+        cost of positions."""
         return nominal(self.plan, self.codes)
 
     @property
     def codes(self) -> Mapping[str, torch.Tensor]:
-        """The integer codes of the compressed tensors by name: int16, in their shapes, decoded when asked for."""
+        """The integer codes of the compressed tensors by name: int16, in the tensors' shapes, decoded on access."""
         return _Codes(self.reader, tuple(t.name for t in self.plan.compressed))
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor as a reader of the file will see it, in the source's dtype."""
+        """A tensor as it will be decoded from the file, in the source's dtype."""
         return self.reader.tensor(name)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -167,10 +175,10 @@ class Result(Compressed):
         return self.reader.state_dict()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file aside, verifies it by decoding, renames it; what was there stays until then.
+        """Writes a temporary file, verifies it by decoding, and renames it; an existing file stays until then.
 
         Raises:
-            WriteError: the file could not be written or verified; nothing is left behind.
+            WriteError: the file could not be written or verified; it is removed.
             OptionError: `path` is what was compressed.
         """
         refuse_inputs(path, self.inputs)

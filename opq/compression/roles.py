@@ -1,4 +1,4 @@
-"""Which tensors are compressed, kept or shared, and why: every tensor of a model gets one answer."""
+"""Which tensors are compressed, kept or shared, and why: every tensor of a model has exactly one role."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from opq.plan import Action
 from opq.sources.base import TensorSpec
 
 SMALLEST = 64
-"""Fewer weights than this cost more in tables than they save."""
+"""Weights of the smallest tensor that is compressed by default. A choice: below, tables take more than is saved."""
 
 Override = Literal["keep", "compress"] | Mapping[str, float]
-"""What a user may say of the tensors that a glob pattern matches: `"keep"`, `"compress"` (a tensor that would be
-kept by default), or numbers: `bits`, `min_bits`, `max_bits` (bits per weight), `sensitivity` (replaces `a_i`)."""
+"""What a user may ask for the tensors that match a glob pattern: `"keep"`; `"compress"`, for tensors that would be kept
+by default; or numbers: `bits`, `min_bits`, `max_bits` (bits per weight), `sensitivity` (replaces `a_i`)."""
 
 _NUMBERS = ("bits", "min_bits", "max_bits", "sensitivity")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Role:
-    """The part that one tensor plays."""
+    """What is to happen to one tensor, before the optimisation decides how."""
 
     spec: TensorSpec
     action: Action
     reason: str
-    """For people."""
+    """Why, in words, for the report."""
     exact: bool = False
-    """Kept bit for bit, where a vector might go on a fine grid."""
+    """Whether a kept vector is stored bit for bit instead of on a fine grid."""
     asked: bool = False
-    """Whether `overrides` name it."""
+    """Whether a pattern of `overrides` matches it."""
     min_bits: float = 0.0
     max_bits: float = float("inf")
     sensitivity: float | None = None
-    """Replaces the probe's `a_i` where the user gave one."""
+    """The user's `a_i`, which replaces that of the probe."""
 
     @property
     def name(self) -> str:
@@ -47,9 +47,9 @@ class Role:
 def assign(specs: Sequence[TensorSpec], overrides: Mapping[str, Override] | None = None) -> tuple[Role, ...]:
     """The role of every tensor, in the source's order.
 
-    Compressed: floating-point tensors of two or more dimensions and at least `SMALLEST` elements. Shared: a name
-    whose storage another name holds. Kept: the rest. `overrides` maps glob patterns to `Override`s; later patterns
-    win field by field.
+    Compressed are floating-point tensors of two or more dimensions and at least `SMALLEST` elements. Shared are names
+    of tensors whose storage has another name already. All others are kept. `overrides` maps glob patterns to
+    `Override`s; where several patterns match, the last one counts, field by field.
 
     Raises:
         PatternError: a pattern matches no tensor.

@@ -1,4 +1,4 @@
-"""Why a file stays below its budget by more than the window: a field to ask, and a sentence to read."""
+"""Why a file is smaller than its budget by more than the window: a field for programs, and a sentence for people."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Cause = Literal["codes", "bounds", "values"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shortfall:
-    """What keeps a file from its budget."""
+    """Why a file does not use its whole budget."""
 
     cause: Cause
-    """`codes`: the steps are as fine as integers of 16 bits allow, which a Gaussian tensor reaches at about 14.8 bits
-    a weight and one with far outliers (a Cauchy distribution) at one or two. `bounds`: every tensor has the most bits
-    that `overrides=` or its own values allow. `values`: the tensors hold so few distinct values that the size jumps
-    from one step to the next, over the budget."""
+    """`codes`: the steps are as fine as integers of 16 bits allow. A Gaussian tensor reaches this at about 14.8 bits
+    per weight, a tensor with far outliers (a Cauchy distribution) at one or two. `bounds`: every tensor has the most
+    bits that `overrides=` or its own values allow. `values`: the tensors have so few distinct values that from one step
+    to the next the size jumps over the budget."""
     share: float
-    """Bytes of the file over bytes of the budget."""
+    """Bytes of the file / bytes of the budget."""
     tensors: tuple[str, ...]
     """The tensors that are limited, the largest first."""
 
@@ -41,10 +41,10 @@ class Shortfall:
 
 
 def shortfall(problem: Problem[Any], plan: Plan, share: float, *, most: bool) -> Shortfall | None:
-    """Why a file stays below the window; None where it does not.
+    """Why a file is below the window; None if it is not.
 
     Args:
-        share: its bytes over those of the budget.
+        share: bytes of the file / bytes of the budget.
         most: whether no plan gives its codes more bits.
     """
     if share >= WINDOW:

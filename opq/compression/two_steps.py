@@ -1,7 +1,7 @@
-"""The paper's method as it states it: a sparsity and bits per kept weight, in two closed-form steps.
+"""The method as stated in the paper: a sparsity and bits per kept weight, in two closed-form steps.
 
-Hu, Peng, Zhu, Aly, Lin, "OPQ: Compressing Deep Neural Networks with One-shot Pruning-Quantization", AAAI 2021. Its
-exact equations were not at hand; docs/mathematics.md derives these from the problem that it describes.
+Hu, Peng, Zhu, Aly, Lin, "OPQ: Compressing Deep Neural Networks with One-shot Pruning-Quantization", AAAI 2021. The
+paper's own equations were not available; docs/mathematics.md derives these from the problem that it describes.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def two_steps(
 ) -> Allocation:
     """Thresholds for `sparsity`, then steps for `bits` bits per kept weight: an operating point for every tensor.
 
-    `constraints` bound densities, through cvxpy. One tensor is in memory at a time. Rates are
-    those of the codes, positions included.
+    `constraints` bound densities, through cvxpy. One tensor is in memory at a time. Rates are those of the codes,
+    which include the positions of the kept weights.
     """
     a = [sensitivities[name] for name in stats]
     if constraints:
@@ -53,7 +53,7 @@ def two_steps(
 
 
 def _point(stats: TensorStats, beta: float, step: float) -> Point:
-    """The operating point of a threshold and a step, measured on the tensor's histogram, positions included."""
+    """The operating point of a threshold and a step, measured on the tensor's histogram."""
     step = max(step, stats.max_abs / LARGEST_CODE) or 1.0
     theta = np.array([beta / step])
     rate, distortion, density = measure(stats, np.array([step]), theta, rounding=np.array([0.5]))
@@ -61,7 +61,7 @@ def _point(stats: TensorStats, beta: float, step: float) -> Point:
 
 
 def channels(w: torch.Tensor, beta: float) -> tuple[Floats, Floats]:
-    """Of each channel (row of dimension 0): the range of its kept weights and their number, `range_ij` and `m_ij`."""
+    """For each channel (row of dimension 0), the range of its kept weights `range_ij` and their number `m_ij`."""
     rows = w.detach().float().reshape(w.shape[0], -1)
     kept = rows.abs() >= beta
     count = kept.sum(1)

@@ -1,8 +1,8 @@
-"""The `pack-quantized` layout of compressed-tensors (4 or 8 bits, symmetric), where a plan's grid is exactly that.
+"""The `pack-quantized` layout of compressed-tensors (4 or 8 bits, symmetric), for plans that it can express exactly.
 
 transformers reads it with the package compressed-tensors. A Linear weight `W = step x codes` becomes `weight_packed`
-(four codes + 128 an int32, or eight codes + 8 where all codes of all Linear weights fit 4 bits; the first lowest),
-`weight_scale` (the step, once a row) and `weight_shape`; every other tensor is written dense.
+(four codes + 128 in an int32, or eight codes + 8 if all codes of all Linear weights fit 4 bits; the first one in the
+lowest bits), `weight_scale` (the step, once for each row) and `weight_shape`; every other tensor is written dense.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from opq.plan import TensorPlan
 from opq.sources import open_source, side_files
 
 LARGEST_CODE = 127
-"""Codes of 8 bits, symmetric."""
+"""The largest magnitude of symmetric codes of 8 bits."""
 WIDTHS = (4, 8)
 """Bits of a packed code."""
 
@@ -40,17 +40,18 @@ def save_compressed_tensors(
 
     Args:
         file: an opq file of a Hugging Face model.
-        folder: the folder to fill; made where it is not there.
-        like: the folder (or `hf:ORG/NAME`) that the model came from.
-        strict: refuse where one Linear weight does not map; else that one is written dense and listed as `ignore`.
+        folder: the folder to fill; it is created if needed.
+        like: the folder (or `hf:ORG/NAME`) from which the model came.
+        strict: whether a Linear weight that cannot be expressed is an error; otherwise it is written dense and listed
+            as `ignore`.
             One that shares its weight with an embedding is written dense in either case.
 
     Returns:
         the size of `model.safetensors` in bytes.
 
     Raises:
-        ExportError: a tensor does not map exactly: codes beyond 8 bits, a codebook that is no uniform grid, a Linear
-            that was kept; or `like` is no Hugging Face folder.
+        ExportError: a tensor cannot be expressed exactly (codes beyond 8 bits, a codebook that is not a uniform grid, a
+            Linear that was kept), or `like` is not a Hugging Face folder.
         WriteError: the output cannot be written.
     """
     origin, target = config_folder(like), Path(folder)
@@ -102,7 +103,7 @@ def _width(reader: Reader, names: set[str]) -> int:
 
 
 def _obstacle(reader: Reader, tensor: TensorPlan) -> ExportError | None:
-    """What keeps a weight from being int8 codes and one scale, as an error to raise; None where nothing does."""
+    """The reason why a weight cannot be int8 codes and one scale, as an error to raise; None if it can."""
     fact = f"tensor {tensor.name!r} has no place in compressed-tensors' 8-bit layout"
     remedy = "Export to onnx or to a dense folder, or leave such tensors dense with strict=False."
     if tensor.action != "compress":
@@ -129,7 +130,7 @@ def _integers(reader: Reader, tensor: TensorPlan, width: int) -> dict[str, torch
 
 
 def _config(origin: Path, dense: list[str], width: int) -> str:
-    """The model's config.json with the layout described."""
+    """The model's config.json with a description of the layout."""
     config: dict[str, Any] = json.loads((origin / "config.json").read_text(encoding="utf-8"))
     weights = {"num_bits": width, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False}
     group = {"targets": ["Linear"], "weights": weights, "input_activations": None, "output_activations": None}

@@ -1,4 +1,4 @@
-"""Out of the file again: dense tensors for whoever does not have this package."""
+"""Dense tensors from a file, for programs that do not know this package."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from opq.file.stored import raw_view
 
 
 def save_dense(file: str | os.PathLike[str], path: str | os.PathLike[str]) -> int:
-    """Writes every tensor of an opq file as an ordinary safetensors file, one tensor in memory at a time.
+    """Writes all tensors of an opq file into an ordinary safetensors file, with one tensor in memory at a time.
 
-    Tied names are written out under each name, so that any loader finds them all; they are decoded once.
+    Tied tensors are written under each of their names, so that any loader finds them; they are decoded once.
 
     Returns:
         the size of the new file in bytes.
 
     Raises:
-        FileFormatError: the file is not whole.
-        WriteError: the output cannot be written, or a name cannot stand in such a file; nothing is left behind.
+        FileFormatError: the file is incomplete or damaged.
+        WriteError: the output cannot be written, or such a file cannot hold a name; no incomplete file remains.
         OptionError: the output is the file itself.
     """
     refuse_inputs(path, [file])

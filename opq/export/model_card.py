@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from opq.base.paths import what_is
+from opq.base.tables import printable
 from opq.export import front_matter
 from opq.file.reader import Reader
 from opq.report.accounting import NOTHING, of_codes
-from opq.report.table import printable
 
 LONGEST = 200
 """Characters of a name that a card shows: the published methods' have ten."""

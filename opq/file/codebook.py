@@ -1,4 +1,4 @@
-"""The codebook in front of a payload's codes: entries of d numbers, as float16 where that holds them exactly."""
+"""The codebook that precedes a payload's codes: K entries of d numbers, as float16 if that holds all exactly."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from opq.base.format_v1 import LARGEST_CODE
 from opq.errors import CorruptFileError, MismatchError
 
 _HEAD = struct.Struct("<BHH")
-"""Bytes of a number (2 or 4), entries, numbers an entry."""
+"""Bytes of a number (2 or 4), entries K, numbers of an entry d."""
 
 
 def put(entries: Floats32) -> bytes:
-    """The bytes of K x d entries; raises `MismatchError` on none, on too many, and on what is not finite."""
+    """The bytes of entries (K, d); raises `MismatchError` if there are none, too many, or one that is not finite."""
     entries = np.ascontiguousarray(entries, np.float32)
     if not 0 < len(entries) <= LARGEST_CODE or not np.isfinite(entries).all():
         got = len(entries) if np.isfinite(entries).all() else "a number that is not finite"
@@ -27,7 +27,7 @@ def put(entries: Floats32) -> bytes:
 
 
 def take(data: memoryview) -> tuple[Reals, int]:
-    """The entries, K x d, and where the codes begin; raises `CorruptFileError` on what `put` does not write."""
+    """The entries (K, d), and where the codes begin; raises `CorruptFileError` on bytes that `put` does not write."""
     if len(data) < _HEAD.size:
         raise CorruptFileError("a codebook is cut off", got=f"{len(data)} bytes", wanted=f"at least {_HEAD.size}")
     each, number, width = _HEAD.unpack_from(data)

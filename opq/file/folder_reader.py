@@ -18,6 +18,7 @@ from opq.base.arrays import Codes
 from opq.base.format_v1 import COMMON, LARGEST_FOLDER_INDEX, PARAMETERS, VERSION
 from opq.base.format_v1 import FOLDER_INDEX as INDEX
 from opq.base.paths import what_is
+from opq.base.tables import counted, printable
 from opq.errors import CorruptFileError, FileFormatError, MismatchError, MissingFileError
 from opq.file.header import check_version, no_twins
 from opq.file.reader import MAX_EXPANSION, Reader
@@ -26,20 +27,20 @@ from opq.plan import Plan
 __all__ = ["INDEX", "FolderReader", "check_payloads", "index_bytes", "open_reader", "parts_of", "read_index"]
 
 _PIECE = 1 << 24
-"""Bytes of a file that are read at once: enough for the disk's full speed."""
+"""Bytes of a file that are read at once. A choice: enough for the full speed of a disk, and little memory."""
 
 
 class FolderReader:
-    """The shards that an index names. Use it as a context manager, or close it. Takes the place of a `Reader`.
+    """Reads the shards that an index names. Use it as a context manager, or close it. It can be used like a `Reader`.
 
     Args:
         path: the folder, or the index in it.
-        max_expansion: as of `Reader`, for every shard.
+        max_expansion: as in `Reader`, for every shard.
 
     Raises:
-        MissingFileError: there is no index, or it names a shard that is not there.
-        CorruptFileError: the index is damaged, or names what the shards do not hold.
-        FileFormatError: a shard is not whole.
+        MissingFileError: there is no index, or a shard that it names is missing.
+        CorruptFileError: the index is damaged, or the shards do not hold what it says.
+        FileFormatError: a shard is incomplete or damaged.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, max_expansion: float = MAX_EXPANSION):
@@ -57,6 +58,10 @@ class FolderReader:
             self.close()
             raise
 
+    def __repr__(self) -> str:
+        name, shards = printable(str(self.index.parent)), counted(len(self.shards), "shard")
+        return f"<opq.Reader {name}: {shards}, method {self.plan.method!r}, {self.plan.summary}>"
+
     @property
     def names(self) -> tuple[str, ...]:
         """All tensors, in the source's order."""
@@ -64,7 +69,7 @@ class FolderReader:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of each tensor's payload; 0 for shared ones."""
+        """Bytes of each tensor's payload; 0 for shared tensors."""
         sizes = {name: size for shard in self.shards.values() for name, size in shard.sizes.items()}
         return {name: sizes[name] for name in self._where}
 
@@ -72,6 +77,11 @@ class FolderReader:
     def bytes(self) -> int:
         """Bytes of all shards and of the index."""
         return self.index.stat().st_size + sum(shard.bytes for shard in self.shards.values())
+
+    @property
+    def basis(self) -> str:
+        """As `Reader.basis`; that of the first shard."""
+        return next((shard.basis for shard in self.shards.values()), "")
 
     def shard(self, name: str) -> Reader:
         """The shard that holds a tensor."""
@@ -99,12 +109,12 @@ class FolderReader:
         return {name: held[name] for name in self._where}
 
     def verify(self) -> None:
-        """Checks every checksum, reading and holding a piece at a time; raises `CorruptFileError`."""
+        """Verifies every checksum, one piece of a file in memory at a time; raises `CorruptFileError`."""
         for name, shard in self.shards.items():
             check_payloads(shard, self.index.parent / name)
 
     def parts(self) -> Iterator[Reader]:
-        """Shard by shard, each opened anew, so that its pages go before the next one's come."""
+        """Shard by shard, each opened anew, so that its mapped pages are released before the next shard is mapped."""
         for name in self.shards:
             with Reader(self.index.parent / name, max_expansion=float("inf")) as part:
                 yield part
@@ -134,9 +144,9 @@ def parts_of(reader: Reader | FolderReader) -> Iterator[Reader]:
 
 
 def check_payloads(reader: Reader, path: Path) -> None:
-    """Raises `CorruptFileError` unless the payloads in a file on disk have the checksums that its reader knows.
+    """Raises `CorruptFileError` unless the payloads in a file on disk have the checksums that its index gives.
 
-    The file is read, not mapped: mapped pages count as memory for as long as they stay.
+    The file is read, not mapped, because mapped pages would count as memory of the process.
     """
     with open(path, "rb", buffering=0) as file:
         for name, (start, stop) in reader._spans.items():
@@ -146,7 +156,7 @@ def check_payloads(reader: Reader, path: Path) -> None:
 
 
 def _crc(file: FileIO, start: int, stop: int) -> int:
-    """CRC-32 of a range of a file; -1 where the file ends in it."""
+    """CRC-32 of a range of a file; -1 if the file ends before the range does."""
     file.seek(start)
     found = 0
     while start < stop:
@@ -164,7 +174,12 @@ def index_bytes(where: dict[str, str], parameters: int) -> bytes:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """The inverse of `index_bytes`; trusts nothing."""
+    """The inverse of `index_bytes`, for a file that is not trusted.
+
+    Raises:
+        MissingFileError: there is no index, or it cannot be opened.
+        CorruptFileError: it is too large, not JSON, or not an index.
+    """
     if (what := what_is(path)) not in ("a file", "nothing"):
         raise MissingFileError(f"cannot open {str(path)!r}", got=what, wanted="an index")
     try:
@@ -189,7 +204,7 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def _bare(file: str) -> bool:
-    """Whether a name is that of a file in the folder itself, on every system."""
+    """Whether a name is that of a file directly in the folder, on every operating system."""
     return file.isprintable() and not file.startswith(".") and not set(file) & set("/\\:") and bool(file)
 
 
@@ -213,7 +228,7 @@ def _joined(shards: dict[str, Reader], where: dict[str, str]) -> Plan:
 
 @contextlib.contextmanager
 def _naming(file: str) -> Iterator[None]:
-    """Adds the shard's name to what is wrong with it."""
+    """Adds the shard's name to an error about it."""
     try:
         yield
     except FileFormatError as error:

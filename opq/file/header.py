@@ -23,12 +23,12 @@ from opq.errors import (
 from opq.plan import Plan
 
 METADATA = "__metadata__"
-"""The member of a safetensors header that is no tensor."""
+"""The member of a safetensors header that is not a tensor."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
-    """A safetensors entry."""
+    """A safetensors entry: element type, shape, and the range of its bytes behind the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class Entry:
 
 
 def read_entries(data: memoryview, label: str) -> tuple[dict[str, Entry], int]:
-    """The entries of a safetensors file by name, and where their bytes begin."""
+    """The entries of a safetensors file by name, and where their bytes begin. Nothing in the file is trusted."""
     if len(data) < 8:
         raise TruncatedFileError(f"{label} has no header", got=f"{len(data)} bytes", wanted="at least 8")
     length = int.from_bytes(data[:8], "little")
@@ -66,7 +66,7 @@ def read_entries(data: memoryview, label: str) -> tuple[dict[str, Entry], int]:
 
 
 def payload_starts(path: Path) -> dict[str, int]:
-    """Where the bytes of each tensor begin in a safetensors file that `safetensors` itself has opened before."""
+    """Where the bytes of each tensor begin in a safetensors file that the safetensors library has opened before."""
     with open(path, "rb") as file:
         base = 8 + int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(base - 8))
@@ -74,14 +74,14 @@ def payload_starts(path: Path) -> dict[str, int]:
 
 
 def no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no name stands twice."""
+    """A JSON object from its members; raises `CorruptFileError` if a name occurs twice."""
     if len({k for k, _ in pairs}) < len(pairs):
         raise CorruptFileError("a name stands twice in the header")
     return dict(pairs)
 
 
 def check_version(metadata: object, label: str) -> None:
-    """Raises unless the metadata of a file or of an index name a version that this package reads."""
+    """Raises an error unless the metadata of a file or of an index give a version that this package reads."""
     version = metadata.get(COMMON) if isinstance(metadata, dict) else None
     if version is None:
         raise ForeignFileError(f"{label} was not written by opq")
@@ -109,10 +109,10 @@ def _entry(name: str, fields: object) -> Entry:
 
 
 def entries_header(entries: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:
-    """The header of a safetensors file, padded so that what follows is aligned to 8 bytes.
+    """The header of a safetensors file, padded so that the bytes after it are aligned to 8 bytes.
 
     Args:
-        entries: name, element type, shape and bytes of each, in order.
+        entries: name, element type, shape and number of bytes of each entry, in order.
     """
     header: dict[str, object] = {METADATA: dict(metadata)}
     start = 0
@@ -128,7 +128,7 @@ def header(plan: Plan) -> bytes:
     """The header of a dense safetensors file of the plan's tensors, in the plan's order.
 
     Raises:
-        WriteError: a tensor has the one name that no tensor of such a file can have.
+        WriteError: a tensor is called `__metadata__`, which the format reserves.
     """
     if METADATA in plan:
         remedy = "Read the tensors with opq.load_state_dict."

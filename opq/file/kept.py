@@ -1,9 +1,9 @@
-"""How tensors that are not compressed are stored: nothing skipped, each as small as is harmless.
+"""How tensors that are not compressed are stored: as small as possible without harm to the network.
 
-Weights, biases and norms of one dimension go on a grid so fine that its error is far below that of the compressed
-tensors (`fine_bits`); the vectors of a BatchNorm are stored together (`opq.vectors`). Stored bit by bit: what is not
-floating point, buffers that are no BatchNorm's (a rotary embedding's frequencies, say), small tensors, and what the
-user keeps.
+One-dimensional weights, biases and norms are stored on a grid so fine that its error is far below that of the
+compressed tensors (`fine_bits`). The vectors of a BatchNorm are stored together (`opq.file.vectors`). Integers and
+booleans, buffers outside of BatchNorms (for example the frequencies of a rotary embedding), small tensors, and what the
+user keeps are stored bit for bit.
 """
 
 from __future__ import annotations
@@ -13,23 +13,31 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
+from opq.base.arrays import Floats
 from opq.file import vectors
 from opq.file.stored import Log, Raw, Stored
 from opq.plan import Plan
 from opq.sources.base import BatchNormNames, Source
 
 FINEST = 13
-"""Beyond this many bits below the root mean square a grid saves nothing."""
+"""Bits of the finest grid: the step is 2^-13 of the root mean square. Finer codes would take nearly the 16 bits of a
+half-precision number. A choice."""
 SHORTEST = 8
-"""Fewer elements than this are stored as they are."""
+"""Elements of the shortest vector that is put on a grid. A choice: for a shorter one the header of the codes takes as
+much as is saved."""
 UNKNOWN_EPS_PER_OCTAVE = 64
-"""Codes an octave of a running variance whose eps is not known, so that the weight cannot make up for its error."""
+"""Codes in an octave of a running variance whose eps is unknown, so that the weight cannot compensate for its error. A
+choice: the standard deviation is then wrong by at most 0.3 %."""
+UNKNOWN_EPS = 1e-5
+"""What dead channels are divided by the root of, where eps is not known: torch's default."""
 
 
 def keep(source: Source, plan: Plan, changed: Mapping[str, torch.Tensor], *, whole: Plan | None = None) -> list[Stored]:
-    """The stored form of every kept tensor; `changed` holds new values by name.
+    """The stored form of every kept tensor.
 
-    `whole`: the plan of all files, where `plan` is one file's: it decides how fine is fine enough.
+    Args:
+        changed: new values, by name; other values are taken from the source.
+        whole: the plan of all files, if `plan` is that of one file of several: its rate decides how fine the grids are.
     """
     names = {t.name for t in plan if t.action == "keep"}
 
@@ -50,10 +58,11 @@ def keep(source: Source, plan: Plan, changed: Mapping[str, torch.Tensor], *, who
 
 
 def fine_bits(plan: Plan) -> int | None:
-    """Steps of a kept vector in its root mean square, as a power of two; None where only exact is good enough.
+    """The grid of kept vectors: its step is `2^-bits` of the root mean square. None if vectors must be stored exactly.
 
-    Five bits finer than the compressed tensors where a grid goes that far, three at least, never coarser than 47 dB:
-    the error of a vector is the same at every position and in every sample, and does not average out as theirs do.
+    Five bits finer than the compressed tensors, if there are such fine grids, but at least three, and never below a
+    signal-to-noise ratio of 47 dB. For the error of a vector is the same at every position and in every sample, so that
+    it does not average out like the errors of weights. docs/research.md compares three and five bits.
     """
     weights = sum(t.size for t in plan.compressed)
     rate = sum(t.size * t.rate for t in plan.compressed) / weights if weights else math.inf
@@ -68,12 +77,12 @@ def _floating(norm: BatchNormNames) -> list[str]:
 
 
 def _by_default(plan: Plan, norm: BatchNormNames) -> bool:
-    """Whether the user left all vectors of the layer to us."""
+    """Whether the user has not asked for any of the layer's vectors to be kept exactly."""
     return all(plan[name].vector for name in _floating(norm))
 
 
 def _batchnorm(norm: BatchNormNames, value: Callable[[str], torch.Tensor], bits: int) -> Iterator[Stored]:
-    """The vectors of one BatchNorm: jointly where weight, bias and eps are known, else each on its own grid."""
+    """The vectors of one BatchNorm: jointly if weight, bias and eps are known, otherwise each on its own grid."""
     if norm.weight is not None and norm.bias is not None and norm.eps is not None:
         names = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
         weight, bias, mean, var = map(value, names)
@@ -84,11 +93,23 @@ def _batchnorm(norm: BatchNormNames, value: Callable[[str], torch.Tensor], bits:
     for name in _floating(norm):
         if name == norm.running_var:
             yield _log(name, value(name))
+        elif name == norm.running_mean:
+            yield vectors.running_mean(name, value(name), _deviations(value(norm.running_var), norm.eps), bits=bits)
         else:
             yield vectors.fine(name, value(name), bits=bits)
 
 
+def _deviations(var: torch.Tensor, eps: float | None) -> Floats:
+    """By what a BatchNorm divides its channels; where eps is not known, dead channels are taken to have torch's."""
+    variances = var.detach().double()
+    alive = variances > vectors.LEAST_VAR
+    squares = torch.where(alive, variances, UNKNOWN_EPS) if eps is None else variances + eps
+    found: Floats = squares.clamp_min(vectors.LEAST_VAR).sqrt().cpu().numpy()
+    return found
+
+
 def _log(name: str, var: torch.Tensor) -> Log | Raw:
+    """A running variance by its logarithm; bit for bit if it has values that are negative or not finite."""
     values = var.detach().double()
     if not values.numel() or not bool((torch.isfinite(values) & (values >= 0)).all()):
         return Raw(name, var)

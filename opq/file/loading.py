@@ -24,20 +24,21 @@ Model = TypeVar("Model", bound=nn.Module)
 def load(
     path: str | os.PathLike[str], model: Model, *, strict: bool = True, max_expansion: float = MAX_EXPANSION
 ) -> Model:
-    """Fills `model` with the tensors of a file, or of a folder of shards, and returns it: dense again, ready to run.
+    """Fills `model` with the dense tensors of a file, or of a folder of shards, and returns the model, ready to run.
 
-    It may be inside `torch.compile` or `DistributedDataParallel`, on the meta device, lazy or sharded. Names in the
-    file may have a prefix that the model's have not (`module.`, `_orig_mod.`, `model.`), or the other way round; in a
-    model of transformers they may be those of its checkpoint.
+    The model may be wrapped in `torch.compile` or `DistributedDataParallel`, on the meta device, lazy or sharded. The
+    names in the file may have a prefix that the model's names do not have (`module.`, `_orig_mod.`, `model.`), or the
+    other way round; for a model of transformers they may be the names of its checkpoint.
 
     Args:
-        strict: names must be the same on both sides; a name that the model ties to another may be absent in the file.
-        max_expansion: the most dense bytes that each byte of the file may stand for; `math.inf` to trust the file.
+        strict: whether both must have the same names. A name that the model ties to another may be absent in the file.
+        max_expansion: how many bytes the dense tensors may take for each byte of the file; `math.inf` to trust the
+            file.
 
     Raises:
-        MismatchError: names or shapes differ; the model is left untouched.
+        MismatchError: names or shapes differ; the model is unchanged.
         FileFormatError: the file is foreign, newer, truncated, corrupt or too large (one subclass each). All checksums
-            are looked at before the model is touched.
+            are verified before the model is changed.
 
     Example:
         >>> import os, tempfile, opq
@@ -74,9 +75,9 @@ def _prefix(model: nn.Module) -> str:
 
 
 def _converted(reader: Reader | FolderReader, model: nn.Module) -> bool:
-    """Whether transformers renames or fuses the file's tensors into the model's, as it does with its checkpoints.
+    """Fills the model as transformers does with its checkpoints, renaming and fusing tensors; False if it cannot.
 
-    Takes memory for the model three times over.
+    This takes three times the memory of the model.
     """
     if not type(model).__module__.startswith("transformers.models."):
         return False
@@ -95,7 +96,7 @@ def _some(clauses: Sequence[str], most: int = 8) -> str:
 
 
 def _given(shapes: Mapping[str, tuple[int, ...]], own: Iterable[TensorSpec]) -> set[str]:
-    """The model's names that the file fills, those tied to one in it too."""
+    """The model's names that the file fills, including names tied to one of them."""
     ties: dict[str, list[str]] = {}
     for spec in own:
         ties.setdefault(spec.like or spec.name, []).append(spec.name)
@@ -105,7 +106,7 @@ def _given(shapes: Mapping[str, tuple[int, ...]], own: Iterable[TensorSpec]) -> 
 def _differences(
     shapes: Mapping[str, tuple[int, ...]], own: Sequence[TensorSpec], strict: bool, lazy: set[str]
 ) -> list[str]:
-    """What keeps the tensors of a file from being those of a model, one clause each."""
+    """How the tensors of a file differ from those of a model, one clause for each difference."""
     given, known = _given(shapes, own), {s.name for s in own}
     wrong = [f"{spec.name} missing in the file" for spec in own if strict and spec.name not in given]
     wrong += [f"{name} not in the model" for name in shapes if strict and name not in known]
@@ -121,7 +122,7 @@ def load_state_dict(path: str | os.PathLike[str], *, max_expansion: float = MAX_
     """The dense state dict of a file or of a folder of shards; tied names share one tensor.
 
     Args:
-        max_expansion: as of `load`.
+        max_expansion: as in `load`.
 
     Raises:
         FileFormatError: the file is foreign, newer, truncated or corrupt (one subclass each).

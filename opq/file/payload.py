@@ -1,4 +1,4 @@
-"""A payload: what is common to all kinds of it, whose classes stand in `opq.file.stored`."""
+"""Payloads: the base classes of all kinds, which `opq.file.stored` lists."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class Place:
     length: int
     """Bytes of the payload."""
     checksum: int | None = None
-    """CRC-32 of a payload that is an entry of its own; None where it lies in the common entry."""
+    """CRC-32 of a payload that has its own entry; None if it is in the common entry."""
     number: float = 0.0
-    """Of `fine` the step, of `log` the codes an octave, of `scalar` the integer itself."""
+    """For kind `fine` the step, for `log` the codes in an octave, for `scalar` the integer itself."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Payload:
-    """The bytes of a stored tensor, decided but not made."""
+    """A payload of which everything is decided, but whose bytes are not yet made."""
 
     head: bytes
     draft: entropy.Draft | None = None
@@ -42,7 +42,7 @@ class Payload:
 
     @property
     def size(self) -> int:
-        """Bytes, within a few."""
+        """The number of bytes, to within a few."""
         return len(self.head) + (self.draft.size if self.draft else 0)
 
     def bytes(self) -> bytes:
@@ -53,43 +53,43 @@ class Payload:
 
 
 class Stored(abc.ABC):
-    """One kind of payload. An instance is what a file holds of one tensor; the class reads such payloads back."""
+    """One kind of payload. An instance is the stored form of one tensor; the class decodes such payloads."""
 
     __slots__ = ()
     kind: ClassVar[str]
-    """Its name, one of `KIND_NAMES`."""
+    """The name of the kind, one of `KIND_NAMES`."""
     action: ClassVar[Action] = "keep"
-    """What the plan says of such tensors."""
+    """The plan's action for such tensors."""
     name: str
     """The tensor's name."""
 
     @property
     def number(self) -> float:
-        """What the index holds of it beside the length, as `Place.number`."""
+        """The number that the index holds beside the length, see `Place.number`."""
         return 0.0
 
     @abc.abstractmethod
     def payload(self, plan: TensorPlan) -> Payload:
-        """Its bytes to be; raises `MismatchError` where it does not fit its plan."""
+        """The payload to be written; raises `MismatchError` if the tensor does not fit its plan."""
 
     @classmethod
     @abc.abstractmethod
     def restore(cls, data: memoryview, plan: TensorPlan, number: float) -> torch.Tensor:
-        """The dense tensor of a payload; raises `CorruptFileError` where the bytes are none."""
+        """The dense tensor of a payload; raises `CorruptFileError` if the bytes are not such a payload."""
 
     @abc.abstractmethod
     def digest(self, payload: bytes) -> int | None:
-        """CRC-32 of what the payload decodes to: of the codes, or of the elements; None where the index has it all."""
+        """CRC-32 of the decoded codes or elements; None if the index holds the whole tensor."""
 
     @classmethod
     def codes_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
-        """The integer codes of a payload, in the tensor's shape; raises `MismatchError` where the kind has none."""
+        """The integer codes of a payload, in the tensor's shape; raises `MismatchError` if the kind has none."""
         raise MismatchError("no codes", got=cls.kind)
 
     @classmethod
     @abc.abstractmethod
     def check(cls, plan: TensorPlan, place: Place) -> None:
-        """Raises `CorruptFileError` where index and plan contradict each other."""
+        """Raises `CorruptFileError` if index and plan contradict each other."""
 
     def _fits(self, plan: TensorPlan, shape: tuple[int, ...]) -> None:
         if plan.action != self.action or (self.action == "compress" and plan.codebook != self.kind):
@@ -103,20 +103,20 @@ class Stored(abc.ABC):
 
 
 class Coded(Stored):
-    """A payload of integer codes, behind a codebook or not."""
+    """A payload of integer codes, with or without a codebook before them."""
 
     __slots__ = ()
 
     @abc.abstractmethod
     def read(self) -> npt.NDArray[np.integer]:
-        """The codes as `codes_of` gives them back."""
+        """The codes as `codes_of` will give them."""
 
     def written(self) -> npt.NDArray[np.integer]:
-        """The codes as they stand in the payload."""
+        """The codes as they are written in the payload."""
         return self.read()
 
     def head(self) -> bytes:
-        """What stands before the codes."""
+        """The bytes before the codes."""
         return b""
 
     def payload(self, plan: TensorPlan) -> Payload:

@@ -1,4 +1,4 @@
-"""Lazy access to the tensors of a file. Nothing that the file says is believed before it is checked."""
+"""Lazy access to the tensors of a file. Everything that the file says is checked before it is used."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from opq.base.format_v1 import COMMON, MOST_ELEMENTS, SMALL
 from opq.base.format_v1 import MAX_EXPANSION as MAX_EXPANSION
 from opq.base.paths import what_is
 from opq.base.pool import torch_threads
+from opq.base.tables import printable
 from opq.errors import (
     ClosedReaderError,
     CorruptFileError,
@@ -24,7 +25,7 @@ from opq.errors import (
     MismatchError,
     MissingFileError,
 )
-from opq.file import index
+from opq.file import basis, index
 from opq.file.header import Entry, read_entries
 from opq.file.payload import Place
 from opq.file.stored import PAYLOADS, Raw, Share
@@ -32,11 +33,11 @@ from opq.plan import Plan, TensorPlan
 
 
 class InMemory(Protocol):
-    """A file that is not on disk."""
+    """A packed file that is not on disk."""
 
     @property
     def parts(self) -> Sequence[bytes]:
-        """Its bytes, in order."""
+        """The bytes of the file, in order."""
 
 
 class Reader:
@@ -44,16 +45,16 @@ class Reader:
 
     Args:
         source: a path, or a packed file in memory.
-        max_expansion: the most bytes that the dense tensors may take for each byte of the file (files below that
-            multiple of 64 MiB are not limited); `math.inf` to trust the file.
+        max_expansion: how many bytes the dense tensors may take for each byte of the file (64 MiB are always allowed);
+            `math.inf` to trust the file.
 
     Raises:
         MissingFileError: there is no such file, or it cannot be opened.
-        ForeignFileError: the file is something else.
+        ForeignFileError: the file is not an opq file.
         NewerFormatError: it was written in a later version of the format.
         TruncatedFileError: it is shorter than its header says.
-        CorruptFileError: what it says contradicts itself, or a checksum is wrong.
-        FileTooLargeError: it decodes to more than `max_expansion` allows.
+        CorruptFileError: its parts contradict each other, or a checksum is wrong.
+        FileTooLargeError: the dense tensors take more than `max_expansion` allows.
 
     Example:
         >>> import opq
@@ -69,12 +70,14 @@ class Reader:
         self._closed = False
         self._data = _opened(source)
         label = os.fspath(source) if isinstance(source, str | os.PathLike) else "the file in memory"
+        self._label, self._note = printable(label), ""
         entries, base = read_entries(self._data, label)
         self.plan, places, start = _index(self._data, entries, base)
         self._places = dict(zip(self.plan.names, places, strict=True))
         self._checked: set[str] = set()
         self._spans = self._laid_out(entries, base, start)
         self._limit(max_expansion)
+        self._note = basis.note_of(self._data)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,7 +86,7 @@ class Reader:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes of each tensor's payload; 0 for shared ones."""
+        """Bytes of each tensor's payload; 0 for shared tensors."""
         return {name: place.length for name, place in self._places.items()}
 
     @property
@@ -91,12 +94,17 @@ class Reader:
         """Bytes of the file."""
         return len(self._data)
 
+    @property
+    def basis(self) -> str:
+        """What the codes rest on, in words: a probe of the model and what came of it, or the weights alone."""
+        return basis.sentence(self._note, self.plan.method)
+
     def kind(self, name: str) -> str:
         """How a tensor is stored: one of `opq.base.format_v1.KIND_NAMES`."""
         return self._places[self.plan[name].name].kind
 
     def codes(self, name: str) -> Codes:
-        """The integer codes of a tensor that is stored by codes, in its shape (of `product`: one-dimensional).
+        """The integer codes of a tensor that is stored by codes, in its shape (one-dimensional for kind `product`).
 
         Raises:
             MismatchError: there is no such tensor, or it is not stored by codes.
@@ -120,8 +128,13 @@ class Reader:
             held = dict(zip(own, threads.ordered(self.tensor, own), strict=True))
         return {t.name: held[t.like or t.name] for t in self.plan}
 
+    def __repr__(self) -> str:
+        if self._closed:
+            return f"<opq.Reader {self._label}: closed>"
+        return f"<opq.Reader {self._label}: {self.bytes:,} bytes, method {self.plan.method!r}, {self.plan.summary}>"
+
     def close(self) -> None:
-        """Releases the file; nothing can be read any more."""
+        """Closes the file; nothing can be read any more."""
         self._closed = True
         self._data = memoryview(b"")
 
@@ -134,7 +147,7 @@ class Reader:
     def _payload(self, name: str) -> memoryview:
         start, stop = self._spans[name]
         data = self._data[start:stop]
-        if self._closed:  # looked at last: another thread may have closed it meanwhile
+        if self._closed:  # checked last: another thread may have closed the file meanwhile
             raise ClosedReaderError("the file was closed")
         checksum = self._places[name].checksum
         if checksum is not None and name not in self._checked:
@@ -144,7 +157,7 @@ class Reader:
         return data
 
     def _laid_out(self, entries: dict[str, Entry], base: int, start: int) -> dict[str, tuple[int, int]]:
-        """Where every payload lies; together they fill the file."""
+        """The range of every payload; raises `CorruptFileError` unless together they fill the file."""
         spans, stop = {}, base + entries[COMMON].stop
         own = {name for name in entries if name != COMMON}
         for tensor in self.plan:
@@ -166,7 +179,7 @@ class Reader:
         widest = max((math.prod(max(n, 1) for n in t.shape) for t in self.plan), default=0)
         if widest >= MOST_ELEMENTS:
             raise CorruptFileError("a shape that no tensor has", got=f"{widest} elements")
-        dense = sum(t.nbytes for t in self.plan)  # shared ones too: who writes or copies them takes as much
+        dense = sum(t.nbytes for t in self.plan)  # shared tensors too: they take as much once they are copied
         allowed = max(max_expansion * len(self._data), SMALL)
         if dense > allowed:
             raise FileTooLargeError(
@@ -175,7 +188,7 @@ class Reader:
 
 
 class _naming:
-    """Adds the tensor's name to what the core found wrong with its bytes, or with what is asked of it."""
+    """Adds the tensor's name to an error about its bytes, or about a request that it cannot fulfil."""
 
     def __init__(self, name: str):
         self.name = name
@@ -204,7 +217,7 @@ def _opened(source: str | os.PathLike[str] | InMemory) -> memoryview:
 
 
 def _index(data: memoryview, entries: dict[str, Entry], base: int) -> tuple[Plan, list[Place], int]:
-    """The plan, the places, and where the payloads of the common entry begin."""
+    """The plan, the place of each tensor, and where the payloads in the common entry begin."""
     common = data[base + entries[COMMON].start : base + entries[COMMON].stop]
     if entries[COMMON].dtype != "U8" or len(common) < 8:
         raise CorruptFileError("the index is too short", got=f"{len(common)} bytes", wanted="at least 8")
@@ -227,7 +240,7 @@ def _own_entry(tensor: TensorPlan, place: Place, entries: dict[str, Entry], base
 
 
 def _consistent(tensor: TensorPlan, place: Place, plan: Plan) -> None:
-    """What index and plan say of a tensor agrees."""
+    """Raises `CorruptFileError` unless what index and plan say about a tensor agrees."""
     if place.kind != Share.kind:
         PAYLOADS[place.kind].check(tensor, place)
     elif (other := plan.holder(tensor.name)).like is not None or (other.shape, other.dtype) != (

@@ -1,8 +1,8 @@
-"""One-dimensional tensors that are kept: on a grid so fine that nothing changes, in a quarter of the bytes.
+"""Kept one-dimensional tensors, on a grid so fine that the network hardly changes, in about a quarter of the bytes.
 
-A BatchNorm computes `y = s x + t` in inference, `s = weight / sqrt(var + eps)` and `t = bias - mean s`: two vectors,
-not four. So the running statistics are stored coarsely, which is enough for training to go on from, and the weight and
-the bias are changed to take up exactly what the statistics lost; only these two are fine.
+In inference a BatchNorm computes `y = s x + t`, `s = weight / sqrt(var + eps)` and `t = bias - mean s`: two vectors,
+not four. So the running statistics are stored coarsely, which is enough to continue training from. Weight and bias are
+changed so that they compensate exactly for the errors of the statistics, and only these two are stored on fine grids.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from opq.base.rounding import rounded
 from opq.file.stored import Fine, Log, Raw, Stored
 
 BITS = 6
-"""Steps in the root mean square of a vector, as a power of two: an error 47 dB below it."""
+"""The coarsest grid: its step is 2^-6 of the root mean square, for a signal-to-noise ratio of 47 dB. A choice."""
 
 PER_OCTAVE = 2
-"""Codes an octave of a running variance."""
+"""Codes in an octave of a running variance. A choice: inference is exact anyway, and training soon updates it."""
 
 LEAST_VAR = 1e-12
-"""Smaller running variances, those of dead channels, are stored as this: far below any eps."""
+"""Smaller running variances, those of dead channels, are stored as this number, which is far below any eps."""
+
+ROOM = 1.01
+"""By how much a step is wider than the largest code needs, so that rounding it to few bits leaves the code in range."""
 
 MEAN_STEPS = 2
-"""Steps of a running mean in the typical deviation."""
+"""Steps of a running mean in the median standard deviation. A choice, for the same reason."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,20 +48,42 @@ class Norm:
 
 
 def fine(name: str, tensor: torch.Tensor, *, bits: int = BITS) -> Stored:
-    """A floating-point tensor on a grid of `2^-bits` of its root mean square; as it is where no such grid holds it.
+    """A floating-point tensor on a grid whose step is `2^-bits` of its root mean square; bit for bit if there is none.
 
     Args:
-        bits: 6 gives a signal-to-noise ratio of 47 dB, each further one 6 dB more.
+        bits: 6 gives a signal-to-noise ratio of 47 dB, each further bit 6 dB more.
     """
     values = _doubles(tensor)
     stored = _on_grid(name, values, _step(values, bits))
     return Raw(name, tensor) if stored is None or _lost(values, stored) else stored
 
 
-def batchnorm(norm: Norm, *, bits: int = BITS) -> list[Stored]:
-    """The four vectors of a BatchNorm in about 22 bits a channel; its inference function is kept to `bits`.
+def running_mean(name: str, mean: torch.Tensor, deviations: Floats, *, bits: int = BITS) -> Stored:
+    """A running mean that no weight and bias make up for: every channel's error is small against its own deviation.
 
-    Vectors that no grid holds (a negative variance, values that are not finite) stay as they are.
+    An error `e_c` moves the outputs of channel c by `e_c / s_c`. The step is `2^-bits` of the root mean square of the
+    mean or, where that is smaller, of the deviations' harmonic one, `(mean of 1 / s_c^2)^(-1/2)`, which keeps the mean
+    square of all `e_c / s_c` to that of a weight's error. Where 16 bits do not hold so many steps, the step is as wide
+    as they need, up to `2^-BITS` of the same; the vector is stored as it is where that is not enough.
+
+    Args:
+        deviations: of the channels, positive, in the mean's units.
+    """
+    values = _doubles(mean)
+    usual = _step(values, bits)
+    if not values.size or not np.isfinite(deviations).all():
+        return Raw(name, mean)
+    typical = float(np.mean(deviations**-2.0)) ** -0.5
+    widest = min(ROOM * float(np.abs(values).max()) / LARGEST_CODE, math.ldexp(typical, -BITS))
+    step = max(math.ldexp(typical, -bits), widest)
+    stored = _on_grid(name, values, min(usual, rounded(step, 16)))
+    return Raw(name, mean) if stored is None or _lost(values, stored) else stored
+
+
+def batchnorm(norm: Norm, *, bits: int = BITS) -> list[Stored]:
+    """The four vectors of a BatchNorm in about 22 bits a channel; its function in inference has the accuracy of `bits`.
+
+    All are stored bit for bit if one cannot be put on a grid (a negative variance, a value that is not finite).
     """
     raw: list[Stored] = [
         Raw(n, t) for n, t in zip(norm.names, (norm.weight, norm.bias, norm.mean, norm.var), strict=True)
@@ -82,7 +107,7 @@ def batchnorm(norm: Norm, *, bits: int = BITS) -> list[Stored]:
 
 
 def _lost(values: Floats, stored: Fine) -> bool:
-    """Whether numbers so small that their squares are 0 would all become 0."""
+    """Whether all values would become 0, because they are so small that their squares are 0."""
     return bool(values.any()) and not stored.codes.any()
 
 
@@ -92,14 +117,14 @@ def _doubles(tensor: torch.Tensor) -> Floats:
 
 
 def _step(values: Floats, bits: int) -> float:
-    """`2^-bits` of the root mean square, in few bits; 1 where all are zero."""
+    """`2^-bits` of the root mean square, rounded to 16 bits; 1 if all values are zero."""
     square = float(np.mean(np.square(values))) if values.size else 0.0
     step = math.ldexp(math.sqrt(square), -bits) if math.isfinite(square) else 0.0
     return rounded(step, 16) or 1.0
 
 
 def _on_grid(name: str, values: Floats, step: float) -> Fine | None:
-    """The values in steps, or None where they are beyond 16 bits or not finite."""
+    """The values in steps, or None if one is not finite or its code does not fit 16 bits."""
     if not np.isfinite(values).all() or (values.size and np.abs(values).max() > LARGEST_CODE * step):
         return None
     return Fine(name, np.rint(values / step).astype(np.int16), step)

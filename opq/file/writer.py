@@ -1,4 +1,4 @@
-"""Plan + stored tensors -> one `.opq.safetensors` file, and back. docs/format.md is the specification."""
+"""A plan and stored tensors -> one `.opq.safetensors` file. docs/format.md is the specification."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from opq.base.format_v1 import COMMON, PARAMETERS, VERSION
 from opq.base.pool import torch_threads
 from opq.errors import MismatchError, WriteError
 from opq.file import index, stored
+from opq.file.basis import BY
 from opq.file.header import METADATA, entries_header
 from opq.file.payload import Place, Stored
 from opq.file.reader import Reader
@@ -20,7 +21,8 @@ from opq.file.stored import Fine, Grid, Log, Product, Raw, Table, Trellis
 from opq.plan import Plan, TensorPlan
 
 OWN_ENTRY = 1 << 16
-"""Payloads of so many bytes are safetensors entries of their own, under the tensor's name."""
+"""Bytes from which on a payload has a safetensors entry of its own, under the tensor's name. A choice: an entry and its
+checksum take about a hundred bytes of the file, and can be read alone."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -39,10 +41,10 @@ class Packed:
         return sum(map(len, self.parts))
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes aside, verifies by decoding, renames; what was there before stays until then.
+        """Writes a temporary file, verifies it by decoding, and renames it; until then an existing file stays.
 
         Raises:
-            WriteError: the file could not be written, or does not decode to what it was made from. Nothing is left.
+            WriteError: the file could not be written, or does not decode to what it was made from. It is removed.
         """
         with written_aside(path) as file:
             file.writelines(self.parts)
@@ -67,14 +69,15 @@ class Packed:
         return zlib.crc32(reader.codes(name).data) == self.digests[name]
 
 
-def pack(plan: Plan, items: Iterable[Stored]) -> Packed:
+def pack(plan: Plan, items: Iterable[Stored], *, note: str = "") -> Packed:
     """The file of `plan` and its stored tensors: the same bytes for the same arguments, on every machine.
 
     Args:
         items: one for each tensor that is not shared, in any order.
+        note: what the codes rest on, one of `opq.file.basis.NOTES`; nothing where that is the weights alone.
 
     Raises:
-        MismatchError: items are missing, too many, or not what the plan says of them.
+        MismatchError: items are missing, too many, or do not fit the plan.
     """
     by_name = _by_name(plan, items)
     own = plan.own
@@ -86,7 +89,7 @@ def pack(plan: Plan, items: Iterable[Stored]) -> Packed:
     own_entry = set(large)
     places = [_place(made.get(t.name), t.name in own_entry) for t in plan]
     small = b"".join(m.payload for n, m in made.items() if n not in own_entry)
-    header, common = frame(plan, places, large, small)
+    header, common = frame(plan, places, large, small, note=note)
     parts = (header, *(made[name].payload for name in large), common)
     return Packed(
         parts,
@@ -96,20 +99,23 @@ def pack(plan: Plan, items: Iterable[Stored]) -> Packed:
 
 
 def own_entries(plan: Plan, places: Mapping[str, Place]) -> list[str]:
-    """The tensors whose payloads are entries of their own, in the file's order; `places` without shared tensors."""
+    """The tensors whose payloads have their own entries, in the file's order; `places` has no shared tensors."""
     large = [name for name, p in places.items() if p.length >= OWN_ENTRY and name not in (COMMON, METADATA)]
     return sorted(large, key=lambda name: (-_alignment(plan[name], places[name]), name))
 
 
-def frame(plan: Plan, places: Iterable[Place], large: Iterable[str], small: bytes) -> tuple[bytes, bytes]:
-    """What stands before and behind the payloads of `large` in a file.
+def frame(
+    plan: Plan, places: Iterable[Place], large: Iterable[str], small: bytes, *, note: str = ""
+) -> tuple[bytes, bytes]:
+    """The header and the common entry of a file: what precedes and what follows the payloads of `large`.
 
     Args:
         places: of all tensors of the plan, in its order; those of `large` with their checksums.
-        small: the other payloads, in the plan's order.
+        small: the other payloads, in the plan's order, as one.
+        note: as in `pack`.
 
     Raises:
-        WriteError: a name or a shape has no place in a file, or there are too many tensors or too long names.
+        WriteError: a file cannot hold a name or a shape, or there are too many tensors or too long names.
     """
     listed = list(places)
     placed = {t.name: (t, p) for t, p in zip(plan, listed, strict=True)}
@@ -117,7 +123,7 @@ def frame(plan: Plan, places: Iterable[Place], large: Iterable[str], small: byte
     body = len(head).to_bytes(4, "little") + head + small
     common = zlib.crc32(body).to_bytes(4, "little") + body
     entries = [_entry(*placed[name]) for name in large]
-    metadata = {COMMON: str(VERSION), PARAMETERS: str(sum(t.size for t in plan.own))}
+    metadata = {COMMON: str(VERSION), PARAMETERS: str(sum(t.size for t in plan.own))} | ({BY: note} if note else {})
     return entries_header([*entries, (COMMON, "U8", (len(common),), len(common))], metadata), common
 
 
@@ -135,12 +141,12 @@ def size_of(plan: Plan, items: Iterable[Stored]) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Encoded:
-    """A payload, what the index says of it, and a digest of what it decodes to."""
+    """A payload, its place, and a digest of what it decodes to."""
 
     payload: bytes
     place: Place
     digest: int | None
-    """As `Stored.digest`."""
+    """See `Stored.digest`."""
 
 
 def _by_name(plan: Plan, items: Iterable[Stored]) -> dict[str, Stored]:
@@ -158,14 +164,14 @@ def _by_name(plan: Plan, items: Iterable[Stored]) -> dict[str, Stored]:
 
 
 def encoded(item: Stored, tensor: TensorPlan) -> Encoded:
-    """The bytes of one tensor; raises `MismatchError` where it does not fit its plan."""
+    """The payload of one tensor; raises `MismatchError` if the tensor does not fit its plan."""
     item = stored.smallest(item)
     payload = item.payload(tensor).bytes()
     return Encoded(payload, Place(item.kind, len(payload), number=item.number), item.digest(payload))
 
 
 def foreseen(item: Stored, tensor: TensorPlan) -> Place:
-    """What the index will say of one tensor, its length within a few bytes; no code is written."""
+    """The place that one tensor will have, its length to within a few bytes; nothing is encoded."""
     item = stored.smallest(item)
     return Place(item.kind, item.payload(tensor).size, number=item.number)
 
@@ -181,7 +187,7 @@ def _alignment(tensor: TensorPlan, place: Place) -> int:
 
 
 def _entry(tensor: TensorPlan, place: Place) -> tuple[str, str, tuple[int, ...], int]:
-    """Name, element type, shape and bytes: a kept tensor as itself, codes as bytes."""
+    """Name, element type, shape and length of an entry: a raw tensor has its own type and shape, other payloads U8."""
     raw = place.kind == "raw"
     return tensor.name, tensor.dtype if raw else "U8", tensor.shape if raw else (place.length,), place.length
 

@@ -1,11 +1,12 @@
-"""Methods as objects: `method=` of `opq.compress` takes one of these classes' objects, or its name as a short form.
+"""Methods as objects: `method=` of `opq.compress` takes an object of one of these classes, or its name as a short form.
 
     opq.compress(model, bits=3, method=opq.methods.RateDistortion(trellis=True))
     opq.compress(model, method=opq.methods.ClipQ(data=batches, epochs=10, weight=0.3))
 
-Users take `RateDistortion` and `Opq`, which need no data, and the other published methods, each to the same file,
-report and fine-tuning loop: `ClipQ`, `KMeans`, `Lamp`, `Magnitude`, `Olmp`, `ProductQuantization`; `from_json` reads
-what a method's `to_json` wrote. docs/methods/ has a page for each. Other folders use `calling` and `run`.
+`RateDistortion` and `Opq` need no data. The other published methods (`ClipQ`, `KMeans`, `Lamp`, `Magnitude`, `Olmp`,
+`ProductQuantization`) give the same kind of file and report, and their results can be fine-tuned in the same way.
+`from_json` reads what a method's `to_json` wrote. docs/methods/ has a page for each method. Other folders use `calling`
+and `run`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def run(source: Source, options: Options) -> Result:
     """The result of a published method.
 
     Raises:
-        DataError: it needs data and has none, or none that fits; before any work.
+        DataError: the method needs data and there is none, or it does not fit the model. Raised before any work.
     """
     job = Job(source, options)
     return job.settings.run(job)

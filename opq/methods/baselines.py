@@ -1,4 +1,4 @@
-"""Baselines: magnitude and LAMP pruning with one uniform grid a tensor; pruning with values shared by k-means."""
+"""Baselines: magnitude and LAMP pruning with a uniform grid for each tensor; pruning with values shared by k-means."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from opq.methods.sparsity_search import at_budget
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Uniform(Pruning):
-    """What `magnitude` and `lamp` share: prune, then one uniform grid a tensor."""
+    """What `magnitude` and `lamp` share: pruning, then a uniform grid for each tensor."""
 
     scope: Literal["tensor", "network"] = "tensor"
     bits: int = 4
@@ -39,15 +39,15 @@ class Uniform(Pruning):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Magnitude(Uniform):
-    """`magnitude`: the smallest weights are pruned, the rest goes to one uniform grid a tensor.
+    """`magnitude`: the smallest weights are pruned, the others are rounded to a uniform grid for each tensor.
 
     Nothing is trained here: pass the result to `opq.finetune`. The options of training (`data`, `evaluate`,
     `checkpoint`, `epochs`, `lr`, `distill`, `teacher`) are those of all published methods and are not used.
 
     Args:
-        sparsity: fraction pruned; None: what meets the budget of the file.
+        sparsity: fraction of weights that is pruned; None: the one that meets the budget of the file.
         scope: `"tensor"`, the same sparsity in every tensor, or `"network"`, one threshold for all.
-        bits: levels of a kept weight: 2^(bits-1) - 1 on each side of zero.
+        bits: a kept weight has 2^(bits-1) - 1 levels on each side of zero.
 
     Raises:
         OptionError: a value has no meaning.
@@ -58,15 +58,15 @@ class Magnitude(Uniform):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Lamp(Uniform):
-    """`lamp`: the weights of the lowest LAMP scores are pruned, the rest goes to one uniform grid a tensor.
+    """`lamp`: weights with the lowest LAMP scores are pruned, the others are rounded to a uniform grid for each tensor.
 
     Nothing is trained here: pass the result to `opq.finetune`. The options of training (`data`, `evaluate`,
     `checkpoint`, `epochs`, `lr`, `distill`, `teacher`) are those of all published methods and are not used; nor is
     `scope`, since the score compares the weights of all tensors.
 
     Args:
-        sparsity: fraction pruned; None: what meets the budget of the file.
-        bits: levels of a kept weight: 2^(bits-1) - 1 on each side of zero.
+        sparsity: fraction of weights that is pruned; None: the one that meets the budget of the file.
+        bits: a kept weight has 2^(bits-1) - 1 levels on each side of zero.
 
     Raises:
         OptionError: a value has no meaning.
@@ -87,10 +87,10 @@ class KMeans(Pruning):
         epochs: passes over `data` after pruning, and again after sharing; 0: nothing is trained.
         lr: learning rate of Adam.
         distill: weight of a teacher's outputs in the loss, 0 to 1.
-        teacher: the module whose outputs are distilled; None: the network as it came.
-        sparsity: fraction pruned; None: what meets the budget of the file.
+        teacher: the module whose outputs are distilled; None: the original network.
+        sparsity: fraction of weights that is pruned; None: the one that meets the budget of the file.
         scope: `"network"`, one threshold for all, or `"tensor"`, the same sparsity in every tensor.
-        bits: 2^bits - 1 shared values a tensor, and zero.
+        bits: each tensor has 2^bits - 1 shared values, and zero.
 
     Raises:
         OptionError: a value has no meaning.

@@ -1,7 +1,7 @@
 """Bayesian optimisation of one layer's (p, b): Gaussian process and expected improvement, by optuna.
 
-Every evaluation asks a sampler seeded by its own number and shown all evaluations before, so that a search taken up
-again from its record goes on exactly as it would have.
+Each evaluation has its own sampler, seeded by the number of the evaluation and given all earlier results. So a search
+that is resumed from its record continues exactly as it would have without the interruption.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from opq.base.atomic import written_aside
 from opq.base.process_state import silenced
 from opq.errors import CorruptFileError, MismatchError, MissingExtraError
 
-RESUME = "Go on with the weights and options that it began with, or delete it to search anew."
+RESUME = "Continue with the weights and options that it began with, or delete it to search anew."
 
 Trial = tuple[float, int, float]
 """p, b, and the value found there."""
@@ -25,11 +25,11 @@ Trial = tuple[float, int, float]
 
 @dataclasses.dataclass(eq=False)
 class Record:
-    """All evaluations so far by layer, kept in a file where a path is given."""
+    """All evaluations so far, by layer; kept in a file if a path is given."""
 
     path: Path | None
     key: str
-    """Of what is searched: a record of another search is refused."""
+    """Identifies what is searched: the record of another search is refused."""
     trials: dict[str, list[Trial]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Record:
             raise MismatchError(f"the search record {self.path} is of other weights or options", remedy=RESUME)
 
     def add(self, layer: str, trial: Trial) -> None:
-        """Adds an evaluation and writes the file aside, then renames it."""
+        """Adds an evaluation and replaces the file."""
         self.trials.setdefault(layer, []).append(trial)
         if self.path is not None:
             with written_aside(self.path) as file:
@@ -64,11 +64,11 @@ def minimise(
     seed: int,
     progress: Callable[[int], Any] = lambda done: None,
 ) -> tuple[float, int]:
-    """The (p, b) of least `f` after `evaluations` in all, those of the record included.
+    """The (p, b) with the least `f` after `evaluations` in all, including those of the record.
 
     Args:
-        f: to minimise over p in [0, 0.99] and b in 1 to `most_bits`.
-        startup: the first so many are drawn at random.
+        f: the function to minimise over p in [0, 0.99] and b from 1 to `most_bits`.
+        startup: the number of first evaluations at random points.
 
     Raises:
         MissingExtraError: optuna is not installed.

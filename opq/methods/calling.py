@@ -1,4 +1,4 @@
-"""The keywords of a public call as checked options: the method an object, its short forms put on it.
+"""The keywords of a public call as checked options. The method becomes an object, on which its short forms are set.
 
 method="rd", trellis=True              RateDistortion(trellis=True)
 method="clipq", data=batches,
@@ -28,9 +28,11 @@ from opq.methods.pq import ProductQuantization
 METHODS: dict[str, type[Method]] = {
     kind.name: kind for kind in (RateDistortion, Opq, ClipQ, KMeans, Lamp, Magnitude, Olmp, ProductQuantization)
 }
-"""By name."""
+"""The classes of the methods, by name."""
 SHORT_FORMS = tuple(dict.fromkeys(name for kind in METHODS.values() for name in kind.keywords))
 """Keywords of the calls that set a field of a method."""
+KEYWORDS = (*(f.name for f in dataclasses.fields(Options) if f.name != "how"), *SHORT_FORMS, "method", "method_options")
+"""Every keyword of `opq.compress`."""
 
 
 @contextmanager
@@ -38,7 +40,7 @@ def asked(given: Mapping[str, Any]) -> Iterator[Options]:
     """The options of a call; inside, their progress is shown as the caller wants it.
 
     Args:
-        given: the call's keywords, defaults included; other names of the call's scope are passed over.
+        given: the call's keywords, defaults included; other names are ignored, so that it may be `locals()`.
 
     Raises:
         OptionError: a value, or a combination of values, has no meaning.
@@ -48,7 +50,7 @@ def asked(given: Mapping[str, Any]) -> Iterator[Options]:
 
 
 def options_of(given: Mapping[str, Any]) -> Options:
-    """The options that keywords stand for; those that are absent have their defaults."""
+    """The options for these keywords; keywords that are absent have their default values."""
     own = {f.name for f in dataclasses.fields(Options)}
     call = {name: value for name, value in given.items() if name in own}
     if isinstance(call.get("size"), str):
@@ -58,7 +60,7 @@ def options_of(given: Mapping[str, Any]) -> Options:
 
 
 def method_of(method: Any, short: Mapping[str, Any], method_options: Any) -> Method:
-    """The method object: the one that is given or the one that is named, with the short forms that were given."""
+    """The method as an object, given as such or by name, with the short forms that were given."""
     how = method if isinstance(method, Method) else _named(method, method_options)
     if how is method and method_options is not None:
         remedy = f"Pass them to {type(how).__name__}(...)."
@@ -77,10 +79,10 @@ def method_of(method: Any, short: Mapping[str, Any], method_options: Any) -> Met
 
 
 def from_json(text: str) -> Method:
-    """A method as `to_json` of it wrote it.
+    """The method that `to_json` has written.
 
     Raises:
-        OptionError: the text is no method, or an option has no meaning.
+        OptionError: the text is not such a method, or an option has no meaning.
     """
     try:
         fields = dict(json.loads(text))
@@ -96,7 +98,7 @@ def from_json(text: str) -> Method:
 
 
 def _tuples(value: Any) -> Any:
-    """JSON knows no tuples."""
+    """A value from JSON with tuples for lists, since JSON has no tuples."""
     if isinstance(value, dict):
         return {key: _tuples(v) for key, v in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
@@ -121,7 +123,7 @@ def _kind(name: Any) -> type[Method]:
 
 
 def _says_something(value: Any) -> bool:
-    """Whether a keyword that a method does not know asks for anything: None, False and an empty default do not."""
+    """Whether the value of a keyword that a method does not know asks for something: None, False and () do not."""
     return value is not None and value is not False and value != ()
 
 
@@ -134,6 +136,6 @@ def _not_taken(how: Method, name: str) -> OptionError:
         wanted = f"{name} in method_options="
     else:
         wanted = f"method={takers[0]!r}" if len(takers) == 1 else f"method= one of {', '.join(takers)}"
-    if how.name == "rd" and len(takers) == 1:  # most name no method, and lack the one that the option belongs to
+    if how.name == "rd" and len(takers) == 1:  # probably method= was left out: name the one that takes the option
         return OptionError(f"{name}= goes with {wanted}", got="method='rd'")
     return OptionError(f"method={how.name!r} does not take {name}=", wanted=wanted)

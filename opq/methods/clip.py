@@ -36,7 +36,7 @@ class Partition:
 
 
 def thresholds(w: torch.Tensor, p: float) -> tuple[float, float]:
-    """`c_minus, c_plus`: of the negative and of the positive weights, the fraction `p` lies within.
+    """`c_minus, c_plus`: the fraction `p` of the negative and of the positive weights lies between them and zero.
 
     Raises:
         OptionError: `p` is not in [0, 1).
@@ -47,13 +47,13 @@ def thresholds(w: torch.Tensor, p: float) -> tuple[float, float]:
 
 
 def _quantile(magnitudes: torch.Tensor, p: float) -> float:
-    """A value with the fraction `p` of the magnitudes at or below it."""
+    """The value at or below which the fraction `p` of the magnitudes lies."""
     count = int(p * magnitudes.numel())
     return float(magnitudes.kthvalue(count).values) if count else 0.0
 
 
 def partition(w: torch.Tensor, p: float, b: int) -> Partition:
-    """Clip, partition, quantize. Thresholds and means follow the weights of this very moment.
+    """Clips, partitions and quantizes. Thresholds and means are those of the present weights.
 
     Raises:
         OptionError: `p` is not in [0, 1), or `b` not in 1 to 8.
@@ -74,7 +74,7 @@ def partition(w: torch.Tensor, p: float, b: int) -> Partition:
 
 
 def _shares(minus: float, plus: float, k: int) -> tuple[int, int]:
-    """`k` intervals shared out between the two sides by length; each side that has a length gets one if it can."""
+    """How many of `k` intervals each side gets, in proportion to its length, and at least one if it has a length."""
     if minus <= 0 or plus <= 0:
         return (k, 0) if plus <= 0 < minus else (0, k)
     if k == 1:
@@ -84,7 +84,7 @@ def _shares(minus: float, plus: float, k: int) -> tuple[int, int]:
 
 
 def _side(w: torch.Tensor, c: float, high: float, k: int) -> torch.Tensor:
-    """Of weights above `c`: their interval among the `k` between `c` and `high`, from 1; of the others: 0."""
+    """For weights above `c` the number, from 1, of their interval among the `k` between `c` and `high`; else 0."""
     if k == 0 or high <= c:
         return torch.zeros(w.shape, dtype=torch.int64)
     inside = ((w - c) / (high - c) * k).ceil_().clamp_(1, k)

@@ -1,10 +1,11 @@
 """CLIP-Q: in-parallel pruning and quantization (Tung and Mori, CVPR 2018 and TPAMI 2020). docs/methods/clipq.md.
 
-    theta_i = (p_i, b_i) a layer:  min over theta_i of  eps(theta) - lambda c_i(theta_i)    before training
-    then in every step of training, on every layer:  clip, partition, quantize (opq.methods.partition)
+    before training, for each layer i:             min over theta_i = (p_i, b_i) of  eps(theta) - lambda c_i(theta_i)
+    in every step of training, for every layer:    clip, partition, quantize (opq.methods.clip)
 
-eps is the error on a subset of the training data, c_i the bits saved in layer i over those of the whole network. The
-forward pass sees quantized weights, gradients move the full-precision ones: a clipped weight can come back.
+eps is the error on a subset of the training data, c_i the bits saved in layer i divided by those of the whole network.
+The forward pass uses quantized weights, and gradients update the full-precision weights, so that a clipped weight can
+come back.
 """
 
 from __future__ import annotations
@@ -35,23 +36,23 @@ Theta = Mapping[str, tuple[float, int]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class ClipQ(SizedByItself):
-    """`clipq`: clip, partition, quantize in every step of training; (p, b) of a layer by Bayesian optimisation.
+    """`clipq`: weights are quantized in every step of training; (p, b) of each layer by Bayesian optimisation.
 
     Args:
         data: batches of (inputs, targets) in an iterable that can be read once an epoch, or a function of the epoch
             that gives one. Needed.
         evaluate: the model's score in percent, for the search; None: measured on `subset` batches of `data`.
-        checkpoint: a path from which an interrupted search or training goes on.
+        checkpoint: a path from which an interrupted search or training continues.
         epochs: passes over `data` with the quantizer in every step.
         lr: learning rate of Adam.
         distill: weight of a teacher's outputs in the loss, 0 to 1.
-        teacher: the module whose outputs are distilled; None: the network as it came.
-        theta: (p, b) by tensor name or glob pattern, p the fraction clipped and b the bits; None: searched.
-        weight: lambda, the error (a fraction) that saving the whole network is worth.
-        evaluations: of the error, per layer.
-        startup: of these, drawn at random before the Gaussian process is asked.
+        teacher: the module whose outputs are distilled; None: the original network.
+        theta: (p, b) by tensor name or glob pattern, p the fraction clipped and b the bits; None: found by the search.
+        weight: lambda, the increase of the error (a fraction) that is accepted for saving all bits of the network.
+        evaluations: how often the error is evaluated for each layer.
+        startup: how many of these are at random points, before the Gaussian process is used.
         most_bits: the largest b that is tried.
-        subset: batches of `data` that the error is measured on.
+        subset: how many batches of `data` the error is measured on.
 
     Raises:
         OptionError: a value has no meaning.
@@ -82,7 +83,7 @@ class ClipQ(SizedByItself):
 
 
 class ClipPartitionQuantize(nn.Module):
-    """The quantizer in the forward pass, straight through backward; p = 0 and b = 0 stand for no quantization."""
+    """The quantizer in the forward pass, the identity in the backward pass; p = 0 and b = 0 mean no quantization."""
 
     def __init__(self, p: float, b: int):
         super().__init__()
@@ -99,7 +100,7 @@ class ClipPartitionQuantize(nn.Module):
 
 
 def clipq(job: Job) -> Result:
-    """CLIP-Q: `theta` searched unless it is given, then training with the quantizer in every step.
+    """CLIP-Q: the search for `theta` unless it is given, then training with the quantizer in every step.
 
     Raises:
         DataError: no data, or data that does not fit the model.
@@ -119,7 +120,7 @@ def clipq(job: Job) -> Result:
 
 
 def matched(theta: Theta, names: list[str]) -> dict[str, tuple[float, int]]:
-    """`theta` by tensor name, patterns spelled out; later patterns win."""
+    """`theta` by tensor name, patterns resolved; where several match, the last one counts."""
     for pattern, pair in theta.items():
         if not any(fnmatchcase(name, pattern) for name in names):
             wanted = f"names like {', '.join(names[:5])}"
@@ -140,7 +141,7 @@ def _check_pair(pattern: str, pair: Any) -> None:
 
 
 def quantized(name: str, w: torch.Tensor, p: float, b: int) -> Coded:
-    """One tensor as the file holds it."""
+    """One tensor, quantized as the file will hold it."""
     found = partition(w, p, b)
     values, labels = found.values.numpy(), found.codes.numpy().astype(np.int64) + found.negative
     order = [found.negative, *(k for k in range(len(values)) if k != found.negative)]
@@ -149,7 +150,7 @@ def quantized(name: str, w: torch.Tensor, p: float, b: int) -> Coded:
 
 
 def search(job: Job, live: Live, settings: ClipQ) -> dict[str, tuple[float, int]]:
-    """(p, b) of every layer, one layer after the other, those before quantized as found."""
+    """(p, b) of every layer, one layer after the other, with the layers before quantized as found."""
     quantizers = {name: ClipPartitionQuantize(0.0, 0) for name in job.weights}
     live.put(quantizers)
     untrained = dataclasses.replace(settings, epochs=0, lr=0.0, distill=0.0)
@@ -193,7 +194,7 @@ def eps(job: Job, live: Live, settings: ClipQ) -> float:
 
 
 def stored_bits(w: torch.Tensor, p: float, b: int) -> float:
-    """Bits of a tensor in the file: the entropy of its codes, and 16 a value of the codebook."""
+    """Bits of a tensor in the file: the entropy of its codes, and 16 bits for each value of the codebook."""
     counts = torch.bincount((partition(w, p, b).codes.flatten() + 2**b).long()).double()
     counts = counts[counts > 0]
     entropy = torch.special.entr(counts / counts.sum()).sum() / math.log(2)

@@ -1,4 +1,4 @@
-"""A tensor's weights as codes: on a grid, in a table of values, in a codebook of vectors.
+"""A tensor's weights as codes: on a grid, into a table of values, or into a codebook of vectors.
 
 Letters: `w` weights, `q` codes, `step` = Delta, `b` bits of a kept weight.
 """
@@ -26,20 +26,20 @@ class Coded:
 
     stored: payloads.Stored
     weights: torch.Tensor
-    """What a reader of the file will see, float32."""
+    """The weights as the file will be decoded, float32."""
     fields: Mapping[str, Any]
-    """What its plan says of it."""
+    """Fields of its `TensorPlan`."""
 
     @functools.cached_property
     def kept(self) -> int:
-        """Weights that are not zero."""
+        """The number of weights that are not zero."""
         return int((self.weights != 0).sum())
 
 
 def on_grid(name: str, w: torch.Tensor, b: int, *, least: int = 0) -> Coded:
     """Weights on a symmetric grid: `q = sign(w) max(least, round(|w|/step))`, `step = max|w| / (2^(b-1) - 1)`.
 
-    Zeros stay zero. With `least=1` no other weight becomes zero: the mask is that of `w`.
+    Zeros stay zero. With `least=1` no other weight becomes zero, so that the mask of `w` is preserved.
     """
     magnitude = w.detach().float().abs()
     top = float(magnitude.max()) if w.numel() else 0.0
@@ -54,11 +54,11 @@ def on_grid(name: str, w: torch.Tensor, b: int, *, least: int = 0) -> Coded:
 
 
 def in_table(name: str, w: torch.Tensor, values: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> Coded:
-    """Weights that take few values, rounded to float16; value 0 is zero, the others come by falling frequency.
+    """Weights with few distinct values, which are rounded to float16; the first is 0, the others by falling frequency.
 
     Args:
-        values: K of them, the first 0.
-        labels: into the values, in the tensor's shape.
+        values: (K,), the first one 0.
+        labels: indices into the values, in the tensor's shape.
     """
     order, rank = by_frequency(labels, len(values))
     table, indices = values[order].astype(np.float16).astype(np.float32), rank[labels].reshape(tuple(w.shape))
@@ -68,7 +68,7 @@ def in_table(name: str, w: torch.Tensor, values: npt.NDArray[np.floating], label
 
 
 def in_product(name: str, w: torch.Tensor, product: ProductCode) -> Coded:
-    """Blocks of weights that take few vectors."""
+    """Blocks of weights with few distinct vectors."""
     seen = decode(product, tuple(w.shape))
     fields = {"codebook": "product"} | _measured(w, seen, product.labels)
     return Coded(payloads.Product(name, product.centroids, product.labels), seen, fields)

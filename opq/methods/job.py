@@ -1,4 +1,4 @@
-"""What every published method starts from, trains by and ends in: roles, the training loop, a Result."""
+"""What the published methods share from beginning to end: roles, the training loop, the Result."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class Job:
 
     @functools.cached_property
     def roles(self) -> tuple[Role, ...]:
-        """The part that every tensor plays, as for `rd`."""
+        """The role of every tensor, as for `rd`."""
         return assign(self.source.specs, self.options.overrides)
 
     @functools.cached_property
     def weights(self) -> dict[str, torch.Tensor]:
-        """The tensors to compress, float32, as they came."""
+        """The original values of the tensors to compress, float32."""
         found = {r.name: self.source.tensor(r.name).float() for r in self.roles if r.action == "compress"}
         for name, w in found.items():
             if not bool(w.isfinite().all()):
@@ -62,12 +62,12 @@ class Job:
         return found
 
     def checkpoint(self, stage: str) -> Path | None:
-        """Where a stage leaves what it goes on from: the user's path with the stage's name added."""
+        """The checkpoint of a stage: the user's path with the stage's name appended."""
         path = self.settings.checkpoint
         return None if path is None else Path(f"{os.fspath(path)}.{stage}")
 
     def signature(self, settings: Settings) -> str:
-        """Of weights, method, settings, teacher and seed: what a search or a training goes on for."""
+        """Identifies weights, method, settings, teacher and seed, so that only the same search or training resumes."""
         options = self.options
         parts = [_digests(self.weights), options.method, options.seed, str(options.budget)]
         parts.append(str(dataclasses.replace(settings, checkpoint=None)))
@@ -76,7 +76,7 @@ class Job:
         return json.dumps(parts)
 
     def live(self) -> Live:
-        """A copy of the model to train on, once the data is known to fit it.
+        """A copy of the model to train, after it is checked that the data fits it.
 
         Raises:
             DataError: the data is missing or of the wrong shape.
@@ -87,11 +87,11 @@ class Job:
         return Live.copy_of(model)
 
     def train(self, live: Live, stage: str, optimizer: torch.optim.Optimizer, batches: Batches | None = None) -> None:
-        """Trains the copy in place by the loop of `opq.finetune`; interrupted, it goes on exactly.
+        """Trains the copy in place by the loop of `opq.finetune`; an interrupted training resumes exactly.
 
         Args:
-            stage: names the progress and the checkpoint.
-            batches: in place of the user's data.
+            stage: a name for the progress and the checkpoint.
+            batches: used instead of the user's data.
 
         Raises:
             MismatchError: the checkpoint is of other weights or options.
@@ -106,7 +106,7 @@ class Job:
              progress=lambda _, done, total: options.progress(stage, done, total)).train()  # fmt: skip
 
     def _teacher(self) -> nn.Module | None:
-        """The user's or the network as it came, in inference mode, a copy; None where nothing is distilled."""
+        """A copy of the user's teacher or of the original network, in inference mode; None if nothing is distilled."""
         if not self.settings.distill:
             return None
         teacher = self.source.build() if self.settings.teacher is None else self.settings.teacher
@@ -123,7 +123,7 @@ class Job:
         Args:
             coded: every compressed tensor.
             changed: new values of kept tensors, by name.
-            roles: in place of the usual ones.
+            roles: used instead of the usual ones.
         """
         plan = Plan(
             method=self.options.method,
@@ -137,7 +137,7 @@ class Job:
                       source_bytes=self.source.bytes)  # fmt: skip
 
     def kept(self, live: Live) -> dict[str, torch.Tensor]:
-        """The kept tensors as trained."""
+        """The trained values of the kept tensors."""
         return {r.name: live.seen(r.name) for r in self.roles if r.action == "keep" and r.name in live.sites}
 
 

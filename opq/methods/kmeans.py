@@ -1,9 +1,9 @@
-"""k-means over vectors: Lloyd's algorithm, repeatable to the byte.
+"""k-means over vectors: Lloyd's algorithm, with reproducible results.
 
     min over C, l of  sum_j |x_j - c_l(j)|^2
 
-Letters: `x` n vectors of d weights, `c` K centroids, `l` the label of each vector. Sums are float64 and in a fixed
-order, so that the number of threads can matter only to exact ties.
+Letters: `x` n vectors of d weights, (n, d); `c` K centroids, (K, d); `l` the label of each vector, (n,). Sums are taken
+in float64 in a fixed order, so that the number of threads can matter only where distances are equal.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from opq.errors import CentroidsError, OptionError
 Vectors = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 CHUNK = 1 << 22
-"""Distances held at once."""
+"""Distances held at once: 32 MiB of float64. A choice that trades memory for the overhead of numpy calls."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Clusters:
-    """K centroids (K x d) and the label of each of the n vectors."""
+    """K centroids (K, d) and the label of each of the n vectors, (n,)."""
 
     centroids: Vectors
     labels: Labels
@@ -44,11 +44,11 @@ def kmeans(
     """Centroids and labels at a fixed point of Lloyd's algorithm, or after `iterations` rounds.
 
     Args:
-        x: n x d.
-        k: number of centroids, at most n beside the zero one.
+        x: (n, d).
+        k: number of centroids; without the zero centroid, at most n.
         start: `plus` draws them by k-means++ (Arthur and Vassilvitskii 2007); `linear` spaces them evenly from the
             smallest to the largest value, for d = 1 (Deep Compression, section 3).
-        zero: centroid 0 is the zero vector and stays it.
+        zero: whether centroid 0 is, and stays, the zero vector.
 
     Raises:
         CentroidsError: fewer vectors than centroids.
@@ -68,7 +68,7 @@ def kmeans(
 
 
 def nearest(x: Vectors, c: Vectors) -> tuple[Labels, Vectors]:
-    """Of each vector: the label of its nearest centroid (the first of equals), and the squared distance."""
+    """For each vector, the label of its nearest centroid (the first of equally near ones), and the squared distance."""
     rows = max(1, CHUNK // len(c))
     squares = (c**2).sum(1)
     parts = [np.argmin(squares - 2 * (x[s : s + rows] @ c.T), axis=1) for s in range(0, len(x), rows)]
@@ -88,7 +88,7 @@ def _linear(x: Vectors, k: int) -> Vectors:
 
 
 def _plus(x: Vectors, k: int, seed: int, zero: bool) -> Vectors:
-    """Each next centroid is a vector drawn in proportion to its squared distance from those before."""
+    """Each centroid is a vector drawn with probability in proportion to its squared distance from those before."""
     rng = np.random.default_rng(seed)
     chosen = np.empty((k, x.shape[1]))
     distances = (x**2).sum(1) if zero else np.ones(len(x))
@@ -102,7 +102,7 @@ def _plus(x: Vectors, k: int, seed: int, zero: bool) -> Vectors:
 
 
 def _means(x: Vectors, labels: Labels, distances: Vectors, c: Vectors, zero: bool) -> Vectors:
-    """The mean of each cluster; an empty one takes the vector that is farthest from its own centroid."""
+    """The mean of each cluster, (K, d); for an empty cluster, the vector that is farthest from its own centroid."""
     counts = np.bincount(labels, minlength=len(c))
     sums = np.stack([np.bincount(labels, x[:, j], minlength=len(c)) for j in range(x.shape[1])], axis=1)
     means = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], c)

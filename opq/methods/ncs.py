@@ -1,6 +1,6 @@
 """Negatively correlated search (Tang, Yang and Yao, 2016), as OLMP uses it: a population that keeps its distance.
 
-    min f(c)  over a box,  f taken as it comes: no gradient, no continuity
+    min f(c)  over a box,  where f need be neither differentiable nor continuous
 
 Each of N individuals is the centre c_i of a Gaussian with deviations sigma_i. A child c' ~ N(c_i, sigma_i) replaces its
 parent where  f' / (f + f') < lambda_t Corr' / (Corr + Corr'),  f counted from the best value seen, Corr the smallest
@@ -23,8 +23,9 @@ Vector = npt.NDArray[np.float64]
 Fitness = Callable[[Vector], float]
 
 EPOCH = 10
-"""Generations between two adaptations of sigma."""
+"""Generations between two adaptations of sigma: the setting of the paper (Tang, Yang and Yao 2016)."""
 SHRINK = 0.99
+"""The factor by which sigma changes, as in the paper."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,14 +51,14 @@ def search(
     """The best vector found with `evaluations` calls of `f`, `start` included.
 
     Args:
-        f: to minimise; positive.
-        start: the first individual; the others are drawn around it.
-        sigma: deviation of the first children, in every coordinate.
+        f: the function to minimise; its values are positive.
+        start: the first individual, (dims,); the others are drawn around it.
+        sigma: standard deviation of the first children, in every coordinate.
         bounds: of every coordinate.
         population: N, at least 2.
 
     Raises:
-        OptionError: fewer evaluations than individuals, or bounds that are no interval.
+        OptionError: fewer evaluations than individuals, or bounds that are not an interval.
     """
     _check(bounds, population, evaluations)
     dims = len(start)
@@ -98,7 +99,7 @@ def _child(c: Vector, sigma: Vector, bounds: tuple[float, float], rng: np.random
 
 
 def bhattacharyya(c1: Vector, s1: Vector, c2: Vector, s2: Vector) -> Vector:
-    """Distance of Gaussians with diagonal deviations: `dm' S^-1 dm / 8 + ln(det S / sqrt(det S1 det S2)) / 2`.
+    """Distance of Gaussians with diagonal covariances: `dm' S^-1 dm / 8 + ln(det S / sqrt(det S1 det S2)) / 2`.
 
     Coordinates are the last axis; the others broadcast.
     """
@@ -109,12 +110,12 @@ def bhattacharyya(c1: Vector, s1: Vector, c2: Vector, s2: Vector) -> Vector:
 
 
 def _replaces(c: Vector, s: Vector, f: Vector, children: Vector, values: Vector, least: float, weight: float) -> Any:
-    """Which children take their parents' places. Fitness counts from the best value seen."""
+    """Which children replace their parents. Fitness is counted from the best value seen."""
     return _share(values - least, f - least) < weight * _share(_nearest(children, c, s), _nearest(c, c, s))
 
 
 def _nearest(x: Vector, c: Vector, s: Vector) -> Vector:
-    """Of each x, with its individual's deviations: the distance to the nearest other individual."""
+    """For each x, with its individual's deviations, the distance to the nearest other individual."""
     distances = bhattacharyya(x[:, None], s[:, None], c, s)
     np.fill_diagonal(distances, np.inf)
     nearest: Vector = distances.min(1)

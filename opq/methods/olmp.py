@@ -1,11 +1,11 @@
 """OLMP: optimisation-based layer-wise magnitude pruning (Li, Qian, Jiang, Lu, Tang; IJCAI 2018). docs/methods/olmp.md.
 
-    min  remaining weights   s.t.  accuracy loss <= delta        over c_l, one a layer
-    t_l = mu_l + c_l sigma_l,  mu and sigma of |w| over the layer's weights and bias as they came
+    min  remaining weights   s.t.  accuracy loss <= delta        over c_l, one for each layer l
+    t_l = mu_l + c_l sigma_l,  mu and sigma of |w| over the layer's original weights and bias
 
-Prune: negatively correlated search for c on one batch or a few. Adjust: train; a layer's mask follows t_l with
-hysteresis (0.9, 1.1), and pruned weights still get gradients. The two alternate for `prune_epochs`; then training
-goes on.
+Pruning is a negatively correlated search for c on one batch or a few. Adjusting is training, in which a layer's mask
+follows t_l with hysteresis (0.9, 1.1), and pruned weights still receive gradients. The two alternate for `prune_epochs`
+epochs; after them training continues with fixed masks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from opq.base.calls import warn
 from opq.compression.result import Result
@@ -29,41 +28,43 @@ from opq.methods.coded import on_grid
 from opq.methods.job import Job
 from opq.methods.options import SizedByItself
 from opq.methods.pruning import hysteresis
-from opq.methods.training_copy import Live, straight
+from opq.methods.surgery import Layer, Surgery
+from opq.methods.training_copy import Live
 from opq.models.observe import evaluating
 from opq.training.objective import inputs_and_targets, run, scores
 
 INFEASIBLE = 1.1
-"""Fitness of what loses too much accuracy; the remaining fraction is at most 1."""
+"""Fitness of a candidate that loses too much accuracy: above every remaining fraction, which is at most 1."""
 EDGE = 0.02
-"""Fraction of the bounds' interval within which a threshold stands at its end."""
+"""A threshold this close to the upper bound, as a fraction of the interval, causes a warning. A choice: the search
+hardly ever reaches the bound exactly. (LeNet-5's first matrix was held back at c = 20.)"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Olmp(SizedByItself):
-    """`olmp`: thresholds of layers by negatively correlated search, prune and adjust alternating, then retraining.
+    """`olmp`: thresholds of layers by negatively correlated search, alternating with training; then more training.
 
     Args:
         data: batches of (inputs, targets) in an iterable that can be read once an epoch, or a function of the epoch
             that gives one. Needed.
         evaluate: not used: the accuracy is measured on `search_batches`.
-        checkpoint: a path from which an interrupted training goes on.
-        epochs: passes over `data` in all; a search at the start of each while pruning goes on.
-        prune_epochs: of these, the ones in which pruning goes on.
+        checkpoint: a path from which an interrupted training continues.
+        epochs: passes over `data` in all.
+        prune_epochs: how many of these, the first ones, begin with a search and prune.
         lr: learning rate.
         distill: weight of a teacher's outputs in the loss, 0 to 1.
-        teacher: the module whose outputs are distilled; None: the network as it came.
+        teacher: the module whose outputs are distilled; None: the original network.
         optimizer: `"sgd"` or `"adam"`.
         momentum: of SGD.
         weight_decay: of SGD.
-        delta: accuracy that a candidate may lose on its batches, a fraction.
-        search_batches: batches that the accuracy is measured on: the more, the smaller a `delta` can be told from none.
+        delta: accuracy that a candidate may lose on the search's batches, a fraction.
+        search_batches: batches on which the accuracy is measured; a smaller `delta` needs more of them.
         bounds: of every c, in standard deviations of the weights' magnitudes.
         population: of the search.
-        evaluations: of a search.
-        sigma: first deviation of the search, divided by 10 at the start and again at two thirds of `prune_epochs`.
+        evaluations: of each search.
+        sigma: initial deviation of the search, divided by 10 at the start and again at two thirds of `prune_epochs`.
         gamma: for `conv` and `linear`: a layer's mask follows c in a step with probability 1 / (1 + gamma step).
-        bits: levels of a kept weight in the file: 2^(bits-1) - 1 on each side of zero.
+        bits: a kept weight in the file has 2^(bits-1) - 1 levels on each side of zero.
 
     Raises:
         OptionError: a value has no meaning.
@@ -117,69 +118,21 @@ def _is_interval(value: Any) -> bool:
     return pair and bool(value[0] < value[1])
 
 
-class Layer(nn.Module):
-    """One layer's threshold, shared by its weight and its bias. Buffers, so that checkpoints hold them."""
-
-    mu: torch.Tensor
-    sigma: torch.Tensor
-    c: torch.Tensor
-    step: torch.Tensor
-
-    def __init__(self, tensors: Iterable[torch.Tensor], gamma: float):
-        super().__init__()
-        magnitudes = torch.cat([w.detach().flatten().abs() for w in tensors]).double()
-        self.gamma = gamma
-        self.register_buffer("mu", magnitudes.mean())
-        self.register_buffer("sigma", magnitudes.std(correction=0))
-        self.register_buffer("c", torch.tensor(-torch.inf, dtype=torch.float64))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-
-    def threshold(self, c: float | None = None) -> float:
-        """`t = mu + c sigma`; below every magnitude before the first search."""
-        return float(self.mu) + (float(self.c) if c is None else c) * float(self.sigma)
-
-
-class Surgery(nn.Module):
-    """One tensor of a layer: `w m` forward, a gradient to every weight backward; `m` follows the threshold."""
-
-    mask: torch.Tensor
-
-    def __init__(self, w: torch.Tensor, layer: Layer, *, leads: bool):
-        super().__init__()
-        self.layer, self.leads, self.frozen = layer, leads, False
-        self.register_buffer("mask", torch.ones_like(w, dtype=torch.bool))
-
-    def forward(self, w: torch.Tensor) -> torch.Tensor:
-        if self.training and not self.frozen and self._due():
-            self.mask.copy_(hysteresis(self.mask, w, self.layer.threshold()))
-        return straight(w, w.detach() * self.mask)
-
-    def right_inverse(self, w: torch.Tensor) -> torch.Tensor:
-        return w
-
-    def _due(self) -> bool:
-        """With probability 1 / (1 + gamma step): the layer's first tensor counts its steps."""
-        step = int(self.layer.step)
-        if self.leads:
-            self.layer.step += 1
-        return bool(torch.rand(()) * (1 + self.layer.gamma * step) < 1)
-
-
 @dataclasses.dataclass(eq=False)
 class Search:
     """Negatively correlated search for the thresholds of all layers, at the start of an epoch."""
 
     live: Live
     surgeries: Mapping[str, list[tuple[str, Surgery]]]
-    """By layer: names and masks of its tensors."""
+    """For each layer, the names and masks of its tensors."""
     job: Job
     settings: Olmp
 
     def __call__(self, epoch: int) -> None:
-        """Moves every layer's c to the best found on this epoch's first batches.
+        """Sets every layer's c to the best one found on this epoch's first batches.
 
         Raises:
-            SearchError: the first search meets no c within the accuracy constraint.
+            SearchError: the first search finds no c that meets the accuracy constraint.
         """
         before = torch.get_rng_state()
         data: Any = self.settings.data
@@ -211,7 +164,7 @@ class Search:
 
 
 class Fitness:
-    """The remaining fraction of the weights at `c`, or 1.1 where the accuracy on batches falls by more than delta."""
+    """The remaining fraction of the weights at `c`, or 1.1 if the accuracy on the batches falls by more than delta."""
 
     def __init__(self, search: Search, batches: Sequence[tuple[Any, torch.Tensor]]):
         self.search, self.batches = search, batches
@@ -221,7 +174,7 @@ class Fitness:
 
     @torch.no_grad()
     def _accuracy(self, masks: Mapping[str, torch.Tensor]) -> float:
-        """Of the batches, in inference mode, with these masks."""
+        """The accuracy on the batches, in inference mode, with these masks."""
         surgeries = {n: s for group in self.search.surgeries.values() for n, s in group}
         held = {n: s.mask for n, s in surgeries.items()}
         for n, s in surgeries.items():
@@ -246,7 +199,7 @@ class Fitness:
 
 
 def olmp(job: Job) -> Result:
-    """OLMP, its kept weights on a symmetric grid of `bits` bits.
+    """OLMP, with the kept weights on a symmetric grid of `bits` bits.
 
     Raises:
         DataError: no data, or data that does not fit the model.
@@ -277,7 +230,8 @@ def olmp(job: Job) -> Result:
 
 
 def _warn_at_the_bound(surgeries: Mapping[str, list[tuple[str, Surgery]]], settings: Olmp) -> None:
-    """Says which layers kept weights only because c went no further: a penalised network's may want 30 and more."""
+    """Warns of layers that may have kept weights only because c reached its bound; after training with an L1 penalty
+    the best c can be 30 and more."""
     low, high = settings.bounds
     held = {
         name: c
@@ -300,7 +254,7 @@ def _optimizer(live: Live, settings: Olmp) -> torch.optim.Optimizer:
 
 
 def group_layers(roles: Iterable[Role]) -> tuple[dict[str, list[str]], tuple[Role, ...]]:
-    """Names by layer, a weight's bias with it; and the roles with these biases compressed, as the paper counts them."""
+    """The names in each layer, a weight and its bias; and the roles, with these biases compressed as in the paper."""
     roles = tuple(roles)
     floating = (r for r in roles if r.spec.dtype.is_floating_point and r.spec.kind == "parameter")
     biases = {r.name for r in floating if r.action == "keep"}

@@ -1,4 +1,4 @@
-"""What the options of the published methods share, checked before any work."""
+"""What the options of the published methods share, and their checks, made before any work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Own = TypeVar("Own", bound="Settings")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Settings(Method, ABC):
-    """What all of them share: what to train and to search on, and how."""
+    """The options of all published methods: what data to train or search with, and how."""
 
     keywords: ClassVar[tuple[str, ...]] = ("data", "evaluate", "checkpoint")
 
@@ -67,10 +67,10 @@ class Settings(Method, ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class SizedByItself(Settings):
-    """Of the methods whose own options set the size of the file, where a budget cannot."""
+    """Options of the methods whose file size follows from their own options, so that they take no budget."""
 
     sized_by: ClassVar[str]
-    """These options."""
+    """The options that determine the size, in words."""
 
     def budget(self, *, bits: float | None, ratio: float | None, size: float | None) -> Budget | None:
         found = super().budget(bits=bits, ratio=ratio, size=size)
@@ -82,7 +82,7 @@ class SizedByItself(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Pruning(Settings):
-    """Of the methods that prune by magnitude first."""
+    """Options of the methods that first prune by magnitude."""
 
     sparsity: float | None = None
     scope: Literal["tensor", "network"] = "network"
@@ -95,12 +95,12 @@ class Pruning(Settings):
 
 
 def place(kind: type[Settings], name: str) -> str:
-    """Where an option stands, for an error that speaks of it."""
+    """How an error message names an option."""
     return f"{kind.__name__}({name}=)"
 
 
 def read(kind: type[Own], given: Any) -> Own:
-    """The method that `method_options=` stands for: a mapping of fields, an instance, or None for the defaults."""
+    """The method described by `method_options=`: a mapping of fields, an instance, or None for the defaults."""
     if isinstance(given, kind):
         return given
     known = {f.name for f in dataclasses.fields(kind)} - set(kind.keywords)

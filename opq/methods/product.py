@@ -23,9 +23,9 @@ class ProductCode:
     """One tensor as labels into a codebook of vectors."""
 
     centroids: npt.NDArray[np.float32]
-    """K x d; row 0 is zero."""
+    """(K, d); row 0 is zero."""
     labels: npt.NDArray[np.int64]
-    """One a block, in row order; 0 is the most frequent, then by falling frequency."""
+    """(blocks,) in row order: 0 for a pruned block, the others numbered by falling frequency."""
 
 
 def block_size(shape: tuple[int, ...], d: int) -> int:
@@ -38,7 +38,7 @@ def block_size(shape: tuple[int, ...], d: int) -> int:
 
 
 def blocks(w: torch.Tensor, d: int) -> npt.NDArray[np.float64]:
-    """The blocks of `w`: n/d x d.
+    """The blocks of `w`, (n / d, d).
 
     Raises:
         OptionError: `d` does not divide the columns.
@@ -52,7 +52,7 @@ def blocks(w: torch.Tensor, d: int) -> npt.NDArray[np.float64]:
 def encode(w: torch.Tensor, d: int, k: int, *, seed: int = 0, iterations: int = 50) -> ProductCode:
     """Codebook and labels that minimise the squared error, by k-means with one centroid held at zero.
 
-    Centroids are rounded to float16 before the labels are taken: labels are nearest in what is stored.
+    Centroids are rounded to float16 before the labels are chosen, so that each label is nearest among those stored.
 
     Raises:
         CentroidsError: more centroids than blocks.
@@ -79,7 +79,8 @@ def _columns(shape: tuple[int, ...]) -> int:
 
 
 def by_frequency(labels: npt.NDArray[np.integer], k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Entry 0, then the used ones by falling frequency: what entropy coding likes best; and the new label of each."""
+    """The order of the entries: 0, then those in use by falling frequency, which suits entropy coding. And the inverse:
+    the new label of each old one."""
     counts = np.bincount(labels.reshape(-1), minlength=k)
     order = np.argsort(-counts[1:], kind="stable") + 1
     order = np.concatenate([[0], order[counts[order] > 0]]).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Prune, train, share by k-means, train what is shared: Deep Compression and product quantization."""
+"""Prune, train, share values by k-means, train the shared values: Deep Compression and product quantization."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from opq.methods.sparsity_search import at_budget
 from opq.methods.training_copy import Live, Masked, Shared
 
 Code = Callable[[str, torch.Tensor], Coded]
-"""A pruned tensor to its codes, by name."""
+"""Makes the codes of a pruned tensor, given its name and its values."""
 
 
 def prune_and_share(job: Job, code: Code) -> Result:
-    """The file; with `epochs=0` from the weights alone, else trained after pruning and again after sharing.
+    """The result; with `epochs=0` from the weights alone, otherwise trained after pruning and again after sharing.
 
-    The budget is met twice where it is one of the file: before training, and on the trained weights.
+    A budget of the file is met twice: before training, to find the sparsity, and with the trained weights.
     """
     settings = job.settings
     assert isinstance(settings, Pruning)
@@ -67,7 +67,7 @@ def _train(job: Job, live: Live, stage: str) -> None:
 
 
 def _live(coded: Coded, device: torch.device) -> Shared:
-    """The codebook as parameters, the labels fixed."""
+    """A codebook as parameters to train, with its labels fixed."""
     item, shape = coded.stored, tuple(coded.weights.shape)
     assert isinstance(item, stored.Table | stored.Product)
     centroids = item.values[:, None] if isinstance(item, stored.Table) else item.centroids
@@ -76,7 +76,7 @@ def _live(coded: Coded, device: torch.device) -> Shared:
 
 
 def _trained(name: str, coded: Coded, shared: Shared) -> Coded:
-    """The same labels with the codebook as trained."""
+    """The same labels with the trained codebook."""
     centroids = shared.centroids.detach().cpu().numpy()
     item = coded.stored
     if isinstance(item, stored.Table):

@@ -1,4 +1,4 @@
-"""Which weights stay, by four rules. True: kept.
+"""Which weights are kept, by four rules. In a mask, True means kept.
 
 Letters: `w` weights by tensor name, `s` the sparsity (fraction pruned), `t` a threshold on `|w|`.
 """
@@ -45,7 +45,7 @@ def lamp_scores(w: torch.Tensor) -> torch.Tensor:
 
 
 def hysteresis(mask: torch.Tensor, w: torch.Tensor, t: float) -> torch.Tensor:
-    """The next mask: a kept weight goes where `|w| <= 0.9 t`, a pruned one comes back where `|w| > 1.1 t`.
+    """The next mask: a kept weight is pruned if `|w| <= 0.9 t`, a pruned one comes back if `|w| > 1.1 t`.
 
     Dynamic network surgery (Guo et al. 2016), as OLMP uses it.
     """
@@ -54,7 +54,7 @@ def hysteresis(mask: torch.Tensor, w: torch.Tensor, t: float) -> torch.Tensor:
 
 
 def sparsity(masks: Masks) -> float:
-    """The fraction pruned."""
+    """The fraction of weights that is pruned."""
     size = sum(m.numel() for m in masks.values())
     return 1 - sum(int(m.sum()) for m in masks.values()) / size if size else 0.0
 
@@ -73,7 +73,7 @@ def _jointly(scores: Weights, s: float) -> Masks:
 
 
 def _largest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """The `count` largest; of equals, those later in the tensor."""
+    """A mask of the `count` largest scores; of equal ones, those later in the tensor."""
     order = scores.flatten().argsort(stable=True)
     mask = torch.zeros(scores.numel(), dtype=torch.bool)
     mask[order[scores.numel() - count :]] = True

@@ -12,20 +12,22 @@ from opq.methods.job import Job
 from opq.methods.options import Pruning
 
 HALVINGS = 20
+"""Bisections at most: they leave a millionth of the interval. A choice."""
 
 
 def at_budget(job: Job, make: Callable[[float], Result], *, least: float = 0.0) -> tuple[float, Result]:
-    """The sparsity that the user gave, or the lowest found whose file is not above the budget, and its result.
+    """The sparsity that the user gave, or the lowest one found whose file is within the budget; and its result.
 
-    The kept fraction is halved in octaves (`opq.compression.budget`); stops within 0.5 % below the budget.
+    Bisection on the log of the kept fraction (`opq.compression.budget`), until the file is within 0.5 % below the
+    budget.
 
     Args:
-        make: the result at a sparsity.
-        least: sparsities below this one are not tried.
+        make: makes the result at a sparsity.
+        least: the lowest sparsity that is tried.
 
     Raises:
         OptionError: neither a budget nor a sparsity, or both.
-        InfeasibleError: with one weight kept the file is still above the budget.
+        InfeasibleError: even with a single kept weight the file exceeds the budget.
     """
     settings, budget = job.settings, job.options.budget
     assert isinstance(settings, Pruning)

@@ -1,4 +1,4 @@
-"""A copy of the model to train on, a method's own weights in its forward pass; and what measures it."""
+"""A copy of the model for training, whose forward pass uses a method's own weights; and how it is measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from opq.training.sites import tensors
 
 
 class _Straight(torch.autograd.Function):
-    """`w -> w^` forward, the gradient to every `w` backward, pruned or not."""
+    """`w -> w^` in the forward pass; in the backward pass the gradient goes to every `w`, pruned or not."""
 
     @staticmethod
     def forward(ctx: Any, w: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
@@ -32,14 +32,14 @@ class _Straight(torch.autograd.Function):
 
 
 def straight(w: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """`seen` forward, straight through to `w` backward."""
+    """`seen` in the forward pass; in the backward pass its gradient goes unchanged to `w` (straight-through)."""
     apply: Any = _Straight.apply
     out: torch.Tensor = apply(w, seen)
     return out
 
 
 class Masked(nn.Module):
-    """`w m`: pruned weights are zero and get no gradient."""
+    """`w m`: pruned weights are zero and receive no gradient."""
 
     mask: torch.Tensor
 
@@ -55,7 +55,7 @@ class Masked(nn.Module):
 
 
 class Shared(nn.Module):
-    """`c[l]`: labels are fixed, the codebook is trained. Centroid 0 is zero and stays it; the plain weight is idle.
+    """`c[l]`: labels are fixed, the codebook is trained. Centroid 0 stays zero; the original weight is not used.
 
     The gradient of a centroid is the sum over the blocks that use it (Deep Compression, section 3; Stock et al. 2020).
     """
@@ -70,7 +70,7 @@ class Shared(nn.Module):
 
     @property
     def centroids(self) -> torch.Tensor:
-        """K x d, the zero one first."""
+        """(K, d), the zero centroid first."""
         return torch.cat([torch.zeros_like(self.codebook[:1]), self.codebook]) if len(self.codebook) else self._zero()
 
     def _zero(self) -> torch.Tensor:
@@ -85,20 +85,20 @@ class Shared(nn.Module):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Live:
-    """A copy of the user's model to train on; the user's own is never touched."""
+    """A copy of the user's model for training; the user's own model is never changed."""
 
     model: nn.Module
     sites: Mapping[str, tuple[nn.Module, str]]
-    """Where every tensor of the state dict lives, by its name."""
+    """For every tensor of the state dict, its module and the name of its attribute."""
 
     @classmethod
     def copy_of(cls, model: nn.Module) -> Live:
-        """A deep copy in training shape: every parameter takes a gradient."""
+        """A deep copy in which every parameter requires a gradient."""
         own = copy.deepcopy(model).requires_grad_(True)
         return cls(own, tensors(own))
 
     def put(self, seen: Mapping[str, nn.Module]) -> None:
-        """The forward pass sees each named tensor through its module, tied names through the same one."""
+        """From now on the forward pass uses each named tensor through its module; tied tensors through the same one."""
         by_tensor = {id(self._own(name)): module for name, module in seen.items()}
         for name in self.sites:
             found = by_tensor.get(id(self._own(name)))
@@ -106,7 +106,7 @@ class Live:
                 parametrize.register_parametrization(*self.sites[name], found, unsafe=True)
 
     def take(self, *, seen: bool) -> None:
-        """Removes what `put` put; the weights become what the forward pass saw, or the plain ones."""
+        """Undoes `put`. If `seen`, the weights become those that the forward pass used; else the plain ones stay."""
         done: dict[int, torch.Tensor] = {}
         for module, attribute in self.sites.values():
             if parametrize.is_parametrized(module, attribute):
@@ -124,23 +124,23 @@ class Live:
         return getattr(module, attribute)
 
     def plain(self, name: str) -> torch.Tensor:
-        """A tensor as the optimizer has it, detached."""
+        """A tensor as the optimizer updates it, detached."""
         own: torch.Tensor = self._own(name).detach()
         return own
 
     def seen(self, name: str) -> torch.Tensor:
-        """A tensor as the forward pass has it, detached and on the CPU."""
+        """A tensor as the forward pass uses it, detached and on the CPU."""
         module, attribute = self.sites[name]
         value: torch.Tensor = getattr(module, attribute).detach().cpu()
         return value.clone()
 
 
 def check_data(data: Batches | None, model: nn.Module, method: str, teacher: nn.Module | None = None) -> None:
-    """Looks at the first batch: there is one, it is understood, the model runs on it and its loss can be taken.
+    """Checks that there is a first batch, that the model runs on it, and that its loss can be computed.
 
     Raises:
-        DataError: no data, or data that does not fit the model.
-        OptionError: a teacher that does not run on it, or whose scores are not as many as the model's.
+        DataError: there is no data, or it does not fit the model.
+        OptionError: the teacher does not run on it, or its scores have another shape than the model's.
     """
     if data is None:
         raise DataError(f"method={method!r} trains or searches on data", got="data=None", wanted="data=batches")
@@ -161,12 +161,12 @@ def check_data(data: Batches | None, model: nn.Module, method: str, teacher: nn.
 
 
 _UNFIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
-"""What a model raises on inputs that it is not for."""
+"""The errors that a model raises on inputs that do not fit it."""
 
 
 @torch.no_grad()
 def _scored(model: nn.Module, inputs: Any) -> str:
-    """The shape of the model's scores, or what it says instead."""
+    """The shape of the model's scores, or the text of its error."""
     try:
         with evaluating(model):
             return _shape(scores(run(model, inputs)))
@@ -180,7 +180,7 @@ def _shape(value: Any) -> str:
 
 @torch.no_grad()
 def error(model: nn.Module, batches: Iterable[Any], count: int) -> float:
-    """Fraction of the first `count` batches that the model, in inference mode, gets wrong."""
+    """The fraction of the first `count` batches' samples that the model, in inference mode, classifies wrongly."""
     wrong = size = 0
     with evaluating(model), parametrize.cached():
         for batch in itertools.islice(batches, count):

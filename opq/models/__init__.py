@@ -1,14 +1,16 @@
-"""A live model: called, unwrapped and looked into, and left as it was.
+"""A live model: calling it, unwrapping it, observing it, and leaving it as it was.
 
 Other folders use:
 
+- `attachment`: how a model shows that it carries the compression module.
 - `batch`: a batch of a model's inputs, whatever its forward takes.
-- `observe`: looking into a live model and leaving it exactly as it was.
-- `outputs`: what a forward gives.
-- `targets`: the tensors of a model as places to put values in.
+- `observe`: observing a live model and leaving it exactly as it was.
+- `outputs`: the floating-point tensors in the output of a forward.
+- `record`: all that a forward may change in a model, recorded and put back.
+- `targets`: the tensors of a model as places into which values are put.
 - `wrappers`: modules that only wrap the user's model, such as `DataParallel`.
 """
 
 from __future__ import annotations
 
-__all__ = ["batch", "observe", "outputs", "targets", "wrappers"]
+__all__ = ["attachment", "batch", "observe", "outputs", "record", "targets", "wrappers"]

@@ -18,10 +18,12 @@ from opq.models.observe import device_of
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Batch:
-    """One call of a model's forward; the first dimension of every tensor counts the samples."""
+    """The arguments of one call of a model's forward; one dimension of every tensor counts the samples."""
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    dim: int | None = 0
+    """That dimension; None where the batch cannot be divided, as a graph's nodes."""
 
     def __call__(self, model: nn.Module) -> Any:
         """The model's output on this batch."""
@@ -29,12 +31,12 @@ class Batch:
 
     @property
     def tensors(self) -> Iterator[torch.Tensor]:
-        """All that the forward is given."""
+        """Every tensor among the arguments."""
         return _tensors((self.args, dict(self.kwargs)))
 
     @property
     def mask(self) -> torch.Tensor | None:
-        """Which tokens count, (samples, length) bool, where the batch says so; padding tells nothing."""
+        """Which tokens are not padding, (samples, length) bool, if the batch has an attention mask."""
         masks = [
             m["attention_mask"] for m in (self.kwargs, *self.args) if isinstance(m, Mapping) and "attention_mask" in m
         ]
@@ -42,29 +44,39 @@ class Batch:
 
     @property
     def samples(self) -> int:
-        """How many samples the batch holds: the first dimension of its first tensor."""
-        return next((int(t.shape[0]) for t in self.tensors if t.dim()), 1)
+        """How many samples the batch holds: the size of its first tensor in their dimension."""
+        dim = self.dim or 0
+        return next((int(t.shape[dim]) for t in self.tensors if t.dim() > dim), 1)
 
     @property
     def images(self) -> torch.Tensor | None:
-        """The batch's one tensor, where that is images (samples, channels, height, width)."""
-        found = list(self.tensors)
+        """The batch's only tensor, if it holds images: (samples, channels, height, width)."""
+        found = list(self.tensors) if self.dim == 0 else []
         return found[0] if len(found) == 1 and found[0].dim() == 4 and found[0].is_floating_point() else None
 
     def parts(self, size: int) -> Iterator[Batch]:
-        """Micro-batches of about `size` samples, in order; none of one sample, which BatchNorm could not take."""
-        total = self.samples
+        """Micro-batches of about `size` samples, in order; of at least two, as BatchNorm requires, if there are two.
+
+        A batch that cannot be divided is its own only part.
+        """
+        if self.dim is None:
+            yield self
+            return
+        total, dim = self.samples, self.dim
         count = max(1, min(math.ceil(total / size), total // 2))
         edges = [total * i // count for i in range(count + 1)]
         for start, stop in itertools.pairwise(edges):
-            yield self.map(lambda t, a=start, b=stop: t[a:b] if t.dim() and t.shape[0] == total else t)
+            length = stop - start
+            yield self.map(
+                lambda t, a=start, n=length: t.narrow(dim, a, n) if t.dim() > dim and t.shape[dim] == total else t
+            )
 
     def map(self, change: Any) -> Batch:
         """The batch with every tensor changed."""
-        return Batch(mapped(self.args, change), mapped(dict(self.kwargs), change))
+        return Batch(mapped(self.args, change), mapped(dict(self.kwargs), change), dim=self.dim)
 
     def to(self, model: nn.Module) -> Batch:
-        """The batch where the model lives and, if floating, in the precision that it computes in."""
+        """The batch on the model's device, floating-point tensors in the model's precision."""
         device = device_of(model)
         first = next((p for p in model.parameters() if p.is_floating_point()), None)
         dtype = torch.float32 if first is None else first.dtype
@@ -74,8 +86,8 @@ class Batch:
 def as_batch(model: nn.Module, given: Any) -> Batch:
     """A user's batch as a call: a tensor, a tuple (extra members such as labels are left out), or a dict.
 
-    A dict is passed by keyword when the forward takes its keys, else as one positional argument; of a tuple, as many
-    leading members are passed as the forward has positional parameters without default.
+    A dict is passed as keywords if the forward accepts its keys, otherwise as one positional argument. Of a tuple, as
+    many leading members are passed as the forward has positional parameters without a default.
     """
     signature = inspect.signature(model.forward)
     if isinstance(given, Batch):
@@ -92,7 +104,7 @@ def as_batch(model: nn.Module, given: Any) -> Batch:
 
 
 def gathered(model: nn.Module, batches: Iterable[Any], samples: int) -> Batch:
-    """The first `samples` samples of a user's batches as one batch; ragged ones are refused with a remedy."""
+    """The first `samples` samples of a user's batches as one batch; raises `OptionError` if their shapes differ."""
     calls: list[Batch] = []
     held = 0
     for given in batches:
@@ -118,6 +130,7 @@ def gathered(model: nn.Module, batches: Iterable[Any], samples: int) -> Batch:
 
 
 def binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a function of this signature accepts these arguments."""
     try:
         signature.bind(*args, **kwargs)
     except TypeError:
@@ -126,6 +139,7 @@ def binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[s
 
 
 def _joined(values: list[Any]) -> Any:
+    """The same argument of several calls as one: tensors are concatenated, dicts joined by key, of others the first."""
     if isinstance(values[0], torch.Tensor) and values[0].dim():
         return torch.cat(values)
     if isinstance(values[0], Mapping):
@@ -134,6 +148,7 @@ def _joined(values: list[Any]) -> Any:
 
 
 def mapped(value: Any, change: Any) -> Any:
+    """A nest of dicts, lists and tuples with every tensor changed."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, Mapping):
@@ -144,6 +159,7 @@ def mapped(value: Any, change: Any) -> Any:
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a nest of dicts, lists and tuples."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):

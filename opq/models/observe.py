@@ -1,7 +1,7 @@
-"""Looking into a live model and leaving it exactly as it was.
+"""Observing a live model and leaving it exactly as it was.
 
-Everything here is a context manager: modes, buffers, `requires_grad`, hooks and the state of every
-random number generator are what they were when it ends, also after an error.
+This is done by context managers: at their end, also after an error, modes, buffers, caches, `requires_grad`, hooks and
+the state of every random number generator are restored.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from opq.base.process_state import same_random_state
+from opq.base.process_state import ordinary_arithmetic, same_random_state
 from opq.errors import ProbeError
+from opq.models.record import Record
 
 Hook = Callable[[str, nn.Module, Sequence[torch.Tensor]], None]
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in inference mode; afterwards each of its modules is in its own mode again, frozen BatchNorms too."""
+    """The model in inference mode; afterwards each of its modules, for example a frozen BatchNorm, has its own mode."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield model.eval()
@@ -35,36 +36,40 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in inference mode; afterwards modes, buffers, gradients' flags and RNG are as before.
+    """The model in inference mode; afterwards all that it holds, its caches too, and random generators are as before.
 
-    One thread at a time, so that two may look into the same model.
+    One thread at a time may be in such a block, so that two threads can observe the same model. Autocast and inference
+    mode are off.
 
     Raises:
-        ProbeError: the model holds lazy modules whose weights do not exist yet.
+        ProbeError: the model holds lazy modules, whose weights do not exist yet.
     """
     _refuse_lazy(model)
-    with same_random_state(_cuda_devices(model)), evaluating(model):
-        flags = [(p, p.requires_grad) for p in model.parameters()]
-        buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    with same_random_state(_cuda_devices(model)), ordinary_arithmetic(_default_dtype(model)):
+        record = Record(model, weights=True)
         fast = torch.backends.mha.get_fastpath_enabled()
         try:
-            torch.backends.mha.set_fastpath_enabled(False)  # the fused path calls no submodule: nothing to see
+            torch.backends.mha.set_fastpath_enabled(False)  # the fused path calls no submodules, so no hook would run
+            model.train()  # there modules drop what they cached in inference mode
+            model.eval()
             yield model
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+            record.restore()
+
+
+def _default_dtype(model: nn.Module) -> torch.dtype:
+    """In which the forward makes tensors of its own: float64 if the model is."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return torch.float64 if first is not None and first.dtype == torch.float64 else torch.float32
 
 
 @contextlib.contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[list[tuple[str, _BatchNorm]]]:
-    """Every BatchNorm in batch-statistics mode, its running statistics left alone; inside `untouched`.
+    """Every BatchNorm in batch-statistics mode, without updating its running statistics; for use inside `untouched`.
 
-    Behind each one the activations then have exactly the mean `bias` and the deviation `|weight|` that
-    real data gave them, whatever goes in (docs/mathematics.md). Yields the BatchNorm modules by name.
+    The output of each then has mean `bias` and standard deviation `|weight|`, as with real data, whatever the input is
+    (docs/mathematics.md). Yields the BatchNorm modules by name.
     """
     norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
     saved = [(norm, norm.track_running_stats, norm.training) for _, norm in norms]
@@ -79,7 +84,7 @@ def batch_statistics(model: nn.Module) -> Iterator[list[tuple[str, _BatchNorm]]]
 
 @contextlib.contextmanager
 def watching(modules: Mapping[str, nn.Module], see: Hook) -> Iterator[None]:
-    """Call `see(name, module, inputs)` with the tensors that each module is given, if any, before it runs."""
+    """Calls `see(name, module, inputs)` before each module runs, with the tensors among its arguments, if any."""
 
     def hook(name: str) -> Callable[..., None]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -100,7 +105,7 @@ def watching(modules: Mapping[str, nn.Module], see: Hook) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model lives: the device of its first parameter or buffer."""
+    """The model's device: that of its first parameter or buffer."""
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 

@@ -1,4 +1,4 @@
-"""What a forward gives: the floating-point tensors in it, whatever they are wrapped in."""
+"""The floating-point tensors in the output of a forward, whatever they are wrapped in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 def floating(output: Any) -> list[torch.Tensor]:
-    """The floating-point tensors in a forward's output: a tensor, tuple, dict, dataclass or a nest of them."""
+    """The floating-point tensors in a forward's output: a tensor, tuple, dict or dataclass, or a nest of these."""
     if isinstance(output, torch.Tensor):
         return [output] if output.is_floating_point() else []
     if isinstance(output, Mapping):
@@ -25,7 +25,7 @@ def floating(output: Any) -> list[torch.Tensor]:
 
 
 def counted(output: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """An output (samples, length, ...) with the tokens outside the mask set to 0; any other as it is."""
+    """An output (samples, length, ...) with the tokens outside the mask set to 0; one of another shape as it is."""
     if mask is None or output.shape[:2] != mask.shape:
         return output
     return output * mask.view(*mask.shape, *[1] * (output.dim() - 2)).to(output)

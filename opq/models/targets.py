@@ -1,4 +1,4 @@
-"""The tensors of a model as places to put values in, wherever and however they are kept."""
+"""The tensors of a model as places into which values are put, whatever device and form they are held in."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.nn.parameter import is_lazy
 class Targets:
     """The state dict of a model, to be filled.
 
-    Values are copied into the tensors that are there. Tensors that cannot take a copy (without values on the meta
-    device, made under `inference_mode`, expanded so that elements share memory) are replaced, tied ones by one
-    tensor; sharded ones take their share; lazy ones are made by the module's own hook.
+    Values are copied into the existing tensors. Tensors that nothing can be copied into (on the meta device, made under
+    `inference_mode`, or expanded so that elements share memory) are replaced, tied ones by a single tensor. A sharded
+    tensor receives its share; a lazy one is made by the module's own hook.
     """
 
     def __init__(self, model: nn.Module):
@@ -24,18 +24,18 @@ class Targets:
         state: Any = model.state_dict(keep_vars=True)
         self.entries: dict[str, Tensor] = {n: t for n, t in state.items() if isinstance(t, Tensor)}
         self._metadata = getattr(state, "_metadata", None)
-        """Versions of the modules: without them, torch takes values for those of the oldest layout."""
+        """The versions of the modules' layouts; without them, torch assumes the oldest layout."""
         self.lazy = {name for name, tensor in self.entries.items() if is_lazy(tensor)}
         self._made: dict[int, Tensor] = {}
 
     def without_values(self, *, given: set[str]) -> list[str]:
-        """Tensors on the meta device that `given` does not fill: what is not in the state dict, too."""
+        """The tensors on the meta device that `given` does not fill, including those that are not in the state dict."""
         filled = {id(self.entries[name]) for name in given if name in self.entries}
         every = [*self._model.named_parameters(), *self._model.named_buffers()]
         return [name for name, t in every if not is_lazy(t) and t.is_meta and id(t) not in filled]
 
     def fill(self, values: Mapping[str, Tensor]) -> None:
-        """Puts values in their places, by name; other names are left out."""
+        """Puts values into the tensors of the same names; other names are ignored."""
         copied: OrderedDict[str, Tensor] = OrderedDict()
         replaced: OrderedDict[str, Tensor] = OrderedDict()
         for name, value in values.items():
@@ -48,14 +48,14 @@ class Targets:
                 self._model.load_state_dict(part, strict=False, assign=assign)
 
     def _group(self, name: str) -> list[str]:
-        """The name, and where its tensor is replaced the names that are tied to it."""
+        """The name; if its tensor will be replaced, also the names of the tensors tied to it."""
         if name not in self.entries:
             return []
         place = self.entries[name]
         return [n for n, t in self.entries.items() if t is place] if _fixed(place) else [name]
 
     def _fitted(self, name: str, value: Tensor) -> Tensor:
-        """A value as its place takes it."""
+        """A value in the form in which its tensor can be given it."""
         place = self.entries[name]
         if place.dtype == torch.complex128 and not value.is_complex():
             value = torch.view_as_complex(value)  # files hold pairs
@@ -74,7 +74,7 @@ class Targets:
 
 
 def _fixed(place: Tensor) -> bool:
-    """Whether nothing can be copied into a tensor."""
+    """Whether nothing can be copied into a tensor, so that it has to be replaced."""
     if is_lazy(place) or hasattr(place, "__tensor_flatten__"):
         return False
     shared = any(stride == 0 and size > 1 for stride, size in zip(place.stride(), place.shape, strict=True))

@@ -1,4 +1,4 @@
-"""Modules that hold the user's model as their only content, and under whose names it would not be known again."""
+"""Modules that only wrap the user's model, and change the names of its tensors."""
 
 from __future__ import annotations
 

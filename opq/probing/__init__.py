@@ -2,7 +2,7 @@
 
 Other folders use:
 
-- `inputs`: inputs for a model nobody gave data for.
+- `inputs`: synthetic inputs for a model without data.
 - `layers`: which layers of a model have inputs that can be observed, and how these become rows.
 - `sensitivity`: sensitivities without data.
 """

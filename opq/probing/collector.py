@@ -1,8 +1,8 @@
-"""One pass of the dense network: second moments of what some layers are given, `S = E[x x']`.
+"""One pass of the dense network: second moments of the inputs of some layers, `S = E[x x']`.
 
 Letters: `S` second moment, `x` one input of a layer's weight matrix (for a convolution: one patch), `d` its length.
-The quadratic form of `S` is what error feedback minimises. What re-normalisation wants of the dense network is taken
-on the way.
+The quadratic form of `S` is what error feedback minimises. The statistics that re-normalisation needs of the dense
+network are collected in the same pass.
 """
 
 from __future__ import annotations
@@ -21,21 +21,25 @@ from opq.base.stages import stage
 from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched, watching
 from opq.models.outputs import counted, floating
+from opq.models.record import Record
 from opq.probing.layers import Layer, inputs_of
 from opq.probing.renorm import Statistics, Tally
 from opq.quantizing.moment import DAMPING_REAL, Moment, widths
 
 PRIOR = 0.5
-"""Trace of `W'W` in the moment of a head, as a fraction of that of S: it meets one input a sample, behind pooling."""
+"""Trace of `W'W` in the moment of a head, as a fraction of the trace of S: after pooling a head has one input for each
+sample only. docs/research.md, "What was tried"."""
 ROWS, FEWEST = 4, 16384
-"""Inputs to look at, per coordinate and at least: of a convolution that many of its positions."""
+"""Inputs that are used, for each coordinate and at least; of a convolution so many positions. Half and twice as many
+were no better than chance (docs/research.md)."""
 TILE = 512
-"""Side of the squares that a moment is summed in: fixed, so that the sums do not depend on the number of threads."""
+"""Side of the squares in which a moment is summed. A choice of speed; fixed, so that the sums do not depend on the
+number of threads."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Dense:
-    """What else a pass of the dense network shows."""
+    """Statistics and outputs of the dense network."""
 
     statistics: Statistics
     """Mean and variance at every BatchNorm's input."""
@@ -45,7 +49,7 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Collector:
-    """A model and the inputs that its layers are watched on; the model must not change while it is in use."""
+    """A model, and the inputs for which its layers are observed; the model must not change while this is in use."""
 
     model: nn.Module
     batch: Batch
@@ -53,11 +57,11 @@ class Collector:
     damping: float
 
     def moments(self, wanted: Mapping[str, Layer]) -> dict[str, Moment]:
-        """The moments of some layers by weight name, by one pass; those that the model never runs are left out."""
+        """The moments of some layers by weight name, in one pass; layers that the model never runs are left out."""
         return self._run(wanted, dense=False)[0]
 
     def both(self, wanted: Mapping[str, Layer]) -> tuple[dict[str, Moment], Dense]:
-        """The moments of some layers, and what else the pass shows."""
+        """The moments of some layers, and the statistics and outputs of the pass."""
         return self._run(wanted, dense=True)
 
     @torch.no_grad()
@@ -71,11 +75,13 @@ class Collector:
                 stack.enter_context(watching(sums.modules, sums.see))
                 if dense:
                     stack.enter_context(watching(dict(norms), tally.see))
+                record = Record(self.model)
                 for part in self.batch.to(self.model).parts(self.micro_batch):
                     sums.expect(part, self.batch.samples)
                     output = part(self.model)
                     if dense:
                         outputs = outputs or [counted(o.clone(), part.mask) for o in floating(output)]
+                    record.restore()
                 found = sums.moments(self.damping)
         give_back()
         return found, Dense(tally.statistics, outputs)
@@ -94,7 +100,7 @@ class _Sums:
         self._share, self._samples = 1.0, 0
 
     def expect(self, part: Batch, samples: int) -> None:
-        """The micro-batch that comes next, of so many samples in all."""
+        """Announces the next micro-batch, of `samples` samples in all."""
         self._mask, self._share, self._samples = part.mask, part.samples / samples, samples
 
     def see(self, module_name: str, module: nn.Module, given: Sequence[torch.Tensor]) -> None:
@@ -120,9 +126,10 @@ class _Sums:
         return {name: self._moment(name, blocks, damping) for name, blocks in self._sums.items()}
 
     def _moment(self, name: str, blocks: Sequence[torch.Tensor], damping: float) -> Moment:
-        """One layer's; that of a head, from too few inputs, completed by what its weights say of those it learnt from.
+        """The moment of one layer. A head has too few inputs, so its moment is completed by one from its weights.
 
-        What a layer learnt from varies in the directions that its weights tell apart, and `W'W` is their moment.
+        The inputs that a layer was trained on vary in the directions that its weights distinguish, and `W'W` is the
+        moment of these.
         """
         layer, inputs = self._wanted[name], self._counts[name]
         if inputs > self._samples or inputs >= layer.width:
@@ -135,7 +142,7 @@ class _Sums:
         return Moment(layer.layout, tuple(blocks), max(damping, DAMPING_REAL))
 
     def _real(self, x: torch.Tensor) -> torch.Tensor:
-        """Float32, and of texts (samples, length, d) only the tokens that count."""
+        """The inputs in float32; of texts (samples, length, d) only the tokens that are not padding."""
         x = x.detach().float()
         masked = self._mask is not None and x.dim() == 3 and x.shape[:2] == self._mask.shape
         return x[self._mask] if masked else x

@@ -1,9 +1,10 @@
-"""Images moved until the network takes them for something.
+"""Images that are changed until a classifier is sure of their class.
 
-Noise leaves a classifier undecided: no class has evidence, errors in the last layers hardly show, and those in the
-first ones, which photographs survive, seem to matter most. So every image is moved along the gradient of the class that
-the network takes it for, until that class has a probability of 0.9 or the steps are made. Sensitivities, which were off
-by a factor of seven from the first layers to the last, then are nearer to those of photographs (docs/datafree.md).
+Noise leaves a classifier undecided: no class has evidence, errors in the last layers hardly show, and errors in the
+first layers, which have little effect with photographs, seem to matter most. So every image is moved along the gradient
+of its most probable class, until that class has a probability of 0.9 or the steps are used up. Sensitivities, which
+were wrong by a factor of seven between the first and the last layers, are then nearer to those for photographs
+(docs/datafree.md).
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from torch import nn
 from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, batchnorms, untouched
 from opq.models.outputs import floating
+from opq.models.record import Record
 
 STEPS = 3
-"""At most; each is a forward and a backward pass."""
+"""The most steps; each is a forward and a backward pass. docs/research.md compares more steps."""
 STEP = 0.1
-"""How far a pixel moves in one step at most, in deviations of the images."""
+"""How far a pixel moves in one step at most, in standard deviations of the images. Chosen with `STEPS`."""
 SURE = 0.9
-"""Probability of its class at which an image stays as it is."""
+"""The probability of its class at which an image is no longer changed. docs/research.md compares 0.99."""
 
 
 def applies(model: nn.Module, batch: Batch) -> bool:
@@ -56,15 +58,17 @@ def decided(
     with untouched(model), batch_statistics(model), torch.enable_grad():
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        record = Record(model)
         for part in batch.to(model).parts(micro_batch):
             x = part.images
             for _ in range(steps):
                 x = None if x is None else _moved(model, part, x, reach)
+                record.restore()
             if x is None:
                 return batch
             moved.append(x.to(images))
             see(sum(map(len, moved)))
-    return batch.map(lambda _: torch.cat(moved))
+        return batch.map(lambda _: torch.cat(moved))
 
 
 def _moved(model: nn.Module, part: Batch, x: torch.Tensor, reach: float) -> torch.Tensor | None:

@@ -26,17 +26,17 @@ class Layer:
 
     @property
     def weight(self) -> torch.Tensor:
-        """As a stack of matrices (groups, rows, d)."""
+        """The weight as a stack of matrices (groups, rows, d)."""
         return self.layout.matrix(getattr(self.module, self.weight_name))
 
     @property
     def bytes(self) -> int:
-        """Of the moment and its factor, float32."""
+        """Bytes of the moment and its factor in float32."""
         return sum(8 * self.layout.groups * w * w for w in widths(self.width))
 
 
 def layers(model: nn.Module) -> dict[str, Layer]:
-    """The layers that error feedback knows, by weight name.
+    """The layers that error feedback supports, by weight name.
 
     Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Hugging Face's Conv1D, the input projection of MultiheadAttention.
     """
@@ -70,11 +70,11 @@ def _layout(module: nn.Module, weight_name: str) -> Layout | None:
 def inputs_of(
     module: nn.Module, given: Sequence[torch.Tensor], layout: Layout, positions: int, phase: int
 ) -> torch.Tensor:
-    """What the layer's weight matrix is multiplied by, (groups, about `positions` rows, d).
+    """The inputs by which the layer's weight matrix is multiplied, (groups, about `positions` rows, d).
 
     Args:
-        given: the tensors that the module was called with.
-        phase: rows seen before: of a convolution's output grid other positions come next.
+        given: the tensors with which the module was called.
+        phase: how many rows were taken before; a convolution then gives other positions of its output grid.
     """
     if isinstance(module, CONVOLUTIONS):
         return _patches(module, given[0], layout, positions, phase)
@@ -90,7 +90,7 @@ def inputs_of(
 
 
 def _some(x: torch.Tensor, rows: int) -> torch.Tensor:
-    """Every t-th row of (groups, rows, d), so that about `rows` are left."""
+    """Every t-th row of (groups, rows, d), with t such that about `rows` remain."""
     return x[:, :: max(1, x.shape[1] // max(1, rows))]
 
 
@@ -118,9 +118,9 @@ def _patches(module: nn.Module, x: torch.Tensor, layout: Layout, positions: int,
 
 
 def spread(total: int, count: int, phase: int) -> torch.Tensor:
-    """`count` of the numbers below `total` (all, if there are not as many), evenly spread, ascending; int64.
+    """`count` numbers below `total` (all of them, if there are fewer), evenly spread, ascending; int64, (count,).
 
-    A golden-ratio sequence from its `phase`-th member on: the next phase goes on with other numbers.
+    They are members of a golden-ratio sequence from the `phase`-th on, so that another phase gives other numbers.
     """
     if count >= total:
         return torch.arange(total)

@@ -3,46 +3,101 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 
+from opq.probing import audio
 from opq.probing import images as image_noise
 
 TEXTS = 2
 """Texts a sample: short texts tell more a token."""
+DEGREE = 4
+"""Edges that come to each node of a synthetic graph, its own loop among them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Maker:
-    """Draws from one generator."""
+    """Draws from one generator; `rows` is the first dimension of what it makes."""
 
     generator: torch.Generator
-    samples: int
+    rows: int
 
     def signal(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Noise of mean 0 and deviation 1: like images or 1/f where a sample has spatial dimensions, else white."""
         if len(shape) == 3 and shape[0] <= 4 and min(shape[1:]) >= 8:
-            return image_noise.images(self.samples, shape, self.generator)
+            return image_noise.images(self.rows, shape, self.generator)
+        if len(shape) == 4 and shape[1] <= 4 and min(shape[2:]) >= 8:  # frames of one video resemble one another
+            first = image_noise.images(self.rows, shape[1:], self.generator)[:, None]
+            return 0.9 * first + 0.44 * torch.randn((self.rows, *shape), generator=self.generator)
         if len(shape) >= 3 and min(shape[1:]) > 1:
-            return image_noise.fractal(self.samples, shape, self.generator, torch.ones(self.samples))
-        return torch.randn((self.samples, *shape), generator=self.generator)
+            return image_noise.fractal(self.rows, shape, self.generator, torch.ones(self.rows))
+        return torch.randn((self.rows, *shape), generator=self.generator)
 
-    def tokens(self, vocabulary: int, length: int) -> torch.Tensor:
-        """Token ids, (TEXTS samples, length) int64, uniform over the vocabulary."""
-        return torch.randint(vocabulary, (TEXTS * self.samples, length), generator=self.generator)
+    def series(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Sequences (rows, length, width) of mean about 0 and deviation 1 that change slowly, each at its own pace.
 
-    def like(self, example: torch.Tensor, *, alone: bool) -> torch.Tensor:
+        Two thirds of the power move in time as 1/f^b, b in 0 ... 1; a third stays: what tells one sequence from others.
+        """
+        length, width = shape
+        exponent = torch.rand(self.rows, generator=self.generator)
+        moving = image_noise.fractal(self.rows, (width, length), self.generator, exponent).transpose(1, 2)
+        staying = torch.randn((self.rows, 1, width), generator=self.generator)
+        return math.sqrt(2 / 3) * moving + math.sqrt(1 / 3) * staying
+
+    def tokens(self, vocabulary: int, *shape: int) -> torch.Tensor:
+        """Integers, (rows, *shape) int64, uniform below the vocabulary's size."""
+        return torch.randint(vocabulary, (self.rows, *shape), generator=self.generator)
+
+    def speech(self, shape: tuple[int, ...], *, standard: bool) -> torch.Tensor:
+        """Recordings (rows, *shape) at 16 kHz, time last, that sound like speech; `standard` ones have deviation 1."""
+        flat = audio.speech(self.rows, shape[-1], self.generator)
+        flat = audio.standard(flat) if standard else flat
+        return flat.view(self.rows, *[1] * (len(shape) - 1), shape[-1]).expand(self.rows, *shape).contiguous()
+
+    def mel(self, bins: int, frames: int) -> torch.Tensor:
+        """Log-mel spectrograms (rows, bins, frames) in Whisper's scale: speech, then silence up to a fixed length."""
+        return audio.whisper_mel(audio.speech(self.rows, frames * audio.HOP, self.generator, ends=True), bins)
+
+    def fbank(self, shape: tuple[int, ...], scale: float) -> torch.Tensor:
+        """Log-mel spectrograms (rows, ..., frames, bins) of mean 0 and deviation `scale`."""
+        *more, frames, bins = shape
+        power = audio.log_mel(audio.speech(self.rows, frames * audio.HOP, self.generator), bins)
+        features = scale * audio.standard(power.transpose(1, 2).flatten(1)).view(self.rows, frames, bins)
+        return features.view(self.rows, *[1] * len(more), frames, bins).expand(self.rows, *shape).contiguous()
+
+    def edges(self) -> torch.Tensor:
+        """The edges (2, DEGREE rows) of a graph whose nodes are the rows, each node's own loop among them."""
+        nodes = torch.arange(self.rows)
+        others = torch.randint(self.rows, ((DEGREE - 1) * self.rows,), generator=self.generator)
+        return torch.stack([torch.cat([nodes, others]), nodes.repeat(DEGREE)])
+
+    def adjacency(self) -> torch.Tensor:
+        """The matrix (rows, rows) of such a graph, its rows of sum 1."""
+        sources, targets = self.edges()
+        matrix = torch.zeros(self.rows, self.rows).index_put((targets, sources), torch.tensor(1.0))
+        return matrix / matrix.sum(1, keepdim=True)
+
+    def like(self, example: torch.Tensor, *, alone: bool, dim: int | None = 0) -> torch.Tensor:
         """Noise in the kind, scale and shape of an example: floats keep its mean and deviation, integers its values.
 
         Args:
             alone: whether the forward takes nothing else; then floats that are all the same, such as
                 `torch.zeros(1, 3, 224, 224)`, are no mask but show a shape only.
+            dim: which of its dimensions counts samples; None: none does, and integers stay as they are, since they
+                may point into the rest.
         """
-        shape = tuple(example.shape[1:]) if example.dim() else ()
+        if dim is None:
+            return self._noise(example, tuple(example.shape), alone)[0] if example.is_floating_point() else example
+        shape = tuple(n for k, n in enumerate(example.shape) if k != dim)
         if example.is_floating_point():
-            mean, deviation = float(example.float().mean()), float(example.float().std(correction=0))
-            mean, deviation = (0.0, 1.0) if alone and deviation == 0 else (mean, deviation)
-            return (mean + deviation * self.signal(shape)).to(example.dtype)
-        seen = example.flatten()
-        picks = torch.randint(seen.numel(), (self.samples, *shape), generator=self.generator)
-        return seen.cpu()[picks]
+            made = self._noise(example, shape, alone)
+        else:
+            seen = example.flatten()
+            made = seen.cpu()[torch.randint(seen.numel(), (self.rows, *shape), generator=self.generator)]
+        return made.transpose(0, dim) if dim and example.dim() > dim else made
+
+    def _noise(self, example: torch.Tensor, shape: tuple[int, ...], alone: bool) -> torch.Tensor:
+        mean, deviation = float(example.float().mean()), float(example.float().std(correction=0))
+        mean, deviation = (0.0, 1.0) if alone and deviation == 0 else (mean, deviation)
+        return (mean + deviation * self.signal(shape)).to(example.dtype)

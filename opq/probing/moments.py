@@ -1,8 +1,8 @@
-"""The moments of all layers of a model, by weight name, whatever memory they take.
+"""The moments of all layers of a model, by weight name, within a limit of memory.
 
-Where all of them fit in memory together one pass of the network gives them, when the first is asked for, and they are
-kept. Else nothing is kept: a pass for every group of layers that fits, or for one layer alone. What a call costs
-depends on what it asks for, never on what was asked before.
+If all of them fit in memory together, one pass of the network computes them when the first one is requested, and they
+are kept. Otherwise nothing is kept, and there is a pass for every group of layers that fits, or for a single layer. The
+cost of a call depends on what it requests, not on earlier calls.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from opq.quantizing.moment import DAMPING, Layout, Moment
 
 
 class Moments(Mapping[str, Moment]):
-    """`S_i` of every layer that error feedback knows. The model must not change while this is in use."""
+    """`S_i` of every layer that error feedback supports. The model must not change while this is in use."""
 
     def __init__(
         self,
@@ -45,13 +45,13 @@ class Moments(Mapping[str, Moment]):
         return name in self._layers
 
     def __getitem__(self, name: str) -> Moment:
-        """The moment of one weight's inputs; raises `KeyError` for a weight of no supported layer, or never used."""
+        """The moment of one weight's inputs; raises `KeyError` if its layer is not supported, or is never run."""
         layer = self._layers[name]
         found = self._first[0] if self.fit else self._collector.moments({name: layer})
         return found[name]
 
     def layout(self, name: str) -> Layout | None:
-        """How a weight is a stack of matrices; None for a weight of no supported layer."""
+        """How a weight is a stack of matrices; None if its layer is not supported."""
         return self._layers[name].layout if name in self._layers else None
 
     @functools.cached_property
@@ -60,12 +60,12 @@ class Moments(Mapping[str, Moment]):
         return len(self.groups(self._layers)) <= 1
 
     def groups(self, names: Iterable[str]) -> list[tuple[str, ...]]:
-        """Some weights in groups whose moments fit in memory together, in the order of the network's layers."""
+        """The weights in groups whose moments fit in memory together, in the order of the network's layers."""
         wanted = set(names)
         return list(_grouped({n: layer for n, layer in self._layers.items() if n in wanted}, self._memory))
 
     def of(self, group: Iterable[str]) -> dict[str, Moment | None]:
-        """The moments of one group, by one pass at most; None for a weight that the network never uses."""
+        """The moments of one group, by at most one pass; None for a weight that the network never uses."""
         names = list(group)
         wanted = {name: self._layers[name] for name in names}
         found = self._first[0] if self.fit else self._collector.moments(wanted)
@@ -78,7 +78,7 @@ class Moments(Mapping[str, Moment]):
 
     @functools.cached_property
     def _first(self) -> tuple[dict[str, Moment], Dense]:
-        """What every use begins with: what the dense network shows, and all moments where they fit in memory."""
+        """The first pass: statistics and outputs of the dense network, and all moments if they fit in memory."""
         return self._collector.both(self._layers if self.fit else {})
 
 

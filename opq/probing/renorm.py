@@ -1,9 +1,9 @@
 """BatchNorm re-normalisation without data (docs/mathematics.md, "Re-normalisation").
 
-Quantization moves the statistics that BatchNorm was trained for. The same batch goes through the dense and through
-the quantized network, both with BatchNorm in batch-statistics mode; with `m, v` the mean and variance at a BatchNorm's
-input in the dense and `m^, v^` in the quantized network, the stored ones become
-`sigma2 v^/v` and `mu + (m^ - m) sqrt(sigma2/v)`.
+Quantization changes the statistics that BatchNorm was trained for. The same batch is run through the dense and the
+quantized network, both with BatchNorm in batch-statistics mode. With mean `m` and variance `v` at a BatchNorm's input
+in the dense network, and `m^`, `v^` in the quantized one, the stored mean `mu` and variance `sigma2` become
+`mu + (m^ - m) sqrt(sigma2/v)` and `sigma2 v^/v`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from torch.func import functional_call
 from opq.base.process_state import turn
 from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched, watching
+from opq.models.record import Record
 
 Statistics = dict[str, tuple[torch.Tensor, torch.Tensor]]
 TINY = 1e-12
-"""Variances below this are taken as no signal at all: that channel keeps its stored statistics."""
+"""Variances below this count as no signal, so that the channel keeps its stored statistics. A choice: far below any eps
+of a BatchNorm."""
 
 
 def renormalise(
@@ -34,12 +36,12 @@ def renormalise(
     """New running means and variances for the quantized network, by buffer name.
 
     Args:
-        model: the dense network; comes back unchanged.
+        model: the dense network; it is left unchanged.
         state: the quantized network: tensors by state-dict name (missing ones are taken from the model).
         batch: the inputs, synthetic or real.
-        dense: what `statistics` gave for the dense network, where it is known already.
+        dense: the result of `statistics` for the dense network, if it is known already.
 
-    BatchNorms without running statistics, or never reached, are left out.
+    BatchNorms without running statistics, or that are never run, are left out.
     """
     dense = statistics(model, {}, batch, micro_batch=micro_batch) if dense is None else dense
     moved = statistics(model, state, batch, micro_batch=micro_batch)
@@ -65,11 +67,13 @@ def renormalise(
 def statistics(
     model: nn.Module, state: Mapping[str, torch.Tensor], batch: Batch, *, micro_batch: int = 16
 ) -> Statistics:
-    """Mean and variance (float64) at every BatchNorm's input, the model run with `state` in place of its own."""
+    """Mean and variance (float64) at every BatchNorm's input, when the model runs with `state` instead of its own."""
     state, tally = known(model, state), Tally()
     with untouched(model), batch_statistics(model) as norms, watching(dict(norms), tally.see):
+        record = Record(model)
         for part in batch.to(model).parts(micro_batch):
             functional_call(model, state, part.args, dict(part.kwargs))
+            record.restore()
     return tally.statistics
 
 
@@ -96,6 +100,6 @@ class Tally:
 
 
 def known(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict that stand in for parameters and buffers of the model, where the model lives."""
+    """The tensors of a state dict that replace parameters and buffers of the model, on the model's device."""
     own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     return {name: tensor.to(own[name].device) for name, tensor in state.items() if name in own}

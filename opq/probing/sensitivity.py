@@ -17,14 +17,19 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from opq.base import tables
 from opq.base.calls import warn
 from opq.base.pool import give_back
+from opq.base.process_state import ordinary_arithmetic
 from opq.base.progress import shown
 from opq.base.stages import stage
+from opq.base.tables import Column, printable
 from opq.errors import OpqError, ProbeError, ProbeWarning
+from opq.models.attachment import check_detached
 from opq.models.batch import Batch, gathered
 from opq.models.observe import batch_statistics, untouched
 from opq.models.outputs import counted, floating
+from opq.models.record import Record
 from opq.models.wrappers import unwrapped
 from opq.probing import evidence
 from opq.probing.inputs import synthetic
@@ -44,7 +49,10 @@ SampleProgress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+_FELT = (Column("tensor", least=24), Column("sensitivity", right=True))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Probe:
     """What synthetic (or calibration) inputs tell about a model; the model must not change while it is used."""
 
@@ -57,6 +65,23 @@ class Probe:
     batch: Batch
     """The inputs, for re-normalisation."""
     micro_batch: int = 16
+
+    def __repr__(self) -> str:
+        felt = sorted(self.sensitivity.values())
+        span = f" from {felt[0]:.3g} to {felt[-1]:.3g}" if felt else ""
+        told = f"sensitivities of {tables.counted(len(felt), 'tensor')}{span}"
+        layers = tables.counted(len(self.moments), "layer")
+        return f"<opq.Probe of {type(self.model).__name__}: {told}, moments of {layers}>"
+
+    def __str__(self) -> str:
+        """Sensitivities by tensor, the largest first."""
+        ranked = sorted(self.sensitivity.items(), key=lambda item: -item[1])
+        drawn = tables.lines(_FELT, ((printable(n), f"{a:.4g}") for n, a in ranked), tables.width_of_output())
+        return "\n".join((*drawn, repr(self)[1:-1]))
+
+    def _repr_html_(self) -> str:
+        ranked = sorted(self.sensitivity.items(), key=lambda item: -item[1])
+        return tables.html(_FELT, ((printable(n), f"{a:.4g}") for n, a in ranked), total=len(ranked))
 
     def renormalised(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """New running means and variances for the network with `state` in place of its own tensors."""
@@ -93,7 +118,7 @@ def weights(felt: Mapping[str, float], names: Iterable[str], alpha: float) -> di
 def probe(
     model: nn.Module,
     *,
-    input_size: Sequence[int] | None = None,
+    input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
     calibration: Iterable[Any] | None = None,
     hint: InputHint | None = None,
@@ -106,7 +131,8 @@ def probe(
     """Sensitivities and input moments of a model from synthetic inputs; the model comes back untouched.
 
     Args:
-        input_size: shape of one sample without the batch dimension; by default asked of the model.
+        input_size: shape of one sample without the batch dimension, or shapes by the names of the forward's arguments;
+            by default asked of the model.
         example_inputs: anything the forward takes, to be imitated in shape and kind.
         calibration: batches of real inputs to use instead of synthetic ones.
         samples: inputs in all; by default 64 synthetic ones, and up to 512 of `calibration`.
@@ -118,6 +144,7 @@ def probe(
 
     Raises:
         ProbeError: the forward cannot be run, or gives nothing that can be differentiated.
+        AttachError: the compression module is attached to the model.
 
     Example:
         >>> import opq
@@ -128,17 +155,19 @@ def probe(
         ['0.bias', '0.weight', '2.bias', '2.weight']
     """
     model = unwrapped(model)
+    check_detached(model)
     if calibration is not None:
         batch = gathered(model, calibration, samples or REAL_SAMPLES)
     else:
-        batch = synthetic(
-            model,
-            input_size=input_size,
-            example_inputs=example_inputs,
-            hint=hint,
-            samples=samples or SAMPLES,
-            seed=seed,
-        )
+        with ordinary_arithmetic():
+            batch = synthetic(
+                model,
+                input_size=input_size,
+                example_inputs=example_inputs,
+                hint=hint,
+                samples=samples or SAMPLES,
+                seed=seed,
+            )
     with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
         tell: SampleProgress | None = functools.partial(told, "probe")
         if calibration is None:
@@ -216,11 +245,13 @@ def _sensitivity(
         parameters = list({id(p): p for p in names.values()}.values())
         sums = {id(p): 0.0 for p in parameters}
         batch = batch.to(model)
-        for part in batch.parts(_at_once(model, batch, most)):
+        record, size = Record(model), _at_once(model, batch, most)
+        for part in batch.parts(size):
             gradients = _gradients(part(model), parameters, generator, part.mask)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
                     sums[id(parameter)] += float(gradient.float().square().mean(dtype=torch.float64)) / total
+            record.restore()
             done += part.samples
             if progress is not None:
                 progress(done, total)
@@ -251,11 +282,12 @@ def _bytes_per_sample(model: nn.Module, batch: Batch) -> int:
         return tensor
 
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    part = next(batch.parts(2))
+    part, record = next(batch.parts(2)), Record(model)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = part(model)
     size = sum(n for at, n in saved.items() if at not in own) // part.samples
     del output
+    record.restore()
     return max(size, 1)
 
 

@@ -3,8 +3,8 @@
 Other folders use:
 
 - `feedback`: error feedback.
-- `grid`: weights <-> integer codes on one tensor's grid, the two directions side by side.
-- `moment`: the second moment of a layer's inputs, as error feedback takes it.
+- `grid`: weights <-> integer codes on one tensor's grid.
+- `moment`: the second moment of a layer's inputs, as error feedback needs it.
 - `trellis`: trellis-coded quantization.
 """
 

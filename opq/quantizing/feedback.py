@@ -1,10 +1,11 @@
-"""Error feedback: quantize a weight matrix so that its outputs, not its weights, move least.
+"""Error feedback: quantize a weight matrix so that its outputs, rather than its weights, change least.
 
-With `S = E[x x']` the output error of a matrix `W` is `tr(E S E')`, `E = W - W^`. Coordinates are quantized one after
-the other on the layer's grid; those not yet quantized take up each error by the closed-form conditional minimiser
-(optimal brain surgeon, Hassibi and Stork 1993; GPTQ, Frantar et al. 2022). With `S = N D N'`, `N` unit upper triangular
-and `D` diagonal, the output error is `sum_j D_jj |(E N)_j|^2`, so that minimiser is to round coordinate j from
-`w_j + sum_{k<j} E_k N_kj`. Halving the coordinates again and again makes nearly all of it products of matrices.
+With `S = E[x x']`, the second moment of the inputs, replacing a matrix `W` by `W^` costs `tr(E S E')` on the outputs,
+where `E = W - W^`. Coordinates are quantized one after the other on the layer's grid, and those not yet quantized make
+up for each error by the closed-form conditional minimiser (optimal brain surgeon, Hassibi and Stork 1993; GPTQ, Frantar
+et al. 2022). With `S = N D N'`, `N` unit upper triangular and `D` diagonal, the output error is
+`sum_j D_jj |(E N)_j|^2`, so that the minimiser is to round coordinate j from `w_j + sum_{k<j} E_k N_kj`. The
+coordinates are halved recursively, so that nearly all of the work is products of matrices.
 """
 
 from __future__ import annotations
@@ -23,94 +24,112 @@ from opq.quantizing import trellis
 from opq.quantizing.moment import Moment
 
 LEAF = 8
-"""Coordinates fed back one by one, not by a product of matrices."""
+"""Coordinates at which halving stops: so many are fed back one by one. A choice of speed; it changes the order in which
+float32 sums are taken, and so, in rare cases, a code."""
 ROWS_AT_ONCE = 4096
-"""Rows of the matrix swept together."""
+"""Rows of the matrix swept together. A choice: the arrays of a sweep then take 16 kB a coordinate each."""
 
 
 def numpy_seconds(coordinates: int, *, on_paths: bool) -> float:
-    """About how long the coordinates one by one take in numpy, of a matrix of some hundred rows."""
+    """About how many seconds numpy takes for the coordinates fed back one by one, for a matrix of some hundred rows."""
     return coordinates * (1e-3 if on_paths else 4e-5)
 
 
-def feedback(w: torch.Tensor, plan: TensorPlan, moment: Moment) -> torch.Tensor:
+def feedback(
+    w: torch.Tensor, plan: TensorPlan, moment: Moment, *, leaf: int = LEAF, rows_at_once: int = ROWS_AT_ONCE
+) -> torch.Tensor:
     """The codes of `w` on the plan's grid with error feedback: int16, same shape, on the CPU.
 
     Args:
-        w: the weight, in the shape that `moment.layout` understands.
+        w: the weight tensor, which `moment.layout` turns into a stack of matrices.
         moment: the second moment of the layer's inputs.
+        leaf: coordinates at which halving stops.
+        rows_at_once: rows of the matrix that are swept together; on a trellis a multiple of a path's rows.
     """
-    return sweep(w, [plan], moment)[0]
+    return sweep(w, [plan], moment, leaf=leaf, rows_at_once=rows_at_once)[0]
 
 
 @torch.no_grad()
-def sweep(w: torch.Tensor, plans: Sequence[TensorPlan], moment: Moment) -> list[torch.Tensor]:
-    """`feedback` on the grids of several plans in one go, which costs little more than on one.
+def sweep(
+    w: torch.Tensor,
+    plans: Sequence[TensorPlan],
+    moment: Moment,
+    *,
+    leaf: int = LEAF,
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> list[torch.Tensor]:
+    """`feedback` on the grids of several plans in one pass, which costs little more than for one plan.
 
     Raises:
-        OptionError: a plan with a trellis for a weight whose first axis counts inputs.
+        OptionError: a plan uses a trellis, and the first axis of the weight counts inputs.
     """
     on_paths = any(plan.codebook == "trellis" for plan in plans)
     if on_paths and len(plans) > 1:
-        return [sweep(w, [plan], moment)[0] for plan in plans]
+        return [sweep(w, [plan], moment, leaf=leaf, rows_at_once=rows_at_once)[0] for plan in plans]
     if on_paths and moment.layout.transposed:
         raise OptionError(f"tensor {plans[0].name!r}: paths down its inputs", got="a trellis", wanted="a grid")
     matrix = moment.layout.matrix(w.detach().float().cpu())
     groups, rows, width = matrix.shape
     grid = _Paths.of(matrix, plans[0]) if on_paths else _Grid.of(plans)
-    at_once = rows if on_paths and groups > 1 else ROWS_AT_ONCE  # a multiple of a path's rows
+    at_once = rows if on_paths and groups > 1 else rows_at_once
     codes = torch.empty((len(plans), groups, rows, width), dtype=torch.int16)
     start = 0
     for order, n in moment.factors:
         at, n = start + order.cpu(), n.cpu().contiguous()
         for first in range(0, rows, at_once):
             part = slice(first, first + at_once)
-            codes[:, :, part, at] = _swept(matrix[:, part, at], grid, len(plans), n)
+            codes[:, :, part, at] = _swept(matrix[:, part, at], grid, len(plans), n, leaf=leaf)
         start += len(order)
     return [moment.layout.tensor(q, tuple(w.shape)) for q in codes]
 
 
-def _swept(w: torch.Tensor, grid: _Grid | _Paths, plans: int, n: torch.Tensor) -> torch.Tensor:
+def _swept(w: torch.Tensor, grid: _Grid | _Paths, plans: int, n: torch.Tensor, *, leaf: int) -> torch.Tensor:
     """Codes (plans, groups, rows, d) of `w` (groups, rows, d), coordinates in the order of `N` (groups, d, d)."""
     target = w.transpose(1, 2)[:, :, None].contiguous()  # (groups, d, 1, rows): one coordinate is contiguous
-    values = target.repeat(1, 1, plans, 1)  # to be rounded; then the codes
+    values = target.repeat(1, 1, plans, 1)  # (groups, d, plans, rows): to be rounded; then the codes
     seconds = numpy_seconds(w.shape[2], on_paths=isinstance(grid, _Paths))
     loops = trellis.LOOPS(seconds) if grid.compiles(values) else None
-    sweep = _Sweep(grid, target.numpy(), values.numpy(), torch.empty_like(values), n, loops)
+    sweep = _Sweep(grid, target.numpy(), values.numpy(), torch.empty_like(values), n, loops, leaf)
     sweep.run(0, w.shape[2])
     return values.to(torch.int16).permute(2, 0, 3, 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class _Sweep:
-    """The arrays of one sweep: (groups, d, plans, rows) but for `n` (groups, d, d)."""
+    """The arrays of one sweep, d coordinates."""
 
     grid: _Grid | _Paths
     target: Floats32
+    """(groups, d, 1, rows): the weights."""
     values: Floats32
+    """(groups, d, plans, rows): of coordinates not yet quantized the values to round, of the others the codes."""
     errors: torch.Tensor
+    """(groups, d, plans, rows): weight minus decoded weight, of the coordinates that are quantized."""
     n: torch.Tensor
+    """(groups, d, d): `N`."""
     loops: ModuleType | None
-    """`quantizing.loops`, where it is to do the coordinates one by one."""
+    """`quantizing.loops` where the coordinates one by one are done in machine code."""
+    leaf: int
 
     def run(self, low: int, high: int) -> None:
-        """Coordinates from low to high, those before having been fed back."""
-        if high - low <= LEAF:
+        """Quantizes the coordinates from low to high; the errors of those before have been passed on to them."""
+        if high - low <= self.leaf:
             self._one_by_one(low, high)
             return
         middle = (low + high) // 2
         self.run(low, middle)
-        after = torch.from_numpy(self.values[:, middle:high]).flatten(2)
+        after = torch.from_numpy(self.values[:, middle:high]).flatten(2)  # (groups, d of the half, plans rows)
         after.baddbmm_(self.n[:, low:middle, middle:high].transpose(1, 2), self.errors[:, low:middle].flatten(2))
         self.run(middle, high)
 
     def _one_by_one(self, low: int, high: int) -> None:
+        """`run` without halving: each coordinate passes its error on to all those up to high."""
         errors, n = self.errors.numpy(), self.n.numpy()
         if self.loops is not None:
             self.grid.feed(self.loops, (self.target, self.values, errors, n), (low, high))
             return
         for j in range(low, high):
-            value = self.values[:, j]
+            value = self.values[:, j]  # (groups, plans, rows)
             value[...] = self.grid.codes(value)
             errors[:, j] = self.target[:, j] - value * self.grid.step
             self.values[:, j + 1 : high] += n[:, j, j + 1 : high, None, None] * errors[:, j, None]
@@ -135,7 +154,7 @@ class _Grid:
         return cls(step, shift, dead, np.float32(min(p.largest for p in plans)))
 
     def codes(self, x: Floats32) -> Floats32:
-        """The codes of `x` (groups, plans, rows), as `quantize` gives them but as floats and held within int16."""
+        """The codes of `x` (groups, plans, rows), as `quantize` gives them but as floats, and clipped to int16."""
         scaled = np.abs(x) / self.step
         levels = np.minimum(np.maximum(np.floor(scaled + self.shift), 1), self.largest)
         return np.asarray(np.copysign(levels * (scaled >= self.dead), x))
@@ -145,16 +164,17 @@ class _Grid:
         loops.feed_grid(*arrays, self.step, self.shift, self.dead, self.largest, *part)
 
     def compiles(self, values: torch.Tensor) -> bool:
-        """Whether `feed` does for these values (groups, d, plans, rows)."""
+        """Whether `feed` can be used for values (groups, d, plans, rows)."""
         return True
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class _Paths:
-    """The trellis of one plan: a coordinate's codes are one path down all rows, or some."""
+    """The trellis of one plan: the codes of a coordinate are paths down the rows."""
 
     step: np.float32
     bits: Floats32
+    """What each `k` costs, see `trellis.nearest`."""
 
     @classmethod
     def of(cls, matrix: torch.Tensor, plan: TensorPlan) -> _Paths:
@@ -162,7 +182,7 @@ class _Paths:
         return cls(step, trellis.costs(matrix.numpy() / step))
 
     def codes(self, x: Floats32) -> Floats32:
-        """The codes of `x` (groups, 1, rows), as floats; rows and groups follow each other as in the weight."""
+        """The codes of `x` (groups, 1, rows), as floats; paths run down the rows of all groups, as in the weight."""
         return trellis.nearest(x.reshape(-1, 1) / self.step, self.bits).reshape(x.shape).astype(np.float32)
 
     def feed(self, loops: ModuleType, arrays: tuple[Floats32, ...], part: tuple[int, int]) -> None:
@@ -170,5 +190,5 @@ class _Paths:
         loops.feed_paths(*arrays, self.step, self.bits, np.float32(trellis.PRICE), trellis.REGISTERS, *part)
 
     def compiles(self, values: torch.Tensor) -> bool:
-        """Whether `feed` does for these values (groups, d, 1, rows)."""
+        """Whether `feed` can be used for values (groups, d, 1, rows): up to `trellis.TALLEST` rows in all."""
         return values.shape[0] * values.shape[3] <= trellis.TALLEST

@@ -1,9 +1,9 @@
-"""The hot loops in machine code, by numba. Imported through `trellis.LOOPS` only; each says whose twin it is.
+"""The hot loops in machine code, by numba. Imported through `trellis.LOOPS` only.
 
-The twins in numpy are the definition: for the same arguments both give the same numbers, bit by bit. So sums are taken
-in the same order in float32, nothing is fused or re-associated (no `fastmath`), and ties are broken alike. What comes
-from other files comes as an argument, but for what the format fixes for ever: numba's cache on disk knows when this
-file changes, and no other.
+Each is the twin of a numpy function, which its docstring names and which is the definition: for the same arguments both
+give the same numbers, bit by bit. So float32 sums are taken in the same order, nothing is fused or re-associated (no
+`fastmath`), and ties are broken in the same way. Numbers that other files define are passed as arguments, except those
+that the format fixes for ever: numba's cache on disk notices changes of this file, but not of others.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from opq.base.format_v1 import LARGEST_PATH, RUN
 
 _F = np.float32
 _TILE = 16
-"""Columns whose numbers are read together: what a cache line holds."""
+"""Columns read together: 16 float32 fill a cache line of 64 bytes."""
 
 
 def kernel(*signature: str) -> Callable[[Callable[..., Any]], Any]:
-    """Compiles a function now, or takes it from numba's cache; where nothing can be cached it is compiled anew."""
+    """Compiles a function now, or loads it from numba's cache; where there can be no cache, it is always compiled."""
 
     def compiled(function: Callable[..., Any]) -> Any:
         try:
             return njit(list(signature), nogil=True, cache=True)(function)
-        except (RuntimeError, OSError):  # no folder that can be written, or no room in it
+        except (RuntimeError, OSError):  # no folder can be written to, or the disk is full
             return njit(list(signature), nogil=True)(function)
 
     return compiled
 
 
 inner: Callable[[Callable[..., Any]], Any] = njit(nogil=True)
-"""Part of a kernel: compiled with it."""
+"""Marks a part of kernels, which is compiled with them."""
 
 
 # --- the trellis' search ----------------------------------------------------------------------
@@ -48,10 +48,10 @@ def _step(even: float, odd: float, even_up: float, odd_up: float, old: Floats32,
     """One row of `search`: the least cost of every state, and whether an odd code led there.
 
     Args:
-        even, odd: what a code of this parity costs; `_up` on the shifted grid.
-        old: (64,) costs before.
-        new: (64,) costs after.
-        parity: (64,) whether the code was odd.
+        even, odd: what the best code of this parity costs; with `_up`, on the shifted grid.
+        old: (64,) cost of each state before the row.
+        new: (64,) cost of each state after it; filled.
+        parity: (64,) whether the best code that leads to each state is odd; filled.
     """
     for j in range(16):
         shifted = ((j >> 3) ^ (j >> 1)) & 1
@@ -77,13 +77,13 @@ def _step(even: float, odd: float, even_up: float, odd_up: float, old: Floats32,
 
 @inner
 def _priced(x: Floats32, length: int, bits: Floats32, price: float, prices: Floats32, codes: Codes, k: Any) -> None:
-    """The best code of each kind, `2 shift + parity`, and what it costs, for the first numbers of `x`.
+    """The best code of each kind, `2 shift + parity`, and what it costs, for the first `length` numbers of `x`.
 
     Args:
         x: (RUN,) numbers in units of the step.
-        bits: what each `k` costs, the middle one being of 0.
+        bits: what each `k` costs; that of `k = 0` is in the middle.
         prices, codes: (4, RUN), filled.
-        k: (RUN,) room.
+        k: (RUN,) scratch space.
     """
     middle = len(bits) // 2
     reach = min(middle, LARGEST_PATH) // 2 * 2
@@ -104,17 +104,17 @@ def _priced(x: Floats32, length: int, bits: Floats32, price: float, prices: Floa
 
 @kernel("void(float32[:, ::1], float32[::1], float32, intp[::1], int16[:, ::1])")
 def search(x: Floats32, bits: Floats32, price: float, states: npt.NDArray[np.intp], out: Codes) -> None:
-    """`trellis.nearest`.
+    """The twin of `trellis.nearest`.
 
-    States are named by a shift register, in which the two before a state are neighbours: with `m_t = p_t + m_(t-1) +
-    m_(t-6)` (mod 2) of the parities `p`, a state is the last six `m`, the newest one its highest bit; its shift is
-    `m_(t-2) + m_(t-4)`.
+    Here states are numbered by the content of a shift register, so that the two predecessors of a state have
+    neighbouring numbers: with `m_t = p_t + m_(t-1) + m_(t-6)` (mod 2) for parities `p`, a state is the last six `m`,
+    the newest one being the highest bit; its shift is `m_(t-2) + m_(t-4)`.
 
     Args:
         x: (rows, columns).
-        bits: as of `trellis.nearest`.
+        bits: as in `trellis.nearest`.
         price: `trellis.PRICE`.
-        states: (64,) the register of every state of `trellis`, whose order breaks ties.
+        states: (64,) the number here of each state of `trellis`, whose order decides between equal costs.
         out: (rows, columns), filled with codes.
     """
     rows, columns = x.shape
@@ -160,10 +160,10 @@ def search(x: Floats32, bits: Floats32, price: float, states: npt.NDArray[np.int
 
 @kernel("void(float32[::1], intp, int64[::1])")
 def counted(x: Floats32, middle: int, counts: Ints) -> None:
-    """The counts of `trellis.costs`: how often numbers fall to each `k`, on either grid.
+    """The counts of `trellis.costs`: how often numbers (n,) are rounded to each `k`, on either grid.
 
     Args:
-        middle: where `k = 0` is counted; no number is as large.
+        middle: where `k = 0` is counted; no `k` is as large in magnitude.
         counts: (2 middle,), added to.
     """
     for i in range(len(x)):
@@ -176,7 +176,7 @@ def counted(x: Floats32, middle: int, counts: Ints) -> None:
 
 @inner
 def _pass_on(j: int, high: int, g: int, values: Floats32, errors: Floats32, n: Floats32) -> None:
-    """The coordinates from j to high take up the error of j, in group g."""
+    """Passes the error of coordinate j on to the coordinates after it, up to high, in group g."""
     _, _, plans, rows = values.shape
     for i in range(j + 1, high):
         share = n[g, j, i]
@@ -201,7 +201,7 @@ def feed_grid(
     low: int,
     high: int,
 ) -> None:
-    """`feedback._Sweep._one_by_one` on the grids of several plans; letters and shapes as there.
+    """The twin of `feedback._Sweep._one_by_one` for the grids of several plans; letters and shapes as there.
 
     Args:
         largest: the largest code.
@@ -239,7 +239,7 @@ def feed_paths(
     low: int,
     high: int,
 ) -> None:
-    """`feedback._Sweep._one_by_one` on the paths of one plan; letters and shapes as there and in `search`."""
+    """The twin of `feedback._Sweep._one_by_one` for the paths of one plan; letters and shapes as in both."""
     groups, _, _, rows = values.shape
     x, codes = np.empty((groups * rows, 1), np.float32), np.empty((groups * rows, 1), np.int16)
     for j in range(low, high):

@@ -1,18 +1,19 @@
-"""Trellis-coded quantization: a coarse grid that is shifted by half its step, or not, as the codes before it say.
+"""Trellis-coded quantization: a coarse grid that the codes before a weight shift by half its step, or leave in place.
 
-Which of the two grids a weight is rounded to depends on the parities of the codes above it in its column, so a row of
-choices is found together (Viterbi). The points of both grids lie twice as close as the codes need to tell apart: at
-the same entropy the error is more than 1 dB smaller than on one grid, of the 1.53 dB that any quantizer of single
-weights leaves (Marcellin and Fischer 1990; with entropy coding Joshi, Crump and Fischer 1995).
+Which of the two grids a weight is rounded to depends on the parities of the codes above it in its column, so the codes
+of a column are chosen together (Viterbi). The points of both grids together lie twice as close as the points that a
+code has to tell apart. So at the same entropy the error is more than 1 dB smaller than on one grid, out of the 1.53 dB
+that separates every quantizer of single weights from the limit (Marcellin and Fischer 1990; with entropy coding Joshi,
+Crump and Fischer 1995).
 
-Letters: `n` a code, the weight is `step n`; `k = floor(n / 2)` what the file holds; `b` whether a grid is shifted, 0
-before the first row. Down every column, anew every `RUN` rows,
+Letters: `n` a code, the weight is `step n`; `k = floor(n / 2)` what the file holds; `b` whether the grid is shifted, 0
+before the first row. Down every column, starting anew every `RUN` rows,
 
     n_t = 2 k_t + b_t
     b_t = b_(t-1) + b_(t-6) + k_(t-2) + k_(t-4)   mod 2
 
-the 64-state code of Ungerboeck (1987, table I: parity checks 103 and 024). Every `k` is the path of some `n`, so that a
-file can hold none that is not. JPEG 2000's and VVC's eight states leave 0.2 dB more.
+the 64-state code of Ungerboeck (1987, table I: parity checks 103 and 024). Every sequence of `k` belongs to exactly one
+path `n`, so that no file can hold an invalid path. The eight states of JPEG 2000 and VVC gain 0.2 dB less.
 """
 
 from __future__ import annotations
@@ -41,52 +42,57 @@ _ONE = np.uint8(1)
 _FROM_SHIFTS, _FROM_PARITIES = np.uint8(FROM_SHIFT), np.uint8(FROM_PARITY)
 
 PRICE = 0.35
-"""What a bit may cost in squared errors, in squares of the (fine) step: the slope of the error at high rates."""
+"""The price of a bit, in squares of the (fine) step of squared error: the slope `-dD/dR = 2 ln 2 D` at high rates, with
+`D = ERROR`, is 0.36."""
 
 LEAST = 1.5
-"""Bits a weight from which on it pays: for Laplacian weights half a decibel at 2 bits, nothing here."""
+"""Bits per weight from which on a trellis pays. For Laplacian weights it gains half a decibel at 2 bits and nothing at
+1.5; docs/research.md compares 1.5 and 2."""
 
 ERROR = 0.26
-"""Mean squared error in squares of the (fine) step while codes are not nearly all 0: 0.26 at 4 bits, 0.27 at 2."""
+"""Mean squared error in squares of the (fine) step, as long as not nearly all codes are 0. Measured: 0.26 at 4 bits,
+0.27 at 2 bits."""
 
 SAVED = 0.2
-"""Bits a weight by which codes are shorter than those of a plain grid of that error, classes of weights included."""
+"""Bits per weight by which the codes are shorter than those of a plain grid of the same error, coded with classes.
+Measured; it only predicts the size in the first round (more than 1 dB is about 0.2 bits)."""
 
-_AT_ONCE = 1 << 11
-"""Paths searched together: what they need beside the weights stays small."""
+AT_ONCE = 1 << 11
+"""Paths searched together in numpy. A choice that trades the overhead of numpy calls for memory; codes are the same."""
 
-TALLEST = _AT_ONCE * RUN
-"""Rows searched in one go."""
+TALLEST = AT_ONCE * RUN
+"""Rows searched in one call: with more, even one column would have more than `AT_ONCE` paths."""
 
 _NARROW, _narrow = 1 << 8, threading.Lock()
-"""Fewer paths are searched by one thread at a time: their steps are so short that several threads wait for the
-interpreter's lock most of the time, and take a fifth longer together."""
+"""Fewer paths than this are searched by one thread at a time. Their numpy calls are so short that several threads would
+mostly wait for the interpreter's lock, and together took a fifth longer (measured when the 64 states came in)."""
 
 
 def step(rate: float, distortion: float, largest: float) -> float | None:
-    """The (fine) step that has the error of a plain grid, in fewer bits; None where a trellis does not pay.
+    """The (fine) step at which a trellis has the error of a plain grid, in fewer bits; None where a trellis does not
+    pay.
 
-    Errors are what tensors are traded by, so those on a trellis and those on a grid then are worth the same together.
+    The allocation trades errors, so with equal errors a tensor on a trellis can stand in for one on a plain grid.
 
     Args:
-        rate: bits a weight on the plain grid.
-        distortion: its mean squared error.
-        largest: the largest magnitude, which must have a code.
+        rate: bits per weight on the plain grid.
+        distortion: mean squared error on the plain grid.
+        largest: the largest magnitude, for which there must be a code.
     """
     fine = math.sqrt(distortion / ERROR)
     return fine if rate >= LEAST and largest < fine * (2 * LARGEST_PATH - 1) else None
 
 
 def numpy_seconds(weights: int) -> float:
-    """About how long the search for so many weights takes in numpy."""
+    """About how many seconds the search takes in numpy for so many weights."""
     return 3e-7 * weights
 
 
 def paths(n: Codes) -> Codes:
-    """`k`, what the file holds, of codes (rows, ...); int16, same shape.
+    """`k`, which the file holds, for codes `n` (rows, ...): int16, same shape.
 
     Raises:
-        MismatchError: the codes follow no path.
+        MismatchError: the codes are not a path of the trellis.
     """
     k = n >> 1
     if k.size and not np.array_equal(n & 1, _shifts(k)):
@@ -95,10 +101,10 @@ def paths(n: Codes) -> Codes:
 
 
 def numbers(k: Codes) -> Codes:
-    """The inverse of `paths`: `n`, int16.
+    """The inverse of `paths`: `n`, int16, same shape.
 
     Raises:
-        CorruptFileError: a `k` whose `n` 16 bits do not hold.
+        CorruptFileError: the `n` of a `k` does not fit 16 bits.
     """
     if k.size and not -LARGEST_PATH <= int(k.min()) <= int(k.max()) <= LARGEST_PATH:
         raise CorruptFileError("a path beyond 16 bits", got=(int(k.min()), int(k.max())), wanted=f"+-{LARGEST_PATH}")
@@ -112,15 +118,15 @@ def numbers(k: Codes) -> Codes:
 
 
 def _piece(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows, whole runs of them, and columns whose shifts are found at once: what they need beside stays small."""
-    across = max(1, min(shape[-1] if shape else 1, _AT_ONCE))
-    return RUN * max(1, _AT_ONCE // across), across
+    """Rows, in whole runs, and columns whose shifts are found at once, so that temporaries stay small."""
+    across = max(1, min(shape[-1] if shape else 1, AT_ONCE))
+    return RUN * max(1, AT_ONCE // across), across
 
 
 def _shifts(k: Codes) -> Codes:
-    """`b_t` of every code: whether its grid is shifted; some codes, and eight columns at a time, a bit each."""
-    odd = (k & 1).astype(np.uint8).reshape(k.shape[0] if k.ndim else 1, -1)
-    parities = _runs(np.packbits(odd, axis=1))
+    """`b_t` of every code, whether its grid is shifted: int16, shaped like `k`. Eight columns are packed in a byte."""
+    odd = (k & 1).astype(np.uint8).reshape(k.shape[0] if k.ndim else 1, -1)  # (rows, columns)
+    parities = _runs(np.packbits(odd, axis=1))  # (runs, rows of a run, columns / 8)
     shifts = np.zeros_like(parities)
     for t in range(1, parities.shape[1]):
         row = shifts[:, t]
@@ -134,7 +140,7 @@ def _shifts(k: Codes) -> Codes:
 
 
 def _runs(table: npt.NDArray[_T]) -> npt.NDArray[_T]:
-    """Rows (rows, columns) by run, the last one filled up with zeros: (runs, rows of a run, columns)."""
+    """A table (rows, columns) cut into runs, (runs, rows of a run, columns); the last run is padded with zeros."""
     rows, columns = table.shape
     number, length = -(-rows // RUN), min(rows, RUN)
     padded = np.zeros((number * length, columns), table.dtype)
@@ -143,7 +149,7 @@ def _runs(table: npt.NDArray[_T]) -> npt.NDArray[_T]:
 
 
 def _next(state: States, parity: States) -> States:
-    """The state after a code of this parity."""
+    """The state after a code of this parity; arrays of one shape."""
     after: States = state >> _ONE ^ (state & _ONE) * _FROM_SHIFTS ^ parity * _FROM_PARITIES
     return after
 
@@ -152,7 +158,7 @@ def _next(state: States, parity: States) -> States:
 
 
 def _machine() -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Of every state, the two states before it and the kind of code that leads here, `2 shift + parity`: (2, S)."""
+    """For every state, its two predecessors and the kinds of code, `2 shift + parity`, that lead here: (2, S) each."""
     states = np.arange(STATES, dtype=np.uint8)
     before: list[list[tuple[int, int]]] = [[] for _ in range(STATES)]
     for parity in (0, 1):
@@ -166,7 +172,7 @@ _BEFORE, _KIND = _machine()
 
 
 def _registers() -> npt.NDArray[np.intp]:
-    """The name that `loops.search` has for every state: a shift register's content."""
+    """(S,) The number that `loops.search` gives to every state: the content of its shift register."""
     names, found = np.zeros(STATES, np.intp), [(0, 0)]
     for state, register in found:
         for parity in (0, 1):
@@ -181,25 +187,28 @@ def _registers() -> npt.NDArray[np.intp]:
 
 REGISTERS = _registers()
 _SHIFT, _PARITY = np.array([[0, 0, 1, 1], [0, 1, 0, 1]], np.float32)[:, :, None]
-"""Of every kind: whether the coarse grid is shifted, and the parity of `k`."""
+"""For every kind, whether the coarse grid is shifted, and the parity of `k`: (4, 1) each."""
 
 
-def nearest(x: Reals, bits: Reals) -> Codes:
-    """The codes `n` of numbers (rows, columns) in units of the step: least `(x - n)^2 + PRICE bits[k]` in sum, int16.
+def nearest(x: Reals, bits: Reals, *, at_once: int = AT_ONCE) -> Codes:
+    """The codes `n` of numbers `x` that minimise the sum of `(x - n)^2 + PRICE bits[k]`: int16, (rows, columns).
 
     Args:
-        bits: what each `k` costs, by `costs`; the first one is of `-len(bits) / 2`. No other `k` is taken.
+        x: numbers in units of the step, (rows, columns); paths run down the columns.
+        bits: the bits of each `k` from `-len(bits) / 2` on, as `costs` gives them. No other `k` is used.
+        at_once: paths that numpy searches together; the codes do not depend on it.
     """
     rows, columns = x.shape
-    if rows > TALLEST:
-        return np.concatenate([nearest(some, bits) for some in np.split(x, range(TALLEST, rows, TALLEST))])
-    n, at_once = np.empty((rows, columns), np.int16), max(1, _AT_ONCE // max(-(-rows // RUN), 1))
+    if rows > (most := at_once * RUN):
+        parts = np.split(x, range(most, rows, most))
+        return np.concatenate([nearest(some, bits, at_once=at_once) for some in parts])
+    n, across = np.empty((rows, columns), np.int16), max(1, at_once // max(-(-rows // RUN), 1))
     loops = LOOPS(numpy_seconds(x.size)) if x.dtype == np.float32 else None
     if loops is not None:
         loops.search(np.ascontiguousarray(x), bits, np.float32(PRICE), REGISTERS, n)
         return n
-    for start in range(0, columns if rows else 0, at_once):
-        part = slice(start, start + at_once)
+    for start in range(0, columns if rows else 0, across):
+        part = slice(start, start + across)
         runs = _runs(x[:, part])  # paths end in rows of zeros
         number, length, width = runs.shape
         down = runs.transpose(1, 0, 2).reshape(length, number * width)
@@ -210,21 +219,24 @@ def nearest(x: Reals, bits: Reals) -> Codes:
 
 
 def _viterbi(x: Reals, bits: Reals) -> Codes:
-    """The best path down each column of (length, paths)."""
+    """The best path down each column of `x` (length, paths): codes of the same shape.
+
+    Shapes: `k`, `n` and `prices` are (length, 4 kinds, paths), `cost` is (S, paths).
+    """
     length, width = x.shape
     middle = len(bits) // 2
     k = 2 * np.rint((x[:, None] - _SHIFT) / 4 - _PARITY / 2) + _PARITY  # the best of each kind
-    reach = min(middle, LARGEST_PATH) // 2 * 2  # even, so that parities stay
+    reach = min(middle, LARGEST_PATH) // 2 * 2  # even, so that clipping keeps parities
     np.clip(k, _PARITY - reach, _PARITY + reach - 2, out=k)
     n = 2 * k + _SHIFT
     prices = (x[:, None] - n) ** 2 + PRICE * bits[k.astype(np.intp) + middle]
     cost = np.full((STATES, width), np.float32(1e30))
     cost[0] = 0
     second, both = np.empty((length, STATES, width), np.bool_), np.empty((2, STATES, width), np.float32)
-    piece = max(1, _AT_ONCE // width)  # rows whose prices by state are laid out at once
+    piece = max(1, AT_ONCE // width)  # rows whose prices are laid out by state at once
     for t in range(length):
         if t % piece == 0:
-            steps = prices[t : t + piece].take(_KIND, 1)
+            steps = prices[t : t + piece].take(_KIND, 1)  # (rows of the piece, 2, S, paths)
         np.take(cost, _BEFORE, 0, out=both, mode="clip")
         both += steps[t % piece]
         np.less(both[1], both[0], out=second[t])
@@ -239,9 +251,14 @@ def _viterbi(x: Reals, bits: Reals) -> Codes:
 
 
 def costs(x: Reals) -> Reals:
-    """Bits of each `k` around 0, by how often numbers (in units of the step) fall to it on either grid."""
+    """Bits of each `k` from `-middle` to `middle - 1`, (2 middle,), by how often numbers are rounded to it on either
+    grid.
+
+    Args:
+        x: numbers in units of the step, of any shape.
+    """
     flat = x.reshape(-1)
-    middle = int(np.abs(flat).max(initial=0)) + 2  # twice what is met: fed-back errors lead further out
+    middle = int(np.abs(flat).max(initial=0)) + 2  # twice the largest `k` met: error feedback leads further out
     counts = np.zeros(2 * middle, np.int64)
     loops = LOOPS(numpy_seconds(flat.size)) if flat.dtype == np.float32 else None
     if loops is not None:

@@ -24,6 +24,10 @@ class Nominal:
     value_bits: float
     """Bits of all kept weights together, without positions."""
 
+    def __repr__(self) -> str:
+        figures = f"{self.ratio:.2f}x, {self.sparsity:.1%} pruned, {self.bits_per_kept:.2f} bits per kept weight"
+        return f"<Nominal {figures}, positions free>"
+
     def __add__(self, other: Nominal) -> Nominal:
         return Nominal(self.weights + other.weights, self.kept + other.kept, self.value_bits + other.value_bits)
 

@@ -1,7 +1,7 @@
-"""What the report draws: the figures of every tensor of a file, read from its bytes.
+"""The data of the report: figures of every tensor of a file, read from its bytes.
 
-The file holds codes, not weights. Rate-distortion curves are therefore those of a Laplacian fitted to the codes (closed
-form), unless the source is at hand: then its own curves are measured, and its histogram is drawn.
+The file holds codes, not weights. So rate-distortion curves are those of a Laplacian fitted to the codes (in closed
+form), unless the source is given: then its own curves are computed, and its histogram is drawn.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from opq.plan import Plan, TensorPlan
 from opq.sources.base import Source
 
 POINTS = 48
-"""Points by which a curve is drawn and solved on the page."""
+"""Points of a curve, by which the page draws it and solves with it. A choice that trades the size of the page for the
+accuracy of its solver."""
 _FARTHEST = 1e120
-"""Squares of 2^20 times such a number, and their sums, are within float64."""
+"""The largest magnitude that is drawn: squares of 2^20 times this number, and their sums, are within float64."""
 _STEPS = 20
-"""Octaves of steps below 32 tau that a fitted curve covers."""
+"""Octaves of steps below 32 tau that a fitted curve covers. A choice: up to about 17 bits per weight."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class Drawn:
     """Scale of the Laplacian that fits the codes best, in units of the weight; 0 where there is none."""
     curve: Curve | None
     weights: tuple[Floats, Floats] | None = None
-    """Edges and density of the source's own histogram."""
+    """Edges and density of the source's own histogram, if there is a source."""
 
     @property
     def sparsity(self) -> float:
@@ -52,7 +53,7 @@ class Drawn:
 
     @property
     def entropy_bytes(self) -> float:
-        """Zeroth-order entropy of the codes, in bytes in all."""
+        """Zeroth-order entropy of all codes together, in bytes."""
         return entropy(self.counts) / 8
 
 
@@ -66,8 +67,10 @@ class Figures:
     file_bytes: int
     source_bytes: int
     elements: int
+    basis: str
+    """What the codes rest on, in words."""
     measured: bool
-    """Whether curves are the source's own; else they are those of fitted Laplacians."""
+    """Whether curves are computed from the source, not from fitted Laplacians."""
 
     @property
     def compressed(self) -> tuple[Drawn, ...]:
@@ -76,17 +79,17 @@ class Figures:
 
     @property
     def coded_bytes(self) -> int:
-        """Payloads of codes."""
+        """Bytes of the payloads of codes."""
         return sum(t.bytes for t in self.compressed)
 
     @property
     def kept_bytes(self) -> int:
-        """Payloads of kept tensors."""
+        """Bytes of the payloads of kept tensors."""
         return sum(t.bytes for t in self.tensors if t.plan.action == "keep")
 
     @property
     def other_bytes(self) -> int:
-        """Header, plan and index."""
+        """Bytes of header and index."""
         return self.file_bytes - self.coded_bytes - self.kept_bytes
 
 
@@ -94,7 +97,7 @@ def figures(reader: Reader, *, label: str = "", source: Source | None = None) ->
     """The figures of an open file; tensors are decoded one at a time.
 
     Args:
-        label: what to call the file.
+        label: the file's name in the report.
         source: what was compressed, for its own curves and histograms.
     """
     plan, sizes = reader.plan, reader.sizes
@@ -105,6 +108,7 @@ def figures(reader: Reader, *, label: str = "", source: Source | None = None) ->
         file_bytes=reader.bytes,
         source_bytes=plan.source_bytes,
         elements=plan.elements,
+        basis=reader.basis,
         measured=source is not None,
     )
 
@@ -128,15 +132,15 @@ def _drawn(reader: Reader, tensor: TensorPlan, size: int, source: Source | None)
 
 
 def _squares(tensor: TensorPlan) -> bool:
-    """Whether the squares of a tensor's weights, and what they weigh, are numbers: no curve is drawn of others.
+    """Whether the squares of a tensor's weights, times its sensitivity, are finite; otherwise no curve is drawn.
 
-    A file may hold any finite step and sensitivity.
+    A file may contain any finite step and sensitivity.
     """
     return all(1 / _FARTHEST < value < _FARTHEST for value in (tensor.step, tensor.sensitivity))
 
 
 def fitted(codes: Ints, counts: Ints, tensor: TensorPlan) -> float:
-    """`tau` of the Laplacian under which the codes are likeliest; 0 where all of them are zero.
+    """The maximum-likelihood `tau` of a Laplacian for the codes; 0 if all of them are zero.
 
     Maximises `sum counts log P_k(tau)`, `P_k` the mass of the cell that code k stands for.
     """
@@ -168,7 +172,7 @@ def laplacian_curve(tau: float) -> Curve:
 
 
 def samples(curve: Curve, most: float = 12.0) -> dict[str, list[float]]:
-    """A curve by `POINTS` points, dense at low rates: rate, log slope, log step, distortion, density."""
+    """`POINTS` points of a curve, denser at low rates: rate, log slope, log step, distortion, density."""
     low, high = float(curve.rate[0]), min(float(curve.rate[-1]), most)
     rate = low + (high - low) * np.linspace(0, 1, POINTS if high > low else 1) ** 2
     log_step, _, distortion, density = curve.sample(rate)

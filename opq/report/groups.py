@@ -1,8 +1,9 @@
-"""Many tensors as few: the rate-distortion curves of a group are one curve.
+"""The rate-distortion curves of a group of tensors as one curve, for files of many tensors.
 
-Under one multiplier every tensor of a group sits where its own weighted slope is that multiplier, so the rates and the
-weighted errors of the group add up to a curve with the same slopes: `R(lambda) = sum n_i R_i / sum n_i`,
-`D(lambda) = sum a_i n_i D_i / sum n_i`, sensitivity 1. A page that solves with the groups' curves gives the same bytes.
+For a given multiplier, every tensor of a group has the operating point where its weighted slope equals the multiplier.
+So the rates and the weighted errors of the group add up to a curve with the same slopes:
+`R(lambda) = sum n_i R_i / sum n_i`, `D(lambda) = sum a_i n_i D_i / sum n_i`, with sensitivity 1. A page that solves
+with the curves of groups gets the same bytes.
 """
 
 from __future__ import annotations
@@ -16,28 +17,31 @@ import numpy as np
 from opq.report.figures import POINTS, Drawn, samples
 
 CURVES = 150
-"""Curves that a page draws and solves with."""
+"""The most curves that a page draws and solves with. A choice that limits the size of the page."""
 
 
-def curves(tensors: Sequence[Drawn]) -> list[dict[str, Any]]:
-    """The curves of tensors as a page's script reads them: one a tensor, or one a group where there are many.
+def curves(tensors: Sequence[Drawn], *, most: int = CURVES) -> list[dict[str, Any]]:
+    """The curves of tensors as a page's script reads them: one for each tensor, or if there are many for each group.
 
-    Tensors whose names differ in numbers only are a group; beyond `CURVES` of them the smallest are one.
+    Tensors whose names differ only in numbers form a group; if there are still too many, the smallest groups are one.
+
+    Args:
+        most: the most curves.
     """
     own = [t for t in tensors if t.curve is not None]
-    if len(own) <= CURVES:
+    if len(own) <= most:
         return [_curve(t) for t in own]
     alike: dict[str, list[Drawn]] = {}
     for tensor in own:
         alike.setdefault(re.sub(r"\d+", "*", tensor.plan.name), []).append(tensor)
-    large = sorted(alike, key=lambda name: -sum(t.plan.size for t in alike[name]))[: CURVES - 1]
+    large = sorted(alike, key=lambda name: -sum(t.plan.size for t in alike[name]))[: most - 1]
     rest = [t for name, group in alike.items() if name not in set(large) for t in group]
     named = [(name, group) for name, group in alike.items() if name in set(large)]
     return [_merged(*one) for one in named + ([("all others", rest)] if rest else [])]
 
 
 def reasons(tensors: Sequence[Drawn]) -> list[list[Any]]:
-    """What was not compressed, by reason: the reason, tensors, elements, bytes in the file."""
+    """The tensors that were not compressed, by reason: reason, number of tensors, elements, bytes in the file."""
     found: dict[str, list[Any]] = {}
     for tensor in tensors:
         plan = tensor.plan

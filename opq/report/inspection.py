@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import numpy.typing as npt
 import torch
 
 from opq.base.counts import entropy
+from opq.base.tables import counted, printable
 from opq.file.folder_reader import open_reader
 from opq.plan import Plan
 from opq.report.accounting import NOTHING, Nominal, of_codes
-from opq.report.table import Report, printable
+from opq.report.table import Report
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,6 +36,10 @@ class TensorFigures:
     """Empirical zeroth-order entropy of the codes, in bytes; 0 for a kept tensor."""
     coded_bytes: int
     """Bytes of the payload, frequency tables included; 0 for a shared tensor."""
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.shape)) or "scalar"
+        return f"<TensorFigures {self.name!r} {shape} {self.dtype}: {self.action}, {self.coded_bytes:,} bytes>"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,8 +66,20 @@ class Inspection:
     """What is not codes: header, plan, kept tensors."""
     multiplier: float
     residual: float
+    basis: str
+    """What the codes rest on: a probe of the model and what came of it, or the weights alone."""
     tensors: tuple[TensorFigures, ...]
     plan: Plan = dataclasses.field(repr=False)
+
+    def __repr__(self) -> str:
+        size = f"{self.file_bytes:,} bytes, {self.bits:.3f} bits per weight, {self.ratio:.2f}x smaller"
+        return f"<opq.report.Inspection {printable(self.file)}: {size}, {counted(len(self.tensors), 'tensor')}>"
+
+    def __str__(self) -> str:
+        return f"{self.report()}\n{self.summary()}"
+
+    def _repr_html_(self) -> str:
+        return self.report()._repr_html_() + "".join(f"<p>{escape(line)}</p>" for line in self.summary().splitlines())
 
     def report(self) -> Report:
         """One row a tensor."""
@@ -69,7 +87,7 @@ class Inspection:
         return Report(plan=self.plan, sizes=sizes, densities={t.name: 1 - t.sparsity for t in self.tensors})
 
     def summary(self) -> str:
-        """The figures of the file in three lines."""
+        """The figures of the file in four lines."""
         near = self.coded_bytes / self.entropy_bytes - 1 if self.entropy_bytes else 0.0
         return (
             f"{self.file}: method {printable(self.method)}, {self.file_bytes:,} bytes, "
@@ -77,7 +95,8 @@ class Inspection:
             f"codes {self.coded_bytes:,} bytes, their zeroth-order entropy {self.entropy_bytes:,.0f} ({near:+.2%}); "
             f"everything else {self.overhead_bytes:,} bytes\n"
             f"pruned {self.sparsity:.1%}, {self.bits_per_kept:.2f} bits per kept weight; "
-            f"positions free (the paper's count) {self.nominal_ratio:.2f}x"
+            f"positions free (the paper's count) {self.nominal_ratio:.2f}x\n"
+            f"by {self.basis}"
         )
 
 
@@ -88,7 +107,7 @@ def examine(path: str | os.PathLike[str]) -> Inspection:
         FileFormatError: the file is foreign, newer, truncated or corrupt (one subclass each).
     """
     with open_reader(path) as reader:
-        plan, sizes, file_bytes = reader.plan, reader.sizes, reader.bytes
+        plan, sizes, file_bytes, basis = reader.plan, reader.sizes, reader.bytes, reader.basis
         figures, counts = [], NOTHING
         for tensor in plan:
             information = sparsity = 0.0
@@ -110,7 +129,7 @@ def examine(path: str | os.PathLike[str]) -> Inspection:
                     coded_bytes=sizes.get(tensor.name, 0),
                 )
             )
-    return _summed(Path(path), file_bytes, plan, tuple(figures), counts)
+    return dataclasses.replace(_summed(Path(path), file_bytes, plan, tuple(figures), counts), basis=basis)
 
 
 def _summed(path: Path, file_bytes: int, plan: Plan, figures: tuple[TensorFigures, ...], counts: Nominal) -> Inspection:
@@ -132,6 +151,7 @@ def _summed(path: Path, file_bytes: int, plan: Plan, figures: tuple[TensorFigure
         overhead_bytes=file_bytes - coded,
         multiplier=plan.multiplier,
         residual=plan.residual,
+        basis="",
         tensors=figures,
         plan=plan,
     )

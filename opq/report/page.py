@@ -1,4 +1,4 @@
-"""`opq report`: one self-contained HTML page, its charts drawn and its budget solved by a script inside it."""
+"""`opq report`: one self-contained HTML page; a script inside it draws charts and solves for other budgets."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from opq.report.groups import curves, reasons
 from opq.sources import open_source
 
 ROWS = 10_000
-"""Tensors that the page lists, the largest; its size is bounded whatever the file holds."""
+"""The most tensors that the page lists: the largest ones. A choice that limits the size of the page."""
 HISTOGRAMS = 100
-"""Tensors whose codes the page can draw, the largest."""
+"""The most tensors whose codes the page can draw: the largest ones. A choice that limits the size of the page."""
 
 
 def save_page(
@@ -27,16 +27,16 @@ def save_page(
     Args:
         file: an opq file.
         path: the page to write.
-        source: what was compressed (as for `opq.compress`), for its own histograms and curves; without it they are
+        source: what was compressed (as in `opq.compress`), for its own histograms and curves; without it they are
             those of Laplacians fitted to the codes, and the page says so.
 
     Returns:
         the size of the page in bytes.
 
     Raises:
-        FileFormatError: the file is not whole; nothing is written.
+        FileFormatError: the file is incomplete or damaged; nothing is written.
         MissingExtraError: jinja2 is not installed.
-        WriteError: the page cannot be written; nothing is left behind.
+        WriteError: the page cannot be written; no incomplete page remains.
     """
     refuse_inputs(path, [file])
     opened = None if source is None else open_source(source)
@@ -46,7 +46,7 @@ def save_page(
 
 
 def save_figures(drawn: Figures, path: str | os.PathLike[str]) -> int:
-    """Writes the page of figures that are there already; as `save_page`."""
+    """`save_page` for figures that are computed already."""
     text = page(drawn).encode()
     with written_aside(path) as out:
         out.write(text)
@@ -62,12 +62,17 @@ def page(drawn: Figures) -> str:
     return str(environment.get_template("report.html").render(data=data(drawn), label=drawn.label))
 
 
-def data(drawn: Figures) -> dict[str, Any]:
-    """All that the page's script reads, as JSON values; of many tensors only the largest, and every one in the sums."""
+def data(drawn: Figures, *, rows: int = ROWS, histograms: int = HISTOGRAMS) -> dict[str, Any]:
+    """All that the page's script reads, as JSON values. Sums are over all tensors, lists are of the largest ones.
+
+    Args:
+        rows: the most tensors that are listed.
+        histograms: the most tensors whose codes can be drawn.
+    """
     plan, own = drawn.plan, drawn.compressed
-    listed = set(sorted(range(len(drawn.tensors)), key=lambda k: -drawn.tensors[k].bytes)[:ROWS])
+    listed = set(sorted(range(len(drawn.tensors)), key=lambda k: -drawn.tensors[k].bytes)[:rows])
     gridded = [t for t in own if t.plan.stepped and t.codes.size > 1]
-    shown = set(sorted(range(len(gridded)), key=lambda k: -gridded[k].plan.size)[:HISTOGRAMS])
+    shown = set(sorted(range(len(gridded)), key=lambda k: -gridded[k].plan.size)[:histograms])
     return {
         "label": drawn.label,
         "method": plan.method,
@@ -83,6 +88,7 @@ def data(drawn: Figures) -> dict[str, Any]:
         "compressed": len(own),
         "kept": len(drawn.tensors) - len(own),
         "uncurved": sum(t.curve is None for t in own),
+        "basis": drawn.basis,
         "measured": drawn.measured,
         "reasons": reasons(drawn.tensors),
         "curves": curves(own),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Kind = Literal["overview", "bytes", "allocation", "histogram", "curves", "entropy"]
 CODES, KEPT, OTHER, CHOSEN = "#2b6cb0", "#c9822b", "#8893a1", "#c2255c"
 _HIGHEST = 10.0
-"""Bits per weight up to which curves are drawn."""
+"""Bits per weight up to which curves are drawn. A choice: few tensors get more."""
 
 
 def plot(drawn: Figures, kind: Kind = "overview", *, tensor: str | None = None, ax: Axes | None = None) -> Figure:
@@ -48,7 +48,7 @@ def plot(drawn: Figures, kind: Kind = "overview", *, tensor: str | None = None, 
         figure = plt.figure(figsize=(7, 3.6), layout="constrained") if ax is None else ax.figure
         _CHARTS[kind](drawn, ax or figure.add_subplot(), tensor)
     if ax is None:
-        plt.close(figure)  # shown by whoever gets it, once
+        plt.close(figure)  # else a notebook would show it twice
     return figure  # type: ignore[no-any-return]
 
 

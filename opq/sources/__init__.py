@@ -12,6 +12,7 @@ from torch import nn
 
 from opq.base.paths import what_is
 from opq.errors import SourceError
+from opq.models.attachment import check_detached
 from opq.models.wrappers import unwrapped
 from opq.sources.base import BatchNormNames, InputHint, Source, TensorSpec
 from opq.sources.files import from_file
@@ -53,7 +54,7 @@ def open_source(
     dequantize: bool = False,
     trust_remote_code: bool = False,
 ) -> Source:
-    """The source of the weights. Nothing is copied; files are read tensor by tensor when asked.
+    """The source of the weights. Nothing is copied; files are read tensor by tensor, on demand.
 
     Args:
         source: a `torch.nn.Module`; a state dict; a `.safetensors` file; a PyTorch checkpoint (`.pt`, `.pth`,
@@ -62,16 +63,17 @@ def open_source(
             `demo:digits`.
         pretrained: for `timm:` and `torchvision:`, whether to fetch the trained weights; `NAME?pretrained=false`
             says the same in a shell.
-        dequantize: of a checkpoint that is quantized already (GPTQ, AWQ, compressed-tensors, float8 with scales,
-            MXFP4), take the weights that its codes stand for. Without it codes and scales are kept as they are.
-        trust_remote_code: for models whose folder or repository brings Python code of its own, whether to run it.
+        dequantize: for a checkpoint that is quantized already (GPTQ, AWQ, compressed-tensors, float8 with scales,
+            MXFP4): whether to decode its weights. Otherwise codes and scales are kept as they are.
+        trust_remote_code: whether to run Python code that comes with a model's folder or repository.
 
     Raises:
-        EmptyModelError: no floating-point tensor.
-        UnsafeCheckpointError: a checkpoint that is a pickle of a module.
+        EmptyModelError: the source has no floating-point tensor.
+        UnsafeCheckpointError: the checkpoint is a pickle of a module.
         MissingExtraError: a package for this kind of source is not installed.
-        MissingShardError, CorruptSourceError: a file is not there or damaged.
+        MissingShardError, CorruptSourceError: a file is missing or damaged.
         SourceError: the source is unknown or cannot be read.
+        AttachError: the compression module is attached to the model.
 
     Example:
         >>> import opq
@@ -91,6 +93,7 @@ def _opened(source: object, pretrained: bool, trust: bool) -> Source:
     if isinstance(source, Source):
         return source
     if isinstance(source, nn.Module):
+        check_detached(source)
         return from_module(unwrapped(source))
     if isinstance(source, Mapping):
         return from_mapping(source)
@@ -120,6 +123,9 @@ def _from_path(path: Path, trust: bool) -> Source:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.suffix:
         remedy = f"For a model on the Hugging Face hub write hf:{path}."
         raise SourceError(f"{path} is not there", got="no such file or folder", remedy=remedy)
+    if re.fullmatch(r"\w[\w-]*", str(path)):
+        remedy = f"For a model by its name write torchvision:{path}, timm:{path} or hf:{path}."
+        raise SourceError(f"{path} is not there", got="no such file or folder", remedy=remedy)
     raise SourceError(f"{path} is not there", got="no such file or folder", wanted=_KINDS)
 
 
@@ -141,7 +147,7 @@ def _from_name(scheme: str, name: str, pretrained: bool, trust: bool) -> Source:
 
 
 def _options(scheme: str, name: str, pretrained: bool) -> tuple[str, bool]:
-    """`NAME?pretrained=false` taken apart."""
+    """The name and the option in `NAME?pretrained=false`."""
     name, _, query = name.partition("?")
     if not query:
         return name, pretrained

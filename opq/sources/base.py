@@ -1,4 +1,4 @@
-"""What a source of weights is: tensors by name, read one at a time, and perhaps the model that holds them."""
+"""What a source of weights is: tensors by name, read one at a time, and perhaps the model that they belong to."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from opq.base import tables
+from opq.base.tables import Column, counted, printable
 from opq.errors import EmptyModelError, MismatchError, SourceError
 
 Kind = Literal["parameter", "buffer"]
@@ -21,9 +24,9 @@ Origin = Literal["module", "state_dict", "file", "folder", "hf", "timm", "torchv
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Name, shape and element type of one tensor; its values stay where they are.
+    """Name, shape and element type of one tensor, without its values.
 
-    `kind` is a guess where the source is a bare state dict: statistics of BatchNorm and integers are buffers.
+    For a bare state dict, `kind` is a guess: statistics of BatchNorm and integers are buffers.
     """
 
     name: str
@@ -31,9 +34,9 @@ class TensorSpec:
     dtype: torch.dtype
     kind: Kind = "parameter"
     like: str | None = None
-    """The first name with the very same storage, offset, shape and stride: this name is tied to it."""
+    """The first name with the same storage, offset, shape and stride, to which this name is tied."""
     exact: str = ""
-    """Why it is to be kept bit for bit, in words; empty where it may be compressed."""
+    """Why it must be kept bit for bit, in words; empty if it may be compressed."""
 
     @property
     def size(self) -> int:
@@ -48,9 +51,9 @@ class TensorSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class InputHint:
-    """What a model says of its input; what it does not say is None.
+    """What is known about a model's input; what is unknown is None.
 
-    A module of any class may say it itself, as an attribute `input_hint`.
+    A module of any class may provide it as an attribute `input_hint`.
     """
 
     modality: Literal["image", "text"]
@@ -58,7 +61,7 @@ class InputHint:
     """Channels, height and width of one image."""
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    """Per channel, of pixels in 0..1: the model's input is (pixels - mean) / std."""
+    """For each channel, for pixels from 0 to 1: the model's input is (pixels - mean) / std."""
     vocabulary: int | None = None
     """Token ids are below this."""
     tokens: int | None = None
@@ -71,7 +74,7 @@ class InputHint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BatchNormNames:
-    """The names of the vectors of one BatchNorm, all of one length; `eps` is None where only the file is known."""
+    """The names of the vectors of one BatchNorm, all of the same length; `eps` is None if there is no model."""
 
     prefix: str
     running_mean: str
@@ -82,11 +85,19 @@ class BatchNormNames:
     eps: float | None = None
 
 
+_COLUMNS = (Column("tensor", least=24), Column("shape"), Column("type"), Column("kind"), Column("tied to", least=12))
+
+
+def _cells(spec: TensorSpec) -> tuple[str, ...]:
+    shape = "x".join(map(str, spec.shape)) or "scalar"
+    return (printable(spec.name), shape, str(spec.dtype).removeprefix("torch."), spec.kind, printable(spec.like or ""))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Source:
-    """Weights to compress. `read` gives one tensor that is tied to no other; only `build` makes a model, on demand.
+    """Weights to compress. `read` gives one tensor that is not tied to another; a model is made by `build` only.
 
-    Streams: a source made from files holds no tensor between two calls of `tensor`.
+    A source made from files holds no tensor in memory between two calls of `tensor`.
     """
 
     label: str
@@ -96,16 +107,16 @@ class Source:
     read: Callable[[str], Tensor]
     make: Callable[[], nn.Module] | None = None
     no_model: str = "it is bare weights"
-    """Why there is no live model, where `make` is None."""
+    """If `make` is None, the reason why there is no live model."""
     folder: Path | None = None
     """A folder in Hugging Face layout whose other files (config, tokenizer) belong to the model."""
     files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     """For sources made from files: the file that holds each tensor."""
     ignored: tuple[str, ...] = ()
-    """What the source holds and the compression leaves out: entries that are no tensors (counters, settings), notes in
-    a file's metadata, tensors beside the state dict or that the model does not load."""
+    """What the source contains but a compression leaves out: entries that are not tensors (counters, settings), notes
+    in a file's metadata, tensors outside of the state dict or that the model does not load."""
     inputs: tuple[Path, ...] = ()
-    """Every file and folder that the weights come from: no output may replace one."""
+    """Every file and folder that the weights are read from; no output may replace one."""
     trusted: bool = False
     """Whether Python code in the model's folder may be run: the user passed `trust_remote_code=True`."""
     hint: Callable[[], InputHint | None] = dataclasses.field(default=lambda: None, repr=False)
@@ -121,7 +132,14 @@ class Source:
         return tuple(spec.name for spec in self.specs)
 
     def __repr__(self) -> str:
-        return f"<{self.origin} source {self.label}: {len(self)} tensors, {self.elements} weights>"
+        return f"<opq.Source {self.label} ({self.origin}): {counted(len(self), 'tensor')}, {self.elements:,} weights>"
+
+    def __str__(self) -> str:
+        """One row a tensor, as wide as the terminal."""
+        return "\n".join((*tables.lines(_COLUMNS, map(_cells, self), tables.width_of_output()), repr(self)[1:-1]))
+
+    def _repr_html_(self) -> str:
+        return tables.html(_COLUMNS, map(_cells, self), total=len(self)) + f"<p>{escape(repr(self)[1:-1])}</p>"
 
     def __iter__(self) -> Iterator[TensorSpec]:
         return iter(self.specs)
@@ -130,11 +148,11 @@ class Source:
         return len(self.specs)
 
     def tensor(self, name: str) -> Tensor:
-        """The values of one tensor: on the CPU, contiguous, no gradient, perhaps sharing the source's memory.
+        """The values of one tensor: on the CPU, contiguous, without gradient; it may share the source's memory.
 
         Raises:
             MismatchError: the source has no such tensor.
-            CorruptSourceError: its file cannot be read any more.
+            CorruptSourceError: its file can no longer be read.
         """
         if name not in self.by_name:
             raise MismatchError(f"no tensor {name!r} in {self.label}", wanted=f"one of its {len(self)} names")
@@ -142,7 +160,7 @@ class Source:
         return values.resolve_conj().resolve_neg().cpu().contiguous()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All tensors at once, tied ones being one object. Needs memory for the whole model."""
+        """All tensors at once; tied names share one object. This takes memory for the whole model."""
         held: dict[str, Tensor] = {}
         for spec in self.specs:
             held[spec.name] = held[spec.like] if spec.like is not None else self.tensor(spec.name)
@@ -150,16 +168,16 @@ class Source:
 
     @property
     def buildable(self) -> bool:
-        """Whether this source can give a live model (it may still turn out not to run here)."""
+        """Whether the source has a model that can be built (which may still fail)."""
         return self.make is not None
 
     @cached_property
     def model(self) -> nn.Module | None:
-        """The live model: the user's own for a module, else built at the first access; None for bare weights."""
+        """The live model: the user's own module, or one that is built at the first access; None for bare weights."""
         return None if self.make is None else self.make()
 
     def build(self) -> nn.Module:
-        """The live model, or a `SourceError` where the source is bare weights."""
+        """The live model; raises `SourceError` if there is none."""
         if self.model is None:
             remedy = "Pass the torch.nn.Module itself."
             raise SourceError(f"no model can be built from {self.label}", got=self.no_model, remedy=remedy)
@@ -167,17 +185,17 @@ class Source:
 
     @cached_property
     def input_hint(self) -> InputHint | None:
-        """What the model says of its input, None where it says nothing."""
+        """What is known about the model's input, or None."""
         return self.hint()
 
     @property
     def elements(self) -> int:
-        """Elements of the floating-point tensors, tied ones counted once."""
+        """Elements of the floating-point tensors, tied tensors counted once."""
         return sum(s.size for s in self.specs if s.like is None and s.dtype.is_floating_point)
 
     @property
     def bytes(self) -> int:
-        """Bytes of the tensors, tied ones counted once."""
+        """Bytes of the tensors, tied tensors counted once."""
         return sum(s.nbytes for s in self.specs if s.like is None)
 
     @cached_property
@@ -195,7 +213,7 @@ class Source:
 
 
 def _batchnorm(prefix: str, specs: Mapping[str, TensorSpec], eps: float | None) -> BatchNormNames | None:
-    """The BatchNorm under this prefix; None where its vectors are tied, not floating or of different lengths."""
+    """The BatchNorm under this prefix; None if its vectors are tied, not floating point or of different lengths."""
     dot = f"{prefix}." if prefix else ""
     names = {f: f"{dot}{f}" for f in ("running_mean", "running_var", "weight", "bias") if f"{dot}{f}" in specs}
     members = [specs[name] for name in names.values()]
@@ -209,16 +227,16 @@ def _batchnorm(prefix: str, specs: Mapping[str, TensorSpec], eps: float | None) 
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _LEARNED = {"weight", "weights", "bias", "biases", "gamma", "beta", "gain", "scale", "norm", "g", "b", "u", "v"}
-"""Words of which one stands in the last part of the name of a parameter of one dimension."""
+"""Words of which the last part of a one-dimensional parameter's name contains at least one."""
 _TABLE = re.compile(r"(.*_)?(masks?|inv_freqs?|freqs?(_cis)?|(sin|cos)(_cached)?|sinusoids?|pe|anchors)")
 """The last part of the name of a table that is computed, not learned: masks, frequencies, positions."""
 
 
 def guess_kinds(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
-    """The specs of a bare state dict with `kind` guessed: what is no learned weight by its type or name is a buffer.
+    """The specs of a bare state dict with `kind` guessed from types and names.
 
-    Those are statistics, what is not floating point, vectors that are not called as weights, biases and norms are
-    (rotary frequencies, noise schedules: values of a wide range, which a grid would make zero), and computed tables.
+    Buffers are statistics, integers and booleans, computed tables, and vectors whose names are not those of weights,
+    biases and norms: rotary frequencies or noise schedules, say, whose small values a grid would turn into zeros.
     """
     return tuple(dataclasses.replace(s, kind="buffer") if _is_buffer(s) else s for s in specs)
 
@@ -236,7 +254,7 @@ def checked(source: Source) -> Source:
 
     Raises:
         EmptyModelError: it has no floating-point element.
-        SourceError: a name or a shape that no file can hold.
+        SourceError: a file cannot hold a name or a shape.
     """
     for spec in source.specs:
         _check_spec(spec, source.label)
@@ -246,12 +264,13 @@ def checked(source: Source) -> Source:
 
 
 LONGEST_NAME = 4096
-"""Characters of a tensor's name: a file spends at most so many bytes on one."""
+"""Characters of the longest name of a tensor. A choice, within what an index can hold (`format_v1.most_text`)."""
 _LARGEST_AXIS = 1 << 40
+"""One more than the longest axis that a file can hold: `format_v1.LONGEST_NUMBER` bits."""
 
 
 def _check_spec(spec: TensorSpec, label: str) -> None:
-    """Raises `SourceError` where no file can hold the tensor."""
+    """Raises `SourceError` if a file cannot hold the tensor."""
     fact = f"{label}: tensor {spec.name[:80]!r}"
     if len(spec.name) > LONGEST_NAME:
         raise SourceError(f"{fact}...: its name is too long", got=f"{len(spec.name)} characters", wanted=LONGEST_NAME)

@@ -12,6 +12,7 @@ from opq.sources.base import InputHint
 WEIGHTS = Path(__file__).parent.parent / "data" / "digits.safetensors"
 
 _MEAN, _STD = 0.3053, 0.3760
+"""Mean and standard deviation of the training images' pixels, scaled to 0 to 1; the shipped weights depend on them."""
 
 
 class Digits(nn.Sequential):

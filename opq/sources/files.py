@@ -31,7 +31,8 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 MAPPED_BYTES = 1 << 28
-"""A checkpoint that was mapped into memory is mapped anew after this many bytes, so that its pages can go."""
+"""A checkpoint that is mapped into memory is mapped again after so many bytes, so that its pages are released. A
+choice: it limits the memory, and each mapping takes about as long as opening the file."""
 
 
 def from_file(path: Path) -> Source:
@@ -48,14 +49,14 @@ def from_file(path: Path) -> Source:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Header:
-    """What one file says it holds."""
+    """The contents of one file, according to its header."""
 
     specs: tuple[TensorSpec, ...]
-    """In the order on disk."""
+    """The tensors, in the order on disk."""
     notes: tuple[str, ...] = ()
-    """What else it holds, and no output will: entries that are no tensors, metadata."""
+    """What else it contains, but no output will: entries that are not tensors, metadata."""
     spans: Mapping[str, Span] = dataclasses.field(default_factory=dict)
-    """Where each tensor lies, in safetensors files."""
+    """For safetensors files: where each tensor's bytes are."""
 
 
 def from_files(
@@ -71,7 +72,7 @@ def from_files(
         config: the model's configuration, which may say that the weights are quantized.
 
     Raises:
-        CorruptSourceError: a name stands in two files.
+        CorruptSourceError: two files contain the same name.
         EmptyModelError: no file holds a floating-point tensor.
     """
     files: dict[str, Path] = {}
@@ -97,7 +98,7 @@ def from_files(
 
 
 def header_of(path: Path) -> Header:
-    """What one file holds, from its header or its pickle alone."""
+    """The contents of one file, from its header or its pickle alone."""
     if path.suffix == ".safetensors":
         return _safetensors_header(path)
     if path.suffix in TORCH_SUFFIXES:
@@ -108,7 +109,7 @@ def header_of(path: Path) -> Header:
 
 
 def _held(nest: Nest, path: Path) -> Held:
-    """The tensors of a checkpoint; `CorruptSourceError` where they are more than its bytes may stand for."""
+    """The tensors of a checkpoint; raises `CorruptSourceError` if they are too large for the size of the file."""
     held = tensors_of(nest.mapping, label=str(path))
     total = sum(spec.nbytes for spec in held.specs if spec.like is None)
     _check_expansion(path, total, "tensors")
@@ -123,7 +124,7 @@ def _check_expansion(path: Path, total: int, what: str) -> None:
 
 
 class Reader:
-    """Reads tensors by name from the files that hold them; between calls it keeps at most one checkpoint mapped."""
+    """Reads tensors by name from their files; between two calls at most one checkpoint stays mapped."""
 
     def __init__(self, files: Mapping[str, Path], spans: Mapping[str, Span]):
         self._files, self._spans = files, spans
@@ -150,17 +151,17 @@ class Reader:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Span:
-    """Where one tensor lies in a safetensors file that was looked at before."""
+    """Where the bytes of one tensor are, in a safetensors file whose header was read before."""
 
     start: int
-    """Of its bytes in the file."""
+    """The position of the first byte in the file."""
     shape: tuple[int, ...]
     dtype: torch.dtype
     known: tuple[int, int, int]
     """Inode, size and time of change of the file when its header was read."""
 
     def read(self, path: Path) -> Tensor:
-        """The tensor, mapped into memory by a map of its own, so that its pages go when it goes."""
+        """The tensor in a memory map of its own, so that its pages are released together with it."""
         size = math.prod(self.shape) * self.dtype.itemsize
         try:
             with open(path, "rb") as file:
@@ -179,7 +180,7 @@ def _known(status: os.stat_result) -> tuple[int, int, int]:
 
 
 def _safetensors_header(path: Path) -> Header:
-    """The header's tensors, and as ties the aliases that `safetensors.torch.save_model` noted in the metadata."""
+    """The tensors of the header; names that `safetensors.torch.save_model` noted as aliases become ties."""
     with _opened(path) as file:  # checks the header and the length
         metadata = file.metadata() or {}
         if "opq" in metadata:
@@ -199,7 +200,7 @@ def _safetensors_header(path: Path) -> Header:
 
 
 def _spans(path: Path, specs: Sequence[TensorSpec]) -> dict[str, Span]:
-    """Where the tensors begin: they lie one after the other, without gaps, in the order of the specs."""
+    """Where the tensors' bytes are: one after the other, without gaps, in the order of the specs."""
     found: dict[str, Span] = {}
     with open(path, "rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
@@ -252,11 +253,11 @@ DAMAGED = (
     zipfile.BadZipFile,
     struct.error,
 )
-"""What torch's unpickler raises when the bytes make no sense."""
+"""The errors that torch's unpickler raises on damaged files."""
 
 
 def load_checkpoint(path: Path) -> Nest:
-    """The state dict in a PyTorch checkpoint, mapped into memory where its format allows; runs no code of the file.
+    """The state dict in a PyTorch checkpoint, mapped into memory if its format allows; no code in the file is run.
 
     Raises:
         UnsafeCheckpointError: the file is a pickle of a module or of other objects, or a TorchScript archive.
@@ -269,7 +270,7 @@ def load_checkpoint(path: Path) -> Nest:
             with zipfile.ZipFile(path) as archive:
                 _check_expansion(path, sum(entry.file_size for entry in archive.infolist()), "entries")
         with silenced(UserWarning):  # about pickle protocols and TorchScript; errors say more
-            # the format before torch 1.6 is no zip archive and cannot be mapped
+            # the format before torch 1.6 is not a zip archive and cannot be mapped
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "weights_only" in str(error):

@@ -16,22 +16,23 @@ from opq.sources.files import TORCH_SUFFIXES, Header, from_files, header_of
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 MOST_SHARDS = 100_000
+"""The most shards that file names may ask for. A choice: more than any model has, and quick to check."""
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)(?P<suffix>\.\w+)")
 
 
 def from_folder(folder: Path, *, trust: bool = False) -> Source:
     """All tensors of the folder's checkpoint; only headers are read. The model, if any, is built on demand.
 
-    Of several checkpoints the first is taken: `model.safetensors` or its shards, all `.safetensors` files,
-    `pytorch_model.bin` or its shards, the one PyTorch checkpoint.
+    If there are several checkpoints, the first of these is read: `model.safetensors` or its shards; all `.safetensors`
+    files; `pytorch_model.bin` or its shards; the only PyTorch checkpoint.
 
     Args:
-        trust: Python code in the folder may be run to build the model.
+        trust: whether Python code in the folder may be run to build the model.
 
     Raises:
-        MissingShardError: a file that the index or the shards' numbers name is not there.
-        CorruptSourceError: a file is damaged, or the index names a tensor that its file lacks.
-        SourceError: no weights in the folder.
+        MissingShardError: a file is missing that the index or the numbers of the shards require.
+        CorruptSourceError: a file is damaged, or does not contain a tensor that the index places in it.
+        SourceError: there are no weights in the folder.
     """
     from opq.sources.hf_models import build_transformers, hint_of_folder
 
@@ -57,24 +58,22 @@ def from_folder(folder: Path, *, trust: bool = False) -> Source:
 
 
 DESCRIPTIONS = ("adapter_config.json", "model_index.json")
-"""Files that say what weights are, where there is no config.json: of PEFT's adapters, of diffusers' pipelines."""
+"""Files that describe the weights if there is no config.json: those of PEFT's adapters and of diffusers' pipelines."""
 
 
 def weights_name(folder: Path) -> str:
-    """What weights are called in a folder that its own library finds them in: `model`, or as its configuration asks.
-
-    diffusers looks for `diffusion_pytorch_model`, PEFT for `adapter_model`.
-    """
+    """The name under which the folder's own library looks for weights: `diffusion_pytorch_model` for diffusers,
+    `adapter_model` for PEFT, otherwise `model`."""
     if what_is(folder / "config.json") == "nothing" and what_is(folder / "adapter_config.json") == "a file":
         return "adapter_model"
     return "diffusion_pytorch_model" if "_diffusers_version" in configuration(folder) else "model"
 
 
 def configuration(folder: Path) -> dict[str, Any]:
-    """The folder's config.json, empty where there is none.
+    """The folder's config.json; empty if there is none.
 
     Raises:
-        CorruptSourceError: it is there and no JSON object, or of no use.
+        CorruptSourceError: the file is not a JSON object, or cannot be read.
     """
     path = folder / "config.json"
     return {} if what_is(path) == "nothing" else _json(path)
@@ -123,7 +122,7 @@ def _indexed(path: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _check_numbers(paths: Iterable[Path]) -> None:
-    """Raises `MissingShardError` where names like `x-00001-of-00003` leave a gap."""
+    """Raises `MissingShardError` if one of the files `x-00001-of-00003`, ... is missing."""
     for path in paths:
         if shard := _SHARD.fullmatch(path.name):
             width = len(shard["number"])
@@ -143,7 +142,7 @@ def _check_there(folder: Path, names: Iterable[str], says: str) -> None:
 
 
 def _check_index(index: dict[str, str], headers: dict[Path, Header]) -> None:
-    """Raises `CorruptSourceError` where the index names a tensor that its file lacks."""
+    """Raises `CorruptSourceError` if a file does not contain a tensor that the index places in it."""
     held = {path.name: {spec.name for spec in header.specs} for path, header in headers.items()}
     lacking = [(name, file) for name, file in index.items() if name not in held[file]]
     if lacking:

@@ -20,22 +20,24 @@ from opq.sources.base import InputHint
 from opq.sources.hints import hint_of_config
 
 UNBUILDABLE = (Exception,)
-"""What transformers raises for a folder that it cannot make a model of: a stranger's configuration may say anything."""
+"""The errors that transformers may raise if it cannot make a model of a folder: any, since a configuration that is not
+trusted may contain anything."""
 _LARGEST_CONFIG = 10_000_000
-"""Bytes."""
+"""Bytes of the largest config.json. A choice: real ones are far smaller."""
 _MOST = (
     (re.compile(r".*(layers?|depths?|blocks?|experts|heads|stages)"), 1 << 13),
     (re.compile(r".*(sizes?|dims?|width|channels|features|model|embd)"), 1 << 26),
     (re.compile(r".*", re.DOTALL), 1 << 40),
 )
-"""By the ends of their names, numbers in a configuration beyond which it is no model's: building it would not end."""
+"""Limits on numbers in a configuration, by the ends of their names. A choice: no real model exceeds them, and building
+one that does would take too long."""
 
 
 def class_of(folder: Path, *, trust: bool = False) -> tuple[Any, Any]:
-    """The transformers class that the config names (AutoModel where it names none), and the config.
+    """The transformers class that the config names (AutoModel if it names none), and the config.
 
     Args:
-        trust: Python code in the folder may be run; otherwise a model that needs it is an error.
+        trust: whether Python code in the folder may be run; if not, a model that needs it is an error.
     """
     transformers = need("transformers", "hf")
     raw = _checked_config(folder, trust)
@@ -51,7 +53,7 @@ def class_of(folder: Path, *, trust: bool = False) -> tuple[Any, Any]:
 
 
 def _kind(transformers: Any, config: Any, raw: dict[str, Any]) -> Any:
-    """The class of a configuration; `raw` is it as it stands in the file, where its own code may be run."""
+    """The class of a configuration; `raw` is its JSON if code in the folder may be run."""
     if (auto := _own_class(raw)) is not None:
         return getattr(transformers, auto, transformers.AutoModel)
     given = getattr(config, "architectures", None)
@@ -61,10 +63,10 @@ def _kind(transformers: Any, config: Any, raw: dict[str, Any]) -> Any:
 
 
 def _checked_config(folder: Path, trust: bool) -> dict[str, Any]:
-    """The folder's config.json, once nothing in it asks for code of strangers or for sizes of no model.
+    """The folder's config.json, after checks that it asks neither for untrusted code nor for impossible sizes.
 
     Raises:
-        SourceError: it does, or there is none.
+        SourceError: it asks for one of these, or there is no config.json.
     """
     path = folder / "config.json"
     try:
@@ -85,14 +87,14 @@ def _checked_config(folder: Path, trust: bool) -> dict[str, Any]:
 
 
 def _refuse_code(folder: Path, raw: dict[str, Any]) -> None:
-    """Raises `SourceError` where building the model would run Python code that comes with it."""
+    """Raises `SourceError` if building the model would run Python code that comes with it."""
     import transformers
 
     known = str(raw.get("model_type")) in transformers.CONFIG_MAPPING
     asked = "auto_map in its configuration" if raw.get("auto_map") and not known else None
     for key, value in _entries(raw):
         if key.endswith("_implementation") and isinstance(value, str) and "/" in value:
-            asked = f"{key} {value!r}"  # a kernel of a repository
+            asked = f"{key} {value!r}"  # code for a kernel, from a repository
     if asked is not None:
         raise SourceError(
             f"the model in {folder} runs Python code of its own",
@@ -103,7 +105,7 @@ def _refuse_code(folder: Path, raw: dict[str, Any]) -> None:
 
 
 def _entries(raw: object, deepest: int = 20) -> Iterator[tuple[str, Any]]:
-    """Names and values of a configuration, those inside others too."""
+    """Names and values in a configuration, including nested ones."""
     if isinstance(raw, dict) and deepest:
         for key, value in raw.items():
             yield str(key), value
@@ -114,14 +116,14 @@ def _entries(raw: object, deepest: int = 20) -> Iterator[tuple[str, Any]]:
 
 
 def _own_class(raw: dict[str, Any]) -> str | None:
-    """The Auto class under which the folder registers its own model, None where it brings none."""
+    """The Auto class for which the folder registers a model class of its own; None if it has none."""
     given = raw.get("auto_map")
     names = [name for name in given if str(name).startswith("AutoModel")] if isinstance(given, dict) else []
     return next((name for name in names if name != "AutoModel"), next(iter(names), None))
 
 
 def _empty(kind: Any, config: Any, trust: bool) -> nn.Module:
-    """The model of a class without the checkpoint's values."""
+    """A model of a class, without the checkpoint's values."""
     if not hasattr(kind, "from_config"):
         model: nn.Module = kind(config)
         return model
@@ -130,7 +132,7 @@ def _empty(kind: Any, config: Any, trust: bool) -> nn.Module:
 
 
 def skeleton_of(folder: Path, *, trust: bool = False) -> nn.Module | str:
-    """The model without values, or why there is none."""
+    """The model without values, or the reason why there is none."""
     if what_is(folder / "config.json") == "nothing":
         return "the folder has no config.json"
     try:
@@ -147,7 +149,7 @@ def skeleton_of(folder: Path, *, trust: bool = False) -> nn.Module | str:
 
 
 def empty_model(folder: Path, *, trust: bool = False) -> nn.Module:
-    """The model that the folder's config describes, with random weights; raises `SourceError` where there is none."""
+    """The model that the folder's config describes, with random weights; raises `SourceError` if there is none."""
     kind, config = class_of(folder, trust=trust)
     try:
         with same_random_state():
@@ -162,7 +164,8 @@ def build_transformers(folder: Path, *, trust: bool = False) -> nn.Module:
 
 
 def load_transformers(folder: Path, dtype: Any, *, trust: bool = False) -> tuple[nn.Module, list[str], list[str]]:
-    """The model in the folder, its tensors that the checkpoint lacks, which are random, and those it does not take."""
+    """The model in the folder, the names of tensors that the checkpoint lacks (they are random), and the names of those
+    in the checkpoint that the model does not use."""
     transformers = need("transformers", "hf")
     kind, _ = class_of(folder, trust=trust)
     spelled = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
@@ -176,7 +179,7 @@ def load_transformers(folder: Path, dtype: Any, *, trust: bool = False) -> tuple
 
 
 def build_of(folder: Path, state: dict[str, torch.Tensor], *, trust: bool = False) -> nn.Module:
-    """The model that the folder's config describes, of these tensors in the place of its quantized ones; float32."""
+    """The model that the folder's config describes, with these tensors instead of its quantized ones; float32."""
     kind, config = class_of(folder, trust=trust)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -189,10 +192,10 @@ def build_of(folder: Path, state: dict[str, torch.Tensor], *, trust: bool = Fals
 
 
 def filled(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
-    """A model of transformers with the tensors of a checkpoint, renamed and fused as transformers does as it loads.
+    """A model of transformers with the tensors of a checkpoint, renamed and fused as transformers does when it loads.
 
     Raises:
-        SourceError: the checkpoint lacks tensors of the model, or holds others.
+        SourceError: the checkpoint lacks tensors of the model, or has others.
     """
     kind: Any = type(model)
     transformers = need("transformers", "hf")
@@ -222,7 +225,7 @@ def _not_built(folder: Path, error: Exception) -> SourceError:
 
 @contextlib.contextmanager
 def _no_progress(logging: Any) -> Iterator[None]:
-    """transformers without its progress bars, which are the user's to switch."""
+    """Hides the progress bars of transformers; afterwards they are as the user has set them."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -233,7 +236,7 @@ def _no_progress(logging: Any) -> Iterator[None]:
 
 
 def hint_of_folder(folder: Path, *, trust: bool = False) -> InputHint | None:
-    """What the folder's config says of the input; None where transformers makes nothing of it."""
+    """What the folder's config tells about the input; None if transformers cannot read it."""
     try:
         return hint_of_config(class_of(folder, trust=trust)[1])
     except (MissingExtraError, SourceError, *UNBUILDABLE):

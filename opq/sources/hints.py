@@ -1,4 +1,4 @@
-"""What a live model says of its own input."""
+"""What a live model tells about its input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from opq.sources.base import InputHint
 
 
 def hint_of_module(model: nn.Module) -> InputHint | None:
-    """From a timm `pretrained_cfg`, a Hugging Face `config`, or a torchvision class; None where it says nothing."""
+    """From a timm `pretrained_cfg`, a Hugging Face `config`, or a torchvision class; None if there is none of these."""
     if isinstance(cfg := getattr(model, "pretrained_cfg", None), dict):
         return hint_of_timm(cfg)
     if isinstance(hint := getattr(model, "input_hint", None), InputHint):
@@ -57,12 +57,12 @@ def hint_of_config(config: Any) -> InputHint | None:
 
 
 def _whole(config: Any, *names: str) -> int | None:
-    """The first of these that counts something; a negative number says that there is none (XLNet's positions)."""
+    """The first of these attributes that is a count; a negative number means that there is none (XLNet's positions)."""
     return next((v for n in names if isinstance(v := getattr(config, n, None), int) and v >= 0), None)
 
 
 def hint_of_weights(weights: Any) -> InputHint:
-    """From a torchvision weights enum: the crop, mean and deviation of its preset (224 pixels where it has none)."""
+    """From a torchvision weights enum: crop, mean and standard deviation of its preset (224 pixels if it has none)."""
     preset = weights.transforms()
     size = getattr(preset, "crop_size", None) or [224]
     height, width = (size[0], size[-1]) if isinstance(size, (list, tuple)) else (size, size)

@@ -1,4 +1,4 @@
-"""Weights that are in memory: a module or a mapping of tensors."""
+"""Weights in memory: a module or a mapping of tensors."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ NESTED = (
     *("state_dict", "model_state_dict", "model", "module", "net", "network", "params_ema", "params", "weights"),
     *("generator", "netG", "ema_state_dict", "model_ema", "ema"),
 )
-"""Keys under which checkpoints are known to hide their state dict, tried in this order."""
+"""Keys under which checkpoints are known to hold their state dict, tried in this order."""
 EXPANSION, SMALL = 10_000, 1 << 26
-"""Tensors may take so many times the bytes that they are stored in, or so many bytes in any case."""
+"""Tensors may take at most this many times the bytes of their storage, but always this many bytes: the same limits as
+for opq files (`format_v1.MAX_EXPANSION`)."""
 
 
 def from_module(model: nn.Module, *, label: str | None = None, origin: Origin = "module") -> Source:
-    """A live module; its own tensors are read, nothing of it is changed.
+    """A live module. Its own tensors are read, and it is not changed.
 
     Raises:
         EmptyModelError: the module has no floating-point tensor.
         SourceError: a tensor has no values (meta device, lazy module) or no dense layout.
     """
     label = label or type(model).__name__
-    with turn():  # another thread may be looking what other weights do in this model
+    with turn():  # another thread may have put other weights into this model for a while
         held = tensors_of(model.state_dict(keep_vars=True), label=label)
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     parameters |= {name for name, tensor in held.tensors.items() if isinstance(tensor, nn.Parameter)}
@@ -55,7 +56,7 @@ def from_module(model: nn.Module, *, label: str | None = None, origin: Origin = 
 
 
 def _outside_inference(model: nn.Module) -> nn.Module:
-    """The model, or where it was built under `torch.inference_mode` a copy that gradients can flow through."""
+    """The model; if it was built under `torch.inference_mode`, a copy through which gradients can flow."""
     if not any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
         return model
     with torch.inference_mode(False):
@@ -91,17 +92,17 @@ class Nest:
     path: tuple[str, ...] = ()
     """The keys that lead to it."""
     beside: tuple[str, ...] = ()
-    """What lies beside it, on the way."""
+    """The names of what is next to it in the mappings on the way, and is left out."""
 
 
 def unnest(mapping: Mapping[str, Any], *, label: str = "state dict") -> Nest:
-    """The state dict in a checkpoint: the mapping itself, or the one in it that holds more.
+    """The state dict in a checkpoint: the mapping itself, or one inside it.
 
-    That is a mapping under one of `NESTED` that holds at least as many elements as the tensors beside it, or, where
-    there are none beside it, the only mapping that holds tensors.
+    The latter is a mapping under one of the keys `NESTED` with at least as many elements as the tensors next to it; or,
+    if there are no tensors next to it, the only mapping that has tensors.
 
     Raises:
-        SourceError: several mappings hold tensors, and nothing tells which is meant.
+        SourceError: several mappings have tensors, and it is not clear which one is the state dict.
     """
     nest, seen = Nest(mapping), {id(mapping)}
     while (key := _inner(nest.mapping, label, seen)) is not None:
@@ -112,7 +113,7 @@ def unnest(mapping: Mapping[str, Any], *, label: str = "state dict") -> Nest:
 
 
 def _inner(mapping: Mapping[str, Any], label: str, seen: Collection[int]) -> str | None:
-    """The key of the mapping that is the state dict rather than this one; None where this one is."""
+    """The key of the inner mapping that is the state dict; None if this mapping itself is."""
     own = _elements(mapping)
     inside = {k: _deep(v) for k, v in mapping.items() if isinstance(v, Mapping) and id(v) not in seen}
     known = next((k for k in NESTED if inside.get(k, 0) > 0), None)
@@ -129,13 +130,13 @@ def _inner(mapping: Mapping[str, Any], label: str, seen: Collection[int]) -> str
 
 
 def _elements(mapping: Mapping[str, Any]) -> int:
-    """Elements of the floating-point tensors that a mapping itself holds."""
+    """Elements of the floating-point tensors directly in a mapping."""
     tensors = (t for value in mapping.values() if (t := _tensor(value)) is not None)
     return sum(t.numel() for t in tensors if not is_lazy(t) and t.is_floating_point())
 
 
 def _deep(mapping: Mapping[str, Any]) -> int:
-    """The same of a mapping and of all in it, each counted once."""
+    """Elements of the floating-point tensors in a mapping and in all mappings inside it, each counted once."""
     found, new = {id(mapping): mapping}, [mapping]
     while new:
         inner = (v for m in new for v in m.values() if isinstance(v, Mapping))
@@ -146,7 +147,7 @@ def _deep(mapping: Mapping[str, Any]) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Held:
-    """A mapping taken apart: its tensors, what they are, and the names of what is no tensor."""
+    """The contents of a mapping: its tensors, their specs, and the names of entries that are not tensors."""
 
     tensors: Mapping[str, Tensor]
     specs: tuple[TensorSpec, ...]
@@ -154,7 +155,7 @@ class Held:
 
 
 def tensors_of(mapping: Mapping[str, Any], *, label: str) -> Held:
-    """The tensors of a mapping, ties found by storage; `SourceError` where one has no plain values."""
+    """The tensors of a mapping, with ties found by storage; raises `SourceError` if one has no plain values."""
     tensors = {name: t for name, value in mapping.items() if (t := _tensor(value)) is not None}
     for name, tensor in tensors.items():
         if not isinstance(name, str):
@@ -165,7 +166,7 @@ def tensors_of(mapping: Mapping[str, Any], *, label: str) -> Held:
 
 
 def _tensor(value: object) -> Tensor | None:
-    """The value as a tensor, sharing its memory; None where it is something else."""
+    """The value as a tensor that shares its memory; None if it is something else."""
     if isinstance(value, Tensor):
         return value
     if type(value).__module__ == "numpy" and hasattr(value, "dtype") and getattr(value.dtype, "kind", "") in "biufc":
@@ -174,11 +175,11 @@ def _tensor(value: object) -> Tensor | None:
 
 
 PAIRS = "complex128, as pairs of float64"
-"""Why the two columns of a complex128 tensor are kept: no file has that type."""
+"""The reason given for keeping a complex128 tensor, which is stored as pairs: no file has that type."""
 
 
 def specs_of(tensors: Mapping[str, Tensor]) -> Iterator[TensorSpec]:
-    """What tensors are, ties found by storage (of tensors without values by identity)."""
+    """The specs of tensors, with ties found by storage; for tensors without values, by identity."""
     first: dict[object, str] = {}
     for name, tensor in tensors.items():
         like = first.setdefault(_identity(name, tensor), name)
@@ -194,7 +195,7 @@ def specs_of(tensors: Mapping[str, Tensor]) -> Iterator[TensorSpec]:
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """The whole values of a tensor as files hold them: of a sharded one gathered, of complex128 as pairs."""
+    """The values of a tensor as files hold them: those of a sharded one gathered, complex128 as pairs."""
     tensor = tensor.detach()
     if callable(gathered := getattr(tensor, "full_tensor", None)):
         tensor = gathered()
@@ -225,24 +226,24 @@ def _check_dense(name: str, tensor: Tensor, label: str) -> None:
 
 
 def _too_wide(tensor: Tensor) -> bool:
-    """Whether a tensor repeats so little memory (by a stride of 0) that its values are no weights."""
+    """Whether a tensor repeats so little memory (by a stride of 0) that it cannot be weights."""
     if tensor.nbytes <= SMALL or _has_parts(tensor):
         return False
     return tensor.nbytes > EXPANSION * tensor.untyped_storage().nbytes()
 
 
 def _has_parts(tensor: Tensor) -> bool:
-    """Whether the tensor is a wrapper around others: a shard of a distributed one, or one of another package's."""
+    """Whether the tensor is a wrapper around others: a shard of a distributed tensor, or another package's class."""
     return hasattr(tensor, "__tensor_flatten__")
 
 
 def _wraps(tensor: Tensor) -> bool:
-    """Whether its values are hidden in other tensors, and it does not give them as a whole."""
+    """Whether its values are inside other tensors, and cannot be had as a whole."""
     return _has_parts(tensor) and not callable(getattr(tensor, "full_tensor", None))
 
 
 def _identity(name: str, tensor: Tensor) -> object:
-    """Equal for two names exactly where they are one tensor; views and slices of one storage stay distinct."""
+    """Equal for two names if, and only if, they are the same tensor; views and slices of one storage are different."""
     if is_lazy(tensor) or tensor.is_meta or _has_parts(tensor):
         return id(tensor)
     if tensor.numel() == 0:

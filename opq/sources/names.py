@@ -1,4 +1,4 @@
-"""Names in a checkpoint against names in the model that loads it."""
+"""How names in a checkpoint correspond to names in the model that loads it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import nn
 from opq.sources.base import Source, TensorSpec
 
 _OLD_ENDINGS = {".gamma": ".weight", ".beta": ".bias"}
-"""How TensorFlow's names of LayerNorm vectors, still found in checkpoints, read in a module."""
+"""TensorFlow's names of LayerNorm vectors, still found in checkpoints, and the names in a module."""
 
 
 def fit_names(source: Source, skeleton: nn.Module) -> Source | None:
-    """The source under the names of the model, with the model's ties; None where the files do not cover it.
+    """The source under the names of the model, with the model's ties; None if the files do not have all its tensors.
 
     `skeleton` has the model's names, kinds and ties; it needs no values.
     """
@@ -44,7 +44,7 @@ def _fitted(
     file_name: Mapping[str, str],
     parameters: Collection[str],
 ) -> tuple[TensorSpec, ...]:
-    """The specs that the model loads, in the file's order; names that the file omits stand after the others."""
+    """The specs that the model loads, in the file's order; names that the file omits come last."""
     holders: dict[str, TensorSpec] = {}
     specs: list[TensorSpec] = []
     for name in [*file_name, *(n for n in entries if n not in file_name)]:
@@ -65,7 +65,7 @@ def _fitted(
 
 
 def _equal(source: Source, one: str, other: str) -> bool:
-    """Whether the file holds the same values under both names, as it should where the model ties them."""
+    """Whether the file has equal values under both names, as it should if the model ties them."""
     specs = source.by_name
     alike = (specs[one].shape, specs[one].dtype) == (specs[other].shape, specs[other].dtype)
     return alike and torch.equal(source.tensor(one), source.tensor(other))
@@ -78,7 +78,7 @@ def _ties(entries: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def model_name(name: str, known: Collection[str], prefix: str) -> str:
-    """The model's name for a name in the file; the name itself where there is none."""
+    """The model's name for a name in the file; the name itself if there is no other."""
     for old, new in _OLD_ENDINGS.items():
         if name not in known and name.endswith(old):
             name = name.removesuffix(old) + new
@@ -91,14 +91,14 @@ def model_name(name: str, known: Collection[str], prefix: str) -> str:
 
 
 _WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
-"""Parts of names that wrappers put in, wherever they stand: DataParallel, torch.compile, checkpointing, sharding."""
+"""Parts that wrappers insert anywhere in names: DataParallel, torch.compile, checkpointing, sharding."""
 
 
 def fitting(names: Collection[str], known: Collection[str], prefix: str = "") -> dict[str, str]:
-    """The model's name for every name in a file: the name itself, or without what wraps the one or the other.
+    """The model's name for every name in a file: the name itself, or the name with a prefix removed or added.
 
-    That is what wrappers put into names, one prefix that all names of the file have (`model.`, `generator.`), and the
-    architecture's own `prefix`. A renaming is taken only where it is the model's names that come out, all different.
+    Such prefixes are parts inserted by wrappers, one prefix that all names of the file have (`model.`, `generator.`),
+    and the architecture's own `prefix`. A renaming is used only if all its results are different names of the model.
     """
     own = set(known)
     bare = {_unwrapped(name): name for name in own}

@@ -1,7 +1,7 @@
-"""Checkpoints that are quantized already: which of their tensors decode integer codes, and must stay as they are.
+"""Checkpoints that are quantized already: which of their tensors decode integer codes, and must be kept exactly.
 
-A scale or a zero point that is a little off moves a whole block of weights, and none of them is a weight. So they are
-known by what they stand beside: integer codes (or float8) whose name they continue, or that lie in the same module.
+These are scales and zero points, of which a small error would change a whole block of weights. They are recognised by
+their codes (integers or float8), whose name they continue or which are in the same module.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from opq.errors import SourceError
 from opq.sources.base import TensorSpec
 
 CODES = (torch.int8, torch.uint8, torch.int16, torch.int32)
-"""Element types of codes, packed or not; indices and masks are int64 or bool."""
+"""Element types of codes, packed or not. (Indices and masks are int64 or bool.)"""
 _WORD = re.compile(
     r"(.*_)?(q_?)?(scales?|zeros?|zero_?points?|absmax|quant_map|shifts?|codebooks?|scb|sz|su|sv|wscale|min|max)"
     r"(_inv|_and_zeros?|_max|_2|_\d+)?",
     re.I,
 )
-"""The last part of the name of what decodes codes: `scales`, `weight_scale_inv`, `absmax`, `input_scale`, `SCB`, ..."""
+"""The last part of the name of a tensor that decodes codes: `scales`, `weight_scale_inv`, `absmax`, `SCB`, ..."""
 _ALONE = re.compile(r"(.*_)?(scales?|zeros?|zero_?points?|absmax|quant_map|codebooks?|scb)(_inv|_2)?", re.I)
-"""The same where nothing stands beside it and only the folder's configuration says that it is quantized."""
+"""The same for tensors without codes next to them, if the folder's configuration says that the model is quantized."""
 _PAIRS = {"B": "s", "W_q": "meta"}
-"""Codes and scales that are called so in one module (Marlin, HQQ)."""
+"""Names of codes and of their scales in one module (Marlin, HQQ)."""
 _PACKED = ("qweight", "weight_packed", "W_q", "q_weight", "Qidxs")
-"""Names of packed codes that no other tensor has; without scales nobody can read them."""
+"""Names that only packed codes have; without scales these cannot be decoded."""
 INTEGERS, FLOAT8 = "decodes integer codes", "scales of float8 weights"
-"""Why a tensor is kept."""
+"""The reasons given for keeping a tensor."""
 METHODS = (
     *("gptq", "awq", "compressed-tensors", "fp8", "fbgemm_fp8", "finegrained_fp8", "mxfp4", "bitsandbytes", "modelopt"),
     *("hqq", "quanto", "torchao", "aqlm", "eetq", "exl2", "quark", "auto-round", "autoround", "intel/auto-round"),
@@ -44,11 +44,11 @@ def marked(specs: Iterable[TensorSpec], config: Mapping[str, Any] | None = None)
     """The specs with `exact` set for every floating-point tensor that decodes codes.
 
     Args:
-        config: the model's configuration, where its folder has one.
+        config: the model's configuration, if its folder has one.
 
     Raises:
-        SourceError: packed codes without anything that decodes them, or a method of quantization that is not known,
-            so that nothing tells weights from what decodes them.
+        SourceError: there are packed codes without scales, or the method of quantization is unknown, so that weights
+            cannot be told from scales.
     """
     specs = tuple(specs)
     by_name = {spec.name: spec for spec in specs}
@@ -62,7 +62,7 @@ def marked(specs: Iterable[TensorSpec], config: Mapping[str, Any] | None = None)
 
 
 def method_of(config: Mapping[str, Any]) -> str | None:
-    """The method of quantization that a configuration names, None where it names none."""
+    """The method of quantization that a configuration names; None if it names none."""
     given = config.get("quantization_config") or config.get("compression_config")
     if not isinstance(given, Mapping):
         return None
@@ -73,7 +73,7 @@ def method_of(config: Mapping[str, Any]) -> str | None:
 
 
 def _check_method(method: str, specs: Iterable[TensorSpec]) -> None:
-    """Raises `SourceError` where codes were made by a method that is not known."""
+    """Raises `SourceError` if there are codes by an unknown method."""
     codes = next((s.name for s in specs if _is_code(s)), None)
     if codes is not None and method.lower() not in METHODS:
         remedy = "Compress the weights that were quantized instead, or their tensors as a state dict."
@@ -98,7 +98,7 @@ def decoders(specs: Iterable[TensorSpec]) -> dict[str, str]:
 
 
 def _beside(name: str, codes: Mapping[str, TensorSpec], modules: Mapping[str, list[str]]) -> Iterable[str]:
-    """Codes that a tensor of this name decodes: those whose name it continues, then those of its module."""
+    """The codes that a tensor of this name may decode: those whose name it continues, then those of its module."""
     parent, _, last = name.rpartition(".")
     stem = name
     while "." in stem or "_" in stem.rpartition(".")[2]:
@@ -114,7 +114,7 @@ def _beside(name: str, codes: Mapping[str, TensorSpec], modules: Mapping[str, li
 
 
 def _is_tail(tail: str) -> bool:
-    """Whether what follows the name of codes says that it decodes them."""
+    """Whether the rest of a name, after the name of codes, is that of a tensor that decodes them."""
     return any(_WORD.fullmatch(part) for part in (tail, tail.rpartition(".")[2], tail.lstrip("_")))
 
 
@@ -126,7 +126,7 @@ def _unrelated(word: str, code: str) -> bool:
 
 
 def _check_packed(specs: Iterable[TensorSpec], decoded: Mapping[str, str]) -> None:
-    """Raises `SourceError` where packed codes stand alone in their module."""
+    """Raises `SourceError` if packed codes have no scales in their module."""
     held = {name.rpartition(".")[0] for name in decoded}
     for spec in specs:
         module, _, last = spec.name.rpartition(".")

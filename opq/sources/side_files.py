@@ -1,12 +1,12 @@
-"""What lies beside the weights of a model and belongs to it: configuration, tokenizer, licence, small sub-folders.
+"""Side files: the files in a model's folder besides its weights, such as configuration, tokenizer and licence.
 
-One rule for every folder that is written. All files of the source's folder but weights, their indexes and what is
-hidden; of its sub-folders the same, `1_Pooling/` say, unless a sub-folder holds weights, which makes it another model
-(a Trainer's checkpoint, an ONNX export). Sub-folders that `modules.json` of sentence-transformers lists are parts of
-this model that nobody compressed: they come along whole.
+The same rule holds for every folder that is written. Side files are all files of the source's folder except weights,
+their indexes and hidden files. The same holds for its sub-folders (for example `1_Pooling/`), except that a sub-folder
+with weights is another model (a Trainer's checkpoint, an ONNX export). Sub-folders that `modules.json` of
+sentence-transformers lists are parts of this model that are not compressed: they are copied completely.
 
-A link is followed within the source's folder only, and into the blobs of the Hugging Face cache that it lies in. A file
-that is there already and differs is somebody else's: it is never replaced.
+A link is followed only if it stays in the source's folder, or in the blobs of the Hugging Face cache that contains it.
+An existing file that differs belongs to somebody else and is never replaced.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ WEIGHTS = (
     *(".safetensors", *TORCH_SUFFIXES, ".index.json", ".onnx", ".onnx_data"),
     *(".h5", ".msgpack", ".ot", ".gguf", ".tflite"),
 )
-"""How the names of weights, and of their indexes, end."""
+"""Endings of the names of weights and of their indexes."""
 LARGEST = 1 << 28
-"""Bytes of a side file at most."""
+"""Bytes of the largest side file. A choice: tokenizers are far smaller, and weights with another ending are often
+larger."""
 
 
 def listed(folder: Path, *, apart: Path | None = None) -> list[Path]:
     """The side files of a folder, relative to it, sorted.
 
     Args:
-        apart: a folder in it that is none of its own: where they are copied to.
+        apart: a folder inside it that does not count, because it is the target of the copy.
 
     Raises:
         WriteError: the folder cannot be read.
@@ -52,14 +53,14 @@ def listed(folder: Path, *, apart: Path | None = None) -> list[Path]:
 
 
 def links(folder: Path) -> list[Path]:
-    """Links out of a folder where a side file could be, relative to it; none of them is followed."""
+    """Links that lead out of a folder and so are not followed, relative to the folder."""
     return sorted(p.relative_to(folder) for p in folder.iterdir() if _is_side_name(p.name) and not _inside(p, folder))
 
 
 def check(
     origin: Path, target: Path, *, but: Collection[str] = (), instead: Mapping[str, bytes] = MappingProxyType({})
 ) -> None:
-    """Raises `OccupiedFolderError` where a side file would replace another file; nothing is written.
+    """Raises `OccupiedFolderError` if a side file would replace a different file; nothing is written.
 
     Args:
         but: names of files that the caller writes itself.
@@ -82,16 +83,16 @@ def copy(
     instead: Mapping[str, bytes] = MappingProxyType({}),
     within: Path | None = None,
 ) -> None:
-    """Copies the side files, each aside and renamed; what is there already and the same stays as it is.
+    """Copies the side files, each under a temporary name that is then renamed; equal existing files stay.
 
     Args:
         but: names of files that the caller writes itself.
-        instead: as of `check`.
-        within: a folder for what is being written, on the same file system.
+        instead: as in `check`.
+        within: a folder for the temporary files, on the same file system.
 
     Raises:
-        OccupiedFolderError: a file of that name is there and differs; nothing was written then.
-        WriteError: the folder cannot be filled.
+        OccupiedFolderError: a different file of that name exists; nothing is written.
+        WriteError: a file cannot be written.
     """
     check(origin, target, but=but, instead=instead)
     try:
@@ -133,7 +134,7 @@ def _is_side_name(name: str) -> bool:
 
 
 def _modules(folder: Path) -> list[Path]:
-    """The sub-folders that sentence-transformers loads beside the model in the folder itself."""
+    """The sub-folders that sentence-transformers loads in addition to the model in the folder itself."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         named = [one["path"] for one in json.loads((folder / "modules.json").read_text(encoding="utf-8"))]
         return [folder / name for name in named if name and "/" not in name and name not in (".", "..")]
@@ -141,7 +142,7 @@ def _modules(folder: Path) -> list[Path]:
 
 
 def _inside(path: Path, folder: Path) -> bool:
-    """Whether a path is no link, or one that stays in the folder or in the blobs of the cache that it lies in."""
+    """Whether a path is not a link, or a link that stays in the folder or in the blobs of the cache around it."""
     if not path.is_symlink():
         return True
     home, end = folder.resolve(), Path(os.path.realpath(path))
@@ -160,7 +161,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def _is_taken(origin: Path, target: Path, path: Path, instead: bytes | None) -> bool:
-    """Whether another file, a link or a folder stands where a side file is to be."""
+    """Whether there is a different file, a link or a folder in the place of a side file."""
     parents = [target / parent for parent in path.parents if parent.name]
     if any(parent.is_symlink() or (parent.exists() and not parent.is_dir()) for parent in parents):
         return True

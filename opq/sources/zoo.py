@@ -1,4 +1,4 @@
-"""Pre-trained models by name: Hugging Face, timm and torchvision. Their packages are imported when asked for."""
+"""Pre-trained models by name: Hugging Face, timm and torchvision, whose packages are imported only when needed."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def from_hf(name: str, *, trust: bool = False) -> Source:
     """`ORG/NAME`, `ORG/NAME@REVISION` or a local folder: the checkpoint's tensors under the model's own names.
 
     Weights are read from the snapshot's files, tensor by tensor; the class that the config names is built on demand.
-    Names that differ only by the architecture's prefix become those of the model, tensors that the model has tied
-    are ties, tensors that the model would not load are listed as ignored. Where transformers renames or fuses
-    tensors as it loads, the model is built at once and its own tensors are taken, which needs memory for all of it
-    (the folder's path without `hf:` streams in any case). Where it cannot be built, names stay those of the files.
+    Names that differ only by the architecture's prefix become those of the model, tensors that the model ties are tied,
+    and tensors that the model would not load are listed as ignored. If transformers renames or fuses tensors when it
+    loads them, the model is built at once and its own tensors are used, which takes memory for the whole model (the
+    path of the folder, without `hf:`, is always streamed). If it cannot be built, the names are those of the files.
 
     Args:
-        trust: Python code that comes with the model may be run to build it.
+        trust: whether Python code that comes with the model may be run to build it.
 
     Raises:
         MissingExtraError: transformers or huggingface_hub is not installed.
@@ -64,7 +64,7 @@ def from_hf(name: str, *, trust: bool = False) -> Source:
 
 
 def _converted(source: Source, folder: Path) -> Source:
-    """The tensors of the model that transformers makes of the checkpoint; the file's where the two do not fit."""
+    """The tensors of the model that transformers makes of the checkpoint; those of the files if it cannot make one."""
     try:
         model, missing, unused = load_transformers(folder, "auto", trust=source.trusted)
     except SourceError as error:
@@ -78,7 +78,7 @@ def _converted(source: Source, folder: Path) -> Source:
 
 
 def _snapshot(name: str) -> Path:
-    """The local folder of a model on the hub, fetched if need be; PyTorch files only where safetensors are lacking."""
+    """The local folder of a model on the hub, downloaded if needed; PyTorch files only if there are no safetensors."""
     hub = need("huggingface_hub", "hf")
     repository, _, revision = name.partition("@")
     fetch: Any = hub.snapshot_download
@@ -140,7 +140,7 @@ def from_torchvision(name: str, *, pretrained: bool = True) -> Source:
 
 @contextlib.contextmanager
 def _fetching(label: str) -> Iterator[None]:
-    """Random numbers fixed and restored; failures to fetch become `SourceError`."""
+    """Fixes random numbers and restores them afterwards; a failed download becomes a `SourceError`."""
     with same_random_state(seed=0):
         try:
             yield

@@ -1,4 +1,4 @@
-"""Codes with error feedback of the matrices of one block, in slabs of rows, which do not depend on each other."""
+"""Codes with error feedback for the matrices of one block, in slabs of rows, which are independent of each other."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def fed_codes(
     """The codes of each tensor, flat.
 
     Args:
-        plans: of some matrices of one block, on grids.
-        inputs: what each is given.
-        slab: weights swept at once.
+        plans: the plans of some matrices of one block, on grids.
+        inputs: the inputs of each matrix.
+        slab: how many weights are swept at once.
     """
 
     def one(job: tuple[TensorPlan, int, int]) -> Narrow:
@@ -51,7 +51,7 @@ def fed_codes(
 def fed_rows(
     plan: TensorPlan, spans: Sequence[tuple[int, int]], inputs: Inputs, tensors: Tensors, clock: Clock
 ) -> Narrow:
-    """The codes of some rows of the tensor, flat; of a matrix stored transposed all rows are swept for it."""
+    """The codes of some rows of the tensor, flat. For a matrix that is stored transposed, all rows must be swept."""
     width, moment = plan.size // plan.shape[0], inputs.moment(clock)
     with clock("read"):
         every = [(0, plan.shape[0])] if inputs.layout.transposed else spans

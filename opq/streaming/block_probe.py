@@ -1,13 +1,13 @@
-"""The synthetic batch carried through a model block by block: what every block is given, and what the outputs feel.
+"""The synthetic batch, propagated through a model block by block: the inputs of every block, and the sensitivities.
 
-    forward   texts -> front -> block 0 -> ... -> block N-1: the input of every block goes to disk
+    forward   texts -> front -> block 0 -> ... -> block N-1: the input of every block is written to disk
     reverse   v ~ N(0, I) on the outputs -> output matrix -> tail -> block N-1 -> ... -> block 0 -> front
 
-One block is in memory at a time. The reverse sweep gives the sensitivities of `opq.probe` as they are, without an
-approximation: `a_i` = mean over the tensor's weights of `E[(d v'f / d w)^2]`. Of a matrix with inputs `x_t` and
-gradients `g_t` at its outputs, `sum (d v'f / d w)^2 = |sum_t g_t x_t'|^2 = sum_tu (g_t'g_u)(x_t'x_u)` over the tokens
-t, u of one text: no gradient of a matrix is ever formed. The model's outputs are the logits before they are scaled or
-capped. Texts are shared out in parts; a part's numbers do not depend on who works on the others.
+One block is in memory at a time. The reverse sweep gives exactly the sensitivities of `opq.probe`: `a_i` = mean over
+the tensor's weights of `E[(d v'f / d w)^2]`. For a matrix with inputs `x_t` and gradients `g_t` at its outputs,
+`sum (d v'f / d w)^2 = |sum_t g_t x_t'|^2 = sum_tu (g_t'g_u)(x_t'x_u)` over the tokens t, u of one text, so that the
+gradient of the matrix is never formed. The model's outputs are the logits before they are scaled or capped. The texts
+are divided into parts, and the numbers of a part do not depend on which process works on the others.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from opq.streaming.team import Team
 from opq.streaming.work_folder import Work, check_space
 
 PROBED = 2
-"""Parts that the reverse sweep takes: a mean over so many weights needs few texts."""
+"""How many parts the reverse sweep uses. A choice that trades time for noise: an average over so many weights needs few
+texts."""
 
 Progress = Callable[[str, int, int], None]
 Felt = dict[str, float]
@@ -43,14 +44,14 @@ T = TypeVar("T")
 
 
 class Inputs:
-    """What one matrix, or several that share their input, is given: their second moment, made when first asked for."""
+    """The inputs of one matrix, or of several that share their input; their second moment is computed on demand."""
 
     def __init__(self, pieces: list[torch.Tensor], layout: Layout):
         self.layout, self._pieces, self._lock = layout, pieces, threading.Lock()
         self._moment: Moment | None = None
 
     def moment(self, clock: Clock) -> Moment:
-        """The moment, its factors ready; the inputs themselves are dropped."""
+        """The moment, with its factors computed; the inputs themselves are then released."""
         with self._lock:
             if self._moment is None:
                 with clock("moments"):
@@ -72,11 +73,11 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class Carried:
-    """The synthetic batch in a model's blocks; its files in the work folder survive an interruption."""
+    """The synthetic batch at every block of a model; its files in the work folder survive an interruption."""
 
     blocks: Blocks
     key: str
-    """Of source and seed."""
+    """Identifies source and seed."""
     seed: int
     work: Work
     team: Team
@@ -100,7 +101,7 @@ class Carried:
         return total
 
     def inputs(self, k: int) -> dict[str, Inputs]:
-        """Of the matrices of block k, by the source's names; `sensitivities` was called before."""
+        """The inputs of the matrices of block k, by the source's names; call `sensitivities` first."""
         names, found = self.blocks.named(k), {}
         with self._filled(k) as block:
             known = {name: layer.layout for name, layer in layers(block).items() if name in _linear(block)}
@@ -164,7 +165,7 @@ class Carried:
         return b""
 
     def _from_outputs(self, part: int) -> tuple[torch.Tensor, Felt]:
-        """Behind the blocks: the cotangent at the last block's output."""
+        """The part after the blocks: the cotangent at the last block's output."""
         generator = torch.Generator().manual_seed(self.seed + 7919 * (part + 1))
         with torch.enable_grad():
             hidden = self._input(len(self.blocks), part).requires_grad_()
@@ -173,7 +174,7 @@ class Carried:
             return torch.autograd.grad(out, hidden, cotangent)[0], felt
 
     def _at_head(self, h: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, Felt]:
-        """`W'v` for `v ~ N(0, I)`, some rows of `W` at a time; of `W` itself `E[(v_ti h_tj)^2] = h_tj^2`."""
+        """`W'v` for `v ~ N(0, I)`, some rows of `W` at a time; for `W` itself `E[(v_ti h_tj)^2] = h_tj^2`."""
         name = self.blocks.head
         if name is None:
             return torch.randn(h.shape, generator=generator), {}
@@ -184,7 +185,7 @@ class Carried:
         return cotangent, {name: float(h.double().square().sum()) / h.shape[-1]}
 
     def _through(self, k: int, seen: _Seen, part: int) -> tuple[torch.Tensor, Felt]:
-        """Back through block k: the cotangent at its input, and what its matrices feel."""
+        """Back through block k: the cotangent at its input, and the sums for its matrices."""
         block, names = self.blocks.blocks[k], self.blocks.named(k)
         linear = _linear(block)
         other = {n: p.requires_grad_() for n, p in block.named_parameters() if p.dim() >= 2 and n not in linear}
@@ -203,7 +204,7 @@ class Carried:
         return back, felt
 
     def _to_front(self, part: int) -> tuple[torch.Tensor, Felt]:
-        """Back to what is in front of the blocks; of the embedding some rows are in use, the others feel nothing."""
+        """Back to what is before the blocks. Only some rows of the embedding are used; the others count as 0."""
         around = self.blocks.around
         with torch.enable_grad():
             for parameter in around.values():
@@ -223,7 +224,7 @@ class Carried:
         return b""
 
     def _alone(self, work: Callable[[int], T], part: int) -> T:
-        """In one thread of the pool, so that sums are those of one thread."""
+        """Runs the work in one thread of the pool, so that no sum depends on the number of threads."""
 
         def timed(part: int) -> T:
             with self.clock("probe"):
@@ -266,14 +267,14 @@ class Carried:
 
 
 class _Seen(contextlib.AbstractContextManager["_Seen"]):
-    """Input and output of some modules, by name, as the calling thread runs them."""
+    """Records the input and the output of some modules, by name, when the calling thread runs them."""
 
     def __init__(self, modules: dict[str, nn.Module]):
         self._local = threading.local()
         self._handles = [module.register_forward_hook(self._hook(name)) for name, module in modules.items()]
 
     def during(self, work: Callable[[], T]) -> tuple[T, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-        """What some work gives, and what its modules saw."""
+        """The result of some work, and the inputs and outputs recorded during it."""
         seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._local.seen = seen
         return work(), seen
@@ -283,7 +284,7 @@ class _Seen(contextlib.AbstractContextManager["_Seen"]):
             if name in self._local.seen:
                 raise ProbeError("a layer runs twice in one block", got=name, remedy="Use --no-probe.")
             self._local.seen[name] = (given[0], out)
-            return out.clone() if torch.is_grad_enabled() else out  # what others change in place is not what was seen
+            return out.clone() if torch.is_grad_enabled() else out  # other code may change `out` in place
 
         return hook
 
@@ -293,12 +294,12 @@ class _Seen(contextlib.AbstractContextManager["_Seen"]):
 
 
 def _linear(block: nn.Module) -> dict[str, nn.Module]:
-    """The modules of a block that multiply by a matrix, by its name."""
+    """The modules of a block that multiply by a matrix, by the name of the matrix."""
     found = layers(block)
     return {n: layer.module for n, layer in found.items() if layer.module.weight.dim() == 2}  # type: ignore[operator]
 
 
 def _square(x: torch.Tensor, g: torch.Tensor) -> float:
-    """`|sum_t g_t x_t'|^2`, summed over texts; without a dimension for texts all tokens are taken as one."""
+    """`|sum_t g_t x_t'|^2`, summed over texts; without a dimension for texts, all tokens are those of one text."""
     x, g = (t if t.dim() == 3 else t.flatten(0, -2)[None] for t in (x, g))
     return float(((x @ x.transpose(1, 2)).double() * (g @ g.transpose(1, 2)).double()).sum())

@@ -1,4 +1,4 @@
-"""Tensors of a source in pieces, so that no tensor has to be in memory whole."""
+"""Reading tensors of a source in pieces, so that no whole tensor has to be in memory."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from opq.sources.base import Source
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Span:
-    """Where a tensor lies in a safetensors file."""
+    """Where a tensor's bytes are in a safetensors file."""
 
     path: Path
     start: int
 
 
 class Tensors:
-    """Reads ranges of elements. Files are read, not mapped: a mapped page counts as memory for as long as it stays.
+    """Reads ranges of elements. Files are read, not mapped, because mapped pages would count as memory of the process.
 
-    What lies in no safetensors file under its own name (a live module, a PyTorch checkpoint, a tensor that
-    transformers renames) is asked of the source.
+    Tensors that are not in a safetensors file under their own name (of a live module, of a PyTorch checkpoint, or
+    renamed by transformers) are read through the source.
     """
 
     def __init__(self, source: Source):
@@ -41,7 +41,7 @@ class Tensors:
         """Elements `start` to `stop` of a tensor in row-major order, flat.
 
         Raises:
-            MissingShardError, CorruptSourceError: the file is gone, or shorter than it was.
+            MissingShardError, CorruptSourceError: the file has disappeared, or become shorter.
         """
         spec = self.source.by_name[name]
         span = self._spans.get(name)

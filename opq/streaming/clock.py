@@ -1,4 +1,4 @@
-"""Where the time goes: seconds by stage, summed over threads."""
+"""How long each stage takes, summed over threads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Seconds by stage, on the wall and of the processor.
+    """Wall-clock and processor seconds by stage.
 
-    Stages of different threads overlap, so that their sum may exceed the time on the wall. On a machine with other
-    work the processor's seconds are those that tell.
+    Stages of different threads overlap, so that their sum may exceed the elapsed time. On a busy machine the processor
+    seconds are more meaningful.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""A compressed folder back to an ordinary one that `from_pretrained` loads, in bounded memory."""
+"""From a compressed folder back to an ordinary one that `from_pretrained` loads, in bounded memory."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def save_dense_folder(
     Tied names are written out under each name, as `opq.export.save_dense` does.
 
     Args:
-        folder: what `opq.streaming.compress_folder` wrote.
-        output: the folder to fill; made where it is not there.
-        workers: threads; by default one a core.
+        folder: a folder that `opq.compress_folder` has written.
+        output: the folder to fill; it is created if needed.
+        workers: threads; by default one for each core.
 
     Returns:
         bytes of the new weight files.
 
     Raises:
-        FileFormatError: a shard is not whole.
-        WriteError: the output cannot be written; no file in it is half-written.
+        FileFormatError: a shard is incomplete or damaged.
+        WriteError: the output cannot be written; no incomplete file remains in it.
     """
     target = Path(output)
     with FolderReader(folder) as reader, pool(workers) as threads:
@@ -86,7 +86,7 @@ def _nbytes(tensor: TensorPlan) -> int:
 
 
 def pieces(reader: Reader, tensor: TensorPlan, threads: Pool) -> Iterator[bytes]:
-    """The bytes of a dense tensor, in order; of large ones chunk by chunk, decoded in parallel."""
+    """The bytes of a dense tensor, in order; large tensors chunk by chunk, decoded in parallel."""
     holder = reader.plan[tensor.like or tensor.name]
     kind = reader.kind(holder.name)
     if kind != "grid" or not entropy.is_large(holder.shape):
@@ -98,7 +98,7 @@ def pieces(reader: Reader, tensor: TensorPlan, threads: Pool) -> Iterator[bytes]
 
 
 class Rebuild:
-    """`opq.quantizing.grid.dequantize` on pieces of codes, as bytes; by a table, since codes are few."""
+    """`opq.quantizing.grid.dequantize` for pieces of codes, as bytes; by a lookup table, since there are few codes."""
 
     def __init__(self, plan: TensorPlan):
         dtype = torch_dtype(plan.dtype)

@@ -1,8 +1,8 @@
-"""One tensor to its bytes, piece by piece: the bytes of `opq.coding.entropy.encode`, never the whole tensor in memory.
+"""Encodes one tensor piece by piece: the same bytes as `opq.coding.entropy.encode`, without the whole tensor in memory.
 
-Large tensors are cut as their entropy coder cuts them, into chunks of whole rows. Three sweeps: count symbols and
-sum magnitudes; count symbols by class; encode, decode again and compare. Codes stay in memory between sweeps, in one
-byte a weight where that holds them, unless the tensor is too large for that: then it is read and quantized anew.
+Large tensors are cut into the entropy coder's chunks of whole rows. There are three sweeps: count symbols and sum
+magnitudes; count symbols by class; encode, decode again and compare. Codes stay in memory between sweeps, in one byte
+for each weight if that is enough, unless the tensor is too large; then it is read and quantized again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class Map(Protocol):
-    """`map`, or one that works in threads: results in the order of the items."""
+    """`map`, or a parallel version of it, with results in the order of the items."""
 
     def __call__(self, work: Callable[[int], T], items: Iterable[int], /) -> Iterator[T]: ...
 
@@ -61,7 +61,7 @@ class Coded:
 
 
 class Quantizer:
-    """`opq.quantizing.grid.quantize` on pieces: the same codes, by a table for types of at most 16 bits."""
+    """`opq.quantizing.grid.quantize` for pieces: the same codes, by a lookup table for types of at most 16 bits."""
 
     def __init__(self, plan: TensorPlan):
         self.plan, dtype = plan, torch_dtype(plan.dtype)
@@ -70,7 +70,7 @@ class Quantizer:
             self._pattern = np.uint8 if dtype.itemsize == 1 else np.uint16
             patterns = torch.from_numpy(np.arange(1 << 8 * dtype.itemsize).astype(self._pattern).view(np.uint8))
             values = patterns.view(dtype).to(torch.float32)
-            inside = values.abs() <= plan.step * LARGEST_CODE  # NaN is not; no weight of the tensor is outside
+            inside = values.abs() <= plan.step * LARGEST_CODE  # false for NaN; true for every weight of the tensor
             self._table = narrow(quantize(torch.where(inside, values, 0.0), plan).numpy())
 
     def __call__(self, weights: torch.Tensor) -> Narrow:
@@ -81,12 +81,12 @@ class Quantizer:
 
 
 def narrow(codes: npt.NDArray[np.int16]) -> Narrow:
-    """Codes in a byte each where that holds them."""
+    """Codes in one byte each if that is enough."""
     return codes.astype(np.int8) if codes.min() > -128 and codes.max() < 128 else codes
 
 
 def joined(pieces: Sequence[Narrow]) -> Narrow:
-    """One array of several; in two bytes each where one of them needs that."""
+    """Several arrays as one; in two bytes for each code if one of them needs that."""
     wide = any(piece.dtype == np.int16 for piece in pieces)
     return np.concatenate(pieces, dtype=np.int16) if wide else np.concatenate(pieces, dtype=np.int8)
 
@@ -103,11 +103,11 @@ def encode(
     """The payload of one compressed tensor, verified by decoding.
 
     Args:
-        plan: the tensor's, on a grid.
-        read: its weights.
-        run: `map`, or a parallel one.
-        codes: of the whole tensor, flat, where they are not its weights rounded one by one.
-        cached: weights of which the codes stay in memory between the sweeps.
+        plan: the tensor's plan, on a grid.
+        read: reads its weights.
+        run: `map`, or a parallel version of it.
+        codes: of the whole tensor, flat, if they are not simply its rounded weights.
+        cached: up to so many weights, codes stay in memory between the sweeps.
 
     Raises:
         WriteError: the bytes do not decode to the codes.
@@ -185,7 +185,7 @@ class _Chunks:
         return self.narrow(k).astype(np.int16, copy=False)
 
     def survey(self, k: int) -> tuple[Ints, Ints, Ints]:
-        """Counts by code (as an unsigned 16-bit number), sums of magnitudes by row and by position in a row."""
+        """Counts by code (as an unsigned 16-bit number), and sums of magnitudes by row and by position in a row."""
         codes = self.narrow(k)
         with self._clock("encode"):
             _, columns, rest = classes.view(self.plan.shape)
@@ -220,7 +220,7 @@ def _symbols(codes: npt.NDArray[np.int16], low: int) -> npt.NDArray[np.int16]:
 
 
 def _draft(source: _Chunks, run: Map) -> Draft:
-    """As `entropy.draft`, from counts and sums."""
+    """The same as `entropy.draft`, from counts and sums."""
     shape = classes.view(source.plan.shape)
     counts, by_row, by_place = np.zeros(1 << 16, np.int64), [], np.zeros(shape[1] * shape[2], np.int64)
     for some, rows, places in run(source.survey, range(len(source.parts))):

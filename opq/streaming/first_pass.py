@@ -1,15 +1,16 @@
-"""Pass one: every tensor to a curve, shared out by source shard, and the allocation problem that these make."""
+"""Pass one: from every tensor to its curve, source shards divided among the ranks; then the allocation problem."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from opq.compression.coders import probe_source
 from opq.compression.copies import tied
 from opq.compression.options import Options
+from opq.compression.prior import prior
 from opq.compression.problem import Problem
 from opq.compression.roles import Role, assign
 from opq.errors import PatternError
@@ -21,7 +22,7 @@ from opq.streaming.task import Task
 
 
 def prepared(task: Task) -> tuple[Task, Problem[Measure]]:
-    """The task with the ties that its tensors' values show, and the problem of its tensors."""
+    """The task, in which equal tensors are now tied, and the allocation problem."""
     roles = roles_of(task.source, task.options)
     found = measures(task, [role for role in roles if role.action == "compress"])
     same = json.loads(task.team.first(lambda: json.dumps(ties(task.source, found, task.tensors)).encode()))
@@ -40,7 +41,7 @@ def prepared(task: Task) -> tuple[Task, Problem[Measure]]:
 
 
 def roles_of(source: Source, options: Options) -> tuple[Role, ...]:
-    """As `opq.compression.roles.assign`, and the scales of float8 weights are kept."""
+    """As in `opq.compression.roles.assign`; in addition, the scales of float8 weights are kept."""
     scales = set(scales_of(source).values())
     return tuple(
         dataclasses.replace(role, action="keep", reason="scales of float8 weights", exact=True)
@@ -51,7 +52,7 @@ def roles_of(source: Source, options: Options) -> tuple[Role, ...]:
 
 
 def measures(task: Task, roles: Sequence[Role]) -> dict[str, Measure]:
-    """Of every compressed tensor, in the source's order; each rank measures whole source shards."""
+    """The measures of every compressed tensor, in the source's order; each rank measures whole source shards."""
     groups: dict[Path | None, list[Role]] = {}
     for role in roles:
         groups.setdefault(task.source.files.get(role.name), []).append(role)
@@ -71,7 +72,7 @@ def measures(task: Task, roles: Sequence[Role]) -> dict[str, Measure]:
 
 
 def _shard(task: Task, roles: Sequence[Role], done: int, total: int) -> dict[str, Measure]:
-    """Of one source shard: those of an earlier run, or new ones, kept for a later one."""
+    """The measures of one source shard: those of an earlier run, or new ones, which are kept for a later run."""
     specs = [role.spec for role in roles]
     kept_as = task.identities.measures(specs)
     if (before := task.work.get(kept_as)) is not None:
@@ -85,26 +86,30 @@ def _shard(task: Task, roles: Sequence[Role], done: int, total: int) -> dict[str
 
 
 def sensitivities(task: Task, roles: Sequence[Role], found: dict[str, Measure]) -> dict[str, float]:
-    """All 1, unless probed or given; float8 weights by the mean square of their scales."""
+    """`a_i` of every compressed tensor: as given, else by the probe, else by what the weights alone tell."""
     source, options = task.source, task.options
-    a = dict.fromkeys(found, 1.0)
-    for name, scale in scales_of(source).items():
-        if name in a:
-            a[name] = scale_square(source, scale)
+    given = options.sensitivities or {}
+    if unknown := sorted(set(given) - set(found)):
+        raise PatternError("sensitivities= names no compressed tensor", got=", ".join(unknown[:5]))
     alpha = 1.0 if options.alpha is None else options.alpha
     if task.carried is not None:
-        a |= felt(source, task.carried, found, alpha)
+        a = _alike(source, found) | felt(source, task.carried, found, alpha)
     elif options.probe and (probed := probe_source(source, options)) is not None:
-        a |= probed.sensitivities(found, alpha=alpha)
-    given = options.sensitivities or {}
-    if unknown := sorted(set(given) - set(a)):
-        raise PatternError("sensitivities= names no compressed tensor", got=", ".join(unknown[:5]))
+        a = _alike(source, found) | probed.sensitivities(found, alpha=alpha)
+    else:
+        a = prior(source, found) if options.weighs and not given else _alike(source, found)
     a |= given
     return a | {r.name: r.sensitivity for r in roles if r.name in a and r.sensitivity is not None}
 
 
+def _alike(source: Source, found: Mapping[str, Measure]) -> dict[str, float]:
+    """1 for every tensor; for float8, whose weights are codes times scales, the mean square of the scales."""
+    scales = scales_of(source)
+    return {name: scale_square(source, scales[name]) if name in scales else 1.0 for name in found}
+
+
 def felt(source: Source, carried: Carried, found: dict[str, Measure], alpha: float) -> dict[str, float]:
-    """By the probe in blocks; a tied tensor feels for all its names, one that was never felt as the middle one."""
+    """`a_i` by the probe in blocks. Those of tied names are added; a tensor that was never used has the median."""
     sums: dict[str, float] = {}
     for name, square in carried.sensitivities().items():
         holder = source.by_name[name].like or name

@@ -1,4 +1,5 @@
-"""How much is worked on at once, and how often something is tried."""
+"""How much is worked on at once, and how often something is repeated. All these numbers are choices: those of weights
+trade memory for speed, the others time for a size nearer to the budget."""
 
 from __future__ import annotations
 
@@ -9,23 +10,22 @@ from opq.compression.budget import WINDOW
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """The numbers that one compression of a folder works by."""
+    """The numerical limits of one compression of a folder."""
 
     cached: int = 1 << 27
-    """Weights whose codes are kept in memory between the sweeps of a tensor."""
+    """The most weights of a tensor whose codes are kept in memory between the sweeps."""
     alone: int = 1 << 27
     """Tensors of more weights are coded one at a time, their chunks in parallel."""
     slab: int = 1 << 22
     """Weights that error feedback sweeps at once."""
     fed_blocks: int = 8
-    """Blocks in which it is measured what error feedback adds to the bits."""
+    """The number of blocks in which the bits that error feedback adds are measured."""
     samplings: int = 4
-    """Samples are taken anew, so often at most, while the solution moves: what classes save is a fraction of the rate
-    that depends on the rate."""
+    """How often, at most, samples are taken while the solution still changes: what classes save depends on the rate."""
     rounds: int = 6
-    """How often pass two is run, at most."""
+    """How often, at most, pass two is run."""
     window: float = WINDOW
-    """Part of the budget that is used at least, where it can be."""
+    """The fraction of the budget that should be used at least."""
 
 
 LIMITS = Limits()

@@ -1,7 +1,7 @@
-"""Pass one: every tensor to a curve and a few numbers, one sweep over the checkpoint.
+"""Pass one: from every tensor to its curve and a few numbers, in one sweep over the checkpoint.
 
-Element types of at most 16 bits are counted by their patterns, which is exact. A histogram is turned into its curve
-and dropped at once, so that even tens of thousands of tensors take little memory.
+Element types of at most 16 bits are counted by their bit patterns, which is exact. Each histogram is replaced by its
+curve at once, so that even tens of thousands of tensors take little memory.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from opq.streaming.chunks import Tensors
 from opq.streaming.clock import Clock
 
 PIECE = 1 << 22
-"""Weights read at once."""
+"""Weights read at once. A choice that trades memory for the overhead of each read."""
 _CACHED = 1 << 19
+"""Weights counted at once: with their patterns they fit into a processor's cache. A choice of speed."""
 _NUMBERS = ("min_abs", "max_abs", "mean_abs", "mean_square")
 _COLUMNS = ("log_step", "theta", "rate", "distortion", "density")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Measure:
-    """What pass two needs to know of a tensor."""
+    """What pass two needs to know about a tensor."""
 
     size: int
     min_abs: float
@@ -44,7 +45,7 @@ class Measure:
     mean_abs: float
     mean_square: float
     digest: str
-    """Of the histogram: equal tensors have equal ones."""
+    """A digest of the histogram; equal tensors have equal digests."""
     curve: Curve
 
     @classmethod
@@ -55,7 +56,7 @@ class Measure:
 
 
 class Counter:
-    """Statistics of a tensor that arrives in pieces: `TensorStats.of` of the whole."""
+    """Statistics of a tensor that is read in pieces: the same as `TensorStats.of` for the whole tensor."""
 
     def __init__(self, spec: TensorSpec):
         self.spec = spec
@@ -83,7 +84,7 @@ class Counter:
 
 
 def of_patterns(counts: npt.NDArray[np.int64], spec: TensorSpec) -> TensorStats:
-    """The statistics of a tensor of a narrow type from how often each of its patterns occurs."""
+    """The statistics of a tensor of at most 16 bits from the counts of its bit patterns."""
     found = np.flatnonzero(counts)
     if not len(found):
         return TensorStats.empty()
@@ -134,7 +135,7 @@ def measure(specs: Iterable[TensorSpec], tensors: Tensors, pool: Pool, clock: Cl
 
 
 def packed(measures: Mapping[str, Measure]) -> bytes:
-    """Measures as bytes, for other processes and for the next run."""
+    """Measures as bytes, for other processes and for a later run."""
     listed = list(measures.values())
     arrays: dict[str, Any] = {n: np.array([getattr(m, n) for m in listed], np.float64) for n in _NUMBERS}
     arrays["size"] = np.array([m.size for m in listed], np.int64)
@@ -161,8 +162,7 @@ def unpacked(data: bytes) -> dict[str, Measure]:
 
 
 def ties(source: Source, measures: Mapping[str, Measure], tensors: Tensors) -> dict[str, str]:
-    """Tensors that hold the very same values as one before them, element by element: written twice by whoever saved
-    a tied model in several files."""
+    """Tensors that are equal to an earlier one, as when a tied model was saved in several files without its ties."""
     digests = {name: found.digest for name, found in measures.items() if found.min_abs < found.max_abs}
     return copies(source.by_name, digests, lambda one, other: _equal(tensors, one, other, source))
 
@@ -178,7 +178,7 @@ def _equal(tensors: Tensors, one: str, other: str, source: Source) -> bool:
 
 
 SCALES = ("_scale_inv", "_scale", ".scales", ".scale")
-"""How the block scales that go with float8 weights end."""
+"""Endings of the names of block scales that belong to float8 weights."""
 
 
 def scales_of(source: Source) -> dict[str, str]:
@@ -196,7 +196,7 @@ def scales_of(source: Source) -> dict[str, str]:
 
 
 def scale_square(source: Source, name: str) -> float:
-    """Mean square of a tensor of scales; raises `CorruptSourceError` where it is not positive and finite."""
+    """Mean square of a tensor of scales; raises `CorruptSourceError` if it is not positive and finite."""
     found = float(source.tensor(name).double().square().mean())
     if not (np.isfinite(found) and found > 0):
         raise CorruptSourceError(f"tensor {name!r} holds no scales", got=found, wanted="positive numbers")

@@ -1,8 +1,8 @@
 """A language model whose weights stay on disk: its own code, its front and its tail, and one block in memory at a time.
 
 The model is built by transformers from the folder's `config.json` with parameters that have no values; buffers such as
-rotary frequencies are real. Its own forward is run with the blocks replaced by what passes the hidden state through:
-so it computes masks and position embeddings itself, and tells with what every block is called.
+rotary frequencies have values. Its own forward is run with every block replaced by a function that passes the hidden
+state through. So the model computes masks and position embeddings itself, and the arguments of each block are recorded.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from opq.sources.names import model_name
 from opq.streaming.chunks import Tensors
 
 TEXTS, PART = 128, 16
-"""Synthetic texts in all, and in one part: parts are what threads and processes share out."""
+"""Synthetic texts in all, and in one part; parts are divided among threads and processes. A choice that trades time for
+the accuracy of the moments."""
 _HIDDEN = "hidden_states"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Call:
-    """How the model calls a block: all but the hidden state, which is the first argument or named."""
+    """The arguments of a block besides the hidden state, which is the first positional argument or a keyword."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -51,7 +52,7 @@ class Blocks:
     """The model of a folder, in pieces.
 
     Raises:
-        ProbeError: it cannot be taken apart this way; says why.
+        ProbeError: the model cannot be divided in this way; the text says why.
     """
 
     def __init__(self, source: Source, tensors: Tensors, seed: int):
@@ -80,20 +81,20 @@ class Blocks:
 
     @property
     def parts(self) -> int:
-        """Parts of the synthetic batch."""
+        """The number of parts of the synthetic batch."""
         return len(self.ids) // PART
 
     def block_of(self, name: str) -> int | None:
-        """The block that one of the source's tensors is in."""
+        """The number of the block to which one of the source's tensors belongs."""
         return self._block_of.get(name)
 
     def named(self, k: int) -> dict[str, str]:
-        """Parameters of block k: the name in the block -> the source's."""
+        """Parameters of block k: the name within the block -> the source's name."""
         return self._names[k]
 
     @contextlib.contextmanager
     def filled(self, k: int) -> Iterator[nn.Module]:
-        """Block k with its weights in float32, and without them again behind it."""
+        """Block k with its weights in float32; afterwards without them again."""
         block = self.blocks[k]
         empty = dict(_parameters(block))
         try:
@@ -109,16 +110,16 @@ class Blocks:
         return self._calls[k](self.blocks[k], hidden)
 
     def front(self, part: int) -> torch.Tensor:
-        """What the first block is given of one part, (PART, tokens, width)."""
+        """The input of the first block for one part, (PART, tokens, width)."""
         return self._driven(self.ids[PART * part : PART * (part + 1)], None)[0]
 
     def tail(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the output matrix is given (the model's output where there is none), by the last block's output."""
+        """The input of the output matrix, or the model's output if there is none, from the last block's output."""
         return self._driven(self.ids[:PART], hidden)[1]
 
     @property
     def around(self) -> dict[str, nn.Parameter]:
-        """Matrices in front of the blocks, by the source's names: of the embedding the rows that are in use."""
+        """Matrices before the blocks, by the source's names; of the embedding only the rows that are used."""
         return {name: p for name, p in self._around.items() if p.dim() >= 2}
 
     def head_rows(self, start: int, stop: int) -> torch.Tensor:
@@ -127,11 +128,11 @@ class Blocks:
 
     @property
     def width(self) -> int:
-        """Of the hidden state."""
+        """The width of the hidden state."""
         return int(self._embedding.weight.shape[1])
 
     def spec(self, name: str) -> TensorSpec:
-        """Of one of the source's tensors."""
+        """The spec of one of the source's tensors."""
         return self._source.by_name[name]
 
     # --- building ----------------------------------------------------------------------------
@@ -146,7 +147,7 @@ class Blocks:
         return self._rows(name, 0, self.spec(name).shape[0])
 
     def _checked(self, model: nn.Module, head: nn.Module | None) -> dict[int, str]:
-        """The source's name of every parameter, by its identity: there, in its shape, as plain floating point."""
+        """The source's name of every parameter, by identity, after a check of presence, shape and element type."""
         entries = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
         prefix = str(getattr(model, "base_model_prefix", "") or "")
         files = {model_name(name, entries, prefix): name for name in self._source.names}
@@ -161,7 +162,7 @@ class Blocks:
         return names
 
     def _filled_around(self, names: Mapping[int, str]) -> dict[str, nn.Parameter]:
-        """Values for what is neither in a block nor the output matrix: norms, positions, rows of the embedding."""
+        """Gives values to parameters outside of blocks and output matrix: norms, positions, rows of the embedding."""
         inside = {id(p) for block in self.blocks for p in block.parameters()}
         rows, embedded = torch.unique(self.ids), names[id(self._embedding.weight)]
         around = {}
@@ -179,10 +180,10 @@ class Blocks:
         return around
 
     def _recorded(self) -> list[_Call]:
-        """How the model calls its blocks; blocks return a tensor, or in older versions of transformers a tuple."""
+        """How the model calls its blocks. A block returns a tensor, or in older versions of transformers a tuple."""
         for wrap in (lambda x: x, lambda x: (x,)):
             self._wrap: Callable[[torch.Tensor], Any] = wrap
-            with contextlib.suppress(Exception), torch.no_grad():  # a stranger's forward may fail in any way
+            with contextlib.suppress(Exception), torch.no_grad():  # an unknown forward may fail in any way
                 self._seen: list[tuple[torch.Tensor, _Call]] = []
                 self.front(0)
                 hidden = [h for h, _ in self._seen]
@@ -192,7 +193,7 @@ class Blocks:
                          got=type(self._trunk).__name__)  # fmt: skip
 
     def _driven(self, ids: torch.Tensor, last: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the first block is given, and the trunk's output where the last block gave `last`."""
+        """The input of the first block, and the trunk's output if the last block returns `last`."""
         seen = self._seen = []
 
         def passing(k: int) -> Callable[..., Any]:
@@ -218,7 +219,7 @@ def open_blocks(source: Source, tensors: Tensors, seed: int) -> Blocks:
     """The model of a source that is a folder in Hugging Face layout.
 
     Raises:
-        ProbeError, SourceError, MissingExtraError: there is none, or it cannot be taken apart; says why.
+        ProbeError, SourceError, MissingExtraError: there is none, or it cannot be divided; the text says why.
     """
     if source.folder is None or not source.files:
         raise ProbeError("there is no model", got="weights alone", wanted="a folder with a config.json")
@@ -248,9 +249,9 @@ def _without_values(source: Source) -> nn.Module:
 
 @contextlib.contextmanager
 def _no_parameters() -> Iterator[None]:
-    """Parameters that this thread's modules register inside have no values; their memory is never touched.
+    """Parameters that modules of this thread register in the block have no values, and take no memory.
 
-    Inside `same_random_state`, so that no two threads change the class at once.
+    Use it within `same_random_state`, so that no two threads change the class at once.
     """
     real, own = nn.Module.register_parameter, threading.get_ident()
 
@@ -295,4 +296,4 @@ def _set(root: nn.Module, name: str, values: torch.Tensor) -> nn.Parameter:
 
 
 UNAVAILABLE = (ProbeError, SourceError, MissingExtraError)
-"""What `open_blocks` raises."""
+"""The errors that `open_blocks` raises."""

@@ -1,4 +1,4 @@
-"""What the compression of a folder gives back."""
+"""What the compression of a folder returns."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from opq.base.tables import counted
 from opq.compression.result import Compressed
 from opq.file.folder_reader import FolderReader
 
@@ -19,11 +20,11 @@ class Streamed(Compressed):
     written: int
     """Bytes of all shards and the index."""
     rounds: int
-    """How often pass two was run: once where the predicted size held."""
+    """How often pass two was run: once if the predicted size was right."""
     seconds: Mapping[str, float]
-    """Seconds of this process by stage, on the wall, summed over its threads."""
+    """Wall-clock seconds of this process by stage, summed over its threads."""
     cpu_seconds: Mapping[str, float]
-    """The same of the processor: what other work on the machine does not change."""
+    """Processor seconds by stage, which depend less on other work on the machine."""
 
     @property
     def bytes(self) -> int:
@@ -32,13 +33,15 @@ class Streamed(Compressed):
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Bytes of each tensor's payload; 0 for shared ones."""
+        """Bytes of each tensor's payload; 0 for shared tensors."""
         with FolderReader(self.folder) as reader:
             return reader.sizes
 
     @property
     def _headline(self) -> str:
-        return f"{self.folder}: {len(self.shards)} shards, {super()._headline.removeprefix(self.label + ': ')}"
+        return (
+            f"{self.folder}: {counted(len(self.shards), 'shard')}, {super()._headline.removeprefix(self.label + ': ')}"
+        )
 
     def __repr__(self) -> str:
         return f"<opq.streaming.Streamed {self._headline}>"

@@ -1,4 +1,4 @@
-"""How an interrupted compression is taken up: what a source is known by, and the rounds so far."""
+"""How an interrupted compression is resumed: identifying the source, and the rounds so far."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from opq.streaming.team import Team
 from opq.streaming.work_folder import Work
 
 WHOLE = 1 << 24
-"""Files up to this size are digested whole."""
+"""Bytes of the largest file that is digested completely. A choice of speed."""
 PIECES, PIECE = 64, 1 << 16
-"""Of larger ones so many pieces of so many bytes are, evenly spread, the first and the last among them."""
+"""For larger files, the number of evenly spread pieces that are digested, from the first to the last, and their bytes.
+A choice: 4 MiB are read quickly, and size and time of change are compared, too."""
 _HERE = os.urandom(16).hex()
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Identities:
-    """What the files of a source are known by: name, size, time of change, and some of their bytes."""
+    """How the files of a source are identified: by name, size, time of change, and some of their bytes."""
 
     source: Source
     files: Mapping[Path, tuple[object, ...]]
@@ -37,25 +38,25 @@ class Identities:
         return cls(source, {path: _identity(path) for path in sorted(set(source.files.values()))})
 
     def tensor(self, name: str) -> tuple[object, ...]:
-        """Of the file that holds a tensor; values in memory are never known again."""
+        """The identity of the file that contains a tensor; values in memory are never recognised again."""
         path = self.source.files.get(name)
         return (_HERE, id(self.source)) if path is None else self.files[path]
 
     @property
     def key(self) -> str:
-        """The whole source: its files and what they hold."""
+        """Identifies the whole source: its files and their contents."""
         hashed = hashlib.sha256()
         hashed.update(repr(sorted({repr(self.tensor(spec.name)) for spec in self.source.specs})).encode())
         hashed.update(repr([(s.name, s.shape, str(s.dtype), s.like) for s in self.source.specs]).encode())
         return hashed.hexdigest()
 
     def measures(self, specs: Sequence[TensorSpec]) -> str:
-        """The name under which the measures of some tensors of one file are kept."""
+        """The name under which the measures of some tensors of one file are stored."""
         described = [(s.name, s.shape, str(s.dtype)) for s in specs]
         return "measure-" + hashlib.sha256(repr((self.tensor(specs[0].name), described)).encode()).hexdigest()[:32]
 
     def run(self, options: Options, shard_size: int, *, probed: bool) -> str:
-        """A whole run: the source, and every option that changes bytes."""
+        """Identifies a whole run: the source, and every option that changes bytes."""
         names = ("bits", "ratio", "size", "method", "overrides", "constraints", "sensitivities", "alpha", "seed")
         hashed = hashlib.sha256(self.key.encode())
         hashed.update(repr([(name, getattr(options, name)) for name in (*names, "probe")]).encode())
@@ -83,33 +84,33 @@ def sampled(path: Path, size: int, *, whole: int = WHOLE, piece: int = PIECE) ->
 
 @dataclasses.dataclass(slots=True)
 class History:
-    """The rounds of a run, on disk before the next one begins; the same in all processes."""
+    """The rounds of a run, written to disk before the next one begins; the same in all processes."""
 
     work: Work
     team: Team
     done: list[Round]
     predicted: list[float]
-    """Bytes foreseen of each of them, and of the one that was begun."""
+    """The predicted bytes of each round, including one that has begun."""
     begun: float | None
-    """Setting of a round that has begun and not ended."""
+    """The setting of a round that has begun but not ended."""
 
     @classmethod
     def of(cls, work: Work, team: Team) -> History:
-        """What an earlier run left, or nothing."""
+        """The history that an earlier run has left, or an empty one."""
         listed = json.loads(team.first(lambda: json.dumps(work.state.get("rounds", [])).encode()))
         done = [Round(one["bits"], one["bytes"], one["most"]) for one in listed if "bytes" in one]
         begun = next((one["bits"] for one in listed if "bytes" not in one), None)
         return cls(work, team, done, [one["predicted"] for one in listed], begun)
 
     def begin(self, bits: float, predicted: float) -> None:
-        """A round of so many bits begins; of one that was begun before nothing changes."""
+        """Records that a round of so many bits begins; if it had begun already, nothing changes."""
         if self.begun is None:
             self.predicted.append(predicted)
         self.begun = bits
         self._record()
 
     def end(self, one: Round) -> None:
-        """The round that was begun is through."""
+        """Records the result of the round that had begun."""
         self.done.append(one)
         self.begun = None
         self._record()

@@ -1,4 +1,4 @@
-"""The budget of a folder: what the first round takes is foreseen from samples, later ones are corrected by its size."""
+"""The budget of a folder: the size of the first round is predicted from samples; later rounds are corrected by it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from opq.streaming.second_pass import Target, write
 from opq.streaming.task import Task
 
 NEAR = 0.005
-"""Samples are taken anew while the solution moves by more than this fraction."""
+"""Samples are taken again while the solution changes by more than this fraction. A choice: the width of the budget's
+window."""
 GROWN = 0.02
-"""What error feedback adds to the bits is measured anew when these have moved by more than this fraction."""
+"""The bits that error feedback adds are measured again when bits have changed by more than this fraction. A choice."""
 Samples = dict[str, prediction.Sample]
 
 
@@ -37,7 +38,7 @@ class Written:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Growth:
-    """What error feedback adds to the bits of tensors, by a factor, and the bits at which that was measured."""
+    """The factor by which error feedback raises the bits of each tensor, and the bits at which it was measured."""
 
     factors: dict[str, float]
     bits: float
@@ -45,7 +46,7 @@ class _Growth:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rounds:
-    """Pass two, again with a corrected budget where the size came out wrong."""
+    """Pass two, repeated with a corrected budget if the size is not in the window."""
 
     task: Task
     problem: Problem[Measure]
@@ -53,9 +54,9 @@ class Rounds:
     history: History
 
     def run(self) -> Written:
-        """Writes the files of the round that meets the budget, or of the largest below it.
+        """Writes the files of the round that meets the budget, or of the largest round below it.
 
-        Weights of few values (float8) make the size jump as steps move; then no size may be in the window.
+        With weights of few distinct values (float8), the size jumps as steps change, and may never be in the window.
 
         Raises:
             InfeasibleError: no files are that small.
@@ -76,7 +77,7 @@ class Rounds:
         return Written(plan, size, len(found.rounds) + again, short)
 
     def make(self, bits: float, before: Sequence[Round]) -> tuple[Round, Plan]:
-        """All files at so many bits of codes."""
+        """Writes all files with so many bits of codes."""
         if before:
             self.history.begin(bits, AIM * self.target.size)
         plan = self.plan(bits, self.history.predicted[-1])
@@ -90,7 +91,7 @@ class Rounds:
             return as_stored(self.problem.plan(bits).replace(predicted_bytes=round(predicted)))
 
     def infeasible(self, smallest: float) -> InfeasibleError:
-        """The error that says what can be had."""
+        """The error that gives the smallest possible budget."""
         needed = 8 * smallest * 1.005 / self.task.source.elements
         return InfeasibleError(
             f"no folder of {self.task.source.label} is that small",
@@ -101,14 +102,14 @@ class Rounds:
     # --- the first round ---------------------------------------------------------------------
 
     def first(self) -> float:
-        """Bits of codes by which the predicted size is the budget; those of an earlier run where it had begun."""
+        """Bits of codes for which the predicted size is the budget; those of an earlier run if it had begun a round."""
         if self.history.begun is None:
             self.history.begin(*self.foreseen())
         assert self.history.begun is not None
         return self.history.begun
 
     def foreseen(self) -> tuple[float, float]:
-        """Bits of codes, and the bytes of all files that are predicted of them, from samples."""
+        """Bits of codes, and the bytes of all files that samples predict for them."""
         wanted, least = AIM * self.target.size, self.problem.least_bits
         with self.task.clock("solve"):
             sketch = self.problem.sketch()
@@ -128,11 +129,12 @@ class Rounds:
         return bits, predicted
 
     def fixed(self, plan: Plan, taken: Samples) -> float:
-        """Bytes that are no codes."""
+        """Bytes besides the codes."""
         return len(self.target.index) + prediction.fixed_bytes(self.task.source, plan, self.target.shards, taken)
 
     def samples(self, plan: Plan, growth: _Growth) -> tuple[Samples, _Growth]:
-        """Of every compressed tensor, each rank takes some; and what error feedback adds, measured anew if need be."""
+        """Samples of every compressed tensor, divided among the ranks; and the growth by error feedback, measured again
+        if needed."""
         task, sizes = self.task, [t.size for t in plan.compressed]
         small = sum(sizes) <= prediction.SMALL
         mine = [plan.compressed[k] for k in task.team.mine([min(size, prediction.WHOLE) for size in sizes])]
@@ -150,7 +152,7 @@ class Rounds:
         return {n: dataclasses.replace(s, ratio=s.ratio * factors.get(n, 1.0)) for n, s in taken.items()}, growth
 
     def grown(self, carried: Carried, plan: Plan, plain: Samples, small: bool) -> dict[str, float]:
-        """What error feedback adds to the bits of each tensor, measured in some of the blocks."""
+        """The factor by which error feedback raises the bits of each tensor, measured in some of the blocks."""
         task, blocks = self.task, carried.blocks
         every = range(0, len(blocks), -(-len(blocks) // task.limits.fed_blocks))
         mine = list(every)[task.team.rank :: task.team.size]

@@ -1,17 +1,18 @@
-"""A checkpoint of any size to a folder of shards.
+"""Compresses a checkpoint of any size into a folder of shards.
 
-    pass one    every tensor -> curve                       shared out by source shard
+    pass one    every tensor -> curve                       source shards are divided among the ranks
     solve       curves + budget -> Plan                     the same on every rank
-    sample      a few rows of every tensor -> its bytes     shared out by tensor; then solve again
-    pass two    quantize, encode, verify, write             shared out by output shard
+    sample      a few rows of every tensor -> its bytes     tensors are divided; then solve again
+    pass two    quantize, encode, verify, write             output shards are divided
 
-A rank is a process of `torchrun`; one process alone is a team of one. Bytes depend on the source and the options
-only: not on ranks, threads, or interruptions.
+A rank is a process of `torchrun`; a single process is a team of one. The bytes written depend on the source and the
+options only, not on ranks, threads or interruptions.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,7 +29,7 @@ from opq.compression.options import Options
 from opq.compression.roles import Override
 from opq.constraints import Constraint
 from opq.errors import OptionError, ProbeWarning, RankError
-from opq.methods.calling import asked
+from opq.methods.calling import KEYWORDS, asked
 from opq.sources import SourceLike, hub_config, open_source, side_files
 from opq.sources.base import Source
 from opq.streaming import work_folder as folders
@@ -47,23 +48,11 @@ from opq.streaming.team import Team
 from opq.streaming.work_folder import Work
 
 SHARD_SIZE = 500_000_000
-"""Bytes of an output shard unless the caller says otherwise."""
-_UNUSED = (
-    "sparsity",
-    "calibration",
-    "example_inputs",
-    "input_size",
-    "data",
-    "evaluate",
-    "checkpoint",
-    "method_options",
-    "trellis",
-)
-"""Options of `opq.compress` that do not stream."""
-_WHY = "does not go with a folder as output"
+"""Bytes of an output shard, unless the caller chooses another size. A choice: quick to transfer, and few files."""
+_WHY, _REMEDY = "does not go with a folder as output", "Write one file, or leave it out."
 
 
-@refusing(_UNUSED, _WHY)
+@refusing(KEYWORDS, why=_WHY, remedy=_REMEDY)
 def compress_folder(
     source: SourceLike,
     output: str | os.PathLike[str],
@@ -86,12 +75,12 @@ def compress_folder(
 ) -> Streamed:
     """Compresses a checkpoint of any size into a folder of `.opq.safetensors` shards with an index.
 
-    Streams: memory is bounded by a few hundred MB and some 64 MB a thread, whatever the size of checkpoint and
-    tensors. Interrupted, the same call goes on where it was and gives the same bytes. In the processes of a
-    `torchrun`, each takes its share; they need one file system.
+    The checkpoint is streamed: memory is limited to a few hundred MB and some 64 MB for each thread, whatever the size
+    of checkpoint and tensors. After an interruption, the same call continues where it stopped and gives the same bytes.
+    The processes of a `torchrun` share the work; they need a common file system.
 
     Args:
-        source: as of `opq.compress`; a folder of safetensors is what streams.
+        source: as in `opq.compress`; only safetensors files are streamed, other sources are held in memory.
         output: the folder to fill.
         bits: budget as 8 x bytes of all files / elements of the floating-point tensors.
         ratio: budget as bytes of the source's tensors / bytes of all files.
@@ -100,24 +89,24 @@ def compress_folder(
         overrides: glob pattern -> `"keep"`, `"compress"` or numbers (`bits`, `min_bits`, `max_bits`, `sensitivity`).
         constraints: objects of `opq.constraints`, solved through cvxpy.
         sensitivities: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
-        probe: by default the probe and error feedback are done block by block where the source is a language model in
-            Hugging Face layout that transformers builds (`Streamed.basis` says what was done), and other models are
-            compressed by their weights alone; True measures sensitivities on the whole model where blocks cannot be
-            had, which must fit in memory for it; False never probes. docs/scaling.md has the details.
+        probe: by default, a language model in Hugging Face layout that transformers can build is probed, and errors are
+            fed back, block by block; other models are compressed by their weights alone. `Streamed.basis` says what
+            was done. True: sensitivities are measured on the whole model, which must fit in memory, if it cannot be
+            run in blocks. False: no probe. docs/scaling.md has the details.
         alpha: exponent of the probe's sensitivities, 0 to 1; by default 1.
         seed: of the synthetic inputs; the same seed gives the same bytes.
-        dequantize: of a checkpoint that is quantized already, compress the weights that its codes stand for; without
-            it, codes and all that decodes them are kept as they are.
-        trust_remote_code: run Python code that a model's folder or repository brings; never by default.
+        dequantize: for a checkpoint that is quantized already: whether to decode its weights and compress these;
+            otherwise its codes, scales and zero points are kept as they are.
+        trust_remote_code: whether to run Python code that comes with a model's folder or repository.
         progress: called with (stage, done, total); True for a bar, False for none. By default a bar appears after two
             seconds, on a terminal or in a notebook only.
-        shard_size: bytes of an output shard, met as far as whole tensors allow.
-        workers: threads; by default one a core.
+        shard_size: bytes of an output shard, as nearly as whole tensors allow.
+        workers: threads; by default one for each core.
 
     Raises:
-        OpqError: as `opq.compress`, and
+        OpqError: as in `opq.compress`, and
         BusyFolderError: another process writes into the folder.
-        OccupiedFolderError: it holds another compression.
+        OccupiedFolderError: the folder holds another compression.
         RankError: another process failed.
 
     Example:
@@ -140,9 +129,10 @@ def _check(options: Options, shard_size: int) -> None:
     how = options.how
     if not isinstance(how, DataFree):
         raise OptionError(f"method={how.name!r} does not stream", wanted="rd or opq")
-    given = [name for name in _UNUSED if getattr(how, name, None) not in (None, False)]
+    taken = inspect.signature(compress_folder).parameters
+    given = [name for name in how.keywords if name not in taken and getattr(how, name) not in (None, False)]
     if given:
-        raise OptionError(f"{given[0]}= {_WHY}", remedy="Write one file, or leave it out.")
+        raise OptionError(f"{given[0]}= {_WHY}", remedy=_REMEDY)
     if not (isinstance(shard_size, int) and shard_size >= 1 << 12):
         raise OptionError("shard_size= is out of range", got=shard_size, wanted="at least 4096 bytes")
 
@@ -156,7 +146,7 @@ def streamed(
     workers: int | None = None,
     limits: Limits = LIMITS,
 ) -> Streamed:
-    """`compress_folder` with its options checked."""
+    """`compress_folder` with options that are checked already."""
     opened = open_source(source, dequantize=options.dequantize, trust_remote_code=options.trust_remote_code)
     refuse_inputs(folder, {*opened.inputs, *(path.parent for path in opened.inputs)})
     team, clock, tensors, identities = Team.join(), Clock(), Tensors(opened), Identities.of(opened)
@@ -184,7 +174,7 @@ def streamed(
 
 
 def _streamed(task: Task, basis: str) -> Streamed:
-    """Stage by stage."""
+    """Runs the stages of a task."""
     task, problem = prepared(task)
     target = Target.of(task, problem.stats)
     task.team.once(lambda: check_room(task, target))
@@ -208,7 +198,7 @@ def _streamed(task: Task, basis: str) -> Streamed:
 
 
 def _blocks(source: Source, options: Options, tensors: Tensors, team: Team) -> tuple[Blocks | None, str]:
-    """The model in blocks where it is to be probed and can be, and what the compression rests on."""
+    """The model in blocks, if it is to be probed and can be; and in words what the compression is based on."""
     blocks, basis = None, "the weights alone: no probe was asked for"
     if options.probe is not False:
         try:
@@ -229,7 +219,7 @@ def _blocks(source: Source, options: Options, tensors: Tensors, team: Team) -> t
 
 @contextmanager
 def _taken(folder: Path, digest: str, team: Team, source: Source) -> Iterator[Work]:
-    """The folder, locked by rank 0 for all ranks, in the state that an earlier run left it in."""
+    """The work folder, locked by rank 0 for all ranks, with what an earlier run has left in it."""
     work = Work(folder, team.first(digest.encode).decode())
     with ExitStack() as stack:
 

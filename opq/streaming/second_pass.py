@@ -1,4 +1,4 @@
-"""Pass two: quantize, encode, verify and write, shared out by output shard; then what lies beside the shards."""
+"""Pass two: quantize, encode, verify and write, output shards divided among the ranks; then side files and index."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from opq.streaming.task import Task
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """What the files may weigh, and where they go."""
+    """The budget of the files, and how tensors are distributed over them."""
 
     size: float
-    """Bytes."""
+    """Bytes that all files together may take."""
     shards: list[list[str]]
-    """The names of the tensors of each."""
+    """The names of the tensors in each shard."""
     index: bytes
-    """The text of the index."""
+    """The bytes of the index."""
 
     @classmethod
     def of(cls, task: Task, compressed: Iterable[str]) -> Target:
-        """Bytes that the files may have, and the tensors of each."""
+        """The target of a task, given the names of its compressed tensors."""
         source, budget = task.source, task.options.budget
         assert budget is not None, "sparsity= is refused"
         wanted = budget.bytes(elements=source.elements, source_bytes=source.bytes)
@@ -39,19 +39,19 @@ class Target:
         return cls(size=wanted, shards=shards, index=text)
 
     def name(self, number: int) -> str:
-        """Of one shard."""
+        """The name of one shard."""
         return folders.shard_name(number, len(self.shards))
 
 
 def check_room(task: Task, target: Target) -> None:
-    """Raises `WriteError` where the disk has no room for the files."""
+    """Raises `WriteError` if the disk has no room for the files."""
     there = sum(p.stat().st_size for p in task.work.folder.glob("model-*.opq.safetensors"))
     largest = max(target.size / len(target.shards), task.shard_size / 4)
     folders.check_space(task.work.folder, target.size - there + min(largest * task.team.size, target.size))
 
 
 def write(task: Task, plan: Plan, target: Target) -> int:
-    """Every shard of a plan; those that are there already stay. Returns the bytes of all files."""
+    """Writes every shard of a plan, except those that exist already. Returns the bytes of all files."""
     parts = [part_of(plan, names) for names in target.shards]
     mine = task.team.mine([sum(t.size for t in part) for part in parts])
     shards = Shards(task.source, task.tensors, task.pool, task.clock, task.work, task.carried, task.limits)
@@ -70,7 +70,7 @@ def write(task: Task, plan: Plan, target: Target) -> int:
 
 
 def finish(task: Task, target: Target) -> None:
-    """Side files, then the index; nothing temporary is left."""
+    """Writes side files, then the index, and removes everything temporary."""
     work = task.work
     if task.source.folder is not None:
         config = hub_config.compressed(task.source.folder, INDEX)

@@ -1,4 +1,4 @@
-"""Output shards: which tensors go where, and one file written in bounded memory."""
+"""Output shards: which tensors are in which file, and writing one file in bounded memory."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ from opq.streaming.limits import LIMITS, Limits
 from opq.streaming.work_folder import Work
 
 STREAMED = 1 << 22
-"""Kept tensors of more elements than this are copied piece by piece."""
+"""Kept tensors with more elements than this are copied piece by piece. A choice that limits the memory."""
 _BUFFER = 1 << 24
+"""Bytes copied at once. A choice: enough for the full speed of a disk."""
 
 
 def partition(specs: Sequence[TensorSpec], compressed: set[str], rate: float, shard_size: int) -> list[list[str]]:
-    """The names of each output shard, in the source's order; tied names stand where their holder does.
+    """The names in each output shard, in the source's order; tied names are in the shard of the tensor they share.
 
     Args:
-        compressed: the tensors of `rate` bits per weight; the others keep their bytes.
-        shard_size: bytes of a shard, met as far as whole tensors allow.
+        compressed: the tensors that take `rate` bits per weight; the others keep their bytes.
+        shard_size: bytes of a shard, as nearly as whole tensors allow.
     """
     shards: list[list[str]] = [[]]
     filled, where = 0.0, {}
@@ -85,14 +86,14 @@ class Shards:
     clock: Clock
     work: Work
     carried: Carried | None = None
-    """Where errors are fed back: what the matrices of each block are given."""
+    """The inputs of the matrices of each block, if errors are fed back."""
     limits: Limits = LIMITS
 
     def write(self, path: Path, part: Plan, whole: Plan) -> int:
-        """One file of the format of `opq.file.writer.pack`: written aside, read back, renamed. Returns its size.
+        """Writes one file as `opq.file.writer.pack` would: to a temporary name, read back, renamed. Returns its size.
 
         Raises:
-            WriteError: it cannot be written or verified; nothing is left behind.
+            WriteError: the file cannot be written or verified; it is removed.
         """
         inner = self.work.inner
         try:
@@ -113,7 +114,7 @@ class Shards:
             raise WriteError(f"cannot write {path}", got=error.strerror or error) from error
 
     def _payloads(self, part: Plan, whole: Plan, spool: BinaryIO) -> tuple[dict[str, Place], dict[str, int], bytes]:
-        """Large payloads into the spool: the places of all, the offsets of these, and the small ones."""
+        """Writes large payloads into the spool; returns all places, the offsets of these, and the small payloads."""
         places: dict[str, Place] = {}
         offsets: dict[str, int] = {}
         small: dict[str, bytes] = {}
@@ -152,7 +153,7 @@ class Shards:
                 yield tensor.name, "grid", 0, coded
 
     def _grouped(self, part: Plan) -> Iterator[tuple[list[TensorPlan], dict[str, Narrow]]]:
-        """The compressed tensors, those of one block together with the codes that feedback gives them."""
+        """The compressed tensors; those of one block together, with their codes by error feedback."""
         groups: dict[int | None, list[TensorPlan]] = {}
         for tensor in part.compressed:
             groups.setdefault(self._block(tensor.name), []).append(tensor)
@@ -176,7 +177,7 @@ class Shards:
         return lambda start, stop: self.tensors.read(tensor.name, start, stop)
 
     def _raw(self, name: str) -> Coded:
-        """A kept tensor as lazy parts: length and checksum in one sweep, the bytes in another."""
+        """A kept tensor in lazy parts: one sweep for length and checksum, another for the bytes."""
         size = self.source.by_name[name].size
         bounds = [(s, min(s + STREAMED, size)) for s in range(0, size, STREAMED)]
         length, checksum = 0, 0
@@ -192,7 +193,7 @@ class Shards:
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-    """The bytes of a kept tensor, read when they are written."""
+    """The bytes of a kept tensor, which are read only when they are written."""
 
     shards: Shards
     name: str
@@ -212,7 +213,7 @@ def _copy(spool: BinaryIO, offset: int, length: int, out: BinaryIO) -> None:
 
 
 def _check(path: Path, part: Plan) -> None:
-    """Raises `WriteError` unless a file on disk has this plan and all its bytes."""
+    """Raises `WriteError` unless a file on disk has this plan and is complete."""
     try:
         with Reader(path, max_expansion=float("inf")) as reader:
             check_payloads(reader, path)
@@ -224,7 +225,7 @@ def _check(path: Path, part: Plan) -> None:
 
 
 def finished(path: Path, part: Plan) -> int | None:
-    """The size of a shard that an earlier run wrote by this very plan; None where there is none, or it was damaged."""
+    """The size of a shard that an earlier run wrote by the same plan; None if there is none, or it is damaged."""
     if path.is_file():
         with contextlib.suppress(FileFormatError), Reader(path, max_expansion=float("inf")) as reader:
             if reader.plan == part:

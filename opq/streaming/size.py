@@ -1,8 +1,8 @@
 """How many bytes a plan will take, before anything is encoded.
 
-The rate of a tensor's curve is the entropy of its codes. What the entropy coder makes of it (classes of rows and
-columns save a few percent, tables cost a little) is measured on a sample of each tensor's rows, at the plan's own
-steps; tensors of a small checkpoint are sampled whole. Header, index and kept tensors are made as they will be.
+The rate of a tensor's curve is the entropy of its codes. How far the entropy coder departs from it (classes of rows and
+columns save a few percent, tables cost a little) is measured on a sample of each tensor's rows, with the plan's steps;
+small checkpoints are sampled completely. For header, index and kept tensors, the actual bytes are made.
 """
 
 from __future__ import annotations
@@ -35,20 +35,24 @@ from opq.streaming.encode import Quantizer
 from opq.streaming.shards import kept_items, part_of
 
 WHOLE = 1 << 21
-"""Tensors up to this size are sampled whole, in checkpoints up to `SMALL`."""
+"""In checkpoints of at most `SMALL` weights, tensors up to this size are sampled completely. A choice of speed."""
 SMALL = 1 << 27
 _SHARE = 8
+"""One weight in so many is sampled, docs/scaling.md. A choice that trades time for the accuracy of the prediction."""
 _LEAST, _MOST = 1 << 19, 1 << 21
+"""The least and the most weights of a sample. A choice: the least is that of a tensor coded in chunks."""
 _BLOCKS = 8
+"""The number of places, evenly spread, from which the rows of a sample are taken. A choice."""
 _ROUNDS = 4
+"""Steps of `Predictor.solve`, at most. A choice: the prediction is good to a few parts in a thousand anyway."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sample:
-    """What coding adds to, or takes from, the entropy of one tensor's codes."""
+    """How the coded size of one tensor differs from the entropy of its codes."""
 
     ratio: float
-    """Bits of the symbols over `rate * size`."""
+    """Bits of the symbols / (`rate * size`)."""
     header: float
     """Bytes of tables and classes."""
 
@@ -85,7 +89,7 @@ def predicted(tensor: TensorPlan, samples: Mapping[str, Sample]) -> float:
 
 
 def take(plan: TensorPlan, tensors: Tensors, clock: Clock, *, whole: bool, inputs: Inputs | None = None) -> Sample:
-    """The sample of one tensor; with error feedback where it is known what its matrix is given."""
+    """The sample of one tensor; with error feedback if the inputs of its matrix are given."""
     rows, columns, rest = classes_of_weights.view(plan.shape)
     width = columns * rest
     spans = [(0, rows)] if whole else _spans(plan, rows, width)
@@ -105,7 +109,7 @@ def take(plan: TensorPlan, tensors: Tensors, clock: Clock, *, whole: bool, input
 
 
 def _spans(plan: TensorPlan, rows: int, width: int) -> list[tuple[int, int]]:
-    """The rows to look at."""
+    """The rows of the sample."""
     wanted = min(max(plan.size // _SHARE, _LEAST), _MOST, plan.size)
     each = max(1, min(rows, math.ceil(wanted / width)) // _BLOCKS)
     starts = sorted({k * (rows - each) // max(_BLOCKS - 1, 1) for k in range(_BLOCKS)})
@@ -118,7 +122,7 @@ def _entropy(codes: npt.NDArray[np.int8] | npt.NDArray[np.int16]) -> float:
 
 
 def _estimated(codes: Codes, shape: tuple[int, ...], ideal: float) -> Sample:
-    """As `entropy.draft` would code a tensor of this shape of which these are some rows; `ideal` is the plan's bits."""
+    """What `entropy.draft` would give for a tensor of this shape, from some of its rows; `ideal` is the plan's bits."""
     if codes.min() == codes.max() or not ideal:
         return Sample(1.0, 8.0)
     symbols = SYMBOL.take(codes.astype(np.int32) + 2**15)
@@ -141,7 +145,7 @@ def _estimated(codes: Codes, shape: tuple[int, ...], ideal: float) -> Sample:
 
 
 def _side_bits(classes: npt.NDArray[np.uint8]) -> float:
-    """Bits a row of naming its class."""
+    """Bits for the class of one row."""
     return entropy_of(np.unique(classes, return_counts=True)[1]) / classes.size
 
 
@@ -165,12 +169,13 @@ def samples(
 
 
 def growth(plain: Mapping[str, Sample], fed: Mapping[str, Sample], roles: Mapping[str, str]) -> dict[str, float]:
-    """By how much feedback raises the bits of each tensor that it takes part in.
+    """The factor by which feedback raises the bits of each tensor in a block.
 
-    Measured on the tensors of some blocks; of others the mean of those that play the same part in their block.
+    It is measured for the tensors of some blocks; for others it is the mean over tensors with the same name within
+    their block.
 
     Args:
-        roles: the name within its block of each tensor in a block.
+        roles: for each tensor in a block, its name within the block.
     """
     found: dict[str, list[float]] = {}
     own = {name: sample.ratio / plain[name].ratio for name, sample in fed.items()}

@@ -22,7 +22,7 @@ class Task:
 
     source: Source
     identities: Identities
-    """What the source's files are known by."""
+    """How the source's files are identified."""
     options: Options
     shard_size: int
     """Bytes of an output shard."""
@@ -33,4 +33,4 @@ class Task:
     clock: Clock
     tensors: Tensors
     carried: Carried | None
-    """The probe in blocks; None where the weights alone decide."""
+    """The probe in blocks; None if the compression is based on the weights alone."""

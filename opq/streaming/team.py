@@ -1,4 +1,4 @@
-"""The processes that work on one folder. Alone, all of this is trivial."""
+"""The processes that work on one folder. With a single process all of this is trivial."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from torch import distributed
 from opq.errors import RankError
 
 _FOREVER = datetime.timedelta(days=30)
-"""Ranks wait for each other as long as the slowest one works; one that dies is noticed by its closed connection."""
+"""Ranks wait for each other as long as the slowest one works; one that dies is noticed by its closed connection. The 30
+days are a choice, since the group needs some limit."""
 
 
 class Team:
     """The ranks of a `torchrun`, or one process.
 
-    What they exchange is bytes, through a gloo group of their own: nothing else of the caller's groups is used.
+    They exchange bytes through their own gloo group, and do not use the caller's groups.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, group: Any = None):
@@ -28,7 +29,7 @@ class Team:
 
     @classmethod
     def join(cls) -> Team:
-        """The team that the environment (`torchrun`) or an initialised process group tells of."""
+        """The team of an initialised process group, or of the environment that `torchrun` has set."""
         if not distributed.is_available():
             return cls()
         if not distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -39,10 +40,10 @@ class Team:
         return cls(distributed.get_rank(), distributed.get_world_size(), group)
 
     def each(self, work: Callable[[], bytes]) -> list[bytes]:
-        """What `work` gives on every rank, on every rank.
+        """The results of `work` on all ranks, for every rank.
 
         Raises:
-            RankError: another rank failed, or is gone. An error of this rank's own work is raised as it is.
+            RankError: another rank failed or disappeared. An error of this rank's own work is raised as it is.
         """
         if self.size == 1:
             return [work()]
@@ -64,11 +65,11 @@ class Team:
         return [words[1:] for words in heard]
 
     def first(self, work: Callable[[], bytes]) -> bytes:
-        """What `work` gives on rank 0, on every rank; nobody else does it."""
+        """The result of `work` on rank 0, for every rank; other ranks do not run it."""
         return self.each(work if self.rank == 0 else bytes)[0]
 
     def once(self, work: Callable[[], None]) -> None:
-        """Rank 0 works; the others wait until it is done."""
+        """Rank 0 runs the work; the others wait until it is done."""
 
         def done() -> bytes:
             work()
@@ -77,7 +78,8 @@ class Team:
         self.first(done)
 
     def mine(self, weights: list[int]) -> list[int]:
-        """The numbers of the items that are this rank's: the heaviest first, each to the rank with the least so far."""
+        """The indices of this rank's items. The heaviest items are assigned first, each to the rank with the least so
+        far."""
         loads = [0] * self.size
         mine = []
         for k in sorted(range(len(weights)), key=lambda k: (-weights[k], k)):

@@ -1,7 +1,7 @@
 """The output folder while it is being written: its lock, and what is done so far.
 
-Everything temporary is in the subfolder `.opq`, which goes when the work is done; nothing else is ever deleted, so
-that other files in the folder stay. Whatever has its final name is whole.
+Everything temporary is in the subfolder `.opq`, which is removed when the work is done. Nothing else is ever deleted,
+so that other files in the folder stay. Every file with its final name is complete.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def shard_name(number: int, total: int, suffix: str = ".opq.safetensors", *, ste
 
 
 class Work:
-    """A folder under work, or one that was left in the middle of it."""
+    """A folder that is being written, or whose writing was interrupted."""
 
     def __init__(self, folder: Path, digest: str):
         self.folder, self.digest = folder, digest
@@ -43,17 +43,17 @@ class Work:
         self.put("state.json", json.dumps(state).encode())
 
     def get(self, name: str) -> bytes | None:
-        """A temporary file of an earlier run, None where there is none."""
+        """A temporary file of an earlier run; None if there is none."""
         path = self.inner / name
         return path.read_bytes() if path.is_file() else None
 
     def put(self, name: str, data: bytes) -> None:
-        """Keeps bytes for a later run."""
+        """Stores bytes for a later run."""
         with written_aside(self.inner / name) as out:
             out.write(data)
 
     def begin(self) -> None:
-        """Takes up an interrupted run of the same digest, or starts.
+        """Resumes an interrupted run with the same digest, or starts a new one.
 
         Raises:
             OccupiedFolderError: the folder holds another compression.
@@ -68,12 +68,12 @@ class Work:
             self.save({"digest": self.digest, "rounds": []})
 
     def _clear(self) -> None:
-        """Removes what a killed process was writing; all of that is in the folder's own subfolder."""
+        """Removes what a killed process was writing, which is all in the subfolder."""
         for part in self.inner.glob(".*.part"):
             part.unlink()
 
     def finish(self) -> None:
-        """Removes what was temporary, the state last."""
+        """Removes everything temporary, the state last."""
         self._clear()
         for kind in ("measure-*", "probe-*"):
             for path in self.inner.glob(kind):
@@ -83,11 +83,11 @@ class Work:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """The folder, made if need be, for this process alone; a process that dies leaves no lock behind.
+    """Locks the folder, created if needed, for this process; the lock of a process that dies is released.
 
     Raises:
-        BusyFolderError: another process has it.
-        WriteError: it cannot be made or written.
+        BusyFolderError: another process has locked it.
+        WriteError: it cannot be created or written to.
     """
     inner = folder / ".opq"
     try:
@@ -110,7 +110,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(handle: int) -> bool:
-    """Whether the file is locked for us now; closing it, or dying, unlocks it."""
+    """Whether the file could be locked for this process; closing it, or the end of the process, unlocks it."""
     if os.name == "nt":
         import msvcrt
 
@@ -127,7 +127,7 @@ def _lock(handle: int) -> bool:
 
 
 def check_space(folder: Path, wanted: float) -> None:
-    """Raises `WriteError` where the disk has no room for so many bytes."""
+    """Raises `WriteError` if the disk has no room for so many bytes."""
     free = shutil.disk_usage(folder).free
     if free < wanted:
         remedy = "Free some space, or choose a folder on another disk."

@@ -1,11 +1,11 @@
-"""Weight-only training: masks and steps are fixed, weights move.
+"""Weight-only training: masks and steps are fixed, weights are trained.
 
 Other folders use:
 
 - `attaching`: attach and detach the fixed compression module.
-- `collecting`: A trained model back into a compression result.
+- `collecting`: from a trained model back to a compression result.
 - `finetuning`: weight-only fine-tuning.
-- `kernel`: one kernel in C++ for the fixed grid, for who fine-tunes on a CPU.
+- `kernel`: a C++ kernel for the fixed grid, for fine-tuning on a CPU.
 - `loop`: the training loop, its options, and its exact resumption.
 - `objective`: what fine-tuning minimises.
 - `sites`: where a model keeps the tensors of a plan.

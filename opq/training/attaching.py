@@ -1,8 +1,8 @@
-"""Attach and detach the fixed compression module: masks and codebooks stay, only weights move.
+"""Attaches and detaches the fixed compression module: masks and codebooks are fixed, only weights are trained.
 
-`attach(model, plan)`, then any training loop: the forward pass sees pruned, quantized weights and the optimizer the
-plain ones (`opq.fixed` has the mathematics). `opq.collect(model, plan)` proves what was trained and gives the file;
-`detach(model)` gives the model as it was.
+After `attach(model, plan)` any training loop can be used: the forward pass uses pruned, quantized weights, and the
+optimizer updates the plain ones (`fixed_grid` has the mathematics). `opq.collect(model, plan)` proves that the weights
+are on the plan's grid and gives the file; `detach(model)` removes the module again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from opq.errors import AttachError, NativeError, OffCodebookError, OptionError
+from opq.models.attachment import is_attached
 from opq.models.wrappers import unwrapped
 from opq.plan import LARGEST_CODE, Plan, TensorPlan
 from opq.quantizing.grid import dequantize, quantize
 from opq.training import kernel
 from opq.training.fixed_grid import FixedGrid, digest, has_kernel, is_sharded, mask_like, whole
+from opq.training.grid_plan import on_grids
 from opq.training.sites import find, grids, order, plain, tensors
 
 if TYPE_CHECKING:
@@ -27,23 +29,26 @@ if TYPE_CHECKING:
 
 
 def attach(model: nn.Module, plan: Plan | Result, *, native: bool | None = None) -> nn.Module:
-    """Put the fixed compression module on a live model, in place; returns the model.
+    """Attaches the fixed compression module to a live model, in place; returns the model.
 
-    With a `Plan`, its quantizer of the present weights decides the masks, and no value changes but that of a
-    weight on the very edge of a level, which moves to that level. With a compression result, its values
-    (codes after error feedback, re-normalised statistics) are copied into the model first, and the masks are its
-    non-zero codes. Parameters keep their identity, so an optimizer made before goes on working. Attach before
-    `fully_shard`; before or after `DistributedDataParallel` and `torch.compile`.
+    With a `Plan`, the masks are determined by quantizing the present weights. Values do not change, except that a
+    weight on the edge between two levels moves to its own level. With a compression result, its values (codes after
+    error feedback, re-normalised statistics) are first copied into the model, and the masks are its nonzero codes.
+    Parameters keep their identity, so that an existing optimizer continues to work. Attach before `fully_shard`;
+    before or after `DistributedDataParallel` and `torch.compile`.
+
+    A trellis cannot be trained. In its place come the plain grids of the same rates, so that the file keeps its size,
+    and the model's present weights; a `GridWarning` says so.
 
     Args:
-        native: True for the kernel in C++ that `opq native` compiles, False for torch's own operations; None takes
-            the kernel where there is one. It does for float32 weights on a CPU, and gives the same values sooner.
+        native: True for the C++ kernel that `opq native` compiles, False for torch's own operations, None for the
+            kernel if it is compiled. It is used for float32 weights on a CPU, and gives the same values faster.
 
     Raises:
-        AttachError: attached already, sharded already, or a module that torch cannot parametrize.
+        AttachError: the module is attached already, the model is sharded already, or torch cannot parametrize it.
         MismatchError: names, shapes or ties of the plan and the model differ; they are listed.
-        OptionError: the plan is of a method whose codebooks are no grid.
-        NativeError: the kernel is asked for and has not been compiled.
+        OptionError: the plan's method has codebooks that are not grids.
+        NativeError: the kernel is requested but not compiled.
 
     Example:
         >>> import opq
@@ -59,10 +64,12 @@ def attach(model: nn.Module, plan: Plan | Result, *, native: bool | None = None)
     _check_attachable(inner)
     if native and kernel.operator() is None:
         raise NativeError("there is no compiled kernel", got="native=True", wanted=f"the file {kernel.path()}")
-    result = None if isinstance(plan, Plan) else plan
-    plan = plan if isinstance(plan, Plan) else plan.plan
+    given = plan if isinstance(plan, Plan) else plan.plan
+    sites = find(inner, given)
+    trained = on_grids(given, lambda name: plain(*sites[name][0]))
+    result = plan if not isinstance(plan, Plan) and trained is given else None
+    plan = trained
     _check_grids(plan)
-    sites = find(inner, plan)
     if result is not None:
         inner.load_state_dict(result.state_dict())
     codes = {n: quantize(plain(*of[0]), plan[n]) if result is None else result.codes[n] for n, of in sites.items()}
@@ -75,9 +82,9 @@ def attach(model: nn.Module, plan: Plan | Result, *, native: bool | None = None)
 
 @torch.no_grad()
 def _fixed(w: torch.Tensor, plan: TensorPlan, codes: torch.Tensor, native: bool | None) -> FixedGrid:
-    """The grid of weights with these codes, under the mask of those that are not zero.
+    """The grid of weights with these codes, whose mask is the nonzero codes.
 
-    Weights that stand on the very edge of a level, and that the grid would round to the next one, move to their own.
+    Weights on the edge between two levels that the grid would round to the other one are moved to their own level.
     """
     codes = codes.to(w.device)
     largest = int(codes.abs().max()) if codes.numel() else 0
@@ -89,6 +96,14 @@ def _fixed(w: torch.Tensor, plan: TensorPlan, codes: torch.Tensor, native: bool 
     if bool(off.any()):
         w[off] = own[off]
     return grid
+
+
+def plan_in_force(model: nn.Module, plan: Plan | Result) -> Plan:
+    """The plan that is trained: the given one, with the attached plain grids in place of trellises."""
+    plan = plan if isinstance(plan, Plan) else plan.plan
+    found = {grid.plan.name: grid.plan for _, _, grid in attached(model)}
+    tensors = (found.get(t.name, t) if t.codebook == "trellis" else t for t in plan)
+    return plan.replace(tensors=tuple(tensors))
 
 
 def _check_attachable(model: nn.Module) -> None:
@@ -104,7 +119,7 @@ def _check_attachable(model: nn.Module) -> None:
 def _check_grids(plan: Plan) -> None:
     for tensor in plan.compressed:
         if tensor.codebook != "grid":
-            remedy = "Compress with method='rd' or 'opq' and without trellis=: their codebooks are multiples of a step."
+            remedy = "Compress with method='rd' or 'opq': their codebooks are multiples of a step."
             raise OptionError(f"tensor {tensor.name!r} has no grid to train on", got=tensor.codebook, remedy=remedy)
 
 
@@ -113,13 +128,13 @@ def _nonzero(result: Result, name: str) -> torch.Tensor:
 
 
 def detach(model: nn.Module, *, bake: bool = False) -> nn.Module:
-    """Remove the compression module in place; returns the model.
+    """Removes the compression module in place; returns the model.
 
     Classes, parameter identities and their order are as before `attach`. The values are the plain weights,
-    or with `bake=True` the pruned and quantized ones that the forward pass saw.
+    or with `bake=True` the pruned and quantized ones that the forward pass used.
 
     Raises:
-        AttachError: nothing is attached, or another parametrization was stacked on top.
+        AttachError: nothing is attached, or another parametrization was registered on top.
 
     Example:
         >>> import opq
@@ -153,13 +168,8 @@ def _bake(w: torch.Tensor, grid: FixedGrid) -> None:
     w.copy_(dequantize(_codes(grid(w), grid.plan), grid.plan, w.dtype))
 
 
-def is_attached(model: nn.Module) -> bool:
-    """Whether `attach` is in force anywhere in the model."""
-    return next(attached(model), None) is not None
-
-
 def attached(model: nn.Module) -> Iterator[tuple[nn.Module, str, FixedGrid]]:
-    """Every module and attribute under the compression module, tied tensors once for each module."""
+    """Every module and attribute with a grid; tied tensors once for each module."""
     for module in list(model.modules()):
         for attribute, grid in grids(module).items():
             yield module, attribute, grid
@@ -187,9 +197,9 @@ def _unwrap(module: nn.Module, attribute: str) -> None:
 
 
 def _shorten(cls: type, attribute: str) -> None:
-    """A shorter way from `module.attribute` to the grid's forward, where nothing lies between.
+    """Lets `module.attribute` call the grid's forward directly, if there is no other parametrization.
 
-    Through torch's two modules and their calls, it is a twentieth of a small network's step.
+    The way through torch's two modules and their calls takes a twentieth of a small network's training step.
     """
     whole_way: Any = cls.__dict__[attribute]
 
@@ -204,10 +214,10 @@ def _shorten(cls: type, attribute: str) -> None:
 
 
 def _make_copyable(cls: type) -> None:
-    """Copies and pickles that stand alone.
+    """Makes copies and pickles independent of the original.
 
-    torch's copies of a parametrized module share its injected class, so that detaching one breaks the other,
-    and its pickles are refused.
+    torch's copies of a parametrized module share its injected class, so that detaching one of them would break the
+    other; and torch refuses to pickle such a module.
     """
     for name in ("__deepcopy__", "__getstate__"):
         if name in cls.__dict__:
@@ -246,7 +256,7 @@ def proved_codes(model: nn.Module, plan: Plan | Result) -> dict[str, torch.Tenso
     Raises:
         OffCodebookError: a weight is off the grid, a pruned one is not zero, or the step or mask is not the one
             that was attached; the tensor is named.
-        MismatchError: the plan is another model's.
+        MismatchError: the plan is that of another model.
     """
     result = None if isinstance(plan, Plan) else plan
     plan = plan if isinstance(plan, Plan) else plan.plan
@@ -262,7 +272,7 @@ def proved_codes(model: nn.Module, plan: Plan | Result) -> dict[str, torch.Tenso
 
 
 def _trained(w: torch.Tensor, grid: FixedGrid, plan: TensorPlan) -> torch.Tensor:
-    """What the forward pass sees of `w`, once the grid is known to be the plan's."""
+    """The weights as the forward pass uses them, after a check that the grid is the plan's."""
     got, wanted = ((p.step, p.rounding) for p in (grid.plan, plan))
     if got != wanted:
         raise OffCodebookError(f"tensor {plan.name!r}: step and rounding are not the plan's", got=got, wanted=wanted)
@@ -273,7 +283,7 @@ def _trained(w: torch.Tensor, grid: FixedGrid, plan: TensorPlan) -> torch.Tensor
 
 
 def _codes(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
-    """The codes of weights that must lie on the grid already, to the last bit of their type."""
+    """The codes of weights that must be on the grid exactly, to the last bit of their type."""
     w = w.cpu()
     codes = (w.to(torch.float64) / plan.step).round_()
     error = (dequantize(codes, plan, w.dtype) - w).abs()

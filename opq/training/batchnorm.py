@@ -15,7 +15,7 @@ from opq.training.objective import inputs_and_targets, run, to_device
 
 @torch.no_grad()
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Any], count: int) -> None:
-    """Running means and variances taken anew, as plain means over `count` training batches; in place."""
+    """Estimates running means and variances anew, as plain averages over `count` training batches; in place."""
     norms = [(norm, norm.momentum) for norm in batchnorms(model) if norm.running_mean is not None]
     if not norms:
         return

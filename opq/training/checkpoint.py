@@ -1,7 +1,8 @@
 """Training interrupted and resumed exactly: weights, moments, random states and the place in the data.
 
-A checkpoint is a file of `torch.save` that loads with `weights_only=True`; it is written aside and renamed, so
-that the last good one survives a kill at any moment. Under `torch.distributed` process 0 writes whole tensors.
+A checkpoint is a file of `torch.save` that loads with `weights_only=True`. It is written under a temporary name and
+renamed, so that the last good one survives if the process is killed. Under `torch.distributed` process 0 writes whole
+tensors.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ def set_random_states(states: dict[str, Any]) -> None:
 
 
 def save(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """Writes a checkpoint aside, then renames it; the one before stays until then.
+    """Writes a checkpoint under a temporary name, then renames it; the previous one stays until then.
 
     Raises:
-        WriteError: it could not be written; nothing is left behind and the old one stays.
+        WriteError: it could not be written; it is removed, and the previous one stays.
     """
     try:
         with written_aside(path) as file:
@@ -95,7 +96,7 @@ def plan_digest(plan: Plan) -> int:
 
 
 def training_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Model and optimizer as whole tensors by name; a collective call where there are several processes."""
+    """Model and optimizer as whole tensors by name; a collective call if there are several processes."""
     if processes.world_size() == 1:
         return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
@@ -109,7 +110,7 @@ def set_training_state(model: nn.Module, optimizer: torch.optim.Optimizer, state
     """The inverse of `training_state`.
 
     Raises:
-        MismatchError: a mask of the checkpoint is not the one attached: training began from other weights.
+        MismatchError: a mask of the checkpoint differs from the attached one: training began with other weights.
     """
     for name, module in unwrapped(model).named_modules():
         if isinstance(module, FixedGrid):

@@ -1,4 +1,4 @@
-"""A trained model back into a compression result: the file is exactly what was trained."""
+"""From a trained model back to a compression result, whose file holds exactly the trained weights."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from opq.compression.result import Result
 from opq.models.wrappers import unwrapped
 from opq.plan import Plan
 from opq.sources import open_source
-from opq.training.attaching import dense_state_dict, proved_codes
+from opq.training.attaching import dense_state_dict, plan_in_force, proved_codes
 
 
 def collect(model: nn.Module, plan: Plan | Result) -> Result:
     """The result of a model trained under `opq.attach`: its codes, proved, and its kept tensors as they are now.
 
-    The plan stays bit for bit; only the entropy coder's frequencies are those of the new codes. Under `fully_shard`
-    every process must call it.
+    The plan is unchanged; only the entropy coder's frequencies follow the new codes. Under `fully_shard` every process
+    must call it.
 
     Raises:
         OffCodebookError: a weight, mask or step is not the plan's; the tensor is named.
-        MismatchError: the plan is another model's.
+        MismatchError: the plan is that of another model.
 
     Example:
         >>> import opq
@@ -34,9 +34,10 @@ def collect(model: nn.Module, plan: Plan | Result) -> Result:
         ['0.weight', '2.weight']
     """
     model = unwrapped(model)
-    codes = {name: q.numpy() for name, q in proved_codes(model, plan).items()}
+    trained = plan_in_force(model, plan)
+    codes = {name: q.numpy() for name, q in proved_codes(model, trained).items()}
     label = type(model).__name__ if isinstance(plan, Plan) else plan.label
     source = dataclasses.replace(
         open_source(dense_state_dict(model)), label=label, origin="module", make=lambda: model
     )  # with the model at hand, which knows the eps of its BatchNorms
-    return assemble(source, plan if isinstance(plan, Plan) else plan.plan, codes, {})
+    return assemble(source, trained, codes, {})

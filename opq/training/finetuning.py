@@ -1,6 +1,6 @@
-"""Weight-only fine-tuning: masks and codebooks stay as planned, the weights between them move.
+"""Weight-only fine-tuning: masks and codebooks stay as planned, the weights are trained.
 
-A short loop for those who have none; `opq.attach` and `opq.collect` work inside any other loop just as well.
+This is a short training loop for users who have none; `opq.attach` and `opq.collect` work with any other loop as well.
 """
 
 from __future__ import annotations
@@ -16,30 +16,61 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from opq.base import tables
 from opq.base.calls import checked_names
 from opq.base.progress import Progress, shown
+from opq.base.tables import Column, counted
 from opq.compression.result import Result
 from opq.errors import AttachError, OptionError
+from opq.models.attachment import is_attached
 from opq.models.observe import evaluating
 from opq.models.wrappers import unwrapped
 from opq.plan import Plan
 from opq.training import processes
-from opq.training.attaching import attach, attached, is_attached
+from opq.training.attaching import attach, attached, plan_in_force
 from opq.training.collecting import collect
 from opq.training.loop import Batches, Epoch, Loop, Training
 from opq.training.objective import Loss, Objective
 
+_EPOCHS = (
+    Column("epoch", right=True),
+    Column("loss", right=True),
+    Column("learning rate", right=True),
+    Column("score"),
+)
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+
+def _cells(epoch: Epoch) -> tuple[str, str, str, str]:
+    score = f"{epoch.score:.6g}" if isinstance(epoch.score, float) else "" if epoch.score is None else str(epoch.score)
+    return (str(epoch.epoch), f"{epoch.loss:.4g}", f"{epoch.lr:.3g}", tables.printable(score))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Finetuned:
-    """A fine-tuned network: its file in memory, and how training went."""
+    """A fine-tuned network: its file in memory, and the history of the training."""
 
     result: Result
-    """Codes proved to be on the plan's masks and codebooks, with the kept tensors as trained."""
+    """The codes, proved to be on the plan's masks and codebooks, and the trained kept tensors."""
     history: tuple[Epoch, ...]
 
+    def __repr__(self) -> str:
+        return f"<opq.Finetuned {self._told}>"
+
+    def __str__(self) -> str:
+        """What each epoch came to, and the file."""
+        epochs = tables.lines(_EPOCHS, map(_cells, self.history), tables.width_of_output())
+        return "\n".join((*epochs, repr(self.result)[len("<opq.Result ") : -1]))
+
+    def _repr_html_(self) -> str:
+        return tables.html(_EPOCHS, map(_cells, self.history), total=len(self.history)) + self.result._repr_html_()
+
+    @property
+    def _told(self) -> str:
+        last = f", last loss {self.history[-1].loss:.4g}" if self.history else ""
+        return f"{counted(len(self.history), 'epoch')}{last}; {repr(self.result)[len('<opq.Result ') : -1]}"
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file as `Result.save`; of several processes, the first writes and the others wait."""
+        """Writes the file like `Result.save`; of several processes, the first one writes and the others wait."""
         if processes.rank() == 0:
             self.result.save(path)
         processes.barrier()
@@ -70,10 +101,12 @@ def finetune(
     checkpoint_every: int | None = None,
     resume: bool = True,
 ) -> Finetuned:
-    """Trains the weights of a pruned and quantized network, its masks and codebooks fixed.
+    """Trains the weights of a pruned and quantized network with fixed masks and codebooks.
 
     Args:
-        model: the live model; `plan` is attached to it unless it is already, and stays attached. It may be wrapped
+        model: the live model; `plan` is attached to it unless it is already, and **stays attached** with its trained
+            weights, in inference mode, so that a second call goes on from there: `opq.detach(model, bake=True)` makes
+            it an ordinary model with the weights of the file. It may be wrapped
             in `torch.compile` or `DistributedDataParallel`, or sharded by `fully_shard` after `opq.attach`; of several
             processes, each has its own `batches`.
         plan: a `Plan`, or a compression result, from whose codes training starts.
@@ -86,23 +119,24 @@ def finetune(
         checkpoint: a file to write after each epoch and to resume from, exactly, after an interruption.
         progress: called with (stage, steps done, steps in all); True for a bar, False for none. By default a bar
             appears after two seconds, on a terminal or in a notebook only.
-        epochs: passes over `batches`.
+        epochs: passes over `batches`, those before an interruption included; a finished run with a checkpoint goes on
+            where more are asked for, its schedule then being that of all of them.
         lr: learning rate of Adam, where no optimizer is given.
         schedule: of the learning rate, from its start to 0 at the end; `"constant"` leaves it.
         clip: the largest norm of the gradient.
         amp: mixed precision; weights, masks and codebooks stay in the model's own type.
         bn: whether BatchNorm statistics follow the training batches.
-        reestimate_bn: at the end, BatchNorm statistics are taken anew as plain means over so many training batches.
+        reestimate_bn: at the end, BatchNorm statistics are estimated anew as averages over so many training batches.
         distill: weight of the teacher's part of the loss, 0 to 1; the rest is `loss`.
         temperature: of the softmax of teacher and student in distillation.
-        seed: seeds torch's generator before training, where given.
+        seed: if given, seeds torch's generator before training.
         checkpoint_every: steps between checkpoints; None: one at the end of each epoch.
-        resume: go on from the checkpoint where it exists.
+        resume: whether to continue from the checkpoint if it exists.
 
     Raises:
         TrainingError: the loss is not finite; the last good checkpoint stays.
-        MismatchError: plan and model differ, or the checkpoint is another plan's.
-        OffCodebookError: something other than this loop moved a mask or a step.
+        MismatchError: plan and model differ, or the checkpoint was written with another plan.
+        OffCodebookError: a mask or a step was changed from outside of this loop.
         OptionError: an option is unknown or out of range, or all parameters are frozen.
 
     Example:
@@ -130,7 +164,7 @@ def finetune(
     made = torch.optim.Adam(trainable, how.lr, fused=_fusable(trainable)) if optimizer is None else optimizer
     made = made if isinstance(made, torch.optim.Optimizer) else made(trainable)
     with shown(progress) as told, contextlib.nullcontext() if dense is None else evaluating(dense):
-        loop = Loop(model, plan if isinstance(plan, Plan) else plan.plan, batches, how,
+        loop = Loop(model, plan_in_force(inner, plan), batches, how,
                     objective=Objective(loss, dense, how.distill, how.temperature), optimizer=made, evaluate=evaluate,
                     checkpoint=None if checkpoint is None else Path(checkpoint), progress=told)  # fmt: skip
         loop.train()
@@ -151,7 +185,7 @@ def _teacher(model: nn.Module, teacher: nn.Module | str | None) -> nn.Module | N
 
 
 def _fusable(parameters: Sequence[torch.Tensor]) -> bool:
-    """Whether Adam has one kernel for them all. The CPU's separate ones take twice as long where gradients are zero."""
+    """Whether Adam's fused kernel can be used. On a CPU, the separate ones take twice as long if gradients are zero."""
     return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
 
 

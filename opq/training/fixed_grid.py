@@ -1,14 +1,14 @@
-"""One tensor's fixed mask and grid: what its forward pass sees, and what its gradient is.
+"""One tensor's fixed mask and grid: the weights of its forward pass, and their gradient.
 
-Letters: `w` the plain weight that the optimizer sees, `m` its mask (True: kept), `step` = Delta.
-The forward pass sees
+Letters: `w` the plain weight that the optimizer updates, `m` its mask (True: kept), `step` = Delta.
+The forward pass uses
 
     w^ = m sign(w) step floor(|w|/step + 1 - rounding),
 
-the plan's quantizer under the mask: a kept weight may fall to zero and come back, so that it can change its sign and
-the entropy coder gains, and a pruned one is zero for good. The backward pass is straight through on kept weights and
-zero on pruned ones: a pruned weight's gradient and moments stay zero, and whatever weight decay does to its plain
-value has no effect.
+the plan's quantizer under the mask. A kept weight may become zero and nonzero again, so that it can change its sign,
+and since zeros are cheap to code. A pruned weight stays zero. The backward pass is straight-through for kept weights
+and zero for pruned ones: the gradient and the moments of a pruned weight stay zero, and weight decay of its plain value
+has no effect.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from opq.models.attachment import Attachment
 from opq.plan import LARGEST_CODE, TensorPlan
 from opq.training import kernel
 
 
 def _to_grid(w: torch.Tensor, plan: TensorPlan, scales: tuple[torch.Tensor, torch.Tensor], clamp: bool) -> None:
-    """`sign(w) step floor(|w|/step + 1 - rounding)` in place of float32 weights; a step at least from the threshold on.
+    """Replaces float32 weights by `sign(w) step floor(|w|/step + 1 - rounding)`; from the threshold on at least a step.
 
-    As `round(shrink(w/step))`, with `shrink(x) = sign(x) max(0, |x| - (rounding - 1/2))`: each of these is one pass
-    through memory, which is what a small network's step costs. Weights on the very edge of a level may go either way.
+    It is computed as `round(shrink(w/step))` with `shrink(x) = sign(x) max(0, |x| - (rounding - 1/2))`: each of these
+    is one pass through memory, which dominates the training step of a small network. A weight on the edge between two
+    levels may go to either.
 
     Args:
-        scales: 1 / step and step, as tensors: torch makes one of a number in every call, which takes as long as
-            the product with a small layer.
+        scales: 1 / step and step as tensors: torch would make a tensor of a number in every call, which takes as long
+            as the product with a small layer.
     """
     w.mul_(scales[0])
     kept = w.sign() * (w.abs() >= plan.threshold / plan.step) if _starts_below(plan) else None
@@ -48,30 +50,30 @@ def _to_grid(w: torch.Tensor, plan: TensorPlan, scales: tuple[torch.Tensor, torc
 
 
 def _starts_below(plan: TensorPlan) -> bool:
-    """Whether weights that would round to zero are kept, at one step: the threshold lies below the rounding's."""
+    """Whether kept weights that would round to zero become one step: the threshold is below the rounding's."""
     return plan.threshold / plan.step < plan.rounding * (1 - 1e-5)
 
 
 def _number(x: float) -> torch.Tensor:
-    """A tensor without dimensions, in the processor's memory, which every device multiplies by as by a number."""
+    """A tensor without dimensions on the CPU, by which tensors on every device can be multiplied as by a number."""
     return torch.tensor(x, dtype=torch.float32, device="cpu")
 
 
 def has_kernel(w: torch.Tensor, plan: TensorPlan, largest: int) -> bool:
-    """Whether the compiled kernel is there and does for these weights; `largest` as for `FixedGrid`."""
+    """Whether the kernel is compiled and can be used for these weights; `largest` as in `FixedGrid`."""
     fits = is_plain(w) and not _starts_below(plan) and not _watched(largest)
     return fits and kernel.operator() is not None
 
 
 def _watched(largest: int) -> bool:
-    """Whether codes up to this one may grow beyond int16, and have to be clamped."""
+    """Whether codes up to this one may grow beyond int16 in training, so that they must be clamped."""
     return 2 * largest > LARGEST_CODE
 
 
 def mask_like(w: torch.Tensor, kept: torch.Tensor, *, byte: bool) -> torch.Tensor:
-    """A mask in the order of the weight's own elements in memory, a byte each or of the weight's own type.
+    """A mask with the memory layout of the weight, in bytes or in the weight's own type.
 
-    torch's product on a CPU takes twice as long by ones and zeros of another type; a GPU's and the kernel's do not.
+    On a CPU, torch's product takes twice as long if the mask has another type; on a GPU and in the kernel it does not.
     """
     dtype = torch.uint8 if byte else w.dtype
     return torch.empty_like(w, dtype=dtype, requires_grad=False).copy_(kept)
@@ -80,19 +82,21 @@ def mask_like(w: torch.Tensor, kept: torch.Tensor, *, byte: bool) -> torch.Tenso
 _PLAIN = (torch.Tensor, nn.Parameter)
 
 
-class FixedGrid(nn.Module):
+class FixedGrid(Attachment):
     """The parametrization of one tensor: a fixed mask and a fixed step.
 
     Codes are computed in the forward pass and never stored. Tied tensors share the instance.
     """
 
     mask: torch.Tensor
-    """One buffer: 1 where a weight is kept, 0 where it is pruned (`mask_like`)."""
+    """A buffer: 1 where a weight is kept, 0 where it is pruned (`mask_like`)."""
 
     def __init__(self, plan: TensorPlan, mask: torch.Tensor, largest: int = LARGEST_CODE, *, compiled: bool = False):
-        """`largest`: the largest code there is; one that would have to double to fill int16 is not watched.
+        """Makes the grid of one tensor.
 
-        compiled: whether the compiled kernel is used, which wants a byte each in the mask (`has_kernel`).
+        Args:
+            largest: the largest code at first; if it would have to double to exceed int16, codes are not clamped.
+            compiled: whether the compiled kernel is used, which needs a mask of bytes (`has_kernel`).
         """
         super().__init__()
         self.plan, self.clamp, self.compiled = plan, _watched(largest), compiled
@@ -103,7 +107,7 @@ class FixedGrid(nn.Module):
         self.register_buffer("mask", mask)
 
     def forward(self, w: torch.Tensor) -> torch.Tensor:
-        """`w^`: autograd sees `w m`, whose values then move to the grid; or the kernel, which is the same function."""
+        """`w^`: autograd records `w m`, whose values are then rounded to the grid; or the kernel does the same."""
         if self.compiled and is_plain(w):
             operator = kernel.operator()
             if operator is not None:
@@ -119,7 +123,7 @@ class FixedGrid(nn.Module):
         return seen
 
     def right_inverse(self, w: torch.Tensor) -> torch.Tensor:
-        """Assigning the tensor assigns its plain weight."""
+        """Assigning to the tensor assigns to its plain weight."""
         return w
 
     @property
@@ -134,7 +138,7 @@ class FixedGrid(nn.Module):
 
 
 def is_plain(w: torch.Tensor) -> bool:
-    """Whether the kernel takes this tensor now: float32 on a CPU, of no class of its own, and not being traced."""
+    """Whether the kernel can take this tensor now: float32 on a CPU, not of a subclass, and not being traced."""
     own = type(w) in _PLAIN and w.is_cpu and w.dtype == torch.float32
     return own and not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
 
@@ -145,7 +149,7 @@ def digest(mask: torch.Tensor) -> int:
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is a DTensor (asked so because importing DTensor takes half a second)."""
+    """Whether the tensor is a DTensor, found out without importing DTensor, which takes half a second."""
     return hasattr(tensor, "full_tensor")
 
 

@@ -1,9 +1,9 @@
-"""One kernel in C++ for the fixed grid, for who fine-tunes on a CPU: compiled once by `opq native` or `build()`.
+"""A C++ kernel for the fixed grid, for fine-tuning on a CPU; compiled once by `opq native` or `build()`.
 
-In torch's own operations the grid takes five passes over the weights and one over their gradients, which is a large
-part of a step where batches are small; the kernel (`kernel.cpp`) takes one each. It gives the same values, so that
-nothing but time depends on whether it is there. It lies in the folder of torch's own extensions, by the versions of
-torch, of Python and of its source, and `opq.attach` uses it wherever it finds it.
+With torch's own operations the grid takes five passes over the weights and one over their gradients, which is a large
+part of a training step if batches are small; the kernel (`kernel.cpp`) takes one pass for each. It gives the same
+values, so that only the time depends on it. It is stored in the folder of torch's extensions, under the versions of
+torch, Python and its own source, and `opq.attach` uses it if it is there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off") i
 
 
 def path() -> Path:
-    """Where the compiled kernel is, or will be: in `$TORCH_EXTENSIONS_DIR`, else the user's folder of caches."""
+    """The path of the compiled kernel: in `$TORCH_EXTENSIONS_DIR`, or else in the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(cache) / "torch_extensions")
     python = f"cp{sys.version_info.major}{sys.version_info.minor}"
@@ -43,11 +43,11 @@ def path() -> Path:
 
 
 def build() -> Path:
-    """Compile the kernel, unless it has been; returns its path.
+    """Compiles the kernel unless that has been done; returns its path.
 
     Raises:
         MissingExtraError: ninja is not installed.
-        NativeError: there is no C++ compiler, or it failed; its last words are in the message.
+        NativeError: there is no C++ compiler, or it failed; the end of its output is in the message.
         WriteError: the folder cannot be written.
     """
     target = path()
@@ -63,10 +63,10 @@ _REMEDY = "Set TORCH_EXTENSIONS_DIR to a folder that is yours and that nobody el
 
 
 def untrusted(library: Path) -> str | None:
-    """Why code at a path may be another user's, in words; None where it is this user's alone, or nothing is there.
+    """Why code at a path cannot be trusted, in words; None if it can be, or there is none.
 
-    The file and the folders above it belong to the user or to the system's administrator, and nobody else can write
-    them; of folders above, one in which everybody may write but only owners may rename (as /tmp) will do.
+    The file and the folders above it must belong to the user or to the system's administrator, and nobody else may
+    write to them. A folder above may be one in which everybody may write but only owners may rename, like /tmp.
     """
     if not hasattr(os, "getuid"):
         return None  # Windows keeps a user's folders for the user
@@ -115,7 +115,7 @@ def _compile(target: Path) -> None:
 
 
 def _complaint(text: str) -> str:
-    """The lines of a compiler's output that say what is wrong, else the last one."""
+    """The lines of a compiler's output that contain errors, or else the last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r"(^|\s)error:|not found|[Pp]ermission denied", line)]
     return "; ".join(dict.fromkeys(errors[:3] or lines[-1:])).rstrip(".")
@@ -123,7 +123,7 @@ def _complaint(text: str) -> str:
 
 @functools.cache
 def operator() -> Any:
-    """The operator `opq::grid(w, kept, 1 / step, step, shrink)`, or None where the kernel has not been compiled."""
+    """The operator `opq::grid(w, kept, 1 / step, step, shrink)`, or None if the kernel has not been compiled."""
     library = path()
     if what_is(library) != "a file":
         return None

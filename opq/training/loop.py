@@ -22,7 +22,7 @@ from opq.training.objective import Objective, inputs_and_targets, to_device
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Batches = Iterable[Any] | Callable[[int], Iterable[Any]]
-"""Batches, read once an epoch; or a function of the epoch that gives them."""
+"""Batches that are read once in each epoch, or a function of the epoch that gives them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,9 @@ class Training:
 
     epochs: int = 1
     lr: float = 1e-3
-    """Of Adam, where no optimizer is given."""
+    """Learning rate of Adam, if no optimizer is given."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Of the learning rate, from its start to 0 at the end."""
+    """How the learning rate falls to 0 at the end."""
     clip: float | None = None
     """The largest norm of the gradient."""
     amp: Literal["bf16", "fp16"] | None = None
@@ -41,17 +41,17 @@ class Training:
     bn: Literal["update", "freeze"] = "update"
     """Whether BatchNorm statistics follow the training batches."""
     reestimate_bn: int = 0
-    """At the end, BatchNorm statistics are taken anew as plain means over so many training batches."""
+    """At the end, BatchNorm statistics are estimated anew as averages over so many training batches."""
     distill: float = 0.5
     """Weight of the teacher's part of the loss, 0 to 1; the rest is `loss`."""
     temperature: float = 2.0
     """Of the softmax of teacher and student in distillation."""
     seed: int | None = None
-    """Seeds torch's generator before training, where given."""
+    """If given, seeds torch's generator before training."""
     checkpoint_every: int | None = None
     """Steps between checkpoints; None: one at the end of each epoch."""
     resume: bool = True
-    """Go on from the checkpoint where it exists."""
+    """Whether to continue from the checkpoint if it exists."""
 
     def __post_init__(self) -> None:
         for name in ("schedule", "amp", "bn"):
@@ -80,7 +80,7 @@ def _one_of(name: str, value: object) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """What one epoch came to."""
+    """The figures of one epoch."""
 
     epoch: int
     loss: float
@@ -98,7 +98,7 @@ def finite(model: nn.Module) -> bool:
 
 
 class Loop:
-    """The training loop and its place in it: the epoch, the step, and what is needed to go on from there."""
+    """The training loop and its state: the epoch, the step, and all that is needed to continue from there."""
 
     def __init__(self, model: nn.Module, plan: Plan, batches: Batches, how: Training, *, objective: Objective,
                  optimizer: torch.optim.Optimizer, evaluate: Callable[[nn.Module], Any] | None,
@@ -116,7 +116,7 @@ class Loop:
             group.setdefault("initial_lr", group["lr"])
 
     def train(self) -> None:
-        """All epochs, from the checkpoint where there is one."""
+        """Trains all epochs, starting from the checkpoint if there is one."""
         if self.checkpoint is not None and not self.checkpoint.parent.is_dir():
             raise WriteError(f"no folder for the checkpoint {self.checkpoint}")  # before hours are spent, not after
         pending = self._resume()
@@ -182,7 +182,7 @@ class Loop:
         self.progress("finetune", self.epoch * count + self.step, self.how.epochs * count)
 
     def _factor(self, count: int) -> float:
-        """The schedule at this step; by epochs where the number of batches is unknown."""
+        """The factor of the schedule at this step; in steps of epochs if the number of batches is unknown."""
         done = (self.epoch + (self.step / count if count else 0)) / self.how.epochs
         done = min(done, 1.0)
         if self.how.schedule == "constant":
@@ -207,7 +207,7 @@ class Loop:
     # --- interruption ---------------------------------------------------------------------
 
     def save(self) -> None:
-        """Writes the checkpoint, unless a weight went bad: then the last good one stays."""
+        """Writes the checkpoint, unless a weight is not finite: then the last good one stays."""
         if self.checkpoint is None:
             return
         if not processes.everywhere(finite(self.model), self.device):
@@ -222,11 +222,11 @@ class Loop:
         processes.barrier()
 
     def _resume(self) -> dict[str, Any] | None:
-        """Takes up the checkpoint; returns the random states to go on with, None for a fresh start."""
+        """Restores the checkpoint; returns the random states to continue with, or None for a fresh start."""
         if self.checkpoint is None or not self.how.resume or not self.checkpoint.exists():
             return None
         state = checkpoints.load(self.checkpoint, self.plan)
-        if state["options"] != self._options():
+        if not self._goes_on(state["options"]):
             remedy = "Resume with the same options, or pass resume=False."
             raise OptionError(f"{self.checkpoint} was written with other options", got=self._options(),
                               wanted=state["options"], remedy=remedy)  # fmt: skip
@@ -240,6 +240,13 @@ class Loop:
             return None
         pending: dict[str, Any] = state["random"]
         return pending
+
+    def _goes_on(self, before: dict[str, Any]) -> bool:
+        """Whether training may go on from a checkpoint with these options: the same, or the same with more epochs."""
+        now = self._options()
+        return now == before or (
+            now | {"epochs": None} == before | {"epochs": None} and now["epochs"] > before["epochs"]
+        )
 
     def _options(self) -> dict[str, Any]:
         return {k: v for k, v in dataclasses.asdict(self.how).items() if k not in ("resume", "checkpoint_every")}

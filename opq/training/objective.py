@@ -20,7 +20,7 @@ LOSSES = ("cross_entropy", "mse", "model")
 class Objective:
     """`(1 - distill) loss(outputs, targets) + distill T^2 KL(teacher || student)` (Hinton et al. 2015).
 
-    Where the outputs are no class scores (`loss="mse"`), the teacher's part is the mean squared distance.
+    If the outputs are not class scores (`loss="mse"`), the teacher's part is the mean squared distance.
     """
 
     loss: Loss
@@ -77,7 +77,7 @@ def scores(outputs: Any) -> torch.Tensor:
 
 
 def inputs_and_targets(batch: Any) -> tuple[Any, Any]:
-    """A batch taken apart: a pair, or a mapping whose `labels` are the targets."""
+    """Inputs and targets of a batch, which is a pair, or a mapping whose `labels` are the targets."""
     if isinstance(batch, Mapping):
         inputs = {k: v for k, v in batch.items() if k != "labels"}
         return inputs, batch.get("labels")
@@ -95,7 +95,7 @@ def run(model: nn.Module, inputs: Any, labels: Any = None) -> Any:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Tensors, and what mappings, lists and tuples hold of them, on the device."""
+    """A tensor, or all tensors in a nest of mappings, lists and tuples, on the device."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, Mapping):

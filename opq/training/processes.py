@@ -1,4 +1,4 @@
-"""The little that fine-tuning asks of `torch.distributed`: on one process each of these is a no-op."""
+"""What fine-tuning needs of `torch.distributed`. With a single process each of these functions is trivial."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """The number of this process; 0 writes files."""
+    """The number of this process; process 0 writes files."""
     return distributed.get_rank() if world_size() > 1 else 0
 
 

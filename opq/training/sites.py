@@ -1,4 +1,4 @@
-"""Where a model keeps the tensors of a plan."""
+"""Where the tensors of a plan are in a model: by module and attribute."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def grids(module: nn.Module) -> dict[str, FixedGrid]:
 
 
 def plain(module: nn.Module, attribute: str) -> torch.Tensor:
-    """A module's own tensor; where a grid is attached, the plain weight behind it."""
+    """A module's own tensor; if a grid is attached, the plain weight behind it."""
     stacks: Any = module.parametrizations if attribute in grids(module) else {}
     own: Any = module._parameters if attribute in module._parameters else module._buffers
     tensor: torch.Tensor = stacks[attribute].original if stacks else own[attribute]
@@ -33,7 +33,7 @@ def plain(module: nn.Module, attribute: str) -> torch.Tensor:
 
 
 def tensors(model: nn.Module) -> dict[str, Site]:
-    """Where each tensor of the state dict lives, by its name (and in its order) without any grid attached."""
+    """The site of each tensor of the state dict, with the names and the order that it has without grids."""
     sites: dict[str, Site] = {}
     ours: tuple[str, ...] = ()
     for path, module in model.named_modules(remove_duplicate=False):
@@ -55,7 +55,7 @@ def order(module: nn.Module) -> tuple[str, ...]:
 
 
 def find(model: nn.Module, plan: Plan) -> dict[str, list[Site]]:
-    """For every compressed tensor of the plan, every module that holds it, tied ones included.
+    """For every compressed tensor of the plan, all its sites; several if it is tied.
 
     Raises:
         MismatchError: names, shapes or ties of plan and model differ; they are listed.
@@ -82,7 +82,7 @@ def _wrong_names(found: dict[str, tuple[int, ...]], plan: Plan) -> list[str]:
 
 
 def _wrong_ties(groups: list[list[str]], plan: Plan) -> list[str]:
-    """Tensors that are one in the model and two in the plan, or the other way round."""
+    """Tensors that are tied in the model but not in the plan, or the other way round."""
     group_of = {name: names for names in groups for name in names}
     wrong = []
     for t in plan.compressed:

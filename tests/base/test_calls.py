@@ -18,7 +18,7 @@ def call(source: str, *, bits: float | None = None, trellis: bool = False) -> tu
     return source, bits, trellis
 
 
-@refusing(("sparsity",), "does not stream")
+@refusing(("sparsity",), why="does not stream", remedy="Leave it out.")
 def streams(source: str, *, bits: float | None = None) -> tuple[str, float | None]:
     """What it does."""
     return source, bits

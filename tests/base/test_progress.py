@@ -12,7 +12,7 @@ import pytest
 
 import opq
 from opq.base import progress
-from opq.base.progress import shown
+from opq.base.progress import PATIENCE, shown
 from opq.errors import OptionError
 
 
@@ -48,8 +48,8 @@ def notebook(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return shown
 
 
-def work(wanted: Any, screen: Terminal | None = None, steps: int = 3) -> None:
-    with redirect_stderr(screen or io.StringIO()), shown(wanted) as told:
+def work(wanted: Any, screen: Terminal | None = None, steps: int = 3, *, patience: float = PATIENCE) -> None:
+    with redirect_stderr(screen or io.StringIO()), shown(wanted, patience=patience) as told:
         for k in range(steps):
             told("quantize", k + 1, steps)
 
@@ -96,12 +96,11 @@ def test_false_is_silent_on_a_terminal_too(terminal: Terminal) -> None:
 
 
 def test_of_several_processes_the_first_draws(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "PATIENCE", 0.0)
     monkeypatch.setenv("RANK", "1")
-    work(None, terminal)
+    work(None, terminal, patience=0.0)
     assert terminal.getvalue() == ""
     monkeypatch.setenv("RANK", "0")
-    work(None, terminal)
+    work(None, terminal, patience=0.0)
     assert "quantize" in terminal.getvalue()
 
 

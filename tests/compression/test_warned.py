@@ -31,7 +31,7 @@ def test_zeros_and_small_weights_are_no_reason_to_warn(w: torch.Tensor) -> None:
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
 def test_a_vector_that_is_not_finite_is_told_and_kept(wrong: float, tmp_path: Path) -> None:
     b = torch.tensor([1.0, wrong] * 8)
-    with pytest.warns(WeightsWarning, match="tensor 'b' holds NaN or infinity; it is kept bit by bit"):
+    with pytest.warns(WeightsWarning, match="tensor 'b' holds NaN or infinity; it is kept bit for bit"):
         opq.compress({"b": b, **OTHER}, bits=6).save(tmp_path / "m")
     assert torch.equal(opq.load_state_dict(tmp_path / "m")["b"].view(torch.int32), b.view(torch.int32))
 

@@ -100,6 +100,92 @@ def test_onnx_of_transposed_tied_and_four_bit_weights(tmp_path: Path) -> None:
     np.testing.assert_allclose(run(path, ids[:2, :5]), wanted.numpy(), atol=1e-5)
 
 
+class Named(nn.Module):
+    """Two inputs of one batch, outputs under names of its own, one of them within another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(50, 16), nn.Linear(16, 40)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+        hidden = self.head(self.table(ids)) * mask[..., None]
+        return {"last_hidden": hidden, "more": {"pooled": hidden.mean(1)}}
+
+
+def test_onnx_has_one_batch_axis_and_the_model_s_own_names(tmp_path: Path) -> None:
+    import onnx
+
+    torch.manual_seed(0)
+    model, file, path = Named().eval(), tmp_path / "n.opq.safetensors", tmp_path / "n.onnx"
+    opq.compress(model, bits=6, probe=False).save(file)
+    ids, mask = torch.randint(50, (3, 7)), torch.ones(3, 7, dtype=torch.int64)
+    save_onnx(file, path, model, example_inputs=(ids, mask))
+    graph = onnx.load(path).graph
+    axes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+            for v in (*graph.input, *graph.output)}  # fmt: skip
+    assert axes == {
+        "ids": ["batch", "sequence"],
+        "mask": ["batch", "sequence"],
+        "last_hidden": ["batch", "sequence", 40],
+        "more.pooled": ["batch", 40],
+    }
+    onnx.checker.check_model(path, full_check=True)
+    with torch.no_grad():
+        wanted = opq.load(file, Named()).eval()(ids[:2, :5], mask[:2, :5])["last_hidden"]
+    np.testing.assert_allclose(run(path, ids[:2, :5], mask[:2, :5]), wanted.numpy(), atol=1e-5)
+
+
+class Recurrent(nn.Module):
+    """A layer of each kind, the first both ways, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(12, 16, batch_first=True, bidirectional=True)
+        self.gru, self.rnn = nn.GRU(32, 24, batch_first=True), nn.RNN(24, 20, batch_first=True)
+        self.head = nn.Linear(20, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(self.gru(self.lstm(x)[0])[0])[0][:, -1])
+
+
+def test_onnx_of_recurrent_layers_holds_their_codes_in_its_order_of_gates(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, file, path = Recurrent().eval(), tmp_path / "r.opq.safetensors", tmp_path / "r.onnx"
+    opq.compress(model, bits=6, probe=False).save(file)
+    x = torch.randn(3, 9, 12)
+    made = save_onnx(file, path, model, example_inputs=x)
+    assert made.dense == ()
+    assert len(made.integers) == 9
+    with torch.no_grad():
+        wanted = opq.load(file, Recurrent()).eval()(x)
+    np.testing.assert_allclose(run(path, x), wanted.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
+def test_onnx_of_half_precision_holds_codes_and_restores_them_to_the_bit(kind: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, file, path = Odd().eval().to(kind), tmp_path / "h.opq.safetensors", tmp_path / "h.onnx"
+    opq.compress(model, bits=6, probe=False).save(file)
+    ids = torch.randint(50, (3, 7))
+    made = save_onnx(file, path, model, example_inputs=(ids,))
+    assert set(made.integers) == {"table.weight", "up.weight", "down.weight"}
+    held, state = initializers(path), opq.load_state_dict(file)
+    dense = {tuple(t.flatten().tolist()) for w in state.values() if w.dim() == 2 for t in (w, w.T)}
+    for name in (name.removesuffix(".codes") for name in held if name.endswith(".codes")):
+        codes, scale = (torch.tensor(_array(held[f"{name}.{part}"])) for part in ("codes", "scale"))
+        assert tuple((codes * scale).to(kind).flatten().tolist()) in dense, name
+    if kind == torch.float16:  # onnxruntime has few operators in bfloat16
+        with torch.no_grad():
+            wanted = opq.load(file, Odd().half()).eval()(ids)
+        np.testing.assert_allclose(run(path, ids).astype(float), wanted.double().numpy(), atol=2e-2)
+
+
+def _array(tensor: Any) -> np.ndarray:
+    import onnx
+
+    return onnx.numpy_helper.to_array(tensor).astype(np.float32)
+
+
 def test_onnx_leaves_the_model_as_it_was(digits: Path, tmp_path: Path) -> None:
     model = load()
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -13,7 +13,7 @@ from opq.base import format_v1
 from opq.base.dtypes import DTYPES
 from opq.coding import adaptive, class_tables, classes, entropy, numbers, symbols, tables, text
 from opq.coding.stack import StackWriter
-from opq.file import index
+from opq.file import index_rows
 from opq.plan import COLUMNS, TensorPlan
 from opq.quantizing import trellis
 
@@ -114,7 +114,7 @@ def test_the_element_types_and_kinds_are_on_the_page() -> None:
 
 
 def test_the_models_of_rows_and_texts_are_on_the_page() -> None:
-    of = index._Rows((), {})
+    of = index_rows.Rows((), {})
     said = {row[0]: row[1] for row in rows("model")[1:]}  # the first such table: of texts
     models = text._Models()
     assert said["`kinds[0]`"] == listed(models.kinds[0]._weights)

@@ -20,6 +20,7 @@ from opq.coding.stack import StackReader
 from opq.coding.symbols import DIRECT
 from opq.coding.tensor_model import Coding
 from opq.file import codebook, stored
+from opq.file.compressed_kinds import Listed
 from opq.file.folder_reader import open_reader
 from opq.file.header import VERSION
 from opq.file.reader import Reader
@@ -85,7 +86,7 @@ def ways(reader: Reader, plan: TensorPlan) -> Iterator[str]:
         return
     payload = reader._payload(plan.name)
     listed, position, shape = stored.PAYLOADS[kind], 0, plan.shape
-    if issubclass(listed, stored.Listed):
+    if issubclass(listed, Listed):
         entries, position = codebook.take(payload)
         shape = listed.indices_shape(plan, entries.shape[1])
     parts, codes = len(entropy.chunks(shape)), entropy.decode(payload[position:], shape)

@@ -29,13 +29,27 @@ from opq.coding import (
     tensor_model,
     text,
 )
-from opq.file import codebook, folder_reader, header, index, payload, reader, stored, writer
+from opq.file import (
+    codebook,
+    compressed_kinds,
+    folder_reader,
+    header,
+    index,
+    index_columns,
+    index_rows,
+    kept_kinds,
+    payload,
+    reader,
+    stored,
+    writer,
+)
 from opq.quantizing import grid, trellis
 
 COVERED = GOLDEN / "covered.py"
 MODULES = (
     *(adaptive, class_tables, classes, entropy, numbers, pages, stack, symbols, tables, tensor_model, text),
-    *(codebook, folder_reader, header, index, payload, reader, stored, writer, grid, rounding, trellis),
+    *(codebook, compressed_kinds, folder_reader, header, index, index_columns, index_rows, kept_kinds, payload, reader),
+    *(stored, writer, grid, rounding, trellis),
 )
 ELSEWHERE = {
     entropy: "coded_size Large.codes",
@@ -45,7 +59,7 @@ ELSEWHERE = {
     header: "header payload_starts",
     reader: "InMemory.parts Reader.sizes Reader.bytes",
     payload: "Payload.size Stored.payload Stored.restore Stored.digest Stored.codes_of Stored.check Coded.read",
-    stored: "Listed.entries",
+    compressed_kinds: "Listed.entries",
     writer: "Packed.size Packed.write Packed.verify Packed._same write_file size_of foreseen",
     grid: "quantize _on_paths _quantize dequantize",
     rounding: "rounded",

@@ -115,6 +115,23 @@ def test_dead_channels_of_bare_weights_are_coded_too() -> None:
     assert torch.allclose(var[others], net.norm.running_var[others], rtol=6e-3)
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("bare", [True, False])
+def test_features_of_very_different_units_keep_their_normalised_values(affine: bool, bare: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm1d(10, affine=affine), nn.Linear(10, 256)).eval()
+    units = torch.logspace(-2, 5, 10)
+    net[0].running_mean.copy_(3 * units * torch.randn(10))
+    net[0].running_var.copy_((units * (0.5 + torch.rand(10))).square())
+    state = opq.compress(net.state_dict() if bare else net, bits=6, probe=False).state_dict()
+    read = nn.BatchNorm1d(10, affine=affine).eval()
+    read.load_state_dict({n.removeprefix("0."): t for n, t in state.items() if n.startswith("0.")})
+    x = net[0].running_mean + net[0].running_var.sqrt() * torch.randn(200, 10)
+    with torch.no_grad():
+        wanted, got = net[0](x), read(x)
+    assert float(((got - wanted).square().mean(0) / wanted.var(0)).sqrt().max()) < 0.02
+
+
 # --- words do not steer ---------------------------------------------------------------------------
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from file_helpers import bytes_of, in_memory, small
+from file_helpers import bytes_of, in_memory
 from plans import kept, planned
 from safetensors.torch import load
 
+from opq.base.format_v1 import SMALL
 from opq.coding import entropy, text
 from opq.coding.stack import StackReader as Stack
 from opq.coding.stack import StackWriter
 from opq.errors import CorruptFileError, FileTooLargeError, MismatchError, OptionError
-from opq.file import codebook, reader, stored
+from opq.file import codebook, stored
 from opq.file import writer as container
 from opq.file.reader import Reader
 from opq.file.stored import Grid, Product, Raw, Stored, Table
@@ -110,16 +111,17 @@ def test_the_last_vector_may_be_cut() -> None:
         packed((plan, Product("t", vectors, np.array([0, 1, 1, 0]))))
 
 
-def test_the_dense_tensors_may_take_what_is_allowed_and_no_byte_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = bytes_of(pack(*small()))
-    dense = 4 * 16 + 4 * 2
-    monkeypatch.setattr(reader, "SMALL", dense)
-    Reader(in_memory(data), max_expansion=0).close()
-    monkeypatch.setattr(reader, "SMALL", dense - 1)
-    with pytest.raises(FileTooLargeError, match=f"got {dense} bytes, wanted at most {dense - 1}"):
-        Reader(in_memory(data), max_expansion=0)
-    Reader(in_memory(data), max_expansion=1).close()
-    assert len(data) >= dense
+def test_the_dense_tensors_may_take_what_is_allowed_and_no_byte_more() -> None:
+    for size in (SMALL // 4, SMALL // 4 + 1):
+        zeros = Grid("w", np.zeros(size, np.int16))
+        plan = planned("w", (size,), step=1.0)
+        data, dense = bytes_of(pack(Plan(method="x", tensors=(plan,)), [zeros])), 4 * size
+        if dense <= SMALL:
+            Reader(in_memory(data), max_expansion=0).close()
+        else:
+            with pytest.raises(FileTooLargeError, match=f"got {dense} bytes, wanted at most {SMALL}"):
+                Reader(in_memory(data), max_expansion=0)
+        Reader(in_memory(data), max_expansion=dense / len(data)).close()
 
 
 def test_codes_are_coded_by_chunks_from_a_size_on() -> None:

@@ -16,8 +16,7 @@ from opq.base.dtypes import torch_dtype
 from opq.base.format_v1 import KIND_NAMES
 from opq.coding import entropy
 from opq.errors import CorruptFileError, MismatchError
-from opq.file import stored
-from opq.file.payload import Place, Stored
+from opq.file.payload import Coded, Place, Stored
 from opq.file.reader import Reader
 from opq.file.stored import KINDS, PAYLOADS, Fine, Grid, Log, Product, Raw, Scalar, Share, Table, Trellis
 from opq.file.writer import pack
@@ -62,7 +61,7 @@ def test_each_kind_restores_what_its_payload_holds(plan: TensorPlan, item: Store
     assert tuple(back.shape) == plan.shape
     with Reader(in_memory(bytes_of(pack(Plan(method="x", tensors=(plan,)), [item])))) as opened:
         assert torch.equal(opened.tensor("t"), back)
-    if isinstance(item, stored.Coded):
+    if isinstance(item, Coded):
         codes = type(item).codes_of(memoryview(data), plan)
         np.testing.assert_array_equal(codes.ravel(), item.read().ravel())
     else:

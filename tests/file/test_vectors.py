@@ -16,7 +16,7 @@ from opq.base.dtypes import dtype_name
 from opq.coding.entropy import coded_size
 from opq.file.reader import Reader
 from opq.file.stored import Fine, Log, Raw, Stored
-from opq.file.vectors import Norm, batchnorm, fine
+from opq.file.vectors import BITS, Norm, batchnorm, fine, running_mean
 from opq.file.writer import pack
 from opq.plan import Plan, TensorPlan
 
@@ -127,6 +127,30 @@ def test_dead_channels_and_half_precision() -> None:
     x = norm.running_mean + 0.3 * norm.running_var.sqrt() * torch.ones(1, 32)
     with torch.no_grad():
         assert decibel(back(x) - norm(x), norm.weight.detach()) < -40
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 200), st.floats(0, 8), st.integers(6, 13), st.integers(0, 99))
+def test_a_running_mean_alone_errs_little_in_every_channels_own_deviation(
+    size: int, decades: float, bits: int, seed: int
+) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    units = 10 ** (decades * (torch.rand(size, generator=rng, dtype=torch.float64) - 0.5))
+    mean = (3 * units * torch.randn(size, generator=rng, dtype=torch.float64)).float()
+    item = running_mean("m", mean, units.numpy(), bits=bits)
+    moved = (through_a_file([item], {"m": mean})["m"].double() - mean.double()) / units
+    assert float(moved.square().mean().sqrt()) <= 2.0**-BITS / 2 * 1.01
+    usual = fine("m", mean, bits=bits)
+    if isinstance(item, Fine) and isinstance(usual, Fine):
+        assert item.step <= usual.step
+
+
+def test_a_running_mean_in_one_unit_is_stored_as_any_vector() -> None:
+    mean = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    item, usual = running_mean("m", mean, np.full(64, 3.0)), fine("m", mean)
+    assert isinstance(item, Fine)
+    assert isinstance(usual, Fine)
+    assert item.step == usual.step
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan")])

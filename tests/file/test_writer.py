@@ -39,7 +39,7 @@ from opq.errors import (
     TruncatedFileError,
     WriteError,
 )
-from opq.file import index, stored
+from opq.file import index, index_rows, stored
 from opq.file.index import Place
 from opq.file.reader import Reader
 from opq.file.stored import Fine, Grid, Log, Product, Raw, Stored, Table
@@ -431,7 +431,7 @@ def later(names: str) -> bytes:
     if names == "DTYPE_NAMES":
         tensor = dataclasses.replace(tensor, dtype="later")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, names, (*getattr(index, names), "later"))
+        patch.setattr(index_rows, names, (*getattr(index_rows, names), "later"))
         return with_index(Plan(method="x", tensors=(tensor,)), [place], bytes(8))
 
 

@@ -428,12 +428,27 @@ def _signed(kind: str, parts: Parts) -> Iterator[Case]:
     yield Case(kind, data, True, SIGNED)
 
 
-def cases(seed: int) -> Iterator[tuple[int, Case]]:
-    """Cases without end, each with the number of the valid file it was made from: first all, then chosen at random."""
+FULL = 20_000
+"""Cases of a full run."""
+
+
+def some(seed: int, amount: int) -> Iterator[tuple[int, Case]]:
+    """As many cases; of fewer than a full run's, fewer of each kind that is listed."""
+    return itertools.islice(cases(seed, every=2 * max(1, FULL // amount) - 1), amount)
+
+
+def cases(seed: int, *, every: int = 1) -> Iterator[tuple[int, Case]]:
+    """Cases without end, each with the number of the valid file it was made from.
+
+    Of all that can be listed the first of each kind and one in `every`; then others at random.
+    """
     rng = random.Random(seed)
     for number, data in enumerate(seeds()):
-        for way in (cuts(data), flips(data), headers(data)):
-            yield from ((number, case) for case in way)
+        met = Counter[str]()
+        for listed in itertools.chain(cuts(data), flips(data), headers(data)):
+            if met[listed.kind] % every == 0:
+                yield number, listed
+            met[listed.kind] += 1
     endless: list[tuple[int, Iterator[Case]]] = []
     for number, data in enumerate(seeds()):
         parts = taken_apart(data) if number != ENTRIES else None
@@ -492,7 +507,7 @@ def run(amount: int, seed: int, folder: Path, tell: Callable[[str], None] = lamb
     before = _peak()
     kinds, outcomes, wrong, hangs = Counter[str](), Counter[str](), list[str](), 0
     path = folder / "case.opq.safetensors"
-    for k, (number, case) in enumerate(itertools.islice(cases(seed), amount)):
+    for k, (number, case) in enumerate(some(seed, amount)):
         kinds[case.kind] += 1
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         try:
@@ -530,7 +545,7 @@ def _peak() -> int:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--cases", type=int, default=20_000)
+    options.add_argument("--cases", type=int, default=FULL)
     options.add_argument("--seed", type=int, default=0)
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:

@@ -10,7 +10,7 @@ from torch import nn
 
 import opq
 from opq.methods import ncs
-from opq.methods.olmp import Layer, Surgery
+from opq.methods.surgery import Layer, Surgery
 
 
 def test_a_layer_counts_one_step_for_each_forward_pass_however_many_tensors_it_has() -> None:

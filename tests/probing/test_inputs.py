@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,10 @@ def convolutional(side: int) -> nn.Sequential:
         (convolutional(28), (64, 1, 28, 28)),
         (convolutional(64), (64, 1, 64, 64)),
         (nn.TransformerEncoderLayer(16, 2, batch_first=True), (64, 24, 16)),
-        (nn.LSTM(5, 6, batch_first=True), (64, 24, 5)),
+        (nn.LSTM(5, 6, batch_first=True), (64, 160, 5)),
+        (nn.GRU(5, 6), (160, 64, 5)),
+        (nn.LSTMCell(5, 6), (64, 5)),
+        (nn.ConvTranspose2d(6, 3, 4), (64, 6, 8, 8)),
         (nn.Sequential(nn.Embedding(50, 4), nn.Linear(4, 2)), (128, 24)),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "x".join(map(str, value)),
@@ -133,6 +137,86 @@ def test_a_forward_that_nothing_fits_is_told_what_to_pass() -> None:
         synthetic(nn.Linear(3, 3), input_size=(4,))
     with pytest.raises(OptionError, match="samples="):
         synthetic(nn.Linear(3, 3), samples=1)
+
+
+def test_what_nothing_runs_through_is_told_the_call_to_write() -> None:
+    class Several(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(30, 8)
+
+        def forward(self, input_ids: torch.Tensor, timestep: torch.Tensor, structure: Any) -> torch.Tensor:
+            return self.table(input_ids) + structure.bias
+
+    call = (
+        'example_inputs={"input_ids": torch.randint(30, (2, 24)), "timestep": torch.randint(1000, (2,)), "structure": '
+    )
+    with pytest.raises(ProbeError) as caught:
+        synthetic(Several())
+    assert call in caught.value.remedy
+    assert "got" in str(caught.value)
+
+
+def test_two_samples_of_each_candidate_are_made_before_all_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    real = images.images
+
+    def seen(samples: int, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+        made.append(samples)
+        return real(samples, shape, generator)
+
+    monkeypatch.setattr(images, "images", seen)
+    batch = synthetic(convolutional(28), samples=64)
+    assert batch.args[0].shape == (64, 1, 28, 28)
+    assert made[-1] == 64
+    assert set(made[:-1]) == {2}
+    (alone,) = synthetic(convolutional(28), input_size=(1, 28, 28), samples=64).args
+    assert torch.equal(batch.args[0], alone), "sizes that did not run leave no trace"
+
+
+def test_time_first_batches_are_divided_along_their_second_dimension() -> None:
+    batch = synthetic(nn.GRU(5, 6), samples=8)
+    assert (batch.dim, batch.samples) == (1, 8)
+    parts = list(batch.parts(4))
+    assert [tuple(p.args[0].shape) for p in parts] == [(160, 4, 5), (160, 4, 5)]
+    assert torch.equal(torch.cat([p.args[0] for p in parts], 1), batch.args[0])
+
+
+def test_an_example_whose_first_dimension_is_no_batch_is_imitated_as_it_is() -> None:
+    class Graph(nn.Module):
+        def forward(self, x: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+            assert edges.shape == (2, 9)
+            return x[edges[0]] - x[edges[1]]
+
+    x, edges = torch.randn(7, 4), torch.arange(18).view(2, 9) % 7
+    batch = synthetic(Graph(), example_inputs=(x, edges))
+    assert batch.dim is None
+    assert batch.args[0].shape == (7, 4)
+    assert torch.equal(batch.args[1], edges)
+    assert [part.samples for part in batch.parts(2)] == [7]
+
+
+def test_shapes_by_name() -> None:
+    model = Keywords()
+    sizes = {"input_ids": (7,), "attention_mask": (7,)}
+    batch = synthetic(model, input_size=sizes, samples=4)
+    assert batch.kwargs["input_ids"].shape == (8, 7)
+    assert batch.kwargs["input_ids"].max() < 37
+    assert torch.equal(batch.kwargs["attention_mask"], torch.ones(8, 7, dtype=torch.long))
+    (x,) = synthetic(nn.Linear(3, 2), input_size={"input": (3,)}, samples=4).kwargs.values()
+    assert x.shape == (4, 3)
+
+
+def test_a_candidate_that_gives_nan_makes_room_for_the_next() -> None:
+    class Fragile(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x) * (torch.nan if x.dim() == 2 else 1)
+
+    assert synthetic(Fragile(), samples=4).args[0].shape == (4, 24, 6)
 
 
 def test_images_differ_from_one_another_and_have_mean_0_and_deviation_1() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -271,6 +274,51 @@ def test_a_real_transformer_of_hugging_face() -> None:
     assert found.sensitivity["embeddings.word_embeddings.weight"] > 0
     assert found.moments["encoder.layer.0.intermediate.dense.weight"].width == 16
     assert model.training
+
+
+@contextlib.contextmanager
+def of_doubles() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+AROUND: dict[str, Callable[[], Any]] = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "doubles": of_doubles,
+    "inference": torch.inference_mode,
+    "no_grad": torch.no_grad,
+}
+
+
+class Placed(nn.Module):
+    """Makes a tensor of its own in the forward, as tables of positions are."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, dtype=dtype), nn.BatchNorm2d(8, dtype=dtype)
+        self.head = nn.Linear(8, 20, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.norm(self.conv(x))).mean((2, 3)) + torch.linspace(0, 0.1, 8))
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_set_around_a_compression_changes_no_byte(around: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Placed(dtype)
+    opq.compress(model, bits=9, input_size=(3, 8, 8)).save(tmp_path / "plain.opq.safetensors")
+    with AROUND[around]():
+        opq.compress(model, bits=9, input_size=(3, 8, 8)).save(tmp_path / "around.opq.safetensors")
+        assert around != "doubles" or torch.get_default_dtype() == torch.float64
+        assert torch.is_autocast_enabled("cpu") == (around == "autocast")
+        assert torch.is_inference_mode_enabled() == (around == "inference")
+    plain, other = ((tmp_path / f"{name}.opq.safetensors").read_bytes() for name in ("plain", "around"))
+    assert plain == other
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

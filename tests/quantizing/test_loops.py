@@ -29,7 +29,7 @@ from opq.quantizing.moment import Layout, Moment
 
 @pytest.fixture(autouse=True)
 def _always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "LITTLE", 0.0)
+    monkeypatch.setattr(trellis.LOOPS, "little", 0.0)
 
 
 NOTHING = compiled.Loops("no compiler")
@@ -78,12 +78,11 @@ def test_the_search_finds_the_same_codes(rows: int, columns: int, kind: str, own
 
 @pytest.mark.parametrize("columns", [1, 4])
 def test_long_columns_are_parted_alike(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trellis, "TALLEST", 2 * trellis.RUN)
     x = 2 * np.random.default_rng(0).laplace(size=(4 * trellis.RUN + 9, columns)).astype(np.float32)
     bits = trellis.costs(x)
-    found = trellis.nearest(x, bits)
+    found = trellis.nearest(x, bits, at_once=2)
     by_numpy(monkeypatch)
-    assert np.array_equal(found, trellis.nearest(x, bits))
+    assert np.array_equal(found, trellis.nearest(x, bits, at_once=2))
 
 
 @settings(max_examples=40, deadline=None)
@@ -114,7 +113,6 @@ def test_feedback_gives_the_same_codes(groups: int, rows: int, width: int, plans
             assert torch.equal(one, other)
 
 
-@pytest.mark.slow
 def test_a_file_is_the_same_with_and_without_the_compiler_and_by_any_number_of_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -142,7 +140,7 @@ import opq, torch
 from opq.base import compiled
 from opq.quantizing import trellis
 assert sys.modules.get("numba") is None, "imported where it is not used"
-compiled.LITTLE = 0.0
+trellis.LOOPS.little = 0.0
 torch.manual_seed(0)
 seen = []
 result = opq.compress({{"w": torch.randn(300, 40)}}, bits=3, trellis=True, progress=lambda *step: seen.append(step))
@@ -218,10 +216,9 @@ def test_folders_that_cannot_be_written_cost_time_only(package: Path) -> None:
 
 
 def test_nothing_is_loaded_for_little_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "LITTLE", 1.0)
     seen: list[str] = []
     monkeypatch.setattr(compiled, "_compiled", lambda module: seen.append(module))
-    some = compiled.Loops("some.module")
+    some = compiled.Loops("some.module", little=1.0)
     some.prepare(0.9, lambda *step: seen.append(step[0]))
     assert some(0.9) is None
     assert not seen

@@ -93,14 +93,12 @@ def test_numbers_far_beyond_what_has_a_price_still_follow_paths(largest: int) ->
     assert (np.sign(n) == np.sign(far))[np.abs(far) > 10].all()
 
 
-def test_long_columns_are_searched_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_columns_are_searched_in_parts() -> None:
     x = np.random.default_rng(0).laplace(size=(5 * trellis.RUN + 7, 3)).astype(np.float32) * 3
     bits = trellis.costs(x)
     whole = trellis.nearest(x, bits)
     trellis.paths(whole)
-    monkeypatch.setattr(trellis, "_AT_ONCE", 2)
-    monkeypatch.setattr(trellis, "TALLEST", 2 * trellis.RUN)
-    assert np.array_equal(trellis.nearest(x, bits), whole)
+    assert np.array_equal(trellis.nearest(x, bits, at_once=2), whole)
 
 
 def entropy(q: torch.Tensor) -> float:
@@ -240,15 +238,21 @@ def test_reports_export_and_nominal_count_take_it(
     assert examine(tmp_path / "n.opq.safetensors").file_bytes == result.bytes
 
 
+def test_files_are_on_a_trellis_by_default_and_plans_are_not(network: Network) -> None:
+    size = {"bits": 4.5, "probe": False}
+    assert opq.compress(network, **size).plan == opq.compress(network, **size, trellis=True).plan
+    assert any(t.codebook == "trellis" for t in opq.compress(network, **size).plan)
+    bounded = opq.compress(network, **size, constraints=[opq.constraints.bits("head.*", min=4)])
+    for plan in (bounded.plan, opq.compress(network, **size, trellis=False).plan, opq.solve(network, **size)):
+        assert {t.codebook for t in plan.compressed} == {"grid"}
+
+
 def test_what_does_not_go_with_it(network: Network) -> None:
-    result = opq.compress(network, bits=4.5, input_size=(3, 12, 12), trellis=True)
-    with pytest.raises(OptionError, match=r"no grid to train on: got trellis.*without trellis="):
-        opq.attach(network, result)
     with pytest.raises(OptionError, match=r"method='opq' does not take trellis=: wanted method='rd'"):
         opq.compress(network, bits=4, method="opq", trellis=True)
     with pytest.raises(OptionError, match=r"trellis= does not go with constraints="):
         opq.compress(network, bits=4, trellis=True, constraints=[opq.constraints.bits("head.*", min=4)])
-    with pytest.raises(OptionError, match=r"trellis=: got 8, wanted True or False"):
+    with pytest.raises(OptionError, match=r"trellis=: got 8, wanted True, False or None"):
         opq.compress(network, bits=4, trellis=8)
     with pytest.raises(OptionError, match=r"method='kmeans' does not take trellis="):
         opq.compress(network, bits=4, method="kmeans", trellis=True)

@@ -87,11 +87,10 @@ def _many(layers: int, seed: int = 0) -> opq.Result:
     return opq.compress(state, bits=6)
 
 
-def test_many_curves_as_few_give_the_same_rates_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_curves_as_few_give_the_same_rates_and_errors() -> None:
     drawn = figures.figures(_many(40).reader).compressed
     each = groups.curves(drawn)
-    monkeypatch.setattr(groups, "CURVES", 2)
-    few = groups.curves(drawn)
+    few = groups.curves(drawn, most=2)
     assert [c["name"] for c in few] == ["layers.*.q (40 tensors)", "all others (41 tensors)"]
     assert sum(c["size"] for c in few) == sum(c["size"] for c in each)
     assert sum(c["entropy"] for c in few) == pytest.approx(sum(c["entropy"] for c in each))
@@ -105,10 +104,8 @@ def test_many_curves_as_few_give_the_same_rates_and_errors(monkeypatch: pytest.M
         assert total(few, level, "distortion", "a") == pytest.approx(total(each, level, "distortion", "a"), rel=0.05)
 
 
-def test_a_page_of_many_tensors_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "ROWS", 50)
-    monkeypatch.setattr(page, "HISTOGRAMS", 10)
-    held = page.data(figures.figures(_many(100).reader))
+def test_a_page_of_many_tensors_is_bounded() -> None:
+    held = page.data(figures.figures(_many(100).reader), rows=50, histograms=10)
     assert len(held["tensors"]) == 50
     assert len(held["histograms"]) == 10
     assert [c["name"] for c in held["curves"]] == ["head", "layers.*.q (100 tensors)", "layers.*.up (100 tensors)"]

@@ -89,7 +89,7 @@ def test_two_processes_write_what_one_writes(source: Path, alone: dict[str, byte
     assert {int(words.split()[-1]) for _, words in ended} == {sum(len(d) for n, d in alone.items() if ".opq." in n)}
 
 
-@pytest.mark.parametrize("kind", ["dies", "fails"])
+@pytest.mark.parametrize("kind", [pytest.param("dies", marks=pytest.mark.slow), "fails"])
 def test_a_process_that_is_lost(kind: str, source: Path, alone: dict[str, bytes], tmp_path: Path) -> None:
     (code, words), (other, _) = launch(source, tmp_path / "out", kind)
     assert code == 3, words

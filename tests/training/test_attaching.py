@@ -10,6 +10,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,12 +20,14 @@ from torch import nn
 from torch.nn import functional
 from training_helpers import Tied, learnable_batches, mlp, plan_of
 
+import opq
 from opq.api import compress
 from opq.errors import AttachError, MismatchError, OffCodebookError, OptionError
 from opq.file.loading import load
+from opq.models.attachment import is_attached
 from opq.quantizing.grid import dequantize, quantize
 from opq.training import kernel
-from opq.training.attaching import attach, dense_state_dict, detach, is_attached, proved_codes
+from opq.training.attaching import attach, dense_state_dict, detach, proved_codes
 from opq.training.collecting import collect
 from opq.training.finetuning import finetune
 from opq.training.fixed_grid import FixedGrid
@@ -535,8 +538,8 @@ def compiled(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("wrap", [compiled, nn.DataParallel])
 def test_a_wrapped_model_is_the_model_inside(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
     model, data = mlp(), list(learnable_batches(4))
-    result = compress(model, bits=10, probe=False)
-    assert compress(wrap(model), bits=10, probe=False).packed.parts == result.packed.parts
+    result = compress(model, bits=10, probe=False, trellis=False)
+    assert compress(wrap(model), bits=10, probe=False, trellis=False).packed.parts == result.packed.parts
     result.save(tmp_path / "f.opq.safetensors")
     wrapped = wrap(mlp(seed=1))
     assert load(tmp_path / "f.opq.safetensors", wrapped) is wrapped
@@ -563,3 +566,16 @@ def test_attach_collect_and_detach_reach_through_a_wrapper(wrap: Callable[[nn.Mo
     detach(wrapped, bake=True)
     assert torch.equal(wrapped(x), plain(x))
     assert not torch.equal(wrapped(x), before)
+
+
+@pytest.mark.parametrize("call", [opq.compress, opq.solve, opq.open_source, opq.probe])
+def test_an_attached_model_is_refused_with_the_way_out(call: Any) -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    opq.attach(model, opq.solve(model, bits=6, probe=False))
+    options = {"bits": 6} if call in (opq.compress, opq.solve) else {}
+    outer = nn.ModuleDict({"inner": model})
+    for network in (model, outer):
+        with pytest.raises(AttachError, match=r"is attached to .* without it.* opq.detach\(model\), with bake=True"):
+            call(network, **options)
+    opq.detach(model, bake=True)
+    assert opq.compress(model, bits=6, probe=False).bits <= 6

@@ -267,6 +267,18 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert sorted(p.name for p in whole.iterdir()) == ["ckpt.pt", "done.pt", "model.opq.safetensors"]
 
 
+def test_a_finished_run_goes_on_where_more_epochs_are_asked_for(tmp_path: Path) -> None:
+    options = {"lr": 0.02, "schedule": "constant", "seed": 1}
+    one, other = mlp(), mlp()
+    finetune(one, plan_of(one), BATCHES, epochs=2, checkpoint=tmp_path / "ckpt.pt", **options)
+    on = finetune(one, plan_of(mlp()), BATCHES, epochs=4, checkpoint=tmp_path / "ckpt.pt", **options)
+    whole = finetune(other, plan_of(other), BATCHES, epochs=4, **options)
+    assert on.history == whole.history
+    assert on.result.packed.parts == whole.result.packed.parts
+    with pytest.raises(OptionError, match="written with other options"):
+        finetune(mlp(), plan_of(mlp()), BATCHES, epochs=3, checkpoint=tmp_path / "ckpt.pt", **options)
+
+
 def test_resuming_a_finished_run_trains_no_further(tmp_path: Path) -> None:
     plan = plan_of(mlp(norm=True))
     options = {"epochs": 2, "checkpoint": tmp_path / "ckpt.pt", "reestimate_bn": 2}

@@ -293,7 +293,7 @@ def test_the_kernel_is_asked_for_where_there_is_none(nowhere: Path) -> None:
         attach(model, plan_of(model), native=True)
     assert str(nowhere) in str(error.value)
     assert "opq native" in str(error.value)
-    assert not opq.training.attaching.is_attached(model)
+    assert not opq.models.attachment.is_attached(model)
     assert grid_of(attach(model, plan_of(model))).mask.is_floating_point()
 
 

@@ -110,15 +110,23 @@ def launch(kind: str, folder: Path) -> None:
     assert [process.returncode for process in both] == [0, 0], "\n".join(said)
 
 
-@pytest.fixture(scope="module", params=["torch", "native"])
+@pytest.fixture(scope="module")
 def operations(request: pytest.FixtureRequest) -> None:
     """By torch's own operations, and by the compiled kernel in all processes."""
     if request.param == "native":
         request.getfixturevalue("kernel")
 
 
+WAYS = [("torch", "ddp"), ("torch", "fsdp"), ("native", "resume")]
+MORE = [("torch", "resume"), ("native", "ddp"), ("native", "fsdp")]
+
+
+@pytest.mark.parametrize(
+    ("operations", "kind"),
+    [*WAYS, *(pytest.param(*way, marks=pytest.mark.slow) for way in MORE)],
+    indirect=["operations"],
+)
 @pytest.mark.usefixtures("operations")
-@pytest.mark.parametrize("kind", ["ddp", "fsdp", "resume"])
 def test_two_processes_train_to_the_single_processs_weights(kind: str, tmp_path: Path) -> None:
     launch(kind, tmp_path)
     model = mlp()

@@ -85,6 +85,7 @@ function chart(
   $(box) ? $(box).replaceChildren(svg) : box.append(svg);
   return { svg, px, py, m, width, height };
 }
+const saying = (svg, label) => svg.setAttribute("aria-label", label);
 const path = (points) => points.map(([a, b], i) => (i ? "L" : "M") + a.toFixed(2) + " " + b.toFixed(2)).join("");
 function named(node, text) {
   const tip = $("tip");
@@ -106,7 +107,7 @@ function headline() {
   const bits = (8 * D.file_bytes) / D.elements,
     over = D.coded_bytes / D.entropy_bytes - 1;
   $("lead").textContent =
-    `Method ${D.method}${D.budget ? ", budget " + D.budget : ""}. ${whole(D.compressed)} tensors compressed, ${whole(D.kept)} kept or shared.`;
+    `Method ${D.method}${D.budget ? ", budget " + D.budget : ""}. ${whole(D.compressed)} tensors compressed, ${whole(D.kept)} kept or shared. By ${D.basis}.`;
   $("tiles").append(
     tile(size(D.file_bytes), "file, " + whole(D.file_bytes) + " bytes"),
     tile((D.source_bytes / D.file_bytes).toFixed(2) + "×", "smaller than " + size(D.source_bytes)),
@@ -114,7 +115,7 @@ function headline() {
     tile(D.compressed ? percent(D.zeros) : "–", "of compressed weights are zero"),
     tile(
       Number.isFinite(over) ? (over >= 0 ? "+" : "−") + percent(Math.abs(over), 2) : "–",
-      "codes against their entropy",
+      "codes against the fewest bytes by frequencies alone (entropy)",
     ),
   );
   const parts = [
@@ -249,6 +250,8 @@ function drawCurves() {
       return dot;
     });
   }
+  saying(level.svg, `What one more bit gains in each of ${curved.length} tensors, against bits per weight, and the multiplier as a line.`);
+  saying(curves.svg, `Error against bits per weight of each of ${curved.length} tensors.`);
   axes = { level, curves, water, decades, relative, top };
 }
 function drawAllocation() {
@@ -278,6 +281,7 @@ function drawAllocation() {
     named(t.bar, () => `${t.name}: ${rateAt(t, axes.lambda).toFixed(2)} bits`);
     c.svg.append(t.bar, outline);
   });
+  saying(c.svg, `Bits per weight of each of ${curved.length} tensors: this file's as outlines, the slider's budget filled.`);
   axes.alloc = c;
 }
 function show(logLambda) {
@@ -290,10 +294,11 @@ function show(logLambda) {
     tile(size(bytes), "predicted file"),
     tile(((8 * bytes) / D.elements).toFixed(3), "bits per weight"),
     tile((D.source_bytes / bytes).toFixed(2) + "×", "smaller"),
-    tile((10 * Math.log10(errorAt(logLambda) / errorAt(here))).toFixed(2) + " dB", "weighted error, against this file"),
+    tile((10 * Math.log10(errorAt(logLambda) / errorAt(here))).toFixed(2) + " dB", "weighted error against this file; 3 dB is double or half"),
     tile(percent(zeros / weights), "zero"),
     tile(short(Math.exp(logLambda)), "multiplier λ"),
   );
+  $("budget").setAttribute("aria-valuetext", `${size(bytes)}, ${((8 * bytes) / D.elements).toFixed(2)} bits per weight`);
   axes.water.setAttribute("y1", y);
   axes.water.setAttribute("y2", y);
   for (const t of curved) {
@@ -324,6 +329,8 @@ function budget() {
     show(logLambda);
   };
   const slider = $("budget");
+  $("smallest").textContent = size(smallest);
+  $("largest-size").textContent = size(largest);
   slider.value = toSlider(D.file_bytes);
   slider.addEventListener("input", () => show(lambdaFor(toBytes(+slider.value))));
   $("reset").addEventListener("click", () => {
@@ -363,6 +370,7 @@ function drawHistogram(box, t, bare) {
     yname: (v) => "1e" + v,
     bare,
   });
+  saying(c.svg, `Histogram of the codes of ${t.name}: step ${short(t.step)}, ${percent(t.sparsity)} zero.`);
   const inside = (v) => Math.min(Math.max(v, span[0]), span[1]);
   c.svg.append(
     element("rect", {

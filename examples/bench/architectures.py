@@ -1,0 +1,205 @@
+"""Many tiny architectures: does a default call serve each of them, and is the probe never worse than its absence?
+
+    python examples/bench/architectures.py                    all of them, about ten minutes of one core
+    python examples/bench/architectures.py --only whisper     those whose name holds a word
+    python examples/bench/architectures.py --part 1/4         every fourth, from the first
+    python examples/bench/architectures.py --dry              a table and no JSON
+
+Of each network (`tiny.py`) at 6 bits: whether inputs were made that run through it (`runs`), whether it was probed, how
+many of its compressed tensors have input moments (`fed`, of `compressed`), whether a file of it loads into a new
+network of its kind (`loads`) and gives there exactly the tensors that decoding gives (`equal`); and the outputs' error
+on other synthetic inputs, relative to how they vary from sample to sample, by default and with `probe=False`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import math
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import results
+import tiny
+import torch
+from torch import nn
+
+import opq
+from opq.errors import OpqError
+from opq.models.batch import Batch
+from opq.models.outputs import floating
+from opq.probing.inputs import synthetic
+from opq.probing.sensitivity import probe
+
+BITS = 6.0
+SAMPLES = 32
+"""Inputs that the outputs' error is measured on, of another seed than the probe's."""
+NOISE = 1.25
+"""Errors by default and without probe are two draws of rounding: of untrained nets of a few thousand weights they
+differ by as much as this, either way. `ABSOLUTE` is an error too small to speak of."""
+ABSOLUTE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """What was found of one architecture; `failed` says where something raised, and what."""
+
+    model: str
+    family: str
+    weights: int
+    runs: bool = False
+    probed: bool = False
+    fed: int = 0
+    compressed: int = 0
+    loads: bool = False
+    equal: bool = False
+    error: float | None = None
+    error_without: float | None = None
+    failed: str = ""
+    seconds: float = 0.0
+
+    @property
+    def worse(self) -> bool:
+        """Whether the probe has made the outputs worse, beyond noise, or anything raised."""
+        if self.error is None or self.error_without is None:
+            return bool(self.failed)
+        return bool(self.failed) or self.error > NOISE**2 * self.error_without + ABSOLUTE
+
+
+def rows(names: Sequence[str]) -> Iterator[Row]:
+    """One after the other."""
+    builders = tiny.fill()
+    for name in names:
+        yield measured(name, builders[name])
+
+
+def measured(name: str, build: tiny.Builder) -> Row:
+    """One architecture; nothing but what opq says itself is let pass as its failure."""
+    begun = time.process_time()
+    model, again = made(build), made(build)
+    row = Row(model=name, family=name.partition("/")[0], weights=sum(p.numel() for p in model.parameters()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            row = _measured(row, model, again)
+        except OpqError as error:
+            row = dataclasses.replace(row, failed=f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        except Exception as error:  # what must not happen, and is shown
+            row = dataclasses.replace(row, failed=f"raw {type(error).__name__}: {str(error).splitlines()[:1]}")
+    return dataclasses.replace(row, seconds=round(time.process_time() - begun, 2))
+
+
+def made(build: tiny.Builder) -> nn.Module:
+    """The network with the same random weights every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build().eval()
+
+
+def _measured(row: Row, model: nn.Module, again: nn.Module) -> Row:
+    batch = _inputs(model)
+    before = None if batch is None else outputs(model, batch)
+    result, without = opq.compress(model, bits=BITS), opq.compress(model, bits=BITS, probe=False)
+    probed = "probe of the model" in result.basis
+    row = dataclasses.replace(row, runs=batch is not None, probed=probed, compressed=len(result.plan.compressed))
+    if probed:
+        row = dataclasses.replace(row, fed=_fed(model, [t.name for t in result.plan.compressed]))
+    state = result.state_dict()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.opq.safetensors"
+        result.save(path)
+        loaded = opq.load(path, again)
+        row = dataclasses.replace(row, loads=True)
+        own = loaded.state_dict()
+        same = set(own) <= set(state) and all(_same(own[n], state[n]) for n in own if isinstance(own[n], torch.Tensor))
+        row = dataclasses.replace(row, equal=same)
+        if batch is None or before is None:
+            return row
+        after = outputs(loaded, batch)
+        without.save(path)
+        plain = outputs(opq.load(path, again), batch)
+    return dataclasses.replace(row, error=distance(before, after), error_without=distance(before, plain))
+
+
+def _inputs(model: nn.Module) -> Batch | None:
+    try:
+        return synthetic(model, samples=SAMPLES, seed=1)
+    except OpqError:
+        return None
+
+
+def _fed(model: nn.Module, names: Sequence[str]) -> int:
+    """How many of the tensors have moments of their inputs."""
+    moments = probe(model, samples=4).moments
+    found = 0
+    for name in names:
+        with contextlib.suppress(KeyError):
+            found += moments[name] is not None
+    return found
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, batch: Batch) -> list[torch.Tensor]:
+    """What the network gives, in inference mode, random numbers the same every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return [o.double() for o in floating(batch(model))]
+
+
+def distance(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
+    """Mean over the outputs of the squared error relative to their variation from sample to sample."""
+    found = []
+    for a, b in zip(before, after, strict=True):
+        known = a.isfinite() & b.isfinite()
+        a, b = a.where(known, 0), b.where(known, 0)
+        varied = float((a - a.mean(0)).square().sum()) if a.dim() else float(a.square())
+        if varied > 1e-12 * float(a.square().sum()):
+            found.append(float((a - b).square().sum()) / varied)
+    return float(f"{sum(found) / len(found):.3g}") if found else 0.0
+
+
+# --- command line ----------------------------------------------------------------------------
+
+
+def chosen(only: Sequence[str], part: str) -> list[str]:
+    """Names of the architectures asked for."""
+    names = [name for name in tiny.fill() if not only or any(word in name for word in only)]
+    k, n = map(int, part.split("/"))
+    return names[k - 1 :: n]
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--part", default="1/1")
+    parser.add_argument("--dry", action="store_true")
+    asked = parser.parse_args(arguments)
+    found: list[dict[str, Any]] = []
+    for row in rows(chosen(asked.only, asked.part)):
+        found.append(dataclasses.asdict(row) | {"worse": row.worse})
+        if row.worse:
+            print(f"{row.model}: {row.failed or f'{row.error} by default, {row.error_without} without'}", flush=True)
+        if not asked.dry:
+            results.merge("architectures", found[-1:])
+    results.show(
+        found,
+        ["model", "weights", "runs", "probed", "fed", "compressed", "loads", "equal", "error", "error_without"],
+        f"{len(found)} tiny architectures at {BITS:g} bits",
+    )
+    seconds = math.fsum(row["seconds"] for row in found)
+    print(f"{seconds:.0f} s; {sum(row['worse'] for row in found)} worse by default or failed")
+
+
+if __name__ == "__main__":
+    tiny.import_torchvision()
+    main(sys.argv[1:])

@@ -1,0 +1,189 @@
+"""Sensitivities estimated from the weights alone, for use without a probe.
+
+An error in a layer matters by its effect on the layer's outputs, relative to the variation of these outputs. Without a
+model the inputs are unknown. If they are assumed to be alike in every layer except for their scale, what remains is the
+error relative to the weights: `a_i = 1 / sum w^2`. About two kinds of layers more is known.
+
+- A convolution before a BatchNorm: the running variances tell for each channel how much its outputs vary,
+
+      a_i = x / rows * mean_j 1 / var_j,    x = median_j var_j / |w_j|^2
+
+  with `x` the power of the inputs that the variances imply. If all channels are alike this is `1 / sum w^2` again.
+- A table of embeddings: few of its many rows are used at a time, so it counts like any layer for its size. If it is the
+  output layer, too, every row is used for every token; it then gets the relative error of a layer of ordinary size.
+
+docs/datafree.md shows what this gives, `examples/bench/datafree.py` measures it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from opq.base.arrays import Floats
+from opq.sources.base import BatchNormNames, Source, TensorSpec
+
+FAINT_CHANNEL = 100
+"""A channel whose variance is less than a hundredth of the median counts as one with a hundredth of it: otherwise
+half-dead channels of MobileNet would get all bits (`docs/research.md`, weights alone)."""
+
+TALL = 16
+"""Rows / columns from which on a matrix counts as a table of embeddings: language models have 40 and more, classifiers
+of a thousand classes 1 to 2."""
+
+
+class Power(Protocol):
+    """The statistics of a tensor that are needed here."""
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+
+    @property
+    def mean_square(self) -> float:
+        """Mean square of the weights."""
+
+
+def prior(source: Source, stats: Mapping[str, Power]) -> dict[str, float]:
+    """`a_i` of every compressed tensor, in units of their median; 1 for a tensor of zeros."""
+    sizes = sorted(found.size for found in stats.values())
+    ordinary = sizes[len(sizes) // 2] if sizes else 1
+    norms, outputs = paired(source, stats), set(_output_tables(source))
+    a: dict[str, float] = {}
+    for name, found in stats.items():
+        size = min(found.size, ordinary) if name in outputs else found.size
+        a[name] = 1 / (size * found.mean_square) if size and found.mean_square > 0 else 0.0
+        if name in norms:
+            variances = source.tensor(norms[name].running_var).double().numpy()
+            a[name] = _before_norm(source.tensor(name).double().numpy(), variances) or a[name]
+    known = sorted(value for value in a.values() if value > 0)
+    middle = known[len(known) // 2] if known else 1.0
+    return {name: value / middle or 1.0 for name, value in a.items()}
+
+
+def _before_norm(w: Floats, variances: Floats) -> float:
+    """`a_i` of weights (channels, ...) before a BatchNorm; 0 if the variances give no information."""
+    powers = np.sum(w.reshape(len(w), -1) ** 2, axis=1)  # (channels,)
+    alive = (powers > 0) & (variances > 0) & np.isfinite(variances)
+    least = float(np.median(variances)) / FAINT_CHANNEL
+    if not (alive.any() and 0 < least < np.inf):
+        return 0.0
+    inputs = float(np.median(variances[alive] / powers[alive]))
+    return inputs / len(w) * float(np.mean(1 / np.maximum(variances, least)))
+
+
+# --- which BatchNorm follows which convolution, by their names --------------------------------
+
+
+def paired(source: Source, names: Iterable[str]) -> dict[str, BatchNormNames]:
+    """The BatchNorm after each convolution (or matrix) that has one, inferred from order, names and sizes.
+
+    A state dict has them in the order in which they were made, which is mostly that of the forward pass. Files are
+    often sorted by name instead. Then the k-th convolution of a module belongs to its k-th BatchNorm if there are as
+    many (`conv1`, `bn1`, `conv2`, `bn2`), and in a numbered sequence to the next one (`0`, `1`, `3`, `4`).
+    """
+    specs = [source.by_name[name] for name in names]
+    pairs = _by_names(specs, source) if _sorted(source) else _by_order(specs, source)
+    return {name: norm for name, norm in pairs.items() if _channels(source, norm) == source.by_name[name].shape[0]}
+
+
+def _sorted(source: Source) -> bool:
+    """Whether the order gives no information: in every file, tensors of one type are sorted by name, as safetensors
+    sorts them."""
+    groups: dict[object, list[str]] = {}
+    for spec in source:
+        groups.setdefault((source.files.get(spec.name), spec.dtype), []).append(spec.name)
+    return all(names == sorted(names) for names in groups.values())
+
+
+def _channels(source: Source, norm: BatchNormNames) -> int:
+    return source.by_name[norm.running_var].size
+
+
+def _by_order(specs: Sequence[TensorSpec], source: Source) -> dict[str, BatchNormNames]:
+    """Each layer with the first BatchNorm between it and the next layer."""
+    layers, norms = {spec.name for spec in specs}, {n.running_var: n for n in source.batchnorms.values()}
+    found: dict[str, BatchNormNames] = {}
+    last = None
+    for name in source.names:
+        if name in layers:
+            last = name
+        elif name in norms and last is not None:
+            found.setdefault(last, norms[name])
+    return found
+
+
+def _by_names(specs: Iterable[TensorSpec], source: Source) -> dict[str, BatchNormNames]:
+    """Each layer with the BatchNorm of the same module that its name suggests."""
+    children: dict[str, tuple[list[TensorSpec], list[BatchNormNames]]] = {}
+    for spec in specs:
+        children.setdefault(_parent(_parent(spec.name)), ([], []))[0].append(spec)
+    for norm in source.batchnorms.values():
+        children.setdefault(_parent(norm.prefix), ([], []))[1].append(norm)
+    found: dict[str, BatchNormNames] = {}
+    for layers, norms in children.values():
+        found |= {spec.name: norm for spec, norm in _matched(layers, norms)}
+    return found
+
+
+def _matched(
+    layers: Sequence[TensorSpec], norms: Sequence[BatchNormNames]
+) -> Iterator[tuple[TensorSpec, BatchNormNames]]:
+    """The pairs among the layers and the BatchNorms of one module."""
+    if not layers:
+        return
+    layers = sorted(layers, key=lambda spec: _natural(spec.name))
+    norms = sorted(norms, key=lambda norm: _natural(norm.prefix))
+    numbers = [_number(_parent(spec.name)) for spec in layers]
+    behind = [_number(norm.prefix) for norm in norms]
+    if all(number is not None for number in (*numbers, *behind)):
+        for spec, start, end in zip(layers, numbers, [*numbers[1:], None], strict=True):
+            yield from ((spec, n) for n, at in zip(norms, behind, strict=True) if _within(start, at, end))
+        return
+    for some in (layers, [spec for spec in layers if len(spec.shape) > 2]):
+        if len(some) == len(norms):
+            yield from zip(some, norms, strict=True)
+            return
+
+
+def _within(start: int | None, at: int | None, end: int | None) -> bool:
+    return (start or 0) < (at or 0) and (end is None or (at or 0) < end)
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _number(path: str) -> int | None:
+    """The last part of a path if it is a number."""
+    last = path.rpartition(".")[2]
+    return int(last) if last.isdecimal() else None
+
+
+def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
+    """A key by which names sort as people count: `conv2` before `conv10`."""
+    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", name) if p)
+
+
+# --- tables of embeddings that are output layers, too -------------------------------------------
+
+
+_ENCODER = re.compile(r"(^|\.)embeddings\.[^.]+\.weight$")
+"""The names of tables in encoders (BERT and similar ones, CLIP), which are not used for the outputs."""
+_HEADS = ("lm_head.", "cls.predictions.", "embed_out.", "output.weight")
+"""How the names of output layers of language models begin or end, after any prefix."""
+
+
+def _output_tables(source: Source) -> list[str]:
+    """Tables that compute the outputs: by name, by a tie to such a table, or as the only table of a decoder."""
+    tables = [s for s in source if len(s.shape) == 2 and s.like is None and s.shape[0] >= TALL * s.shape[1]]
+    heads = {s.like or s.name for s in source if _is_head(s.name)}
+    found = [spec.name for spec in tables if spec.name in heads]
+    return found or [s.name for s in tables if not _ENCODER.search(s.name)]
+
+
+def _is_head(name: str) -> bool:
+    return any(name.startswith(head) or f".{head}" in name for head in _HEADS)

@@ -1,0 +1,112 @@
+"""Surgery on a graph of ONNX: an initializer of floats becomes integers and what restores them.
+
+The restored values are those of the file bit for bit: `codes x scale` in float32, then rounded to the type that the
+graph computes in, as the reader does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int16]
+FLOATING = ("FLOAT", "FLOAT16", "BFLOAT16")
+"""Types of initializers that may hold weights; the wider ones hold none that a file has."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Grid:
+    """One compressed tensor of the file."""
+
+    name: str
+    codes: Ints
+    step: float
+
+
+def put(graph: Any, value: Any, codes: Ints, scale: Floats) -> str:
+    """One initializer becomes integers behind a DequantizeLinear; after a Gather of rows, only those are restored."""
+    import onnx_ir as ir
+
+    users, name = list(value.uses()), str(value.name)
+    by_rows = scale.ndim == 0 and all(u.node.op_type == "Gather" and u.idx == 0 for u in users)
+    integers, kind = _narrowest(codes if by_rows or scale.ndim else codes.reshape(-1), nibbles=not by_rows)
+    tensor = ir.Tensor(integers, dtype=ir.DataType[kind.upper()], shape=ir.Shape(integers.shape), name=f"{name}.codes")
+    held = [_initializer(graph, tensor), _initializer(graph, ir.tensor(scale, name=f"{name}.scale"))]
+    if by_rows:
+        for user in users:
+            user.node.replace_input_with(0, held[0])
+            _dequantized(graph, user.node, user.node.outputs[0], held[1], f"{name}.{user.node.name}")
+    else:
+        restored = _restored(graph, value, held, per_row=bool(scale.ndim))
+        for user in users:
+            user.node.replace_input_with(user.idx, restored)
+    del graph.initializers[name]
+    return kind
+
+
+def _restored(graph: Any, value: Any, held: list[Any], *, per_row: bool) -> Any:
+    """What takes the place of an initializer: its codes restored at the head of the graph, in its shape."""
+    import onnx_ir as ir
+
+    name, first = value.name, graph[0]
+    node = ir.node("DequantizeLinear", held, {"axis": 0} if per_row else {}, name=f"{name}.restore")
+    graph.insert_before(first, node)
+    if per_row:
+        return _cast(graph, node, value, f"{name}.restored")
+    node.outputs[0].name = f"{name}.flat"
+    node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    shape = _initializer(graph, ir.tensor(np.array(value.shape.numpy(), np.int64), name=f"{name}.shape"))
+    reshape = ir.node("Reshape", [node.outputs[0], shape], name=f"{name}.reshape")
+    graph.insert_before(first, reshape)
+    return _cast(graph, reshape, value, f"{name}.restored")
+
+
+def _cast(graph: Any, node: Any, like: Any, name: str) -> Any:
+    """The node's float32 output in the type of `like`, under a name and with its shape."""
+    import onnx_ir as ir
+
+    found = node.outputs[0]
+    if like.dtype != ir.DataType.FLOAT:
+        found.name, found.shape, found.type = f"{name}.float", like.shape, ir.TensorType(ir.DataType.FLOAT)
+        cast = ir.node("Cast", [found], {"to": int(like.dtype)}, name=f"{name}.cast")
+        graph.insert_after(node, cast)
+        found = cast.outputs[0]
+    found.name, found.shape, found.type = name, like.shape, like.type
+    return found
+
+
+def _dequantized(graph: Any, gather: Any, rows: Any, scale: Any, name: str) -> None:
+    """A DequantizeLinear between a Gather of codes and those who used its rows."""
+    import onnx_ir as ir
+
+    users = list(rows.uses())
+    node = ir.node("DequantizeLinear", [rows, scale], name=f"{name}.restore")
+    graph.insert_after(gather, node)
+    restored = _cast(graph, node, rows, f"{name}.restored")
+    rows.type = ir.TensorType(gather.inputs[0].dtype)
+    for user in users:
+        user.node.replace_input_with(user.idx, restored)
+
+
+def _initializer(graph: Any, tensor: Any) -> Any:
+    import onnx_ir as ir
+
+    value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _narrowest(codes: Ints, *, nibbles: bool) -> tuple[npt.NDArray[Any], str]:
+    """The codes in the narrowest type of ONNX that holds them; int4 only where asked for, since Gather takes none."""
+    low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
+    if nibbles and low >= -8 and high <= 7:
+        import ml_dtypes
+
+        return codes.astype(ml_dtypes.int4), "int4"
+    if low >= -128 and high <= 127:
+        return np.ascontiguousarray(codes, np.int8), "int8"
+    return np.ascontiguousarray(codes), "int16"

@@ -1,0 +1,112 @@
+"""Calls that fit a forward's signature: which of its arguments to pass, and each as its name and the model tell."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import nn
+
+from opq.probing.arguments import diffuses, guessed, named
+from opq.probing.facts import Facts
+from opq.probing.forms import Call, Form
+
+MAIN = ("input_ids", "pixel_values", "input_features", "input_values")
+"""What models of transformers look at, listen to and read."""
+HEARD = ("input_features", "input_values")
+_BESIDE = ("timestep", "encoder_hidden_states", "class_labels", "pooled_projections", "img_ids", "txt_ids")
+"""Arguments with a default that models of diffusers do not run without."""
+_MOST = 48
+"""Calls to try with one set of arguments."""
+_GRAPH = ("edges", "adjacency")
+
+
+def calls(model: nn.Module, *, boldly: bool = False) -> Iterator[Call]:
+    """Calls by name, from the fullest set of arguments to the smallest.
+
+    Args:
+        boldly: arguments that neither name nor configuration explain are guessed from the model's layers.
+    """
+    facts, parameters = Facts.of(model), _parameters(model)
+    for names in _sets(model, parameters, facts):
+        forms = [named(name, facts, model) or (guessed(name, model) if boldly else []) for name in names]
+        if all(forms):
+            combined = itertools.islice(_combinations(forms), _MOST)
+            yield from (_call(dict(zip(names, chosen, strict=True))) for chosen in combined)
+
+
+def by_sizes(model: nn.Module, sizes: Mapping[str, Iterable[int]]) -> Call:
+    """The call whose arguments have these names and shapes of one sample; integers where their names say so."""
+    facts, kwargs = Facts.of(model), dict[str, Form]()
+    for name, size in sizes.items():
+        shape = tuple(size)
+        like = next(iter(named(name, facts, model) or guessed(name, model)), Form("signal"))
+        match like.kind:
+            case "tokens" | "ones" | "places":
+                kwargs[name] = Form(like.kind, shape, like.below)
+            case "speech" | "standard speech":
+                kwargs[name] = Form(like.kind, shape)
+            case "mel" if len(shape) == 2:
+                kwargs[name] = Form("mel", shape)
+            case "fbank" if len(shape) >= 2:
+                kwargs[name] = Form("fbank", shape, scale=like.scale)
+            case _:
+                kwargs[name] = Form("signal", shape)
+    return Call((), kwargs)
+
+
+def to_write(model: nn.Module) -> str:
+    """`example_inputs=` of a model that nothing runs through, as far as its signature tells, in Python."""
+    facts, parameters = Facts.of(model), _parameters(model)
+    names = next(_sets(model, parameters, facts), ())
+    found = {name: next(iter(named(name, facts, model) or guessed(name, model)), None) for name in names}
+    if not found:
+        return "example_inputs=(...)"
+    if len(found) == 1 and next(iter(parameters)) in found:
+        return f"example_inputs={next(iter(found.values())) or '...'}"
+    return "example_inputs={" + ", ".join(f'"{name}": {form or "..."}' for name, form in found.items()) + "}"
+
+
+def _parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
+    """The arguments that can be passed by name, as the model lists them."""
+    usual = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name: p for p in inspect.signature(model.forward).parameters.values() if p.kind in usual}
+
+
+def _sets(model: nn.Module, parameters: Mapping[str, inspect.Parameter], facts: Facts) -> Iterator[tuple[str, ...]]:
+    """Which arguments to pass: those without default, and of the others what such models need."""
+    required = [name for name, p in parameters.items() if p.default is p.empty]
+    main = str(getattr(model, "main_input_name", ""))
+    main = main if main in parameters else next((name for name in MAIN if name in parameters), "")
+    decoder = [n for n in ("decoder_input_ids", "decoder_input_values") if n in parameters]
+    decoder = decoder[:1] if facts.says("is_encoder_decoder") or "decoder" in facts.configs else []
+    shown = [name for name in MAIN if name in parameters and (main or required)]
+    beside = [name for name in _BESIDE if name in parameters and diffuses(model)]
+    known = [name for name in beside if named(name, facts, model)]
+    wanted = [
+        *([*required, main, *shown, *extra, *known] for extra in (decoder, [])),
+        *([*required, main, *extra] for extra in (decoder, [])),
+        *([*required, *known[:n]] for n in range(len(known), -1, -1)),
+    ]
+    sets = [list(dict.fromkeys(filter(None, names))) for names in wanted]
+    yield from dict.fromkeys(tuple(full) for names in sets if names for full in (_masked(names, parameters), names))
+
+
+def _masked(names: list[str], parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    """The names, and the mask of the text among them, where the forward takes one: else padding is guessed."""
+    return [*names, "attention_mask"] if "input_ids" in names and "attention_mask" in parameters else names
+
+
+def _combinations(forms: list[list[Form]]) -> Iterator[tuple[Form, ...]]:
+    """One form for each argument; those first whose members are all near the front."""
+    count = math.prod(map(len, forms))
+    if count > 20_000:
+        forms = [few[: max(2, round(20_000 ** (1 / len(forms))))] for few in forms]
+    ranked = sorted(itertools.product(*(range(len(few)) for few in forms)), key=lambda at: (sum(at), at))
+    yield from (tuple(few[k] for few, k in zip(forms, at, strict=True)) for at in ranked)
+
+
+def _call(kwargs: dict[str, Form]) -> Call:
+    return Call((), kwargs, dim=None if any(form.kind in _GRAPH for form in kwargs.values()) else 0)

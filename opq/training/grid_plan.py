@@ -1,0 +1,47 @@
+"""What is trained where a plan is on a trellis: the plain grids of the same rates.
+
+A path of a trellis depends on all weights of its column, so no weight could move by itself. Rates decide the size of
+the file, so each tensor takes the plain grid of its rate, which has an error that is larger by about a decibel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from opq.allocation.curve import Curve
+from opq.allocation.stats import TensorStats
+from opq.base.calls import warn
+from opq.compression.problem import on_grid
+from opq.errors import GridWarning
+from opq.plan import Plan, TensorPlan
+
+
+def on_grids(plan: Plan, weights: Callable[[str], torch.Tensor]) -> Plan:
+    """The plan with plain grids in place of trellises; warns, by `GridWarning`, that there were some.
+
+    Args:
+        weights: the weights of a compressed tensor, by name.
+
+    Raises:
+        NonFiniteError: NaN or infinity among the weights.
+    """
+    if not any(tensor.codebook == "trellis" for tensor in plan.compressed):
+        return plan
+    warn(
+        "the plan is on a trellis, which cannot be trained: the plain grids of the same rates are, from the model's "
+        "present weights. Compress with trellis=False (--no-trellis) to start from the codes of a result.",
+        GridWarning,
+    )
+    return plan.replace(tensors=tuple(_on_grid(tensor, weights) for tensor in plan))
+
+
+def _on_grid(tensor: TensorPlan, weights: Callable[[str], torch.Tensor]) -> TensorPlan:
+    if tensor.codebook != "trellis":
+        return tensor
+    stats = TensorStats.of(weights(tensor.name), name=tensor.name)
+    fields: dict[str, Any] = on_grid(Curve.of(stats).at_rate(tensor.rate), stats.max_abs)
+    return dataclasses.replace(tensor, codebook="grid", **fields)

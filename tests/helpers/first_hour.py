@@ -1,0 +1,87 @@
+"""The first hour of a new user: the wheel alone, none of the extras, and every command that the pages show.
+
+python tests/helpers/first_hour.py FOLDER       unpacks the wheel into FOLDER and runs all of it there
+
+The wheel is built from the working tree and unpacked, as an installer does, so that what is not in the wheel is not
+there; packages of the extras are made not importable by a finder, so that a machine with all of them shows what one
+without them would.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from paths import DOCS, ROOT
+
+EXTRAS = (
+    *("PIL", "transformers", "huggingface_hub", "timm", "torchvision", "matplotlib", "jinja2", "optuna", "sklearn"),
+    *("onnx", "onnxscript", "onnxruntime", "ninja", "sentence_transformers", "compressed_tensors"),
+)
+"""What the core must do without."""
+PAGES = (ROOT / "README.md", DOCS / "quickstart.md", *sorted((DOCS / "howto").glob("*.md")))
+ELSEWHERE = re.compile(r"hf:|timm:|torchvision:|FILE|photographs/|ORG/NAME|model\.opq|\./|native")
+"""Commands that fetch weights, name a file of the reader's own, or compile."""
+BLOCK = """import sys
+class _Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, _Absent())
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """One command as the user saw it."""
+
+    line: str
+    code: int
+    shown: str
+
+
+def unpacked_wheel(folder: Path) -> Path:
+    """Builds the wheel and unpacks it into a folder of its own, which is returned."""
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder)]
+    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
+    (wheel,) = folder.glob("opq-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def documented() -> list[str]:
+    """The `opq` commands of README, quickstart and how-tos that need no network, once each, in order."""
+    shown = (line for page in PAGES for line in re.findall(r"^(?:\$ )?opq (.+)$", page.read_text(), re.MULTILINE))
+    lines = (line.split("#")[0].strip() for line in shown)
+    return [line for line in dict.fromkeys(lines) if not ELSEWHERE.search(line)]
+
+
+def first_hour(folder: Path, *, extras: bool) -> Iterator[Ran]:
+    """Runs every documented command in a fresh folder against the unpacked wheel.
+
+    Args:
+        extras: whether packages of the extras may be imported.
+    """
+    site = unpacked_wheel(folder)
+    if not extras:
+        (site / "sitecustomize.py").write_text(BLOCK.format(names=set(EXTRAS)))
+    home = folder / "home"
+    home.mkdir()
+    env = {**os.environ, "PYTHONPATH": str(site), "COLUMNS": "80"}
+    for line in documented():
+        ran = subprocess.run(
+            [sys.executable, "-m", "opq", *line.split()], cwd=home, env=env, capture_output=True, text=True, check=False
+        )
+        yield Ran(line, ran.returncode, ran.stdout + ran.stderr)
+
+
+if __name__ == "__main__":
+    for one in first_hour(Path(sys.argv[1]), extras="--extras" in sys.argv):
+        print(f"$ opq {one.line}\n{one.shown}[{one.code}]\n")
