@@ -393,12 +393,14 @@ def export(
 
     if to not in FORMATS:
         raise OptionError("unknown --to", got=repr(to), wanted="onnx, web, hf, hub, compressed-tensors or safetensors")
+    if to != "safetensors" and model is None:
+        raise OptionError(f"--to {to} needs --model", wanted="what was compressed, such as hf:ORG/NAME")
     refuse_inputs(output, [file])
     _may_replace(output, force)
     if to == "safetensors":
         figures: dict[str, Any] = {"bytes": dense.save_dense(file, output)}
     elif model is None:
-        raise OptionError(f"--to {to} needs --model", wanted="what was compressed, such as hf:ORG/NAME")
+        raise AssertionError("looked at above")
     elif to == "onnx":
         opened = opq.open_source(model, trust_remote_code=trust_remote_code)
         exported = save_onnx(file, output, opened.build(), hint=opened.input_hint)
