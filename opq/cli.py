@@ -460,12 +460,11 @@ def export(
     if to == "safetensors":
         figures: dict[str, Any] = {"bytes": dense.save_dense(file, output)}
     elif to == "onnx":
-        assert model is not None, "asked for above"
-        opened = opq.open_source(model, trust_remote_code=trust_remote_code)
+        opened = opq.open_source(str(model), trust_remote_code=trust_remote_code)
         exported = save_onnx(file, output, opened.build(), hint=opened.input_hint)
         figures = {"bytes": exported.bytes, "integers": exported.integers, "dense": list(exported.dense)}
     elif to == "web":
-        opened = opq.open_source(model, trust_remote_code=trust_remote_code)
+        opened = opq.open_source(str(model), trust_remote_code=trust_remote_code)
         site = save_web(file, output, opened.build(), hint=opened.input_hint, runtime=runtime)
         figures = {"bytes": site.bytes, "tensors": len(site.tensors), "inside": site.inside}
     elif to == "hub":

@@ -26,8 +26,8 @@ from opq.base import process_state
 from opq.base.pool import pool
 from opq.models.batch import Batch
 from opq.models.observe import untouched
+from opq.probing.gradients import sensitivity
 from opq.probing.renorm import statistics
-from opq.probing.sensitivity import sensitivity
 from opq.sources.memory import from_module
 from opq.streaming import model_blocks
 

@@ -4,6 +4,7 @@
     python examples/bench/architectures.py --only whisper     those whose name holds a word
     python examples/bench/architectures.py --part 1/4         every fourth, from the first
     python examples/bench/architectures.py --dry              a table and no JSON
+    python examples/bench/architectures.py --page             the tables of docs/howto/models.md, from the JSON
 
 Of each network (`tiny.py`) at 6 bits: whether inputs were made that run through it (`runs`), whether it was probed, how
 many of its compressed tensors have input moments (`fed`, of `compressed`), whether a file of it loads into a new
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import math
 import sys
 import tempfile
@@ -168,6 +170,60 @@ def distance(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> f
     return float(f"{sum(found) / len(found):.3g}") if found else 0.0
 
 
+# --- the page --------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "howto" / "models.md"
+BEGIN, END = "<!-- architectures: begin -->", "<!-- architectures: end -->"
+
+
+def tables(found: Sequence[results.Row]) -> str:
+    """Both tables of the page, as Markdown: one row a family, and folded one row a network."""
+    order = list(tiny.fill())
+    found = sorted(found, key=lambda row: order.index(row["model"]))
+    families = dict.fromkeys(row["family"] for row in found)
+    short = [_family(name, [row for row in found if row["family"] == name]) for name in families]
+    full = [
+        [
+            f"{row['model']}",
+            f"{row['weights']:,}",
+            "yes" if row["probed"] else "no",
+            f"{row['fed']} of {row['compressed']}",
+            "yes" if row["equal"] else "no",
+            *map(_number, (row["error"], row["error_without"])),
+        ]
+        for row in found
+    ]
+    heads = (
+        ["library", "networks", "run", "probed", "equal after loading", "not worse", "largest error", "`probe=False`"],
+        ["network", "weights", "probed", "fed back", "equal", "error", "`probe=False`"],
+    )
+    folded = ["<details><summary>Every network</summary>", "", *_markdown(heads[1], full), "", "</details>"]
+    return "\n".join([*_markdown(heads[0], short), "", *folded])
+
+
+def _family(name: str, found: Sequence[results.Row]) -> list[str]:
+    counts = [sum(bool(row[field]) for row in found) for field in ("runs", "probed", "equal")]
+    errors = [[row[f] for row in found if row[f] is not None] for f in ("error", "error_without")]
+    good = sum(not row["worse"] for row in found)
+    return [name, *map(str, (len(found), *counts, good)), *(_number(max(e, default=None)) for e in errors)]
+
+
+def _markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *cells)]
+
+
+def _number(error: float | None) -> str:
+    return "" if error is None else f"{error:.2g}"
+
+
+def write_page() -> None:
+    """Puts the tables of the results into the page."""
+    found = json.loads((results.RESULTS / "architectures.json").read_text())
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    PAGE.write_text(f"{before}{BEGIN}\n\n{tables(found)}\n\n{END}{after}")
+
+
 # --- command line ----------------------------------------------------------------------------
 
 
@@ -183,13 +239,22 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--part", default="1/1")
     parser.add_argument("--dry", action="store_true")
+    parser.add_argument("--page", action="store_true", help="only put the tables into docs/howto/models.md")
     asked = parser.parse_args(arguments)
+    if asked.page:
+        write_page()
+    else:
+        run(chosen(asked.only, asked.part), keep=not asked.dry)
+
+
+def run(names: Sequence[str], *, keep: bool) -> None:
+    """Measures, prints, and where they are to be kept writes the rows in place of those of the same networks."""
     found: list[dict[str, Any]] = []
-    for row in rows(chosen(asked.only, asked.part)):
+    for row in rows(names):
         found.append(dataclasses.asdict(row) | {"worse": row.worse})
         if row.worse:
             print(f"{row.model}: {row.failed or f'{row.error} by default, {row.error_without} without'}", flush=True)
-        if not asked.dry:
+        if keep:
             results.merge("architectures", found[-1:])
     results.show(
         found,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -57,6 +58,8 @@ def _best(coder: C, candidates: Sequence[Problem[TensorStats]]) -> tuple[Problem
                 of_plan[name] = q
     with stage("compare"):
         errors = [coder.probe.output_error(coder.state(plan, q)) for plan, q in zip(plans, codes, strict=True)]
+    if any(map(math.isnan, errors)):  # the data decide the outputs' sizes: as for networks without BatchNorm
+        return candidates[-1], coder
     best = errors.index(min(errors))
     known = {t.name: (t, codes[best][t.name]) for t in plans[best].compressed}
     return candidates[best], dataclasses.replace(coder, known=known)

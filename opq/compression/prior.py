@@ -32,6 +32,11 @@ FAINT_CHANNEL = 100
 """A channel whose variance is less than a hundredth of the median counts as one with a hundredth of it: otherwise
 half-dead channels of MobileNet would get all bits (`docs/research.md`, weights alone)."""
 
+OUTLYING = 10
+"""The largest ratio of the mean square to the square of the mean magnitude that counts: that of Laplacian weights of
+which four fifths are zero. Beyond it a few outliers are what is large, and the error relative to them would leave
+nothing of the other weights. A choice."""
+
 TALL = 16
 """Rows / columns from which on a matrix counts as a table of embeddings: language models have 40 and more, classifiers
 of a thousand classes 1 to 2."""
@@ -43,6 +48,10 @@ class Power(Protocol):
     @property
     def size(self) -> int:
         """Number of weights."""
+
+    @property
+    def mean_abs(self) -> float:
+        """Mean magnitude of the weights."""
 
     @property
     def mean_square(self) -> float:
@@ -70,7 +79,8 @@ def prior(source: Source, stats: Mapping[str, Power]) -> dict[str, float]:
     a: dict[str, float] = {}
     for name, found in stats.items():
         size = min(found.size, ordinary) if name in outputs else found.size
-        a[name] = 1 / (size * found.mean_square) if size and found.mean_square > 0 else 0.0
+        power = size * min(found.mean_square, OUTLYING * found.mean_abs**2)
+        a[name] = 1 / power if power > 0 else 0.0
         if name in norms:
             variances = source.tensor(norms[name].running_var).double().numpy()
             a[name] = _before_norm(source.tensor(name).double().numpy(), variances) or a[name]

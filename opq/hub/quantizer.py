@@ -39,6 +39,16 @@ def define() -> None:
 
         requires_calibration = True  # a model is compressed by opq.compress, not while it is loaded
 
+        def update_device_map(self, device_map: Any) -> Any:
+            """Refuses modules that stay on disk: accelerate would read them from the file as if it were dense."""
+            places = device_map.values() if isinstance(device_map, dict) else [device_map]
+            if "disk" in map(str, places):
+                remedy = "Decompress the folder first (opq decompress), or give every module a device."
+                raise SourceError(
+                    "weights of an opq file cannot stay on disk", got="device_map with disk", remedy=remedy
+                )
+            return device_map
+
         def update_tp_plan(self, config: Any) -> Any:
             """Sees the configuration before files are looked for: transformers 5.0 on."""
             return self.update_attn_implementation(config)

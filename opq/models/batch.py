@@ -71,6 +71,11 @@ class Batch:
                 lambda t, a=start, n=length: t.narrow(dim, a, n) if t.dim() > dim and t.shape[dim] == total else t
             )
 
+    def only(self, wanted: torch.Tensor) -> Batch:
+        """The samples that are wanted, (samples) bool."""
+        total = self.samples
+        return self.map(lambda t: t[wanted.to(t.device)] if t.dim() and t.shape[0] == total else t)
+
     def map(self, change: Any) -> Batch:
         """The batch with every tensor changed."""
         return Batch(mapped(self.args, change), mapped(dict(self.kwargs), change), dim=self.dim)

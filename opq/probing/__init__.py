@@ -4,7 +4,7 @@ Other folders use:
 
 - `inputs`: synthetic inputs for a model without data.
 - `layers`: which layers of a model have inputs that can be observed, and how these become rows.
-- `sensitivity`: sensitivities without data.
+- `sensitivity`: the probe of a model, without data.
 """
 
 from __future__ import annotations

@@ -16,11 +16,13 @@ from itertools import combinations_with_replacement
 import torch
 from torch import nn
 
+from opq.base.calls import warn
 from opq.base.pool import Pool, give_back, torch_threads
 from opq.base.stages import stage
+from opq.errors import ProbeWarning
 from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched, watching
-from opq.models.outputs import counted, floating
+from opq.models.outputs import counted, weighing
 from opq.models.record import Record
 from opq.probing.layers import Layer, inputs_of
 from opq.probing.renorm import Statistics, Tally
@@ -44,7 +46,7 @@ class Dense:
     statistics: Statistics
     """Mean and variance at every BatchNorm's input."""
     outputs: list[torch.Tensor]
-    """The floating-point outputs of the first micro-batch, 0 on tokens that do not count."""
+    """The outputs of the first micro-batch that errors are measured on, 0 on tokens that do not count."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
@@ -80,7 +82,7 @@ class Collector:
                     sums.expect(part, self.batch.samples)
                     output = part(self.model)
                     if dense:
-                        outputs = outputs or [counted(o.clone(), part.mask) for o in floating(output)]
+                        outputs = outputs or [counted(o.clone(), part.mask) for o in weighing(output)]
                     record.restore()
                 found = sums.moments(self.damping)
         give_back()
@@ -123,7 +125,14 @@ class _Sums:
                 for i, j in _tiles(total.shape[-1]):
                     if i != j:
                         total[:, j, i] = total[:, i, j].transpose(1, 2)
-        return {name: self._moment(name, blocks, damping) for name, blocks in self._sums.items()}
+        found = {n: blocks for n, blocks in self._sums.items() if all(bool(torch.isfinite(b).all()) for b in blocks)}
+        if lost := [name for name in self._sums if name not in found]:
+            warn(
+                f"the inputs of {', '.join(map(repr, lost[:3]))} are NaN, infinite or too large on the probe's inputs: "
+                f"{len(lost)} of {len(self._sums)} layers are rounded without feedback",
+                ProbeWarning,
+            )
+        return {name: self._moment(name, blocks, damping) for name, blocks in found.items()}
 
     def _moment(self, name: str, blocks: Sequence[torch.Tensor], damping: float) -> Moment:
         """The moment of one layer. A head has too few inputs, so its moment is completed by one from its weights.

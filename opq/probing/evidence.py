@@ -83,6 +83,7 @@ def _moved(model: nn.Module, part: Batch, x: torch.Tensor, reach: float) -> torc
     if not bool(unsure.any()):
         return x.detach()
     (gradient,) = torch.autograd.grad(best[unsure].sum(), x)
+    gradient.nan_to_num_(0.0, 0.0, 0.0)
     gradient *= unsure.view(-1, 1, 1, 1)  # images of one batch share its statistics, so that all have a gradient
     size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=torch.finfo(gradient.dtype).tiny)
     return (x + reach * (gradient / size).clamp(-1, 1)).detach()

@@ -41,7 +41,7 @@ def renormalise(
         batch: the inputs, synthetic or real.
         dense: the result of `statistics` for the dense network, if it is known already.
 
-    BatchNorms without running statistics, or that are never run, are left out.
+    BatchNorms without running statistics, with those of a new module, or that are never run, are left out.
     """
     dense = statistics(model, {}, batch, micro_batch=micro_batch) if dense is None else dense
     moved = statistics(model, state, batch, micro_batch=micro_batch)
@@ -51,16 +51,21 @@ def renormalise(
     new: dict[str, torch.Tensor] = {}
     for name, (m, v) in dense.items():
         mean, variance = stored[name]
-        if mean is None or variance is None:
+        if mean is None or variance is None or _untrained(mean, variance):
             continue
         m_hat, v_hat = moved[name]
-        alive = (v > TINY) & (v_hat > TINY)
+        alive = (v > TINY) & (v_hat > TINY) & torch.isfinite(v + v_hat + m + m_hat)
         gain = torch.where(alive, v_hat / v.clamp(min=TINY), torch.ones_like(v))
         shift = torch.where(alive, (m_hat - m) * (variance.double() / v.clamp(min=TINY)).sqrt(), torch.zeros_like(v))
         prefix = f"{name}." if name else ""
         new[f"{prefix}running_mean"] = (mean.double() + shift).to(mean.dtype)
         new[f"{prefix}running_var"] = (variance.double() * gain).to(variance.dtype)
     return new
+
+
+def _untrained(mean: torch.Tensor, variance: torch.Tensor) -> bool:
+    """Whether the statistics are those of a new module: of no data, so that `sqrt(var / v)` compares two strangers."""
+    return not bool(mean.any()) and bool((variance == 1).all())
 
 
 @torch.no_grad()

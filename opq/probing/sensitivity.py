@@ -1,16 +1,10 @@
-"""Sensitivities without data: how much the outputs feel an error in each tensor (docs/mathematics.md, "Sensitivity").
-
-`a_i` is the mean over the tensor's weights of the diagonal Gauss-Newton term `E_{x,v} [(d v'f(x) / d w)^2]` with
-`v ~ N(0, I)` on the outputs and `x` synthetic. With an independent `v` per sample one backward pass per micro-batch
-gives the sum over its samples, since the cross terms vanish in expectation.
-"""
+"""The probe of a model: inputs for it, and what these tell, of sensitivities, moments, statistics and outputs."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,32 +15,26 @@ from opq.base import tables
 from opq.base.calls import warn
 from opq.base.pool import give_back
 from opq.base.process_state import ordinary_arithmetic
-from opq.base.progress import shown
+from opq.base.progress import Progress, shown
 from opq.base.stages import stage
 from opq.base.tables import Column, printable
 from opq.errors import OpqError, ProbeError, ProbeWarning
 from opq.models.attachment import check_detached
 from opq.models.batch import Batch, gathered
 from opq.models.observe import batch_statistics, untouched
-from opq.models.outputs import counted, floating
-from opq.models.record import Record
+from opq.models.outputs import counted, weighing
 from opq.models.wrappers import unwrapped
-from opq.probing import evidence
+from opq.probing import evidence, finite
+from opq.probing.gradients import NotFiniteError, SampleProgress, at_once, differentiable, sensitivity
 from opq.probing.inputs import synthetic
 from opq.probing.moments import Moments
 from opq.probing.renorm import known, renormalise
+from opq.probing.units import error_of
 from opq.quantizing.moment import DAMPING, DAMPING_REAL
 from opq.sources.base import InputHint
 
 SAMPLES, REAL_SAMPLES = 64, 512
 """Synthetic inputs made, and real ones taken, where the caller does not say how many."""
-
-ACTIVATIONS = 0.75
-"""Part of the memory allowed that activations kept for a backward pass may take; the rest is for their gradients."""
-
-
-SampleProgress = Callable[[int, int], None]
-"""Called with (samples done, samples in all)."""
 
 
 _FELT = (Column("tensor", least=24), Column("sensitivity", right=True))
@@ -91,16 +79,14 @@ class Probe:
     def output_error(self, state: Mapping[str, torch.Tensor]) -> float:
         """How far `state` moves the outputs of a micro-batch, relative to how they vary from sample to sample.
 
-        BatchNorm in batch-statistics mode, so this is the error that re-normalisation leaves. It ranks plans.
+        BatchNorm in batch-statistics mode, so this is the error that re-normalisation leaves. It ranks plans. NaN where
+        the data decide the outputs' shapes, so that none can be compared.
         """
         part = next(self.batch.to(self.model).parts(self.micro_batch))
         with torch.no_grad(), untouched(self.model), batch_statistics(self.model):
             output = functional_call(self.model, known(self.model, state), part.args, dict(part.kwargs))
-        after = [counted(o, part.mask).double() for o in floating(output)]
-        before = [o.double() for o in self.moments.dense.outputs]
-        error = sum(float((b - a).square().sum()) for a, b in zip(before, after, strict=True))
-        varied = sum(float((b - b.mean(0)).square().sum()) for b in before)
-        return error / varied if varied > 0 else error
+        after = [counted(o, part.mask) for o in weighing(output)]
+        return error_of(self.moments.dense.outputs, after)
 
     def sensitivities(self, names: Iterable[str], *, alpha: float = 0.5) -> dict[str, float]:
         """`a_i^alpha` for the solver; a tensor that the outputs never felt gets the middle of the others."""
@@ -169,16 +155,56 @@ def probe(
                 seed=seed,
             )
     with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
-        tell: SampleProgress | None = functools.partial(told, "probe")
-        if calibration is None:
-            with stage("evidence"):
-                batch, tell = _with_evidence(model, batch, (micro_batch, memory), tell)
-        with stage("sensitivity"):
-            felt = sensitivity(model, batch, seed=seed, micro_batch=micro_batch, memory=memory, progress=tell)
+        measured = functools.partial(_measured, model, (micro_batch, memory), calibration is None, seed, told)
+        try:
+            batch, felt = measured(batch)
+        except NotFiniteError as error:
+            batch, felt = _elsewhere(model, batch, error, micro_batch, calibration is None, measured)
     give_back()
     damping = DAMPING if calibration is None else DAMPING_REAL
     moments = Moments(model, batch, micro_batch=micro_batch, memory=memory, damping=damping)
     return Probe(model, felt, moments, batch, micro_batch)
+
+
+def _measured(
+    model: nn.Module, most: tuple[int, int], made: bool, seed: int, told: Progress, batch: Batch
+) -> tuple[Batch, dict[str, float]]:
+    """Sensitivities, and the inputs that they are of."""
+    tell: SampleProgress | None = functools.partial(told, "probe")
+    if made:
+        with stage("evidence"):
+            batch, tell = _with_evidence(model, batch, most, tell)
+    with stage("sensitivity"):
+        return batch, sensitivity(model, batch, seed=seed, micro_batch=most[0], memory=most[1], progress=tell)
+
+
+def _elsewhere(
+    model: nn.Module,
+    batch: Batch,
+    error: NotFiniteError,
+    micro_batch: int,
+    made: bool,
+    measured: Callable[[Batch], tuple[Batch, dict[str, float]]],
+) -> tuple[Batch, dict[str, float]]:
+    """The same on other inputs than those that give NaN or infinity, with a warning that says where.
+
+    Raises:
+        ProbeError: none is found.
+    """
+    found = finite.trouble(model, batch, micro_batch=micro_batch)
+    where = found.where or f"the gradient of {error.name!r}"
+    for name, other in finite.others(batch, found.good if found.where else error.good, synthetic=made):
+        try:
+            result = measured(other)
+        except NotFiniteError:
+            continue
+        warn(f"{where} is NaN or infinite on inputs of the probe, which goes on with {name}", ProbeWarning)
+        return result
+    raise ProbeError(
+        f"{where} is NaN or infinite on the probe's inputs",
+        got=type(model).__name__,
+        remedy="Pass inputs that the model is made for: calibration= or example_inputs=, or probe=False.",
+    )
 
 
 def _with_evidence(
@@ -194,8 +220,8 @@ def _with_evidence(
             progress(done, passes)
 
     try:
-        with _differentiable(model):
-            size = _at_once(model, batch.to(model), most)
+        with differentiable(model):
+            size = at_once(model, batch.to(model), most)
         batch = evidence.decided(model, batch, micro_batch=size, see=lambda done: see(evidence.STEPS * done))
     except OpqError:
         raise
@@ -207,96 +233,3 @@ def _with_evidence(
         )
         return batch, progress
     return batch, lambda done, total: see(before + done)
-
-
-def sensitivity(
-    model: nn.Module,
-    batch: Batch,
-    *,
-    seed: int = 0,
-    micro_batch: int = 16,
-    memory: int = 2**30,
-    progress: SampleProgress | None = None,
-) -> dict[str, float]:
-    """`a_i` of every floating-point parameter that the outputs depend on, by name (tied ones under every name).
-
-    Rounded to four digits, so that the order in which threads add does not show. Micro-batches are smaller than
-    `micro_batch` where the activations of a backward pass would take more than `memory` bytes.
-
-    Raises:
-        ProbeError: the forward or backward pass fails, or no output is a floating-point tensor.
-    """
-    try:
-        return _sensitivity(model, batch, torch.Generator().manual_seed(seed), (micro_batch, memory), progress)
-    except OpqError:
-        raise
-    except Exception as error:  # a stranger's forward may fail in any way; the cause is kept
-        raise ProbeError(
-            f"{type(model).__name__} fails on the probe's inputs", got=f"{type(error).__name__}: {error}"
-        ) from error
-
-
-def _sensitivity(
-    model: nn.Module, batch: Batch, generator: torch.Generator, most: tuple[int, int], progress: SampleProgress | None
-) -> dict[str, float]:
-    total, done = batch.samples, 0
-    with _differentiable(model):
-        names = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
-        parameters = list({id(p): p for p in names.values()}.values())
-        sums = {id(p): 0.0 for p in parameters}
-        batch = batch.to(model)
-        record, size = Record(model), _at_once(model, batch, most)
-        for part in batch.parts(size):
-            gradients = _gradients(part(model), parameters, generator, part.mask)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                if gradient is not None:
-                    sums[id(parameter)] += float(gradient.float().square().mean(dtype=torch.float64)) / total
-            record.restore()
-            done += part.samples
-            if progress is not None:
-                progress(done, total)
-    return {n: float(f"{sums[id(p)]:.4g}") for n, p in names.items() if sums[id(p)] > 0}
-
-
-@contextlib.contextmanager
-def _differentiable(model: nn.Module) -> Iterator[None]:
-    """The model in batch-statistics mode with a gradient for every parameter, those frozen by the user too."""
-    with untouched(model), batch_statistics(model), torch.enable_grad():
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                parameter.requires_grad_(True)
-        yield
-
-
-def _at_once(model: nn.Module, batch: Batch, most: tuple[int, int]) -> int:
-    """Samples of a micro-batch whose backward pass keeps within so many samples and bytes."""
-    return min(most[0], max(2, int(ACTIVATIONS * most[1]) // _bytes_per_sample(model, batch)))
-
-
-def _bytes_per_sample(model: nn.Module, batch: Batch) -> int:
-    """Of what the backward pass needs of the forward one, measured on two samples."""
-    saved = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    part, record = next(batch.parts(2)), Record(model)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = part(model)
-    size = sum(n for at, n in saved.items() if at not in own) // part.samples
-    del output
-    record.restore()
-    return max(size, 1)
-
-
-def _gradients(
-    output: Any, parameters: list[nn.Parameter], generator: torch.Generator, mask: torch.Tensor | None
-) -> tuple[torch.Tensor | None, ...]:
-    """d v'f / d w with fresh `v ~ N(0, I)` on every floating-point output, 0 on tokens that do not count."""
-    outputs = [o for o in floating(output) if o.requires_grad]
-    if not outputs:
-        raise ProbeError("the forward's outputs do not depend on the weights", got=type(output).__name__)
-    v = [counted(torch.randn(o.shape, generator=generator).to(o), mask) for o in outputs]
-    return torch.autograd.grad(outputs, parameters, v, allow_unused=True)

@@ -46,6 +46,14 @@ def test_errors_count_relative_to_the_weights() -> None:
     assert a_of({"w": torch.zeros(3, 3), "v": torch.ones(3, 3)}) == {"w": 1.0, "v": 1.0}
 
 
+def test_an_outlier_does_not_make_the_others_worthless() -> None:
+    g = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(32, 64, generator=g) for name in ("a", "b", "c")}
+    before = a_of(state)["a"]
+    state["a"][3, 5] = 1000
+    assert before / 20 < a_of(state)["a"] < before
+
+
 def with_norm(spread: float) -> State:
     """A convolution whose channels all have power 2, variances as far apart as `spread`, and a matrix of power 1."""
     conv = torch.ones(4, 2, 1, 1)

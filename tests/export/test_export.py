@@ -255,7 +255,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bert_file(bert: Path) -> Path:
     path = bert.parent / "bert.opq.safetensors"
-    opq.compress(f"hf:{bert}", bits=4, probe=False).save(path)
+    opq.compress(f"hf:{bert}", bits=4, probe=False, trellis=False).save(path)
     return path
 
 

@@ -179,6 +179,12 @@ def test_a_file_that_is_cut_or_damaged_is_refused(copied: Path) -> None:
         transformers.AutoModel.from_pretrained(copied)
 
 
+def test_weights_do_not_stay_on_disk(repository: Path, tmp_path: Path) -> None:
+    places = {"": "cpu", "encoder": "disk"}
+    with pytest.raises(SourceError, match="cannot stay on disk"):
+        transformers.AutoModel.from_pretrained(repository, device_map=places, offload_folder=tmp_path)
+
+
 def test_a_model_is_not_compressed_while_it_is_loaded(source: Path) -> None:
     auto = sys.modules["transformers.quantizers.auto"]
     settings = auto.AUTO_QUANTIZATION_CONFIG_MAPPING["opq"]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import tiny
 import torch
 from torch import nn
 
+import opq
 from opq.probing import signature
 from opq.probing.arguments import named
 from opq.probing.facts import Facts
@@ -123,3 +125,11 @@ def test_what_a_lightning_module_says_it_takes_is_imitated() -> None:
         example_input_array = torch.zeros(1, 9, 3)
 
     assert synthetic(Lit(3, 3), samples=4).args[0].shape == (4, 9, 3)
+
+
+def test_a_speech_recogniser_of_a_folder_is_probed_by_its_name(tmp_path: Path) -> None:
+    """What `hf:` names has to be probed, else it is an error."""
+    model: Any = tiny.fill()["transformers/whisper:SpeechSeq2Seq"]()
+    model.save_pretrained(tmp_path)
+    result = opq.compress(f"hf:{tmp_path}", bits=6)
+    assert "a probe of the model on synthetic inputs" in result.basis

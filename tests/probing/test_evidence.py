@@ -13,8 +13,8 @@ from opq.errors import ProbeWarning
 from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched
 from opq.probing import evidence
+from opq.probing.gradients import sensitivity
 from opq.probing.inputs import synthetic
-from opq.probing.sensitivity import sensitivity
 
 
 class Classes(nn.Module):

@@ -95,6 +95,8 @@ def test_dense_statistics_can_be_given_and_a_norm_at_the_root_has_no_prefix() ->
     model = nn.BatchNorm1d(3)
     batch = Batch((2 + torch.randn(64, 3),))
     dense = statistics(model, {}, batch)
+    assert renormalise(model, {}, batch, dense=dense) == {}  # statistics of a new module are of no data
+    model.running_mean.fill_(1e-9)
     assert set(renormalise(model, {}, batch, dense=dense)) == {"running_mean", "running_var"}
     shifted = {"": (dense[""][0] - 1, dense[""][1])}
     new = renormalise(model, {}, batch, dense=shifted)

@@ -20,9 +20,9 @@ from opq.errors import OptionError, ProbeError
 from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched, watching
 from opq.models.outputs import floating
+from opq.probing.gradients import sensitivity
 from opq.probing.moments import Moments
 from opq.probing.renorm import statistics
-from opq.probing.sensitivity import sensitivity
 
 
 @dataclasses.dataclass
@@ -241,6 +241,8 @@ def test_batch_norms_without_statistics_or_of_timm_keep_their_way() -> None:
     )
     found = opq.probe(model, input_size=(3, 10, 10), samples=8)
     assert found.sensitivity["0.weight"] > 0
+    assert found.renormalised({}) == {}  # nothing to fit: a new module's statistics are of no data
+    model[2].running_var.fill_(2.0)
     assert set(found.renormalised({})) == {"2.running_mean", "2.running_var"}
 
 

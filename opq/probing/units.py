@@ -1,0 +1,162 @@
+"""The units that outputs come in: an error counts by how far its output varies from sample to sample.
+
+A detector gives boxes in pixels beside scores below one, two heads may differ by a factor of a thousand: summed as
+they are, the one would be all that matters. So outputs are cut into groups of one unit, and every group counts by its
+squared error over its squared variation `V_g`, however many channels it has, once for each of its positions `p_g`:
+
+    error = sum over groups g of  c_g sum_{k in g} (f_k - f^_k)^2,      c_g = p_g / (V_g  sum over groups of p),
+    V_g = sum_{k in g} (f_k - mean over samples)^2
+
+Each output is a group; it is cut further where the deviations of its channels, sorted, leave a gap of a factor `GAP`.
+Of an only group the division would be a common factor, which changes no allocation: nothing is divided then. Numbers
+that are all whole, such as labels, count nothing beside others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+
+GAP = 30.0
+"""Between the deviations of two units; the classes of classifiers, sorted, leave gaps below 2."""
+PART = 1 / 32
+"""Of the channels, that a unit has at least: fewer are outliers, as features have them."""
+NOTHING = 1e-7
+"""Deviations of channels below this part of the largest are no unit."""
+CHANNELS = 4096
+"""More than this are positions or words, all of one unit."""
+ROUNDING = 1e-5
+"""Smaller relative distances from the mean say nothing."""
+POSITIONS = 64
+"""Tokens or pixels of one output that count, at most."""
+FEWEST = 8
+"""Values that the deviation of a channel is measured on at least."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class Units:
+    """What an error of each output counts."""
+
+    shares: tuple[torch.Tensor, ...]
+    """`c_g` of each output, 0 where it does not vary: of no dimensions, or one number a channel."""
+    varied: float
+    """`sum of V_g`."""
+    plain: bool
+    """Whether there is one output of one unit, or none that varies: errors are then summed as they are."""
+
+    @classmethod
+    def of(cls, outputs: Sequence[torch.Tensor]) -> Units:
+        """Of some outputs, the samples along their first dimension."""
+        outputs = [output.detach().float() for output in outputs]
+        squares = [_squares(output) for output in outputs]
+        cuts = [_cut(o, square) for o, square in zip(outputs, squares, strict=True)]
+        powers = [_powers(square, cut) for square, cut in zip(squares, cuts, strict=True)]
+        groups = sum(int((power > 0).sum()) for power in powers)
+        counts = [_positions(output) for output in outputs]
+        total = sum(n * int((power > 0).sum()) for n, power in zip(counts, powers, strict=True))
+        shares = [
+            torch.where(p > 0, n / (total * p).clamp(min=torch.finfo(p.dtype).tiny), 0 * p)
+            for n, p in zip(counts, powers, strict=True)
+        ]
+        each = [share if cut is None else share[cut] for share, cut in zip(shares, cuts, strict=True)]
+        plain = groups == 0 or (groups == 1 and len(outputs) == 1)
+        return cls(tuple(each), sum(float(p.sum()) for p in powers), plain)
+
+    def error(self, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
+        """The squared error of outputs, relative to their variation; absolute where nothing varies."""
+        squares = [(b - a).square() for a, b in zip(before, after, strict=True)]
+        if self.plain:
+            error = sum(float(square.sum()) for square in squares)
+            varied = sum(float((b - b.mean(0)).square().sum()) for b in before)
+            return error / varied if varied > 0 else error
+        return sum(float((s * _fitted(w, s)).sum()) for s, w in zip(squares, self.shares, strict=True))
+
+    def scaled(self, v: torch.Tensor, number: int) -> torch.Tensor:
+        """Noise on one of the outputs, as it counts."""
+        if self.plain:
+            return v
+        share = self.shares[number % len(self.shares)]  # where the data decide how many outputs there are
+        return v * (self.varied * _fitted(share, v)).sqrt().to(v)
+
+
+def _squares(output: torch.Tensor) -> torch.Tensor:
+    """Squared distances from the mean over samples, or over everything where there is one sample.
+
+    0 where they are not finite or no more than rounding, and where the output is whole numbers.
+    """
+    centre = output.mean(0) if output.dim() and len(output) > 1 else output.mean()
+    squares = (output - centre).square()
+    squares[(squares < (ROUNDING * output).square()) | ~torch.isfinite(squares)] = 0.0
+    return squares * 0 if torch.equal(output, output.round()) else squares
+
+
+def _cut(output: torch.Tensor, squares: torch.Tensor) -> torch.Tensor | None:
+    """Shaped as the channels of an output, the number of the group of each; None where all are of one unit."""
+    if output.dim() < 2 or output.numel() == 0 or float(output.abs().max()) <= 1:
+        return None  # numbers between -1 and 1, probabilities above all, have a unit in common
+    dims = dict.fromkeys((output.dim() - 1, 1) if output.dim() == 3 else (1, output.dim() - 1))
+    for dim in dims:
+        channels = output.shape[dim]
+        if not 2 <= channels <= CHANNELS or output.numel() < FEWEST * channels:
+            continue
+        power = squares.movedim(dim, 0).flatten(1).mean(1, dtype=torch.float64)
+        groups = _groups(power)
+        if int(groups.max()) > 0:
+            return groups.view([channels if d == dim else 1 for d in range(output.dim())])
+    return None
+
+
+def _groups(power: torch.Tensor) -> torch.Tensor:
+    """The number of the group of each channel, by its mean square."""
+    rising, order = power.sort()
+    gaps = (rising[1:] > GAP**2 * rising[:-1]) & (rising[:-1] > NOTHING**2 * rising[-1])
+    fewest, starts = max(1.0, PART * len(power)), [0]
+    for start in (gaps.nonzero().flatten() + 1).tolist():
+        if min(start - starts[-1], len(power) - start) >= fewest:
+            starts.append(start)
+    numbers = torch.zeros_like(order)
+    numbers[starts[1:]] = 1
+    return torch.empty_like(order).scatter_(0, order, numbers.cumsum(0))
+
+
+def _positions(output: torch.Tensor) -> int:
+    """Vectors in one sample of an output: channels are the last of three dimensions, else the second."""
+    shape = output.shape[1:2] if output.dim() == 3 else output.shape[2:]
+    return min(POSITIONS, math.prod(shape))
+
+
+def _powers(squares: torch.Tensor, cut: torch.Tensor | None) -> torch.Tensor:
+    """`V_g` of the groups of one output."""
+    if cut is None:
+        return squares.sum(dtype=torch.float64)
+    dim = next(d for d, size in enumerate(cut.shape) if size > 1)
+    power = squares.movedim(dim, 0).flatten(1).sum(1, dtype=torch.float64)
+    return torch.zeros(int(cut.max()) + 1, dtype=power.dtype, device=power.device).index_add_(0, cut.flatten(), power)
+
+
+def _fitted(share: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """What values count; their mean where these have other channels than those that were looked at."""
+    same = share.dim() in (0, values.dim()) and all(
+        s in (1, n) for s, n in zip(share.shape, values.shape, strict=False)
+    )
+    return share if same else share.mean()
+
+
+def error_of(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
+    """How far outputs have moved, relative to how they vary; those of other shapes than before are left out.
+
+    NaN where none can be compared, infinity where some are finite no more.
+    """
+    pairs = [(b.double(), a.double()) for b, a in zip(before, after, strict=False) if b.shape == a.shape]
+    if not pairs:
+        return math.nan
+    finite = [torch.isfinite(b) for b, _ in pairs]
+    old, new = [
+        [o if bool(f.all()) else torch.where(f, o, 0.0) for o, f in zip(side, finite, strict=True)]
+        for side in zip(*pairs, strict=True)
+    ]
+    error = Units.of(old).error(old, new)
+    return math.inf if math.isnan(error) else error
