@@ -94,15 +94,17 @@ def test_solve_is_monotone_in_the_budget(seed: int, bits: list[float]) -> None:
 
 
 def test_solve_predicts_what_compress_does(weights: dict[str, torch.Tensor]) -> None:
-    plan, result = opq.solve(weights, bits=3), opq.compress(weights, bits=3)
+    plan, result = opq.solve(weights, bits=3), opq.compress(weights, bits=3, trellis=False)
     assert abs(plan.predicted_bytes / result.bytes - 1) < 0.01
     for name in weights:
         assert abs(plan[name].step / result.plan[name].step - 1) < 0.02
 
 
 def test_rd_beats_the_paper_at_equal_bytes(weights: dict[str, torch.Tensor]) -> None:
+    alike = dict.fromkeys(weights, 1.0)
+
     def error(method: str) -> float:
-        state = opq.compress(weights, bits=2, method=method).state_dict()
+        state = opq.compress(weights, bits=2, method=method, sensitivities=alike).state_dict()
         return sum(float((state[n] - w).square().sum()) for n, w in weights.items())
 
     assert error("rd") < error("opq")
@@ -122,7 +124,7 @@ def test_the_paper_with_sparsity_and_bits_per_kept_weight(weights: dict[str, tor
 
 
 def test_sensitivities_move_bits(weights: dict[str, torch.Tensor]) -> None:
-    even, odd = (opq.solve(weights, bits=3, sensitivities=a) for a in (None, {"a": 100.0}))
+    even, odd = (opq.solve(weights, bits=3, sensitivities=a) for a in ({"a": 1.0}, {"a": 100.0}))
     assert odd["a"].rate > even["a"].rate + 1
     assert odd["c"].rate < even["c"].rate
 

@@ -41,7 +41,7 @@ class Net(nn.Module):
 @pytest.fixture(scope="module")
 def result() -> opq.Result:
     torch.manual_seed(0)
-    return opq.compress(Net(), bits=9, probe=False)
+    return opq.compress(Net(), bits=9, probe=False, trellis=False)
 
 
 def test_how_each_is_stored(result: opq.Result) -> None:
@@ -72,7 +72,7 @@ def test_the_norms_function_survives(result: opq.Result) -> None:
 def test_what_the_user_keeps_is_exact() -> None:
     torch.manual_seed(0)
     net = Net()
-    result = opq.compress(net, bits=30, probe=False, overrides={"norm.*": "keep", "head.*": "keep"})
+    result = opq.compress(net, bits=30, probe=False, trellis=False, overrides={"norm.*": "keep", "head.*": "keep"})
     state = result.state_dict()
     for name, tensor in net.state_dict().items():
         if name.startswith(("norm.", "head.")):

@@ -100,7 +100,7 @@ def test_a_folder_takes_the_object_too(source: Path, tmp_path: Path) -> None:
 
 def test_a_keyword_fills_what_the_object_leaves_open() -> None:
     how = calling.method_of(
-        methods.RateDistortion(trellis=True), {"probe": False, "alpha": None, "trellis": False}, None
+        methods.RateDistortion(trellis=True), {"probe": False, "alpha": None, "trellis": None}, None
     )
     assert how == methods.RateDistortion(trellis=True, probe=False)
     assert calling.method_of(methods.ClipQ(epochs=3), {"data": BATCHES}, None).data is BATCHES  # type: ignore[attr-defined]
@@ -134,7 +134,7 @@ def test_a_keyword_fills_what_the_object_leaves_open() -> None:
         ({"method": "magic"}, "unknown method=: got 'magic', wanted rd or opq or clipq .* or an object"),
         ({"method": None}, "unknown method=: got None"),
         ({"trellis": True, "constraints": [opq.constraints.bits("*", min=1)]}, "trellis= does not go with const"),
-        ({"trellis": 1}, "trellis=: got 1, wanted True or False"),
+        ({"trellis": 1}, "trellis=: got 1, wanted True, False or None"),
         ({"probe": False, "calibration": [1]}, "calibration= needs the probe: got probe=False"),
         ({"method": "opq", "constraints": [opq.constraints.bits("*", min=1)]}, "constraints= with method='opq'"),
         ({"constraints": ["a"]}, "constraints= holds something else: got 'a'"),

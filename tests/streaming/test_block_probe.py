@@ -286,7 +286,9 @@ def test_a_folder_without_a_model_is_compressed_by_its_weights(tmp_path: Path) -
     folder = checkpoint(tmp_path / "model")
     result = compress_folder(folder, tmp_path / "out", bits=4)
     assert result.basis.startswith("the weights alone: transformers does not know the model in")
-    assert all(t.sensitivity == 1 for t in result.plan.compressed)
+    assert {t.name: t.sensitivity for t in result.plan.compressed} == {
+        t.name: t.sensitivity for t in compress_folder(folder, tmp_path / "bare", bits=4, probe=False).plan.compressed
+    }
 
 
 def test_a_model_that_is_no_stack_is_said(tmp_path: Path) -> None:
