@@ -24,7 +24,7 @@ from opq.compression.copies import without_copies
 from opq.compression.differences import Differences
 from opq.compression.fit import Fit
 from opq.compression.options import Options
-from opq.compression.prior import Squares, prior
+from opq.compression.prior import Means, prior
 from opq.compression.problem import Problem, gather
 from opq.compression.result import Result
 from opq.compression.roles import Override, Role, assign
@@ -290,7 +290,7 @@ def _guessed(source: Source, stats: Mapping[str, Any]) -> dict[str, float]:
     """Sensitivities from the weights alone: those of the network itself, also if differences are compressed."""
     if not isinstance(source, Differences):
         return prior(source, stats)
-    return prior(source.whole, {name: Squares.of(source.whole.tensor(name)) for name in stats})
+    return prior(source.whole, {name: Means.of(source.whole.tensor(name)) for name in stats})
 
 
 def _numpy_seconds(roles: Iterable[Role], trellised: frozenset[str], *, fed: bool) -> float:

@@ -167,7 +167,13 @@ def compress(
     """Compress SOURCE into a small file."""
     path = output or Path(_default_name(source))
     if output is not None and what_is(Path(source) / "model_index.json") == "a file":
-        refused = {"size": size, "keep": keep, "override": override, "input_size": input_size, "sparsity": sparsity}
+        refused: dict[str, Any] = {
+            "size": size,
+            "keep": keep,
+            "override": override,
+            "input_size": input_size,
+            "sparsity": sparsity,
+        }
         refused |= {"trellis": trellis, "dry_run": dry_run, "dequantize": dequantize, "like": like, "base": base}
         few = () if code_bits is None else (opq.constraints.code_bits("*", max=code_bits),)
         budget = {"bits": bits, "ratio": ratio, "constraints": few, "probe": probe, "seed": seed, "workers": workers}

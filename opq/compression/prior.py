@@ -59,16 +59,18 @@ class Power(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Squares:
-    """The power of one tensor, without other statistics."""
+class Means:
+    """What `prior` needs of one tensor, without other statistics."""
 
     size: int
+    mean_abs: float
     mean_square: float
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> Squares:
-        """Of weights of any shape; the sum is taken in float64."""
-        return cls(tensor.numel(), float(tensor.double().square().mean()) if tensor.numel() else 0.0)
+    def of(cls, tensor: torch.Tensor) -> Means:
+        """Of weights of any shape; sums are taken in float64."""
+        w = tensor.double()
+        return cls(w.numel(), float(w.abs().mean()), float(w.square().mean())) if w.numel() else cls(0, 0.0, 0.0)
 
 
 def prior(source: Source, stats: Mapping[str, Power]) -> dict[str, float]:

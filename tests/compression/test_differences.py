@@ -59,6 +59,15 @@ def test_differences_are_far_better_at_few_bits_than_weights(dtype: torch.dtype,
     assert all(torch.equal(t, result.state_dict()[n]) for n, t in found.items())
 
 
+def test_a_weight_matters_as_much_whatever_its_difference_is() -> None:
+    """Without a probe sensitivities come from the new weights, not from the tiny differences."""
+    old, new = pair()
+    new["0.weight"] = old["0.weight"] + 1e-3 * (new["0.weight"] - old["0.weight"])
+    alone, based = opq.solve(new, bits=2), opq.solve(new, base=old, bits=2)
+    wanted = {t.name: t.sensitivity for t in alone.compressed}
+    assert {t.name: t.sensitivity for t in based.compressed} == pytest.approx(wanted, rel=1e-3)
+
+
 def test_a_base_is_known_by_its_tensors_in_whatever_they_lie(tmp_path: Path) -> None:
     old, new = pair()
     result = opq.compress(new, base=old, bits=1.0)
