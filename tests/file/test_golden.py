@@ -46,6 +46,11 @@ def test_a_golden_file_decodes_to_what_it_did(version: str, name: str, held: dic
     assert make.expected(GOLDEN / version / name) == held
 
 
+def test_differences_to_a_base_decode_to_what_they_did() -> None:
+    assert make.expected_of_differences() == json.loads((make.BASED / "expected.json").read_text())
+    assert make.based() == (make.BASED / "new.opq.safetensors").read_bytes()
+
+
 def test_every_version_and_method_and_kind_has_one() -> None:
     assert sorted(path.name for path in GOLDEN.glob("v*")) == [f"v{k}" for k in range(1, VERSION + 1)]
     found, kinds, methods, types = set[str](), set[str](), set[str](), set[str]()

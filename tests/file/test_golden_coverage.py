@@ -58,7 +58,7 @@ ELSEWHERE = {
     "FolderReader.tensor FolderReader.verify "
     "parts_of check_payloads _crc index_bytes",
     header: "header payload_starts",
-    reader: "InMemory.parts Reader.__repr__ Reader.basis Reader.check_base Reader.sizes Reader.bytes",
+    reader: "InMemory.parts Reader.__repr__ Reader.basis Reader.sizes Reader.bytes",
     payload: "Payload.size Stored.payload Stored.restore Stored.digest Stored.codes_of Stored.check Coded.read",
     compressed_kinds: "Listed.entries",
     writer: "Packed.size Packed.write Packed.verify Packed._same write_file size_of foreseen",
@@ -133,6 +133,8 @@ def missing(module: ModuleType, functions: Functions, also: Functions) -> Iterat
         yield from (f"{module.__name__}.{name}: branch {a} -> {b}" for a, b in sorted(branches))
 
 
+UPDATES = {text: ("put_bytes",)}
+"""Functions that the files of updates need too, whose bytes tests/updates look at."""
 WRITING_TOO = {rounding: ("fits", "pattern_of")}
 """Functions of the writer that the reader enters, for one of the widths."""
 
@@ -152,7 +154,13 @@ def test_writing_the_golden_files_takes_every_branch_of_the_writer(
     read: dict[Path, Functions], written: dict[Path, Functions]
 ) -> None:
     """Of what only the writer enters; a branch in common may be the reader's."""
-    left = [what for m in MODULES for what in missing(m, written[file_of(m)], read[file_of(m)])]
+    left = [
+        what
+        for m in MODULES
+        for what in missing(
+            m, {n: f for n, f in written[file_of(m)].items() if n not in UPDATES.get(m, ())}, read[file_of(m)]
+        )
+    ]
     assert left == []
 
 

@@ -27,6 +27,10 @@ def read() -> None:
             for name in reader.names:
                 if reader.kind(name) not in ("raw", "scalar") and reader.plan[name].size < 1 << 19:
                     reader.codes(name)
+    import make
+
+    with Reader(make.BASED / "new.opq.safetensors", base=make.base()) as reader:
+        reader.state_dict()
     with Reader(Packed(((HERE / "v1" / "kinds.opq.safetensors").read_bytes(),), {}, {})) as reader:
         reader.state_dict()
 
@@ -39,6 +43,7 @@ def write() -> None:
         make.written(written)
     for by_hand in make.branches.CRAFTED.values():
         make.by_hand(by_hand)
+    make.based()
 
 
 def main() -> None:

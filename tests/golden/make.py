@@ -32,6 +32,7 @@ import branches  # noqa: E402
 import fuzz  # noqa: E402
 
 import opq  # noqa: E402
+from opq.file.base import open_base  # noqa: E402
 from opq.file.folder_reader import open_reader  # noqa: E402
 from opq.file.header import VERSION  # noqa: E402
 from opq.file.stored import (  # noqa: E402
@@ -157,6 +158,22 @@ WRITTEN: dict[str, Callable[[], branches.Made]] = {
 """Files of a plan and stored tensors: the writer gives the same bytes at any time."""
 
 
+BASED = HERE / "based"
+"""A file of differences to a base, and what it decodes to: format version 2, which only such files have."""
+
+
+def base() -> dict[str, torch.Tensor]:
+    """The network that the differences are to; it lacks one of the tensors of the file."""
+    rng = np.random.default_rng(7)
+    shapes = {t.name: t.shape for t in steep()[0]} | {"other": (3,)}
+    return {name: torch.from_numpy(rng.normal(size=shape)).half() for name, shape in shapes.items() if name != "z"}
+
+
+def based() -> bytes:
+    """Differences of the tensor that the base has, and the whole of the other one."""
+    return b"".join(pack(*steep(), base=open_base(base()).name).parts)
+
+
 def two_matrices() -> dict[str, torch.Tensor]:
     """The source of a folder of two shards."""
     rng = np.random.default_rng(6)
@@ -175,6 +192,12 @@ def expected(path: Path) -> dict[str, str]:
         plan = hashlib.sha256(said(reader.plan).encode()).hexdigest()[:32]
         found = {t.name: f"{t.dtype} {list(t.shape)} {digest(raw_bytes(state[t.name]))}" for t in reader.plan}
         return {"(plan)": plan, **found}
+
+
+def expected_of_differences() -> dict[str, str]:
+    """What the file with a base decodes to."""
+    state = opq.load_state_dict(BASED / "new.opq.safetensors", base=base())
+    return {name: f"{t.dtype} {list(t.shape)} {digest(raw_bytes(t))}" for name, t in state.items()}
 
 
 def said(plan: Plan) -> str:
@@ -208,6 +231,10 @@ def main() -> None:
     if not (folder / "shards").exists():
         opq.compress_folder(two_matrices(), folder / "shards", bits=3, shard_size=4096, workers=1)
     found |= {path.name: expected(path) for path in sorted(folder.iterdir()) if path != held and path.name not in found}
+    if chosen.regenerate or not BASED.exists():
+        BASED.mkdir(exist_ok=True)
+        (BASED / "new.opq.safetensors").write_bytes(based())
+        (BASED / "expected.json").write_text(json.dumps(expected_of_differences(), indent=1) + "\n")
     held.write_text(json.dumps(found, indent=1) + "\n")
     small = {name: (folder / f"{name}.opq.safetensors").read_bytes().hex() for name in ("kinds", "classes")}
     (HERE / "plain.py").write_text(plain(small))
