@@ -52,7 +52,7 @@ class NoisyDigits(nn.Sequential):
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], 10))
 
 
-_MADE: dict[tuple[Any, ...], Result] = {}
+_MADE: dict[tuple[str, str], Result] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Network:
 
     def compress(self, **options: Any) -> Result:
         """`opq.compress(self.model, **options)`, which notebooks that run in one session make only once."""
-        key = self.name, *sorted(options.items())
+        key = self.name, repr(sorted(options.items()))
         if key not in _MADE:
             _MADE[key] = opq.compress(self.model, **options)
         return _MADE[key]
