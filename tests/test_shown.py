@@ -44,7 +44,8 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> dict[type, Any]:
         *(finetuned, finetuned.history[0], opq.Training(), opq.probe(model, input_size=(64,), samples=4)),
         *(opq.Reader(folder / "m.opq.safetensors"), opq.open_source(model), examined, examined.tensors[0]),
         *(streamed(folder, model), evaluation.ImageSet(3, int, (0, 1, 0)), evaluation.Score(3, 0.5, 1.0, 0.1)),
-        *(export.Exported(10, {"a": "int8"}, ()), export.Site(9, {"a": "w"}, 3), constraints.bits("a", min=3), methods.RateDistortion()),
+        *(export.Exported(10, {"a": "int8"}, ()), export.Site(9, {"a": "w"}, 3)),
+        *(constraints.bits("a", min=3), methods.RateDistortion()),
         *(methods.Opq(), methods.ClipQ(data=batches), methods.KMeans(), methods.Lamp(), methods.Magnitude()),
         *(methods.Olmp(data=batches), methods.ProductQuantization(data=batches)),
     ]
