@@ -181,6 +181,7 @@ def compress(
         return
     streamed = output is not None and _streams(source, output)
     if not dry_run and not streamed:
+        refuse_inputs(path, [source])
         _may_replace(path, force)
     opened = opq.open_source(source, dequantize=dequantize, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {
@@ -677,8 +678,11 @@ def _show_plan(plan: Plan, source: Source, as_json: bool) -> None:
 
 
 def _may_replace(path: Path, force: bool) -> None:
-    """Asks before a file is replaced; where nobody can answer, it is an error without `--force`."""
-    if force or what_is(path) != "a file":
+    """Asks before a file is replaced; where nobody can answer, it is an error without `--force`.
+
+    Links and what else is never replaced are left to the writer, which refuses them.
+    """
+    if force or what_is(path, follow=False) != "a file":
         return
     if sys.stdin is not None and sys.stdin.isatty() and err.is_terminal:
         typer.confirm(f"{path} is there already. Replace it?", abort=True, err=True)

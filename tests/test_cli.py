@@ -71,7 +71,7 @@ def test_compress_inspect_verify_decompress(run: Run, checkpoint: Path, tmp_path
 
 def test_a_trellis_by_its_flag(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     files = [tmp_path / "grid.opq.safetensors", tmp_path / "trellis.opq.safetensors"]
-    for file, flags in zip(files, ([], ["--trellis"]), strict=True):
+    for file, flags in zip(files, (["--no-trellis"], ["--trellis"]), strict=True):
         assert run("compress", checkpoint, "--bits", 4, "-o", file, *flags)[0] == 0
         assert run("verify", file)[0] == 0
     dense = load_file(checkpoint)
@@ -101,7 +101,7 @@ def test_dry_run_writes_nothing(run: Run, checkpoint: Path, tmp_path: Path, monk
     assert code == 0
     assert "predicted:" in out
     plan = opq.Plan.from_json(run("compress", checkpoint, "--bits", 4, "--dry-run", "--json")[1])
-    assert plan == opq.solve(checkpoint, bits=4)
+    assert plan == opq.solve(checkpoint, bits=4, trellis=True)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -271,7 +271,8 @@ def stored_in(result: opq.Result) -> list[Stored]:
 def test_names_of_strangers_do_not_reach_the_terminal_raw(run: Run, tmp_path: Path) -> None:
     """Neither rich's markup nor a terminal's escapes in what a file says of itself."""
     file = tmp_path / "m.opq.safetensors"
-    result = opq.compress({"[/x][bold]w\x1b[2J": torch.randn(64, 64), "b\nc": torch.ones(3)}, bits=6)
+    weights = {"[/x][bold]w\x1b[2J": torch.randn(64, 64), "b\nc": torch.ones(3)}
+    result = opq.compress(weights, bits=6, trellis=False)
     Packed(pack(result.plan.replace(method="[/rd]\x1b"), stored_in(result)).parts, {}, {}).write(file)
     code, out, _ = run("inspect", file)
     assert code == 0

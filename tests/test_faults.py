@@ -254,7 +254,7 @@ def test_a_signal_ends_in_one_line_and_leaves_nothing_behind(number: int, code: 
     (tmp_path / "out").write_bytes(b"old")
     slow = (
         "import sys, time, opq.cli\n"
-        "sys.argv = ['opq', 'compress', 'm.safetensors', '--bits', '4', '-o', 'out']\n"
+        "sys.argv = ['opq', 'compress', 'm.safetensors', '--bits', '4', '-o', 'out', '--force']\n"
         "from opq.base import atomic\n"
         "def fsync(handle):\n    print('writing', flush=True); time.sleep(60)\n"
         "atomic.os.fsync = fsync\n"

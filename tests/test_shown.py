@@ -34,7 +34,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> dict[type, Any]:
 
     folder = tmp_path_factory.mktemp("shown")
     model = network()
-    result = opq.compress(model, bits=6, probe=False)
+    result = opq.compress(model, bits=6, probe=False, trellis=False)
     result.save(folder / "m.opq.safetensors")
     batches = [(torch.randn(8, 64), torch.randint(10, (8,))) for _ in range(2)]
     finetuned = opq.finetune(network(), result, batches)
@@ -44,7 +44,8 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> dict[type, Any]:
         *(finetuned, finetuned.history[0], opq.Training(), opq.probe(model, input_size=(64,), samples=4)),
         *(opq.Reader(folder / "m.opq.safetensors"), opq.open_source(model), examined, examined.tensors[0]),
         *(streamed(folder, model), evaluation.ImageSet(3, int, (0, 1, 0)), evaluation.Score(3, 0.5, 1.0, 0.1)),
-        *(export.Exported(10, {"a": "int8"}, ()), constraints.bits("a", min=3), methods.RateDistortion()),
+        *(export.Exported(10, {"a": "int8"}, ()), export.Site(9, {"a": "w"}, 3)),
+        *(constraints.bits("a", min=3), methods.RateDistortion()),
         *(methods.Opq(), methods.ClipQ(data=batches), methods.KMeans(), methods.Lamp(), methods.Magnitude()),
         *(methods.Olmp(data=batches), methods.ProductQuantization(data=batches)),
     ]

@@ -106,18 +106,43 @@ class Problem(Generic[S]):
 
     @property
     def bounds(self) -> list[tuple[float, float]]:
-        """The smallest and the largest number of bits per weight that each compressed tensor may have.
+        """The smallest and the largest rate on a plain grid, in bits per weight, that each compressed tensor may have.
 
-        Both are the user's; codes of a bounded width allow no more than their finest step gives.
+        Both are the user's, larger by what a trellis saves where the tensor is then on one; codes of a bounded width
+        allow no more than their finest step gives.
         """
-        roles = {role.name: role for role in self.roles}
-        found = [(roles[n].min_bits, min(roles[n].max_bits, self._most_bits(n))) for n in self.stats]
+        found = [(low, min(high, self._most_bits(name))) for name, (low, high) in self._asked.items()]
         for name, (low, high) in zip(self.stats, found, strict=True):
             if low > high:
                 remedy = "Allow its codes more bits, or ask for fewer bits per weight."
                 fact = f"tensor {name!r} cannot have so many bits per weight with so small codes"
                 raise OptionError(fact, got=f"{low:g}", wanted=f"at most {high:.3g}", remedy=remedy)
         return found
+
+    @functools.cached_property
+    def _asked(self) -> dict[str, tuple[float, float]]:
+        """The user's bounds of each compressed tensor, as rates on a plain grid."""
+        roles = {role.name: role for role in self.roles}
+        return {name: self._on_grid(roles[name]) for name in self.stats}
+
+    def _on_grid(self, role: Role) -> tuple[float, float]:
+        low, high = role.min_bits, role.max_bits
+        if role.name not in self.trellised or high < trellis.LEAST or (low, high) == (0.0, math.inf):
+            return low, high
+        low, high = (bits + self._saved(role.name, bits + trellis.SAVED) for bits in (low, high))
+        return min(low, high), high
+
+    def _saved(self, name: str, rate: float) -> float:
+        """Bits per weight that a trellis saves at a rate on a plain grid; 0 where it does not pay."""
+        point = self.curves[name].at_rate(rate)
+        fine = trellis.step(point.rate, point.distortion, self.stats[name].max_abs)
+        return 0.0 if fine is None else trellis.SAVED
+
+    @functools.cached_property
+    def _surely_saved(self) -> float:
+        """Bits that trellises save even where every tensor has its smallest rate."""
+        least = {role.name: role.min_bits for role in self.roles}
+        return sum(self.stats[name].size * (low - least[name]) for name, (low, _) in self._asked.items())
 
     @functools.cached_property
     def largest(self) -> Mapping[str, int]:
@@ -135,7 +160,7 @@ class Problem(Generic[S]):
         least = 0.0
         for curve, stats, (smallest, _) in zip(self.curves.values(), self.stats.values(), self.bounds, strict=True):
             least += stats.size * min(max(smallest, float(curve.rate[0])), float(curve.rate[-1]))
-        return least
+        return least - self._surely_saved
 
     def allocate(self, bits: float) -> Allocation:
         """The method's operating points for `bits` bits of codes in all; through cvxpy if there are constraints."""
@@ -159,11 +184,11 @@ class Problem(Generic[S]):
 
     def plan(self, bits: float) -> Plan:
         """The plan whose codes take `bits` bits."""
-        plan = self.planned(self.allocate(bits))
+        plan = self.planned(self.allocate(bits + self._surely_saved))
         for _ in range(3 if self.trellised else 0):  # the bits that a trellis saves are allocated, too
             own = [t for t in plan.compressed if t.name in self.stats]
             saved = trellis.SAVED * sum(t.size for t in own if t.codebook == "trellis")
-            plan = self.planned(self.allocate(bits + saved))
+            plan = self.planned(self.allocate(bits + max(saved, self._surely_saved)))
         return plan
 
     def planned(self, allocation: Allocation) -> Plan:

@@ -227,10 +227,10 @@ def test_onnx_without_the_extra(digits: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_onnx_of_mobilenet(shared: Path, tmp_path: Path) -> None:
     model, file, path = zoo.mobilenet(shared), tmp_path / "m.opq.safetensors", tmp_path / "m.onnx"
-    opq.compress(model, bits=4, probe=False).save(file)
+    opq.compress(model, bits=4, probe=False, trellis=False).save(file)
     made = save_onnx(file, path, model)
     assert made.dense == ()
-    assert path.stat().st_size < 2.9e6
+    assert path.stat().st_size < 2.9e6  # on a trellis codes are nearly twice as large, and some need 16 bits
     x = zoo.normalised(zoo.imagenet_like(2, shared).pixels, model.input_hint)
     with torch.no_grad():
         wanted = opq.load(file, zoo.MobileNetV1()).eval()(x).numpy()

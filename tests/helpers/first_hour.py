@@ -26,6 +26,7 @@ EXTRAS = (
 )
 """What the core must do without."""
 PAGES = (ROOT / "README.md", DOCS / "quickstart.md", *sorted((DOCS / "howto").glob("*.md")))
+BLOCKS = re.compile(r"^ *```\w*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 ELSEWHERE = re.compile(r"hf:|timm:|torchvision:|FILE|photographs/|ORG/NAME|model\.opq|\./|native")
 """Commands that fetch weights, name a file of the reader's own, or compile."""
 BLOCK = """import sys
@@ -58,9 +59,8 @@ def unpacked_wheel(folder: Path) -> Path:
 
 def documented() -> list[str]:
     """The `opq` commands of README, quickstart and how-tos that need no network, once each, in order."""
-    shown = (
-        line for page in PAGES for line in re.findall(r"^(?:\$ )?(?:.* && )?opq (.+)$", page.read_text(), re.MULTILINE)
-    )
+    blocks = (block for page in PAGES for block in BLOCKS.findall(page.read_text()))
+    shown = (line for block in blocks for line in re.findall(r"^(?:\$ )?(?:.* && )?opq (.+)$", block, re.MULTILINE))
     lines = (line.split("#")[0].strip() for line in shown)
     return [line for line in dict.fromkeys(lines) if not ELSEWHERE.search(line)]
 

@@ -44,6 +44,6 @@ def test_javascript_on_the_page_runs(folder: Path) -> None:
 
 
 def test_the_size_that_the_page_names_is_that_of_the_module() -> None:
-    named = re.search(r"one module\s+of (\d+) kB gzipped", PAGE)
+    named = re.search(r"one\s+file\s+of\s+(\d+)\s+kB\s+gzipped", PAGE)
     assert named is not None
     assert abs(len(gzip.compress(node.MODULE.read_bytes(), 9)) / 1000 - int(named[1])) < 1
