@@ -247,7 +247,7 @@ def test_scales_of_float8_weights_are_kept_and_weigh(tmp_path: Path) -> None:
     assert torch.equal(loaded["0.weight_scale_inv"], state["0.weight_scale_inv"])
     assert plan["0.weight_scale_inv"].reason == "scales of float8 weights"
     assert loaded["0.weight"].dtype == torch.float8_e4m3fn
-    assert plan["1.weight"].sensitivity == pytest.approx(plan["0.weight"].sensitivity, rel=0.01)  # relative errors
+    assert plan["1.weight"].sensitivity == pytest.approx(plan["0.weight"].sensitivity, rel=0.02)  # relative errors
     paper = compress_folder(folder, tmp_path / "paper", bits=4, method="opq").plan
     mean_square = float(state["1.weight_scale_inv"].double().square().mean())
     assert paper["1.weight"].sensitivity == pytest.approx(mean_square, rel=0.01)
