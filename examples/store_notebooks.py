@@ -32,8 +32,12 @@ def kernel() -> Iterator[Any]:
         manager.shutdown_kernel(now=True)
 
 
-def executed(path: Path, manager: Any) -> Any:
-    """The notebook with fresh outputs; the first cell that fails raises `CellExecutionError`."""
+def executed(path: Path, manager: Any, *, leave: str = "") -> Any:
+    """The notebook with fresh outputs, but for cells tagged `leave`, which are not run and keep those they have.
+
+    Raises:
+        CellExecutionError: of the first cell that fails.
+    """
     book = nbformat.read(path, as_version=4)
     first = nbformat.v4.new_code_cell(CLEAN)
     book.cells.insert(0, first)
@@ -41,7 +45,7 @@ def executed(path: Path, manager: Any) -> Any:
     with client.setup_kernel():
         try:
             for number, cell in enumerate(book.cells):
-                if cell.cell_type == "code":
+                if cell.cell_type == "code" and leave not in tags(cell):
                     client.execute_cell(cell, number)
         finally:
             client.kc.stop_channels()
@@ -54,6 +58,11 @@ def executed(path: Path, manager: Any) -> Any:
             if "execution_count" in output:
                 output["execution_count"] = number + 1
     return book
+
+
+def tags(cell: Any) -> list[str]:
+    """The tags of a cell; that of ResNet-20 is `real`."""
+    return list(cell.metadata.get("tags", []))
 
 
 def printed(book: Any) -> list[str]:
