@@ -44,7 +44,7 @@ def test_with_the_core_alone_every_command_works_or_names_its_extra(tmp_path: Pa
         if ran.code:
             assert NEEDS.search(ran.shown), told(runs)
             assert any(word in ran.line for word in WITH_EXTRAS), told(runs)
-    assert sum(ran.code == 0 for ran in runs) >= 6, told(runs)
+    assert sum(ran.code == 0 for ran in runs) >= 5, told(runs)
 
 
 @pytest.mark.slow
