@@ -273,7 +273,7 @@ def _problem(
 ) -> tuple[Problem[Any], Coder]:
     """The allocation problem and what makes codes of its plans."""
     given = {} if options.sensitivities is None else dict.fromkeys(stats, 1.0) | dict(options.sensitivities)
-    guessed = _guessed(source, stats) if probed is None and options.weighs else dict.fromkeys(stats, 1.0)
+    guessed = _guessed(source, stats, options) if probed is None and options.weighs else dict.fromkeys(stats, 1.0)
     given |= {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
     trellised = _trellised(roles, probed) if on_trellis else frozenset()
     with stage("curves"):
@@ -286,10 +286,10 @@ def _problem(
     return weighed(coder, problem, given)
 
 
-def _guessed(source: Source, stats: Mapping[str, Any]) -> dict[str, float]:
+def _guessed(source: Source, stats: Mapping[str, Any], options: Options) -> dict[str, float]:
     """Sensitivities from the weights alone: those of the network itself, also if differences are compressed."""
     if not isinstance(source, Differences):
-        return prior(source, stats)
+        return prior(source, stats, options.budget)
     return prior(source.whole, {name: Means.of(source.whole.tensor(name)) for name in stats})
 
 

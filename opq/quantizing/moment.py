@@ -19,6 +19,11 @@ DAMPING_REAL = 0.15
 0.05, 0.15 and 0.4 on MiniLM (docs/research.md)."""
 
 
+TRIES = 6
+"""How often the damping grows tenfold. A choice: it is then 50,000 times the mean of the diagonal, more than rounding
+can take away."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layout:
     """How a weight tensor is a stack of matrices: `groups` matrices of (rows, d), one row for each output."""
@@ -64,13 +69,21 @@ class Moment:
 def factor(s: torch.Tensor, damping: float) -> torch.Tensor:
     """`N` unit upper triangular: `S + damping mean(diag S) I = N D N'`, D diagonal, for a stack of S (groups, d, d).
 
-    It is found by reversing the coordinates, taking the Cholesky factor, and reversing them again.
+    It is found by reversing the coordinates, taking the Cholesky factor, and reversing them again. Where rounding has
+    left S without one, the damping grows tenfold until it has.
     """
     mean = s.diagonal(dim1=-2, dim2=-1).mean(-1)
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
     reverse = s.flip(1, 2).div_(mean[:, None, None])
     reverse.diagonal(dim1=-2, dim2=-1).add_(damping)
-    lower: torch.Tensor = torch.linalg.cholesky(reverse)
+    lower: torch.Tensor
+    lower, failed = torch.linalg.cholesky_ex(reverse)
+    for _ in range(TRIES):
+        if not bool(failed.any()):
+            break
+        damping *= 10
+        reverse.diagonal(dim1=-2, dim2=-1).add_(damping)
+        lower, failed = torch.linalg.cholesky_ex(reverse)
     return lower.div_(lower.diagonal(dim1=-2, dim2=-1).clone()[:, None]).flip(1, 2)
 
 

@@ -97,7 +97,7 @@ def sensitivities(task: Task, roles: Sequence[Role], found: dict[str, Measure]) 
     elif options.probe and (probed := probe_source(source, options)) is not None:
         a = _alike(source, found) | probed.sensitivities(found, alpha=alpha)
     else:
-        a = prior(source, found) if options.weighs and not given else _alike(source, found)
+        a = prior(source, found, options.budget) if options.weighs and not given else _alike(source, found)
     a |= given
     return a | {r.name: r.sensitivity for r in roles if r.name in a and r.sensitivity is not None}
 

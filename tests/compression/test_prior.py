@@ -150,3 +150,10 @@ def test_it_is_what_a_compression_without_a_probe_uses(tmp_path: Path) -> None:
     assert {t.name: t.sensitivity for t in plan.compressed} == prior(source, found)
     assert opq.solve(state, bits=12, sensitivities={"conv2.weight": 2.0})["conv1.weight"].sensitivity == 1.0
     assert {t.sensitivity for t in opq.solve(state, bits=12, method="opq").compressed} == {1.0}
+
+
+def test_at_few_bits_every_squared_error_counts_alike() -> None:
+    g = torch.Generator().manual_seed(0)
+    state = {"a": torch.randn(200, 100, generator=g), "b": 3 * torch.randn(100, 100, generator=g)}
+    assert {t.sensitivity for t in opq.solve(state, bits=1.5).compressed} == {1.0}
+    assert len({t.sensitivity for t in opq.solve(state, bits=2.5).compressed}) == 2
