@@ -200,7 +200,9 @@ def compress(
         "base": base,
     }
     if dry_run:
-        if trellis is None and method == "rd":  # what the file would be, not what training would start from
+        if (
+            trellis is None and method == "rd" and not options["constraints"]
+        ):  # what the file would be, not what training would start from
             options["trellis"] = True
         _show_plan(opq.solve(opened, **options, progress=_watched(as_json)), opened, as_json)
         return

@@ -401,6 +401,12 @@ def test_a_dry_run_shows_what_kept_tensors_take(run: Run, network: Path) -> None
     assert " 0 " not in " ".join(rows[0])
 
 
+def test_a_dry_run_takes_what_the_call_takes(run: Run, checkpoint: Path) -> None:
+    code, out, err = run("compress", checkpoint, "--bits", 4, "--code-bits", 8, "--dry-run", "--json")
+    assert (code, err) == (0, "")
+    assert {t.codebook for t in opq.Plan.from_json(out).compressed} == {"grid"}
+
+
 def test_a_budget_beyond_need_is_predicted_as_the_file_comes_out(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     plan = opq.Plan.from_json(run("compress", checkpoint, "--bits", 31, "--dry-run", "--json")[1])
     size = json.loads(run("compress", checkpoint, "--bits", 31, "-o", tmp_path / "f", "--json")[1])["file_bytes"]

@@ -24,7 +24,7 @@ from opq.errors import CorruptFileError, FileTooLargeError, MissingExtraError, W
 from opq.updates import contents, differences, patterns
 from opq.updates.anatomy import Bytes, Segment
 from opq.updates.checkpoint import Part, anatomy_of, opened, segments
-from opq.updates.contents import Contents, Head, NewFile, Row
+from opq.updates.contents import LONGEST_HEAD, Contents, Head, NewFile, Row
 from opq.updates.elements import Old, Reference, castable, comparable
 from opq.updates.recoded import Recoded, taken
 
@@ -32,8 +32,6 @@ GROWTH = 8
 """Bytes that the new checkpoint may have for each of the old one: casting to a wider type costs nothing."""
 PIECE = 1 << 22
 """Bytes that are copied at once."""
-LONGEST_HEAD = 1 << 22
-"""Bytes of a head by the text coder."""
 
 
 @checked_names

@@ -29,6 +29,9 @@ BASE = 256
 FRONT = 12
 """Bytes of the entry before the index: its checksum and its length, and the checksum of the payloads."""
 
+LONGEST_HEAD = 1 << 22
+"""Bytes of a head, with the old one that it copies from, that the text coder takes: a few seconds."""
+
 Method = Literal["same", "raw", "alone", "old", "cast", "codes"]
 METHODS: tuple[Method, ...] = ("same", "raw", "alone", "old", "cast", "codes")
 """How the bytes of a tensor are held, by number: those of an old one; as they are; coded for themselves; as the

@@ -19,12 +19,10 @@ from opq.errors import CorruptFileError
 from opq.updates import contents, differences, patterns
 from opq.updates.anatomy import Segment
 from opq.updates.checkpoint import Part, opened, segments
-from opq.updates.contents import Contents, Head, Method, NewFile, Row
+from opq.updates.contents import LONGEST_HEAD, Contents, Head, Method, NewFile, Row
 from opq.updates.elements import Old, Reference, castable, comparable
 from opq.updates.recoded import Recoded
 
-LONGEST_HEAD = 1 << 22
-"""Bytes of a head, with the old one that it copies from, that the text coder takes: a few seconds."""
 DOUBTFUL = 0.75
 """A difference of this part of a tensor's bytes is compared with the tensor coded for itself."""
 PIECE = 1 << 22

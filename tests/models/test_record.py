@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from states import same
 from torch import nn
 
 import opq
@@ -74,16 +75,6 @@ def flat(model: Leaving) -> dict[str, Any]:
     others["generator"] = model.generator.get_state()
     grads = [p.grad for p in model.parameters()]
     return {"tensors": tensors, "others": others, "order": list(vars(model)), "grads": grads}
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from states import same
 from torch import nn
 
 import opq
@@ -75,16 +76,6 @@ def remembered(model: nn.Module) -> dict[str, Any]:
         "random": (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()),
         "fast": torch.backends.mha.get_fastpath_enabled(),
     }
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
 
 
 def test_the_model_comes_back_as_it_was() -> None:
