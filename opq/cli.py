@@ -200,10 +200,8 @@ def compress(
         "base": base,
     }
     if dry_run:
-        if (
-            trellis is None and method == "rd" and not options["constraints"]
-        ):  # what the file would be, not what training would start from
-            options["trellis"] = True
+        if trellis is None and method == "rd" and not options["constraints"]:
+            options["trellis"] = True  # what the file would be, not what training would start from
         _show_plan(opq.solve(opened, **options, progress=_watched(as_json)), opened, as_json)
         return
     if streamed:
