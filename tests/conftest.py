@@ -15,12 +15,17 @@ os.environ["TORCH_EXTENSIONS_DIR"] = os.devnull  # a kernel that was compiled he
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait shall not keep the other worker from its core
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import hypothesis
 import pytest
 import torch
 from paths import SHARED
 from stream_helpers import SHARD, checkpoint
 
 from opq.training import kernel as native
+
+# A run says the same of the same code; other examples are looked for by HYPOTHESIS_PROFILE=default.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def _import_torchvision() -> None:

@@ -49,7 +49,8 @@ class Trellis(Grid):
 
     @classmethod
     def codes_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
-        return trellis.numbers(entropy.decode(data, plan.shape))
+        k = entropy.decode(data, plan.shape)
+        return trellis.numbers(k, out=k)
 
 
 class Listed(Coded):

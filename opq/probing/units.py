@@ -32,6 +32,8 @@ ROUNDING = 1e-5
 """Smaller relative distances from the mean say nothing."""
 POSITIONS = 64
 """Tokens or pixels of one output that count, at most."""
+WHOLE = 2.0**20
+"""The largest label or count; numbers of float32 that are larger have less than 4 bits behind the point."""
 FEWEST = 8
 """Values that the deviation of a channel is measured on at least."""
 
@@ -90,7 +92,12 @@ def _squares(output: torch.Tensor) -> torch.Tensor:
     centre = output.mean(0) if output.dim() and len(output) > 1 else output.mean()
     squares = (output - centre).square()
     squares[(squares < (ROUNDING * output).square()) | ~torch.isfinite(squares)] = 0.0
-    return squares * 0 if torch.equal(output, output.round()) else squares
+    return squares * 0 if _whole(output) else squares
+
+
+def _whole(output: torch.Tensor) -> bool:
+    """Whether an output is labels or counts; above `WHOLE` nearly every float32 is whole, and that says nothing."""
+    return torch.equal(output, output.round()) and float(output.abs().amax() if output.numel() else 0.0) <= WHOLE
 
 
 def _cut(output: torch.Tensor, squares: torch.Tensor) -> torch.Tensor | None:

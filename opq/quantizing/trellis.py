@@ -100,21 +100,28 @@ def paths(n: Codes) -> Codes:
     return k
 
 
-def numbers(k: Codes) -> Codes:
+def numbers(k: Codes, out: Codes | None = None) -> Codes:
     """The inverse of `paths`: `n`, int16, same shape.
+
+    Args:
+        k: what the file holds.
+        out: where `n` is written, contiguous; `k` itself may be, which saves a copy.
 
     Raises:
         CorruptFileError: the `n` of a `k` does not fit 16 bits.
     """
     if k.size and not -LARGEST_PATH <= int(k.min()) <= int(k.max()) <= LARGEST_PATH:
         raise CorruptFileError("a path beyond 16 bits", got=(int(k.min()), int(k.max())), wanted=f"+-{LARGEST_PATH}")
-    n = k.reshape(len(k) if k.ndim else 1, -1).copy() if k.size else k
+    out = np.empty(k.shape, k.dtype) if out is None else out
+    if out is not k:
+        out[...] = k
+    n = out.reshape(len(k) if k.ndim else 1, -1) if k.size else out
     down, across = _piece(n.shape)
     for row in range(0, len(n) if k.size else 0, down):
         for column in range(0, n.shape[1], across):
             some = n[row : row + down, column : column + across]
             some[:] = 2 * some + _shifts(some)
-    return n.reshape(k.shape)
+    return out
 
 
 def _piece(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -58,6 +58,13 @@ def test_an_output_of_one_unit_is_summed_as_it_is(output: Tensor) -> None:
     assert Units.of([output]).scaled(v, 0) is v
 
 
+def test_large_numbers_are_whole_without_being_labels() -> None:
+    a, b = drawn(16, 7), drawn(16, 1)
+    output = [a.float(), (1e8 * b).float()]
+    assert torch.equal(output[1], output[1].round())
+    assert all(float(share.max()) > 0 for share in Units.of(output).shares)
+
+
 def test_labels_constants_and_rounding_count_nothing() -> None:
     a, labels = drawn(16, 7), torch.randint(0, 90, (16, 5)).double()
     constant = torch.full((16, 3), 0.7) * (1 + 1e-7 * torch.rand(16, 3))

@@ -58,7 +58,12 @@ def test_an_even_code_where_the_grid_is_shifted_is_refused() -> None:
 
 def test_what_16_bits_do_not_hold_is_corrupt() -> None:
     k = np.array([[16383], [-16383]], np.int16)
-    assert np.array_equal(trellis.paths(trellis.numbers(k)), k)
+    n = trellis.numbers(k)
+    assert np.array_equal(trellis.paths(n), k)
+    again = k.copy()
+    assert trellis.numbers(again, out=again) is again
+    assert np.array_equal(again, n)
+    assert np.array_equal(trellis.numbers(np.asfortranarray(k)), n)
     with pytest.raises(CorruptFileError, match="a path beyond 16 bits"):
         trellis.numbers(k * 2)
     for shape in ((0, 3), (3, 0), ()):
