@@ -29,7 +29,6 @@ from opq.probing.layers import inputs_of, layers, spread
 from opq.probing.moments import Moments
 from opq.probing.sensitivity import Probe
 from opq.probing.sensitivity import probe as make_probe
-from opq.quantizing import moment as moment_module
 from opq.quantizing.feedback import LEAF, feedback, sweep
 from opq.quantizing.grid import dequantize, quantize
 from opq.quantizing.moment import DAMPING, DAMPING_REAL, Layout, Moment, factor
@@ -391,11 +390,10 @@ def test_a_moment_is_the_mean_of_the_outer_products() -> None:
     torch.testing.assert_close(found["2.weight"].blocks[0][0], hidden.t() @ hidden / 40)
 
 
-def test_wide_layers_have_moments_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_layers_have_moments_in_blocks() -> None:
     model, batch = nn.Sequential(nn.Linear(10, 4)), Batch((torch.randn(50, 10),))
     whole = Moments(model, batch)["0.weight"]
-    monkeypatch.setattr(moment_module, "WIDEST", 4)
-    blocks = Moments(model, batch)["0.weight"]
+    blocks = Moments(model, batch, widest=4)["0.weight"]
     assert [b.shape[-1] for b in blocks.blocks] == [3, 3, 4]
     assert blocks.width == 10
     torch.testing.assert_close(blocks.blocks[1][0], whole.blocks[0][0, 3:6, 3:6])

@@ -17,6 +17,7 @@ import pytest
 import torch
 from file_helpers import bytes_of
 from fuzz import every_kind, laplace
+from limits import narrowed
 from plans import planned
 from safetensors.torch import save
 
@@ -59,24 +60,23 @@ class Original:
 
 
 @pytest.fixture
-def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Original]:
+def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Original]]:
     """Of dense files and of opq files, with every way to hold a tensor between them."""
-    monkeypatch.setattr(differences.entropy, "LARGE", 1 << 10)
-    monkeypatch.setattr(differences.entropy, "CHUNK", 1 << 9)
     monkeypatch.setattr(differences, "CHUNK", 1 << 9)
     monkeypatch.setattr(differences, "FEW", 100)
     monkeypatch.setattr(applying, "SMALL", 1 << 16)
-    found = []
-    for k, make in enumerate((dense, compressed)):
-        old, new = tmp_path / f"{k}.old.safetensors", tmp_path / f"{k}.new.safetensors"
-        old.write_bytes(make(0))
-        new.write_bytes(make(1))
-        opq.delta(old, new, tmp_path / "update")
-        with Bytes(tmp_path / "update") as file:
-            said, base = contents.opened(file)
-            payloads = file.read(base, base + sum(sum(n.lengths) for n in said.new))
-        found.append(Original(old, new.read_bytes(), (tmp_path / "update").read_bytes(), said, payloads))
-    return found
+    with narrowed(large=1 << 10, chunk=1 << 9):
+        found = []
+        for k, make in enumerate((dense, compressed)):
+            old, new = tmp_path / f"{k}.old.safetensors", tmp_path / f"{k}.new.safetensors"
+            old.write_bytes(make(0))
+            new.write_bytes(make(1))
+            opq.delta(old, new, tmp_path / "update")
+            with Bytes(tmp_path / "update") as file:
+                said, base = contents.opened(file)
+                payloads = file.read(base, base + sum(sum(n.lengths) for n in said.new))
+            found.append(Original(old, new.read_bytes(), (tmp_path / "update").read_bytes(), said, payloads))
+        yield found
 
 
 def signed(path: Path, said: Contents, payloads: bytes) -> bytes | None:
