@@ -1,4 +1,4 @@
-"""A file taken apart: its head, and the bytes of each of its tensors."""
+"""Takes a file apart into its head and its segments, each of which holds the bytes of one tensor."""
 
 from __future__ import annotations
 
@@ -28,32 +28,33 @@ class Segment:
 
     name: str
     start: int
-    """Of its bytes in the file."""
+    """Where its bytes begin in the file."""
     stop: int
+    """Where they end."""
     dtype: str
-    """By its safetensors name; of payloads of codes and of unknown types `U8`."""
+    """The type of its elements by its safetensors name; `U8` for payloads of codes and for unknown types."""
     shape: tuple[int, ...]
     codes: tuple[str, TensorPlan] | None = None
-    """Of a payload of integer codes: its kind, and the tensor's plan."""
+    """For a payload of integer codes, its kind and the tensor's plan."""
 
     @property
     def length(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self.stop - self.start
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Anatomy:
-    """What a file consists of: the pieces of its head and its segments fill it."""
+    """The parts of a file: the pieces of its head and its segments together are all its bytes."""
 
     head: tuple[tuple[int, int], ...]
-    """Where the pieces of the head lie: length and header; of an opq file also the index."""
+    """Start and stop of each piece of the head: the header with its length, and in an opq file also the index."""
     segments: tuple[Segment, ...]
-    """In the order of their bytes, empty ones left out."""
+    """In the order of their bytes, without empty ones."""
 
 
 class Bytes:
-    """A file on disk, read piece by piece; it is not mapped, as mapped pages count as memory for as long as they stay.
+    """A file on disk, read piece by piece. It is not mapped, since mapped pages would count as used memory.
 
     Raises:
         MissingFileError: there is no such file, or it cannot be read.
@@ -70,7 +71,7 @@ class Bytes:
             raise MissingFileError(f"cannot open {path}", got=error.strerror or error) from error
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop`; raises `CorruptFileError` where the file ends before."""
+        """The bytes from `start` to `stop`; raises `CorruptFileError` if the file ends before."""
         try:
             self._file.seek(start)
             parts = []
@@ -84,7 +85,7 @@ class Bytes:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def pieces(self, step: int = 1 << 22) -> Iterator[bytes]:
-        """All of it, in order."""
+        """The whole file in pieces of `step` bytes, in order."""
         for start in range(0, self.size, step):
             yield self.read(start, min(start + step, self.size))
 
@@ -99,10 +100,10 @@ class Bytes:
 
 
 def head_of(file: Bytes) -> bytes:
-    """The pieces of a safetensors file's head, one after the other.
+    """The bytes of a safetensors file's head, its pieces joined.
 
     Raises:
-        CorruptFileError: it is no safetensors file.
+        CorruptFileError: the file is no safetensors file.
     """
     if file.size < 8:
         raise CorruptFileError(f"{file.path} is no safetensors file", got=f"{file.size} bytes", wanted="at least 8")
@@ -121,10 +122,10 @@ def head_of(file: Bytes) -> bytes:
 
 
 def taken_apart(head: bytes, size: int) -> Anatomy:
-    """The anatomy of a file of `size` bytes with such a head; nothing else of the file is looked at.
+    """The anatomy of a file of `size` bytes, from its head alone.
 
     Raises:
-        CorruptFileError: the head is none, or that of a file of another size.
+        CorruptFileError: the bytes are not a head, or the head is that of a file of another size.
     """
     base = 8 + int.from_bytes(head[:8], "little")
     if len(head) < 10 or base > len(head):
@@ -158,7 +159,7 @@ def taken_apart(head: bytes, size: int) -> Anatomy:
 
 
 def _payloads(data: bytes, own: dict[str, tuple[int, int]], start: int, end: int) -> list[Segment]:
-    """The payloads that an index names: entries of their own, the others from `start` to `end`."""
+    """The payloads that an index names. Some have an entry of their own; the others fill `start` to `end` in order."""
     found = []
     plan, places = index.decode(data)
     for tensor, place in zip(plan, places, strict=True):
@@ -182,7 +183,7 @@ _Fields = dict[str, tuple[str, tuple[int, ...], int, int]]
 
 
 def _entries(head: bytes) -> tuple[Any, _Fields]:
-    """Metadata, and of each entry its type, shape, start and stop."""
+    """The metadata, and the type, shape, start and stop of each entry."""
     try:
         header = json.loads(head[8:], object_pairs_hook=no_twins)
     except (ValueError, RecursionError) as error:
@@ -215,7 +216,7 @@ def _product(shape: list[int]) -> int:
 
 
 def _common(metadata: Any, entries: _Fields) -> tuple[int, int] | None:
-    """Where the common entry of an opq file lies, None of any other file."""
+    """Start and stop of the common entry of an opq file; None for any other file."""
     if not isinstance(metadata, dict) or COMMON not in metadata or COMMON not in entries:
         return None
     return entries[COMMON][2:]

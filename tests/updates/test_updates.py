@@ -35,6 +35,7 @@ from opq.errors import (
 from opq.file.stored import Grid
 from opq.file.writer import pack
 from opq.updates import applying, checkpoint
+from opq.updates.recoded import Recoded
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 OTHERS = (torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.int32)
@@ -183,12 +184,12 @@ def test_codes_that_moved_cost_their_moves(portable: bool, tmp_path: Path) -> No
 def test_another_pcodec_is_asked_for_by_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = (opq_file(tmp_path / f"{k}.opq.safetensors", seed=k, flips=0.02 * k) for k in (0, 1))
     opq.delta(old, new, tmp_path / "update")
-    monkeypatch.setattr(applying.Recoded, "payload", lambda self: bytes(2 * self.codes.size))
+    monkeypatch.setattr(Recoded, "payload", lambda self: bytes(2 * self.codes.size))
     with pytest.raises(CorruptFileError, match="has another length"):
         opq.apply(old, tmp_path / "update", tmp_path / "again")
     monkeypatch.undo()
-    whole = applying.Recoded.payload
-    monkeypatch.setattr(applying.Recoded, "payload", lambda self: whole(self)[:-1] + b"?")
+    whole = Recoded.payload
+    monkeypatch.setattr(Recoded, "payload", lambda self: whole(self)[:-1] + b"?")
     monkeypatch.setattr(applying.importlib.metadata, "version", lambda name: "0.0.1")
     with pytest.raises(MissingExtraError, match=r"got pcodec 0\.0\.1, wanted pcodec .*portable=True"):
         opq.apply(old, tmp_path / "update", tmp_path / "again")
