@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int16]
+from opq.base.arrays import Codes, Floats32
+
 FLOATING = ("FLOAT", "FLOAT16", "BFLOAT16")
 """Types of initializers that may hold tensors of a file; no compressed tensor has a wider type."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Grid:
+class GridTensor:
     """One compressed tensor of the file."""
 
     name: str
-    codes: Ints
+    codes: Codes
     step: float
 
 
-def put(graph: Any, value: Any, codes: Ints, scale: Floats) -> str:
+def put(graph: Any, value: Any, codes: Codes, scale: Floats32) -> str:
     """Replaces one initializer by integers and a DequantizeLinear, and gives their type, such as `int8`.
 
     An embedding's matrix, which only Gather nodes read, stays in integers; the rows that they gather are restored.
@@ -107,7 +107,7 @@ def _initializer(graph: Any, tensor: Any) -> Any:
     return value
 
 
-def _narrowest(codes: Ints, *, nibbles: bool) -> tuple[npt.NDArray[Any], str]:
+def _narrowest(codes: Codes, *, nibbles: bool) -> tuple[npt.NDArray[Any], str]:
     """The codes in the narrowest type of ONNX that holds them; int4 only with `nibbles`, since Gather refuses it."""
     low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
     if nibbles and low >= -8 and high <= 7:

@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from opq.base.arrays import Codes, Floats32
 from opq.base.atomic import refuse_inputs, written_aside
 from opq.base.extras import brief, need
 from opq.base.process_state import same_random_state, silenced
 from opq.base.tables import counted
 from opq.errors import ExportError
 from opq.export import onnx_recurrent
-from opq.export.onnx_graph import FLOATING, Floats, Grid, Ints, put
+from opq.export.onnx_graph import FLOATING, GridTensor, put
 from opq.file.loading import load
 from opq.file.reader import Reader
 from opq.models.batch import Batch, as_batch
@@ -180,8 +181,8 @@ def _open_axes_named(graph: Any, outputs: Sequence[str]) -> None:
             value.name = name
 
 
-def _grid(reader: Reader, tensor: TensorPlan) -> Grid:
-    return Grid(tensor.name, reader.codes(tensor.name), tensor.step)
+def _grid(reader: Reader, tensor: TensorPlan) -> GridTensor:
+    return GridTensor(tensor.name, reader.codes(tensor.name), tensor.step)
 
 
 def _traced(network: nn.Module, batch: Batch, optimized: bool) -> Any:
@@ -214,14 +215,14 @@ def _size(graph: Any) -> int:
     return sum(int(v.const_value.nbytes) for v in graph.initializers.values() if v.const_value is not None)
 
 
-def _replaced(graph: Any, grid: Grid, size: int) -> str | None:
+def _replaced(graph: Any, grid: GridTensor, size: int) -> str | None:
     """Puts a tensor's codes where the graph holds its values, and gives their type; None if it does not hold them."""
     kinds = [put(graph, value, *found) for value in list(_candidates(graph, grid, size))
              if (found := recognised(value.const_value.numpy(), grid)) is not None]  # fmt: skip
     return kinds[0] if kinds else None
 
 
-def _candidates(graph: Any, grid: Grid, size: int) -> Iterator[Any]:
+def _candidates(graph: Any, grid: GridTensor, size: int) -> Iterator[Any]:
     """The floating-point initializers of the tensor's size."""
     for value in graph.initializers.values():
         held = value.const_value
@@ -229,7 +230,7 @@ def _candidates(graph: Any, grid: Grid, size: int) -> Iterator[Any]:
             yield value
 
 
-def recognised(values: Floats, grid: Grid) -> tuple[Ints, Floats] | None:
+def recognised(values: Floats32, grid: GridTensor) -> tuple[Codes, Floats32] | None:
     """The codes in the initializer's shape, and the scale: a scalar, or one number for each index of the first axis.
 
     None if the values are not those of the tensor.
@@ -245,7 +246,7 @@ def recognised(values: Floats, grid: Grid) -> tuple[Ints, Floats] | None:
     return None
 
 
-def _scales(codes: Ints, values: Floats) -> Floats | None:
+def _scales(codes: Codes, values: Floats32) -> Floats32 | None:
     """The factors s_c with `values = codes x s_c`, c along the first axis, up to rounding; None if there are none."""
     flat, target = codes.reshape(len(codes), -1).astype(np.float64), values.reshape(len(codes), -1).astype(np.float64)
     energy = np.square(flat).sum(1)

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from opq.export.onnx_graph import FLOATING, Grid, Ints, put
+from opq.base.arrays import Codes
+from opq.export.onnx_graph import FLOATING, GridTensor, put
 
 GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
 """For each gate in ONNX's order, its number in torch's order."""
@@ -19,7 +20,7 @@ _MATRICES = (1, 2)
 """Which inputs of a node are its two matrices."""
 
 
-def replaced(graph: Any, grids: Iterable[Grid]) -> dict[str, str]:
+def replaced(graph: Any, grids: Iterable[GridTensor]) -> dict[str, str]:
     """Puts codes where recurrent layers hold their values, and gives the type of the codes by tensor.
 
     A matrix of several directions is replaced only if all its directions are recognised.
@@ -48,7 +49,7 @@ def _matrices(graph: Any) -> Iterator[tuple[Any, tuple[int, ...]]]:
                     yield value, GATES[node.op_type]
 
 
-def _recognised(values: Any, gates: tuple[int, ...], grids: Iterable[Grid]) -> Grid | None:
+def _recognised(values: Any, gates: tuple[int, ...], grids: Iterable[GridTensor]) -> GridTensor | None:
     """The tensor of the file that has these values when its gates are put into ONNX's order; None if there is none."""
     for grid in grids:
         if grid.codes.shape == values.shape:
@@ -58,6 +59,6 @@ def _recognised(values: Any, gates: tuple[int, ...], grids: Iterable[Grid]) -> G
     return None
 
 
-def _reordered(codes: Ints, gates: tuple[int, ...]) -> Ints:
+def _reordered(codes: Codes, gates: tuple[int, ...]) -> Codes:
     blocks = np.split(codes, len(gates))
     return np.concatenate([blocks[gate] for gate in gates])

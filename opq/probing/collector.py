@@ -113,7 +113,7 @@ class _Sums:
         x = inputs_of(module, [self._real(x) for x in given], layer.layout, positions, self._counts[name])
         if name not in self._sums:
             self._sums[name] = [x.new_zeros(x.shape[0], w, w) for w in layer.widths]
-        for piece, total in zip(torch.split(x, layer.widths, dim=-1), self._sums[name], strict=True):
+        for piece, total in zip(torch.split(x, list(layer.widths), dim=-1), self._sums[name], strict=True):
             _add_products(piece, total, self._threads)
         self._counts[name] += int(x.shape[1])
 
@@ -143,7 +143,7 @@ class _Sums:
         layer, inputs = self._wanted[name], self._counts[name]
         if inputs > self._samples or inputs >= layer.width:
             return Moment(layer.layout, tuple(blocks), damping)
-        pieces = torch.split(layer.weight.detach().float(), layer.widths, dim=-1)
+        pieces = torch.split(layer.weight.detach().float(), list(layer.widths), dim=-1)
         for piece, total in zip(pieces, blocks, strict=True):
             own = piece.transpose(1, 2) @ piece
             trace, of_own = (m.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] for m in (total, own))

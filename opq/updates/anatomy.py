@@ -16,7 +16,7 @@ from opq.errors import CorruptFileError, MissingFileError
 from opq.file import index
 from opq.file.base import VERSION as BASED
 from opq.file.base import is_based
-from opq.file.header import METADATA, VERSION, check_version, no_twins
+from opq.file.header import METADATA, VERSION, Entry, check_version, entry_of, filled, no_twins
 from opq.file.payload import Coded
 from opq.file.stored import PAYLOADS
 from opq.plan import TensorPlan
@@ -132,18 +132,17 @@ def taken_apart(head: bytes, size: int) -> Anatomy:
         raise CorruptFileError("a head ends in its header", got=f"{len(head)} bytes")
     metadata, entries = _entries(head[:base])
     common = _common(metadata, entries)
-    end = 0
-    for name, (_, _, start, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
-        if start != end:
-            raise CorruptFileError("entries overlap or leave a gap", got=f"{name!r} at {start}")
-        end = stop
+    end = filled(entries)
     if base + end != size:
         raise CorruptFileError("the header is that of a file of another size", got=base + end, wanted=size)
     if common is None:
         if len(head) != base:
             raise CorruptFileError("a head goes on after its header", got=len(head), wanted=base)
         pieces: tuple[tuple[int, int], ...] = ((0, base),)
-        found = [Segment(n, base + a, base + b, d if d in DTYPES else "U8", s) for n, (d, s, a, b) in entries.items()]
+        found = [
+            Segment(name, base + e.start, base + e.stop, e.dtype if e.dtype in DTYPES else "U8", e.shape)
+            for name, e in entries.items()
+        ]
     else:
         check_version(metadata, "the file", newest=BASED if is_based(metadata) else VERSION)
         start, stop = base + common[0], base + common[1]
@@ -153,7 +152,7 @@ def taken_apart(head: bytes, size: int) -> Anatomy:
         ):
             raise CorruptFileError("the index is longer than its entry")
         pieces = ((0, base), (start, start + len(head) - base))
-        own = {name: (base + a, base + b) for name, (_, _, a, b) in entries.items() if name != COMMON}
+        own = {name: (base + e.start, base + e.stop) for name, e in entries.items() if name != COMMON}
         found = _payloads(head[base + 8 :], own, start + len(head) - base, stop)
     return Anatomy(pieces, tuple(sorted((s for s in found if s.length), key=lambda s: s.start)))
 
@@ -179,11 +178,8 @@ def _payloads(data: bytes, own: dict[str, tuple[int, int]], start: int, end: int
     return found
 
 
-_Fields = dict[str, tuple[str, tuple[int, ...], int, int]]
-
-
-def _entries(head: bytes) -> tuple[Any, _Fields]:
-    """The metadata, and the type, shape, start and stop of each entry."""
+def _entries(head: bytes) -> tuple[Any, dict[str, Entry]]:
+    """The metadata, and the entries by name."""
     try:
         header = json.loads(head[8:], object_pairs_hook=no_twins)
     except (ValueError, RecursionError) as error:
@@ -191,32 +187,11 @@ def _entries(head: bytes) -> tuple[Any, _Fields]:
     if not isinstance(header, dict):
         raise CorruptFileError("a header that is no object", got=type(header).__name__)
     metadata = header.pop(METADATA, None)
-    return metadata, {name: _fields(name, fields) for name, fields in header.items()}
+    return metadata, {name: entry_of(name, fields, foreign=True) for name, fields in header.items()}
 
 
-def _fields(name: str, fields: Any) -> tuple[str, tuple[int, ...], int, int]:
-    wrong = CorruptFileError(f"the header describes {name!r} wrongly", got=str(fields)[:200])
-    if not isinstance(fields, dict):
-        raise wrong
-    dtype, shape, offsets = (fields.get(k) for k in ("dtype", "shape", "data_offsets"))
-    if not (isinstance(dtype, str) and isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2):
-        raise wrong
-    if not all(type(n) is int and 0 <= n < 1 << 62 for n in (*shape, *offsets)) or offsets[0] > offsets[1]:
-        raise wrong
-    if dtype in DTYPES and offsets[1] - offsets[0] != _product(shape) * DTYPES[dtype].itemsize:
-        raise wrong
-    return dtype, tuple(shape), offsets[0], offsets[1]
-
-
-def _product(shape: list[int]) -> int:
-    product = 1
-    for n in shape:
-        product = min(product * n, 1 << 64)
-    return product
-
-
-def _common(metadata: Any, entries: _Fields) -> tuple[int, int] | None:
+def _common(metadata: Any, entries: dict[str, Entry]) -> tuple[int, int] | None:
     """Start and stop of the common entry of an opq file; None for any other file."""
     if not isinstance(metadata, dict) or COMMON not in metadata or COMMON not in entries:
         return None
-    return entries[COMMON][2:]
+    return entries[COMMON].start, entries[COMMON].stop
