@@ -5,9 +5,10 @@
  * specification; names here are its names. Nothing that a file says is believed before it is checked.
  */
 
-/** The format version that this module reads. */
+/** The format version that this module reads; of files with a base the next one. */
 export const VERSION = 1;
 
+const BASED = 2;
 const COMMON = "opq";
 const INDEX = "model.opq.safetensors.index.json";
 const LARGEST_HEADER = 1e8;
@@ -38,6 +39,7 @@ const REMEDIES = {
   network: "Try again.",
   mismatch: "model.tensors() lists names and kinds.",
   closed: "Read before model.close(), or open the file again.",
+  base: "Pass the network that the file was compressed against as {base}.",
 };
 
 /** The one error of this module. `code` says which sort, `tensor` which tensor it is about, if one. */
@@ -187,6 +189,78 @@ function crc32(bytes) {
   }
   for (; i < bytes.length; i++) c = t0[(c ^ bytes[i]) & 255] ^ (c >>> 8);
   return ~c >>> 0;
+}
+
+// --- SHA-256 ----------------------------------------------------------------------------------
+
+const [shaStart, shaRounds] = (() => {
+  const primes = [];
+  for (let n = 2; primes.length < 64; n++) if (primes.every((p) => n % p)) primes.push(n);
+  const fractions = (power) => Int32Array.from(primes, (p) => (p ** power % 1) * 2 ** 32);
+  return [fractions(1 / 2).subarray(0, 8), fractions(1 / 3)];
+})();
+
+/** The SHA-256 of pieces, one after the other. */
+class Sha256 {
+  constructor() {
+    this.state = shaStart.slice();
+    this.words = new Int32Array(64);
+    this.block = new Uint8Array(64);
+    this.size = 0;
+  }
+
+  add(bytes) {
+    let at = 0;
+    const held = this.size % 64;
+    this.size += bytes.length;
+    if (held) {
+      at = Math.min(64 - held, bytes.length);
+      this.block.set(bytes.subarray(0, at), held);
+      if (held + at < 64) return;
+      this.mix(this.block, 0);
+    }
+    for (; at + 64 <= bytes.length; at += 64) this.mix(bytes, at);
+    this.block.set(bytes.subarray(at));
+  }
+
+  mix(bytes, at) {
+    const { state, words: w } = this;
+    for (let i = 0; i < 16; i++, at += 4) w[i] = (bytes[at] << 24) | (bytes[at + 1] << 16) | (bytes[at + 2] << 8) | bytes[at + 3];
+    for (let i = 16; i < 64; i++) {
+      const [x, y] = [w[i - 15], w[i - 2]];
+      const before = ((x >>> 7) | (x << 25)) ^ ((x >>> 18) | (x << 14)) ^ (x >>> 3);
+      const behind = ((y >>> 17) | (y << 15)) ^ ((y >>> 19) | (y << 13)) ^ (y >>> 10);
+      w[i] = (w[i - 16] + before + w[i - 7] + behind) | 0;
+    }
+    let [a, b, c, d, e, f, g, h] = state;
+    for (let i = 0; i < 64; i++) {
+      const turned = ((e >>> 6) | (e << 26)) ^ ((e >>> 11) | (e << 21)) ^ ((e >>> 25) | (e << 7));
+      const one = (h + turned + ((e & f) ^ (~e & g)) + shaRounds[i] + w[i]) | 0;
+      const other = ((a >>> 2) | (a << 30)) ^ ((a >>> 13) | (a << 19)) ^ ((a >>> 22) | (a << 10));
+      h = g;
+      g = f;
+      f = e;
+      e = (d + one) | 0;
+      d = c;
+      const two = (other + ((a & b) ^ (a & c) ^ (b & c))) | 0;
+      c = b;
+      b = a;
+      a = (one + two) | 0;
+    }
+    [a, b, c, d, e, f, g, h].forEach((value, i) => (state[i] += value));
+  }
+
+  /** The digest in hexadecimal; nothing can be added any more. */
+  hex() {
+    const bits = 8 * this.size;
+    const end = new Uint8Array(((119 - (this.size % 64)) % 64) + 9);
+    end[0] = 128;
+    const view = new DataView(end.buffer);
+    view.setUint32(end.length - 8, Math.floor(bits / 2 ** 32));
+    view.setUint32(end.length - 4, bits);
+    this.add(end);
+    return Array.from(this.state, (word) => (word >>> 0).toString(16).padStart(8, "0")).join("");
+  }
 }
 
 // --- the stack --------------------------------------------------------------------------------
@@ -1152,12 +1226,16 @@ function parseJson(source) {
 
 const utf8 = (bytes) => new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
 
-function checkVersion(metadata, label) {
+/** Raises an error unless metadata give a version that can be read, of a file with a base also the next one. */
+function checkVersion(metadata, label, newest = VERSION) {
   const version = metadata instanceof Map ? metadata.get(COMMON) : undefined;
+  if (metadata instanceof Map && metadata.has("opq_update")) {
+    throw new OpqError("foreign", `${label} is an update, not a network`, { remedy: "Make the network of it and of the old one first: opq apply." });
+  }
   if (version === undefined || version === null) throw new OpqError("foreign", `${label} was not written by opq`);
   if (typeof version !== "string" || !/^[0-9]{1,8}$/.test(version)) throw corrupt(`${label} has no version`, { got: JSON.stringify(version) });
-  if (Number(version) > VERSION) {
-    throw new OpqError("newer", `${label} is of a newer format`, { got: version, wanted: `at most ${VERSION}` });
+  if (Number(version) > newest) {
+    throw new OpqError("newer", `${label} is of a newer format`, { got: version, wanted: `at most ${newest}` });
   }
   if (Number(version) < 1) throw corrupt(`${label} has no version`, { got: version, wanted: "at least 1" });
 }
@@ -1328,7 +1406,7 @@ const FIRST = 1 << 16;
 
 /** What is behind an address: with ranges where the server has them, else the whole as it comes. */
 async function ofUrl(url, options) {
-  const answer = await fetched(url, `bytes=0-${FIRST - 1}`, options);
+  const answer = await fetched(url, options.whole ? undefined : `bytes=0-${FIRST - 1}`, options);
   if (answer.status !== 206 || !answer.body) {
     return answer.status === 416 || !answer.body ? new Memory(new Uint8Array(0)) : new Held(new Flow(answer.body, options));
   }
@@ -1511,14 +1589,17 @@ class Model {
   #source;
   #options;
   #tensors;
+  #base;
   #closed = false;
 
-  constructor(source, options, { plan, tensors, size }) {
+  constructor(source, options, { plan, tensors, size, base }, added) {
     this.#source = source;
     this.#options = options;
     this.#tensors = new Map(tensors.map((tensor) => [tensor.name, tensor]));
+    this.#base = added;
     this.plan = plan;
     this.size = size;
+    this.base = base;
   }
 
   /** All tensors, in the source's order. */
@@ -1624,8 +1705,14 @@ class Model {
           : Kind.of(dtype === "I64" ? BigInt(tensor.number) : tensor.number);
         return { name, shape, dtype: NAMES[as] ?? dtype, data: converted(data, dtype, as) };
       }
-      const task = recipe(tensor, payload, as);
-      const data = await decoded(task, workersWanted(this.#options.workers));
+      const relative = this.base && as !== "codes" && RELATIVE.has(kind);
+      if (relative && !this.#base) {
+        throw new OpqError("base", "the file holds differences to another network", { got: "no base", wanted: inWords(this.base) });
+      }
+      const added = relative && this.#base.like(tensor);
+      const task = recipe(tensor, payload, added ? "codes" : as);
+      const found = await decoded(task, workersWanted(this.#options.workers));
+      const data = added ? onBase(await added(), found, tensor, as) : found;
       return { name, shape: as === "codes" ? task.shape : shape, dtype: NAMES[as] ?? dtype, data };
     } catch (error) {
       throw named(error, name);
@@ -1654,9 +1741,8 @@ function described({ payload, checksum, start, stop, length, number, ...told }) 
   return { ...told, shape: [...told.shape], step, bytes: length, bits: size ? (8 * length) / size : 0 };
 }
 
-/** The entries of a safetensors file, and where their bytes begin. */
-async function takeEntries(source, label, sized) {
-  const { size } = source;
+/** The header of a safetensors file, and where the bytes of its entries begin. */
+async function takeHeader(source, label) {
   const truncated = (fact, got, wanted) => new OpqError("truncated", `${label} ${fact}`, { got: `${got} bytes`, wanted });
   const front = await source.read(0, 9);
   if (front.length < 8) throw truncated("has no header", front.length, "at least 8");
@@ -1666,38 +1752,62 @@ async function takeEntries(source, label, sized) {
   }
   const bytes = await source.read(8, 8 + length);
   if (bytes.length < length) throw truncated("ends in its header", 8 + bytes.length, 8 + length);
-  let header;
   try {
-    header = parseJson(utf8(bytes));
+    const header = parseJson(utf8(bytes));
+    const metadata = header.get("__metadata__");
+    header.delete("__metadata__");
+    return { header, metadata, begin: 8 + length, truncated };
   } catch (cause) {
     if (cause instanceof OpqError) throw cause;
     throw new OpqError("foreign", `${label} has no JSON header`, { got: cause.message, cause });
   }
-  checkVersion(header.get("__metadata__"), label);
-  header.delete("__metadata__");
+}
+
+/** The entries of a header, which lie one behind the other, and where the last one ends. */
+function takeEntries({ header, begin }, label) {
   const entries = new Map();
-  for (const [name, fields] of header) entries.set(name, takeEntry(name, fields, 8 + length));
-  let end = 8 + length;
+  for (const [name, fields] of header) entries.set(name, takeEntry(name, fields, begin));
+  let end = begin;
   for (const [name, entry] of [...entries].sort(([, a], [, b]) => a.start - b.start || a.stop - b.stop)) {
     if (entry.start !== end) throw corrupt(`${label}: entries overlap or leave a gap`, { got: JSON.stringify(name) });
     end = entry.stop;
   }
+  return { entries, end };
+}
+
+const goesOn = (label, end) => corrupt(`${label} goes on after its end`, { wanted: `${end} bytes` });
+
+/** The entries of an opq file, the bytes of the common one, and the base that the file names. */
+async function takeFile(source, label, sized) {
+  const { size } = source;
+  const header = await takeHeader(source, label);
+  const { metadata, truncated } = header;
+  const based = metadata instanceof Map && metadata.get(COMMON) === `${BASED}` && metadata.has("opq_base");
+  checkVersion(metadata, label, based ? BASED : VERSION);
+  const base = based ? takeBaseName(metadata.get("opq_base")) : null;
+  const { entries, end } = takeEntries(header, label);
   sized(end);
-  const goesOn = () => corrupt(`${label} goes on after its end`, { wanted: `${end} bytes` });
   if (size !== undefined && size < end) throw truncated("is cut off", size, end);
-  if (size > end) throw goesOn();
+  if (size > end) throw goesOn(label, end);
   const place = entries.get(COMMON);
   if (size === undefined && (!place || place.stop === end)) {
     const start = place ? place.start : end;
     const behind = await source.read(start, end + 1);
     if (behind.length < end - start) throw truncated("is cut off", start + behind.length, end);
-    if (behind.length > end - start) throw goesOn();
+    if (behind.length > end - start) throw goesOn(label, end);
     source.last = behind;
   }
   if (!place) throw corrupt(`${label} has no index`, { wanted: `an entry ${JSON.stringify(COMMON)}` });
   const common = source.last ?? (await source.read(place.start, place.stop));
   if (common.length < place.stop - place.start) throw truncated("is cut off", place.start + common.length, end);
-  return { entries, common, end };
+  return { entries, common, end, base };
+}
+
+/** How a file names its base. */
+function takeBaseName(text) {
+  const found = /^([0-9a-f]{64}) (0|[1-9][0-9]{0,17})$/.exec(text);
+  if (typeof text !== "string" || !found) throw corrupt("the file does not name its base", { got: JSON.stringify(text) });
+  return { digest: found[1], size: Number(found[2]) };
 }
 
 function takeEntry(name, fields, base) {
@@ -1771,7 +1881,7 @@ async function openFile(source, options) {
   const received = (bytes) => options.progress?.({ loaded: (loaded += bytes), total });
   const bytes = await sourceOf(source, { ...options, received });
   try {
-    const { entries, common, end } = await takeEntries(bytes, options.label, (end) => (total = end));
+    const { entries, common, end, base } = await takeFile(bytes, options.label, (end) => (total = end));
     const { dtype, start, stop } = entries.get(COMMON);
     if (dtype !== "U8" || stop - start < 8) throw corrupt("the index is too short", { got: `${stop - start} bytes`, wanted: "at least 8" });
     if (crc32(common.subarray(4)) !== uint32(common, 0)) throw corrupt("the index has a wrong checksum", { remedy: "Fetch the file again." });
@@ -1780,11 +1890,95 @@ async function openFile(source, options) {
     const { plan, tensors } = takeIndex(common.subarray(8, 8 + length));
     layOut(tensors, entries, common, 8 + length);
     limit(tensors, end, options.maxExpansion);
-    return new Model(bytes, options, { plan, tensors, size: end });
+    const added = base && options.base ? await openBase(options, base) : null;
+    return new Model(bytes, options, { plan, tensors, size: end, base }, added);
   } catch (error) {
     bytes.close?.();
     throw named(error);
   }
+}
+
+// --- a base: the network that a file's weights are differences to ---------------------------------
+
+const RELATIVE = new Set(["grid", "fine", "trellis"]);
+const inWords = ({ digest, size }) => `${size} bytes of tensors, SHA-256 ${digest}`;
+
+/** The tensors of a safetensors file of any writer, whose bytes are at hand. */
+class Plain {
+  #bytes;
+  #entries;
+
+  constructor(bytes, entries) {
+    this.#bytes = bytes;
+    this.#entries = entries;
+  }
+
+  tensors() {
+    return [...this.#entries].map(([name, { dtype, shape }]) => ({ name, dtype, shape }));
+  }
+
+  async tensor(name) {
+    const { dtype, shape, start, stop } = this.#entries.get(name);
+    return { name, dtype, shape, data: rawArray(this.#bytes.subarray(start, stop), { dtype, shape }) };
+  }
+}
+
+/** What `base` of the options is: an open model, or what can be opened, read whole, since it is needed twice. */
+async function opened(options) {
+  const { base } = options;
+  if (typeof base?.tensors === "function") return base;
+  const inner = { ...options, base: undefined, progress: undefined, whole: true, received() {} };
+  const from = addressOf(base);
+  if (Array.isArray(base) || /(\.index\.json|[/])$/.test(from?.pathname)) return open(base, inner);
+  const source = await sourceOf(from, inner);
+  const bytes = await source.read(0, Infinity);
+  const label = from instanceof URL ? from.href : (base.name ?? "the base");
+  const header = await takeHeader(new Memory(bytes), label);
+  if (header.metadata instanceof Map && header.metadata.has(COMMON)) return open(bytes, inner);
+  const { entries, end } = takeEntries(header, label);
+  if (end > bytes.length) throw header.truncated("is cut off", bytes.length, end);
+  if (end < bytes.length) throw goesOn(label, end);
+  return new Plain(bytes, entries);
+}
+
+/** The base that a file names; what is another network is an error. */
+async function openBase(options, wanted) {
+  const model = await opened(options);
+  const tensors = new Map(model.tensors().map((tensor) => [tensor.name, tensor]));
+  const sorting = (name) => Array.from(name, (c) => c.codePointAt(0).toString(16).padStart(6, "0")).join("");
+  const names = [...tensors.keys()].map((name) => [sorting(name), name]).sort(([a], [b]) => (a < b ? -1 : 1));
+  const digest = new Sha256();
+  let size = 0;
+  for (const [, name] of names) {
+    options.signal?.throwIfAborted();
+    const { dtype, shape, data } = await model.tensor(name);
+    digest.add(new TextEncoder().encode(`${name}\0${dtype}\0${shape.join(" ")}\0`));
+    digest.add(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    size += data.byteLength;
+  }
+  const found = { digest: digest.hex(), size };
+  if (inWords(found) !== inWords(wanted)) {
+    throw new OpqError("base", `another network than the base of ${options.label}`, { got: inWords(found), wanted: inWords(wanted) });
+  }
+  /** What gives the tensor that another one is added to, if there is one. */
+  const like = ({ name, shape }) => {
+    const { dtype, shape: own } = tensors.get(name) ?? {};
+    return /^B?F/.test(dtype) && own.join() === shape.join() && (() => model.tensor(name));
+  };
+  return { like };
+}
+
+/** The sums of what stands in a base and codes times step, in float64 and from there as every weight. */
+function onBase(base, codes, { dtype, number }, as) {
+  const out = emptyOf({ as, dtype, size: codes.length, length: 1 }, codes.length);
+  const piece = 2 ** 18;
+  for (let from = 0; from < codes.length; from += piece) {
+    const some = base.data.subarray(from, from + piece);
+    const sums = Float64Array.from(base.dtype === "F64" ? some : converted(some, base.dtype, "float32"));
+    for (let i = 0; i < sums.length; i++) sums[i] += codes[from + i] * number;
+    out.set(converted(rounded(sums, dtype), dtype, as), from);
+  }
+  return out;
 }
 
 // --- a folder of shards ---------------------------------------------------------------------------
@@ -1799,6 +1993,7 @@ class Folder {
     this.#where = where;
     this.plan = [...shards.values()][0].plan;
     this.size = size;
+    this.base = null;
   }
 
   tensors() {
@@ -1883,7 +2078,8 @@ async function openFolder(index, shardOf, options) {
  * Opens a file, or a folder of shards.
  *
  * `source`: an address (a folder's by its `...index.json`, or ending in `/`), a Blob or File, the Files of a folder in an
- * array, an ArrayBuffer or bytes, a ReadableStream of bytes, or a Response.
+ * array, an ArrayBuffer or bytes, a ReadableStream of bytes, or a Response. A file of differences needs the network that
+ * it was compressed against as `base`: an open model, such a source, or that of an ordinary safetensors file.
  */
 export async function open(source, options = {}) {
   const all = { maxExpansion: MAX_EXPANSION, fetch: (...call) => globalThis.fetch(...call), ...options };

@@ -9,10 +9,12 @@ export async function everything(file: File, body: ReadableStream<Uint8Array>): 
     workers: 2,
     maxExpansion: 100,
     headers: { Authorization: "none" },
+    base: "old.safetensors",
     fetch: (input, init) => fetch(input, init),
   });
-  await opq.open(file);
+  await opq.open(file, { base: model });
   await opq.open([file, file]);
+  const named: string | undefined = model.base?.digest;
   await opq.open(body);
   await opq.open(await fetch("model.opq.safetensors"));
   await opq.open(new Uint8Array(8));
@@ -45,5 +47,5 @@ export async function everything(file: File, body: ReadableStream<Uint8Array>): 
   if (new OpqError().code === "wrong") return 0;
   // @ts-expect-error: what a file says is not to be changed
   infos[0].name = "v";
-  return VERSION + bits + floats.length + halves.length + codes.length + model.size;
+  return VERSION + Number(named) + bits + floats.length + halves.length + codes.length + model.size;
 }
