@@ -7,7 +7,9 @@ import { open, OpqError } from "./opq.js";
  * @param {object} ort the module onnxruntime-web
  * @param {{base?: string | URL, progress?: (told: {loaded: number, total?: number}) => void, session?: object}} [options]
  *   where the folder is, whom to tell of the download, options of the session
- * @returns {Promise<{session: object, bytes: number, seconds: {graph: number, weights: number, session: number}}>}
+ * @returns {Promise<{session: object, bytes: number,
+ *   seconds: {graph: number, download: number, decode: number, weights: number, session: number}}>}
+ *   `weights` passed until all tensors were there: `download` waiting for bytes, `decode` the rest
  */
 export async function load(ort, { base = location.href, progress, session = {} } = {}) {
   const at = (name) => new URL(name, base).href;
@@ -15,19 +17,49 @@ export async function load(ort, { base = location.href, progress, session = {} }
   const { file, graph, tensors } = await (await fetched(at("network.json"))).json();
   const bytes = new Uint8Array(await (await fetched(at(graph))).arrayBuffer());
   const graphed = performance.now();
-  const model = await open(at(file), { progress });
+  const waiting = clock();
+  const model = await open(at(file), { progress, fetch: waiting.fetch });
   const externalData = [];
   await filled(model, tensors, placesOf(bytes), (path, data) => externalData.push({ path, data }));
   const size = model.size;
   model.close();
   const decoded = performance.now();
   const made = await ort.InferenceSession.create(bytes, { ...session, externalData });
+  const weights = (decoded - graphed) / 1000;
   const seconds = {
     graph: (graphed - start) / 1000,
-    weights: (decoded - graphed) / 1000,
+    download: waiting.seconds,
+    decode: weights - waiting.seconds,
+    weights,
     session: (performance.now() - decoded) / 1000,
   };
   return { session: made, bytes: size + bytes.length, seconds };
+}
+
+/** A `fetch` that counts the seconds in which its answers were waited for. */
+function clock() {
+  const counted = { seconds: 0, fetch: fetching };
+  async function during(promise) {
+    const start = performance.now();
+    const found = await promise;
+    counted.seconds += (performance.now() - start) / 1000;
+    return found;
+  }
+  async function fetching(url, init) {
+    const answer = await during(fetch(url, init));
+    if (!answer.body) return answer;
+    const reader = answer.body.getReader();
+    const body = new ReadableStream({
+      async pull(controller) {
+        const { done, value } = await during(reader.read());
+        if (done) controller.close();
+        else controller.enqueue(value);
+      },
+      cancel: (reason) => reader.cancel(reason),
+    }, { highWaterMark: 0 });
+    return new Response(body, answer);
+  }
+  return counted;
 }
 
 /**

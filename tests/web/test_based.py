@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import make
 import node
 import numpy as np
 import pytest
@@ -28,10 +28,6 @@ from opq.file.stored import Fine, Grid, Stored, Table, Trellis
 from opq.file.writer import pack
 from opq.plan import Plan, TensorPlan
 from opq.quantizing.trellis import numbers
-
-sys.path.insert(0, str(GOLDEN))
-
-import make
 
 pytestmark = pytest.mark.skipif(node.missing() is not None, reason=str(node.missing()))
 

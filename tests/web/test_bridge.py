@@ -11,12 +11,10 @@ from typing import Any
 import node
 import numpy as np
 import pytest
-import torch
 from paths import ROOT, TESTS
+from small_networks import PARTS, VOCABULARY, hidden_states, text_graph, text_network
 from web_server import site
 
-import opq
-from opq.export.web_site import make_external
 from opq.file.reader import Reader
 
 pytestmark = pytest.mark.skipif(node.missing() is not None, reason=str(node.missing()))
@@ -26,55 +24,22 @@ tokenizers = pytest.importorskip("tokenizers")
 WEB = node.MODULE.parent
 LIBRARY = ROOT / "examples/web/node_modules/@huggingface/transformers/dist/transformers.node.mjs"
 npm = pytest.mark.skipif(not LIBRARY.is_file(), reason="transformers.js is not installed: npm install in examples/web")
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "small", "file", "##s", "is", "download", "##ed"]
 TEXT = "small files is downloaded a file"
-PARTS = ("network.json", "network.onnx", "model.opq.safetensors")
-TENSORS = {"tensor0": "embeddings", "tensor1": "projection", "tensor2": "bias"}
-"""Place in the graph -> tensor of the file."""
-
-
-def state() -> dict[str, torch.Tensor]:
-    rng = torch.Generator().manual_seed(0)
-    shapes = {"embeddings": (600, 48), "projection": (48, 24), "bias": (24,)}
-    return {name: torch.randn(shape, generator=rng) for name, shape in shapes.items()}
-
-
-def graph() -> Any:
-    """Vectors of tokens, multiplied by a matrix, plus a vector: as `save_web` leaves it, without its weights."""
-    made = onnx.helper
-    ids = [made.make_tensor_value_info(name, 7, ["batch", "sequence"]) for name in ("input_ids", "attention_mask")]
-    out = made.make_tensor_value_info("last_hidden_state", 1, ["batch", "sequence", 24])
-    nodes = [
-        made.make_node("Gather", ["embeddings", "input_ids"], ["rows"]),
-        made.make_node("MatMul", ["rows", "projection"], ["product"]),
-        made.make_node("Add", ["product", "bias"], ["last_hidden_state"]),
-    ]
-    held = [made.make_tensor(name, 1, value.shape, value.flatten().tolist()) for name, value in state().items()]
-    for place, value in zip(TENSORS, held, strict=True):
-        value.raw_data = b"0" * (4 * len(value.float_data))
-        value.ClearField("float_data")
-        make_external(value, place)
-    opset = [made.make_opsetid("", 21)]
-    return made.make_model(made.make_graph(nodes, "small", ids, [out], held), opset_imports=opset, ir_version=10)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of models with one, as transformers.js wants them, its model.onnx missing."""
     folder = tmp_path_factory.mktemp("models")
-    (folder / "bert" / "onnx").mkdir(parents=True)
-    words = {word: k for k, word in enumerate(WORDS)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(words, unk_token="[UNK]"))
+    (folder / "bert").mkdir(parents=True)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(dict(VOCABULARY), unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer.save(str(folder / "bert/tokenizer.json"))
     told = {"tokenizer_class": "BertTokenizer", "pad_token": "[PAD]", "model_max_length": 32}
     (folder / "bert/tokenizer_config.json").write_text(json.dumps(told))
     (folder / "bert/config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
-    opq.compress(state(), bits=5).save(folder / "bert/onnx/model.opq.safetensors")
-    (folder / "bert/onnx/network.onnx").write_bytes(graph().SerializeToString())
-    described = {"file": PARTS[2], "graph": PARTS[1], "tensors": TENSORS}
-    (folder / "bert/onnx/network.json").write_text(json.dumps(described))
+    text_network(folder / "bert/onnx")
     return folder
 
 
@@ -87,10 +52,9 @@ def broken(models: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def wanted(models: Path) -> Any:
     """What the dense weights from the same file give."""
-    held = opq.load_state_dict(models / "bert/onnx/model.opq.safetensors")
     ids = tokenizers.Tokenizer.from_file(str(models / "bert/tokenizer.json")).encode(TEXT).ids
     assert len(ids) == 10
-    return (held["embeddings"][ids] @ held["projection"] + held["bias"])[None].numpy()
+    return hidden_states(models / "bert/onnx", ids)[None]
 
 
 def asked(*questions: dict[str, Any]) -> list[dict[str, Any]]:
@@ -146,7 +110,7 @@ def test_what_is_wrong_is_said_by_who_finds_it(broken: Path) -> None:
         ("network.json", b"{", "corrupt", "is not JSON"),
         ("network.json", b"null", "corrupt", "describes no network"),
         ("network.json", json.dumps({**described, "tensors": {}}).encode(), "mismatch", "got nothing for tensor"),
-        ("network.json", json.dumps({**described, "tensors": others}).encode(), "mismatch", f"bytes of {others[place]}"),
+        ("network.json", json.dumps({**described, "tensors": others}).encode(), "mismatch", "bytes of projection"),
         ("network.json", None, None, "not found locally"),
     ]  # fmt: skip
     folders = []
@@ -160,10 +124,9 @@ def test_what_is_wrong_is_said_by_who_finds_it(broken: Path) -> None:
 
 
 def node_says(code: str) -> str:
-    done = subprocess.run(
-        ["node", "--input-type=module", "-e", f"import * as bridge from {json.dumps((WEB / 'bridge.js').as_uri())};{code}"],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    code = f"import * as bridge from {json.dumps((WEB / 'bridge.js').as_uri())};{code}"
+    command = ["node", "--input-type=module", "-e", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -181,9 +144,9 @@ def test_the_joined_file_is_an_onnx_file_of_the_decoded_weights(models: Path, tm
     onnx.checker.check_model(tmp_path / "model.onnx", full_check=True)
     whole = onnx.load(tmp_path / "model.onnx")
     places = json.loads((models / "bert/onnx/network.json").read_text())["tensors"]
-    filled = graph()
+    filled = text_graph()
     with Reader(models / "bert/onnx/model.opq.safetensors") as reader:
-        for value, empty in zip(whole.graph.initializer, filled.graph.initializer, strict=True):
+        for empty in filled.graph.initializer:
             if empty.data_location == onnx.TensorProto.EXTERNAL:
                 tensor = reader.tensor(places[empty.external_data[0].value]).float()
                 empty.raw_data = tensor.numpy().tobytes()
