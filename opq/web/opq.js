@@ -277,7 +277,7 @@ function shares(weights) {
     sum += weights[s];
     if (weights[s] > weights[most]) most = s;
   }
-  const found = new Array(weights.length);
+  const found = new Int32Array(weights.length);
   let missing = TOTAL;
   for (let s = 0; s < weights.length; s++) {
     const weight = weights[s];
@@ -291,16 +291,17 @@ function shares(weights) {
   return found;
 }
 
-/** Frequencies made ready for many symbols: their sums, and for each 2^14 states the first symbol that may be meant. */
-function ready(frequencies) {
+/** Frequencies made ready for so many symbols: their sums, and for each 2^shift states the first symbol that may be meant. */
+function ready(frequencies, amount = Infinity) {
   const starts = new Int32Array(frequencies.length + 1);
   for (let s = 0; s < frequencies.length; s++) starts[s + 1] = starts[s] + frequencies[s];
-  const guess = new Uint8Array(1024);
-  for (let k = 0, s = 0; k < 1024; k++) {
-    while (starts[s + 1] <= k << 14) s++;
+  const shift = amount < 8192 ? 17 : 14; // few symbols do not repay a long list
+  const guess = new Uint8Array(TOTAL >> shift);
+  for (let k = 0, s = 0; k < guess.length; k++) {
+    while (starts[s + 1] <= k << shift) s++;
     guess[k] = s;
   }
-  return { starts, guess };
+  return { starts, guess, shift };
 }
 
 /** A stack of symbols: an asymmetric numeral system of 64-bit state `x = (top * 2^24 + middle) * 2^24 + low`. */
@@ -353,11 +354,11 @@ class Stack {
   }
 
   /** Many symbols into `out`, each plus `offset`. */
-  many({ starts, guess }, out, from, to, offset) {
+  many({ starts, guess, shift }, out, from, to, offset) {
     let { top, middle, low, left } = this;
     const { words } = this;
     for (let i = from; i < to; i++) {
-      let s = guess[low >>> 14];
+      let s = guess[low >>> shift];
       while (starts[s + 1] <= low) s++;
       out[i] = s + offset;
       const start = starts[s];
@@ -412,14 +413,12 @@ class Stack {
   }
 
   float(bits) {
-    const view = new DataView(new ArrayBuffer(8));
     if (bits < 64) {
-      view.setUint32(0, this.number(bits) * 2 ** (32 - bits));
-      return view.getFloat32(0);
+      floatBits[0] = this.number(bits) * 2 ** (32 - bits);
+      return float[0];
     }
-    view.setUint32(4, this.number(32));
-    view.setUint32(0, this.number(32));
-    return view.getFloat64(0);
+    const low = this.number(32);
+    return new Float64Array(Uint32Array.of(low, this.number(32)).buffer)[0];
   }
 
   /** Finite numbers that share a width. */
@@ -515,30 +514,31 @@ const LENGTHS = [
 
 /** The frequencies of the symbols `first, first + 1, ...`, read as the roots of their weights. */
 function table(stack, first, size) {
-  const known = new Map();
+  const end = first + size - 1;
+  const roots = new Array(size).fill(0);
   const mean = (magnitude) => {
-    const up = magnitude < 0 ? undefined : known.get(magnitude);
-    const down = magnitude <= 0 ? undefined : known.get(-magnitude);
-    if (up === undefined || down === undefined) return up ?? down ?? 0;
-    return Math.floor((up + down + 1) / 2);
+    const up = magnitude >= Math.max(first, 0) && magnitude <= end;
+    const down = magnitude > 0 && -magnitude >= first && -magnitude <= end;
+    if (up && down) return (roots[magnitude - first] + roots[-magnitude - first] + 1) >> 1;
+    return up ? roots[magnitude - first] : down ? roots[-magnitude - first] : 0;
   };
-  const rank = (symbol) => 2 * Math.abs(symbol) - (symbol > 0 ? 1 : 0);
-  const symbols = Array.from({ length: size }, (_, k) => first + k).sort((a, b) => rank(a) - rank(b));
-  for (const symbol of symbols) {
-    let predicted = symbol < 0 ? known.get(-symbol) : undefined;
-    if (predicted === undefined) {
-      const last = mean(Math.abs(symbol) - 1);
-      const before = mean(Math.abs(symbol) - 2);
-      predicted = before > last ? Math.floor((last * last) / before) : last;
+  let some = false;
+  for (let magnitude = Math.max(0, first, -end), last = mean(magnitude - 1), before = mean(magnitude - 2); magnitude <= Math.max(-first, end); magnitude++) {
+    for (const symbol of magnitude ? [magnitude, -magnitude] : [0]) {
+      if (symbol < first || symbol > end) continue;
+      const mirrored = symbol < 0 && magnitude <= end && magnitude >= first;
+      const predicted = mirrored ? roots[magnitude - first] : before > last ? Math.floor((last * last) / before) : last;
+      const code = stack.ofLength(stack.take(LENGTHS[Math.min(bitLength(predicted), 9)]));
+      const root = code < 2 * predicted ? predicted + signed(code) : code;
+      if (root > 2 ** 17) throw corrupt("a frequency is too large", { got: root, wanted: "at most 131072" });
+      roots[symbol - first] = root;
+      some ||= root > 0;
     }
-    const code = stack.ofLength(stack.take(LENGTHS[Math.min(bitLength(predicted), 9)]));
-    const root = code < 2 * predicted ? predicted + signed(code) : code;
-    if (root > 2 ** 17) throw corrupt("a frequency is too large", { got: root, wanted: "at most 131072" });
-    known.set(symbol, root);
+    before = last;
+    last = mean(magnitude);
   }
-  const weights = Array.from({ length: size }, (_, k) => known.get(first + k) ** 2);
-  if (!weights.some(Boolean)) throw corrupt("a frequency table is empty");
-  return shares(weights);
+  if (!some) throw corrupt("a frequency table is empty");
+  return shares(roots.map((root) => root * root));
 }
 
 const LAST = 111;
@@ -556,11 +556,12 @@ function geometric(scale) {
   if (geometrics[scale]) return geometrics[scale];
   const one = 1n << 36n;
   const rho = one - ((one >> BigInt(scale >> 1)) * (scale & 1 ? 5n : 7n)) / 10n;
+  const squares = [rho];
   const power = (exponent) => {
     let result = one;
-    for (let square = rho; exponent; exponent >>= 1) {
-      if (exponent & 1) result = (result * square) >> 36n;
-      square = (square * square) >> 36n;
+    for (let k = 0; exponent >> k; k++) {
+      squares[k] ??= (squares[k - 1] * squares[k - 1]) >> 36n;
+      if ((exponent >> k) & 1) result = (result * squares[k]) >> 36n;
     }
     return result;
   };
@@ -591,17 +592,17 @@ function takeClasses(stack, axes) {
     throw corrupt("more classes than there can be", { got: first + number, wanted: `at most ${MOST_CLASSES}` });
   }
   const [rows, columns, kernel] = axes.map((length) => takeAxis(stack, length));
-  const across = new Uint8Array(columns.length * kernel.length);
+  const across = new Int16Array(columns.length * kernel.length);
   for (let j = 0; j < across.length; j++) across[j] = columns[Math.floor(j / kernel.length)] + kernel[j % kernel.length];
   return { first, number, rows, columns: sorted(across) };
 }
 
 function takeAxis(stack, length) {
-  const axis = new Uint8Array(length);
+  const axis = new Int16Array(length);
   const size = length > 1 ? stack.uniform(16) + 1 : 1;
   if (size === 1) return axis;
   if (!stack.uniform(2)) {
-    stack.many(ready(table(stack, 0, size)), axis, 0, length, 0);
+    stack.many(ready(table(stack, 0, size), length), axis, 0, length, 0);
     return axis;
   }
   if (length > 65536) throw corrupt("classes one after the other on a long axis", { got: length, wanted: "at most 65536" });
@@ -785,7 +786,8 @@ function takeCoding(stack, axes) {
       throw corrupt("a range of symbols that no codes have", { got: `${low} to ${low + size - 1}` });
     }
     const classes = takeClasses(stack, axes);
-    const models = Array.from({ length: classes ? classes.number : 1 }, () => ready(table(stack, low, size)));
+    const number = classes ? classes.number : 1;
+    const models = Array.from({ length: number }, () => ready(table(stack, low, size), product(axes) / number));
     return { kind, low, behind: low <= -32 || low + size > 32, classes, models };
   }
   const offset = checked(stack.sint());
@@ -924,16 +926,17 @@ function smallCodes(payload, shape) {
 
 /** The codes `n` on a trellis whose paths `k` the file holds, in place. */
 function onTrellis(k, shape) {
-  for (let i = 0; i < k.length; i++) if (k[i] > 16383 || k[i] < -16383) throw corrupt("a path beyond 16 bits", { got: k[i] });
   const rows = shape.length ? shape[0] : 1;
   const columns = k.length / rows;
   const states = new Uint8Array(k.length && columns);
   for (let t = 0, i = 0; i < k.length; t++) {
     if (t % 128 === 0) states.fill(0);
     for (let j = 0; j < columns; j++, i++) {
+      const path = k[i];
+      if (path > 16383 || path < -16383) throw corrupt("a path beyond 16 bits", { got: path });
       const shifted = states[j] & 1;
-      states[j] = (states[j] >> 1) ^ (shifted * 0o41) ^ ((k[i] & 1) * 0o12);
-      k[i] = 2 * k[i] + shifted;
+      states[j] = (states[j] >> 1) ^ (shifted * 0o41) ^ ((path & 1) * 0o12);
+      k[i] = 2 * path + shifted;
     }
   }
   return k;
