@@ -5,7 +5,8 @@
 Needs chromium and chromedriver. Each network is compressed to 3 bits and read from memory: by Python; by `opq.js` in
 headless Chromium on the page's own thread, and by workers; and as dense float32. `first_seconds` is the first time in a
 fresh page, which still compiles (the best of three pages), `decode_seconds` the best in one page, of five and of as
-many as take two seconds. `seconds` is what a visitor waits at 50 Mbit/s: the file's bytes, and the first reading. Prints a table and writes results/web.json.
+many as take two seconds. `seconds` is what a visitor waits at 50 Mbit/s: the file's bytes, and the first reading.
+Prints a table and writes results/web.json.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ def in_page(shown: browser.Page, server: Site, kind: str, options: dict[str, int
 
 
 def measured(shown: browser.Page, url: str) -> list[float]:
+    """Seconds of the first reading in a page, and of the best."""
     shown.call("url", url="about:blank")
     shown.call("url", url=url)
     for _ in range(3000):

@@ -28,7 +28,8 @@ export function bridgedCache(env, { cache, fetch = (...call) => env.fetch(...cal
   const local = new Set(); // paths that were answered: in Node they are asked for by their addresses afterwards
   return {
     async match(request) {
-      const place = [...local].find((path) => `/${path}`.endsWith(`/${tailOf(env, request)}`)) ?? request;
+      const tail = tailOf(env, request);
+      const place = [...local].find((path) => tail && `/${path}`.endsWith(`/${tail}`)) ?? request;
       const found = await answered(place, undefined, { fetch, ...options });
       if (found && !isAddress(place)) local.add(place);
       return found ?? cache?.match(request);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -103,12 +104,15 @@ def test_what_was_loaded_is_an_ordinary_model_and_is_saved_dense(repository: Pat
     assert not model.is_quantized
     assert not hasattr(model, "hf_quantizer")
     model.half().float().train()
-    model.save_pretrained(tmp_path / "dense")
+    size = sum(4 * p.numel() for p in model.parameters())
+    with pytest.warns(OpqWarning, match=rf"writes the dense weights that {DATA} decoded to, {size:,} bytes, .*compress"):
+        copy.deepcopy(model).save_pretrained(tmp_path / "dense")
     config = json.loads((tmp_path / "dense" / "config.json").read_text())
     assert "quantization_config" not in config
     assert "transformers_weights" not in config
     assert (tmp_path / "dense" / "model.safetensors").stat().st_size > 4 * (repository / DATA).stat().st_size
     again = transformers.AutoModel.from_pretrained(tmp_path / "dense")
+    again.save_pretrained(tmp_path / "again")  # of a dense folder nothing is said
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
 
 
@@ -218,6 +222,10 @@ def test_registering_twice_is_registering_once() -> None:
     first = sys.modules["transformers.modeling_utils"].safe_open
     quantizer.open_opq_files()
     assert sys.modules["transformers.modeling_utils"].safe_open is first
+    quantizer.tell_what_is_saved()
+    save = transformers.PreTrainedModel.save_pretrained
+    quantizer.tell_what_is_saved()
+    assert transformers.PreTrainedModel.save_pretrained is save
 
 
 @pytest.mark.parametrize("why", ["version", "functions"])
