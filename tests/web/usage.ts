@@ -1,4 +1,5 @@
 /** Uses all that `opq.d.ts` offers; only checked, never run. */
+import { bridgedCache, bridgedFetch } from "opq-web/bridge.js";
 import opq, { open, OpqError, VERSION, type Model, type Tensor, type TensorInfo } from "opq-web";
 
 export async function everything(file: File, body: ReadableStream<Uint8Array>): Promise<number> {
@@ -48,4 +49,10 @@ export async function everything(file: File, body: ReadableStream<Uint8Array>): 
   // @ts-expect-error: what a file says is not to be changed
   infos[0].name = "v";
   return VERSION + Number(named) + bits + floats.length + halves.length + codes.length + model.size;
+}
+
+/** `env` of transformers.js. */
+export function bridged(env: { fetch: typeof fetch; remoteHost: string; remotePathTemplate: string; customCache: unknown }): void {
+  env.fetch = bridgedFetch({ workers: 2, progress: ({ loaded }) => console.log(loaded) });
+  env.customCache = bridgedCache(env, { cache: { match: async () => undefined, put: async () => {} } });
 }
