@@ -17,7 +17,7 @@ from stream_helpers import small_llama
 
 import opq
 import opq.hub
-from opq.errors import CorruptFileError, FileFormatError, OpqWarning, SourceError
+from opq.errors import CorruptFileError, FileFormatError, OpqWarning, SourceError, WrongBaseError
 from opq.file.loading import load_state_dict
 from opq.hub import quantizer, registration
 from opq.streaming import compress_folder
@@ -105,7 +105,9 @@ def test_what_was_loaded_is_an_ordinary_model_and_is_saved_dense(repository: Pat
     assert not hasattr(model, "hf_quantizer")
     model.half().float().train()
     size = sum(4 * p.numel() for p in model.parameters())
-    with pytest.warns(OpqWarning, match=rf"writes the dense weights that {DATA} decoded to, {size:,} bytes, .*compress"):
+    with pytest.warns(
+        OpqWarning, match=rf"writes the dense weights that {DATA} decoded to, {size:,} bytes, .*compress"
+    ):
         copy.deepcopy(model).save_pretrained(tmp_path / "dense")
     config = json.loads((tmp_path / "dense" / "config.json").read_text())
     assert "quantization_config" not in config
@@ -180,6 +182,13 @@ def test_a_file_that_is_cut_or_damaged_is_refused(copied: Path) -> None:
     start = 8 + int.from_bytes(data[:8], "little")
     (copied / DATA).write_bytes(data[: start + 40] + bytes([data[start + 40] ^ 1]) + data[start + 41 :])
     with pytest.raises(CorruptFileError, match="checksum"):
+        transformers.AutoModel.from_pretrained(copied)
+
+
+def test_a_file_of_differences_is_refused_with_the_way_to_load_it(source: Path, copied: Path) -> None:
+    old = {name: value + 0.01 for name, value in load_state_of(source).items()}
+    opq.compress(load_state_of(source), bits=4, base=old).save(copied / DATA)
+    with pytest.raises(WrongBaseError, match=r"differences to another network.*opq.load\(file, model, base="):
         transformers.AutoModel.from_pretrained(copied)
 
 
