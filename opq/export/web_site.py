@@ -122,7 +122,7 @@ def _emptied(proto: Any, file: str | os.PathLike[str]) -> dict[str, str]:
         name = held.get(_key(tuple(value.dims), value.raw_data))
         if name is not None:
             place = f"tensor{len(found)}"
-            _make_external(value, place)
+            make_external(value, place)
             found[place] = name
     for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
         part.ClearField("metadata_props")
@@ -130,7 +130,8 @@ def _emptied(proto: Any, file: str | os.PathLike[str]) -> dict[str, str]:
     return found
 
 
-def _make_external(value: Any, location: str) -> None:
+def make_external(value: Any, location: str) -> None:
+    """Takes the values from an initializer: they are looked for at a place."""
     import onnx
 
     value.data_location = onnx.TensorProto.EXTERNAL

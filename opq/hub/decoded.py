@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from opq.errors import WrongBaseError
 from opq.file.reader import Reader
 
 
@@ -36,10 +37,17 @@ class Decoded:
 
     Raises:
         FileFormatError: the file is incomplete or damaged.
+        WrongBaseError: it holds differences to another network.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self._reader = Reader(path)
+        if (base := self._reader.base) is not None:
+            raise WrongBaseError(
+                "the file holds differences to another network, which from_pretrained does not know",
+                wanted=f"{base.size} bytes of tensors, SHA-256 {base.digest}",
+                remedy="Load it by opq.load(file, model, base=...), or decompress it first (opq decompress --base).",
+            )
 
     def keys(self) -> list[str]:
         """The names of all tensors."""

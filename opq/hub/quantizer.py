@@ -6,12 +6,14 @@ So its function `safe_open` is replaced by one that also opens files called `*.o
 
 from __future__ import annotations
 
+import functools
 import importlib
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from opq.errors import SourceError
+from opq.errors import OpqWarning, SourceError
 from opq.hub.decoded import Decoded
 from opq.sources.hub_config import FILE, METHOD, is_file_name
 
@@ -57,6 +59,7 @@ def define() -> None:
             """Names the file to open; later versions call this before they look for files."""
             config.transformers_weights = self.quantization_config.file or FILE
             open_opq_files()
+            tell_what_is_saved()
             return config
 
         def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **_: Any) -> Any:
@@ -65,6 +68,7 @@ def define() -> None:
             return model
 
         def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+            model.opq_file = model.config.transformers_weights
             del model.config.transformers_weights  # it names the compressed file; a model that is saved is dense
             return model
 
@@ -94,6 +98,29 @@ def open_opq_files() -> None:
     modeling: Any = importlib.import_module("transformers.modeling_utils")
     if not getattr(modeling.safe_open, "opens_opq_files", False):
         modeling.safe_open = opening(modeling.safe_open)
+
+
+def tell_what_is_saved() -> None:
+    """Lets `save_pretrained` of a model that came from an opq file say that it writes dense weights, once for all."""
+    kind: Any = importlib.import_module("transformers.modeling_utils").PreTrainedModel
+    if not getattr(kind.save_pretrained, "tells_of_opq_files", False):
+        kind.save_pretrained = telling(kind.save_pretrained)
+
+
+def telling(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`save_pretrained` that says what becomes of an opq file."""
+
+    @functools.wraps(original)
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        if (file := getattr(self, "opq_file", None)) is not None:
+            size = sum(p.numel() * p.element_size() for p in self.parameters())
+            text = f"save_pretrained writes the dense weights that {file} decoded to, {size:,} bytes, and no opq file"
+            remedy = f"for a small one again, opq compress {save_directory} --bits N -o FILE"
+            warnings.warn(f"{text}; {remedy}", OpqWarning, stacklevel=2)
+        return original(self, save_directory, *args, **kwargs)
+
+    save_pretrained.tells_of_opq_files = True  # type: ignore[attr-defined]
+    return save_pretrained
 
 
 def opening(original: Callable[..., Any]) -> Callable[..., Any]:
