@@ -675,6 +675,7 @@ def _show_plan(plan: Plan, source: Source, as_json: bool) -> None:
     title = "Plan (predicted; nothing is written)"
     _table(Report(plan=plan, sizes=plan.predicted_sizes | kept, title=title))
     say(f"predicted: {plan.predicted_bytes:,} bytes, lambda {plan.multiplier:.4g}, KKT residual {plan.residual:.1e}")
+    say(f"By {plan.basis}.")
 
 
 def _may_replace(path: Path, force: bool) -> None:
