@@ -206,9 +206,10 @@ function drawCurves() {
     1,
     ...curved.map((t) => Math.min(t.curve.rate.at(-1), Math.max(8, (8 * t.entropy) / t.size + 1))),
   );
-  const clip = (t) => t.curve.rate.map((r, i) => i).filter((i) => t.curve.rate[i] <= top);
+  const drawnAt = (t) => [...t.curve.rate.filter((r) => r < top), Math.min(top, t.curve.rate.at(-1))];
+  const slopeAt = (t, rate) => interpolate(t.curve.rate, t.curve.slope, rate);
   const decades = (v) => v / Math.LN10;
-  const gains = curved.flatMap((t) => clip(t).map((i) => decades(t.logA + t.curve.slope[i])));
+  const gains = curved.flatMap((t) => drawnAt(t).map((rate) => decades(t.logA + slopeAt(t, rate))));
   const y = [Math.floor(Math.min(...gains)), Math.ceil(Math.max(...gains))];
   const ticks = nice(y[0], y[1], 6).filter(Number.isInteger);
   const level = chart("level", {
@@ -222,10 +223,9 @@ function drawCurves() {
   const relative = (t, d) => 10 * Math.log10(Math.max(d, 1e-30) / t.curve.distortion[0]);
   const curves = chart("curves", { x: [0, top], y: [-6 * top - 4, 0], xlabel: "bits per weight", ylabel: "error, dB" });
   for (const t of curved) {
-    const i = clip(t);
     const line = (axis, f) => {
-      const inside = i
-        .map((k) => [axis.px(t.curve.rate[k]), f(k)])
+      const inside = drawnAt(t)
+        .map((rate) => [axis.px(rate), f(rate)])
         .filter(([, b]) => b <= axis.height - axis.m.b && b >= axis.m.t);
       const d = path(inside);
       const drawn = element("path", { d, fill: "none", stroke: "var(--curve)", "stroke-width": 1.2 });
@@ -233,8 +233,8 @@ function drawCurves() {
       named(wide, () => `${t.name}: ${rateAt(t, axes.lambda).toFixed(2)} bits`);
       axis.svg.append(drawn, wide);
     };
-    line(level, (k) => level.py(decades(t.logA + t.curve.slope[k])));
-    line(curves, (k) => curves.py(relative(t, t.curve.distortion[k])));
+    line(level, (rate) => level.py(decades(t.logA + slopeAt(t, rate))));
+    line(curves, (rate) => curves.py(relative(t, interpolate(t.curve.rate, t.curve.distortion, rate))));
   }
   const water = element("line", {
     x1: level.m.l,
@@ -296,7 +296,7 @@ function show(logLambda) {
     tile(((8 * bytes) / D.elements).toFixed(3), "bits per weight"),
     tile((D.source_bytes / bytes).toFixed(2) + "×", "smaller"),
     tile((10 * Math.log10(errorAt(logLambda) / errorAt(here))).toFixed(2) + " dB", "weighted error against this file; 3 dB is double or half"),
-    tile(percent(zeros / weights), "zero"),
+    tile(percent(zeros / weights), "zero, predicted"),
     tile(short(Math.exp(logLambda)), "multiplier λ"),
   );
   $("budget").setAttribute("aria-valuetext", `${size(bytes)}, ${((8 * bytes) / D.elements).toFixed(2)} bits per weight`);
