@@ -139,7 +139,8 @@ def compress(
             problem, unchanged = _unchanged(problem, opened, coder)
             result = Fit(opened, problem, coder, options.progress, unchanged).run()
             basis = basis_of(opened, options, probed)
-    return dataclasses.replace(result, seconds=seconds, basis=basis, left_out=opened.ignored, inputs=opened.inputs)
+    plan = result.plan.replace(basis=basis)
+    return dataclasses.replace(result, plan=plan, seconds=seconds, left_out=opened.ignored, inputs=opened.inputs)
 
 
 @checked_names
@@ -217,13 +218,14 @@ def solve(
     with asked(_budgeted(locals())) as options:
         opened = _opened(source, options)
         if isinstance(options.how, Settings):
-            return methods.run(opened, options).plan
+            return methods.run(opened, options).plan.replace(basis=f"method {options.method!r}")
         roles = _roles(opened, options)
         stats = gather(opened, roles, options.progress)
         probed = probe_source(opened, options)
         problem, coder = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis_asked)
         problem, unchanged = _unchanged(problem, opened, coder)
-        return Fit(opened, problem, PlainCoder(opened), options.progress, unchanged).decide()
+        plan = Fit(opened, problem, PlainCoder(opened), options.progress, unchanged).decide()
+        return plan.replace(basis=basis_of(opened, options, probed, coded=False))
 
 
 def _budgeted(given: Mapping[str, Any]) -> Mapping[str, Any]:

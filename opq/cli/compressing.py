@@ -180,6 +180,7 @@ def _show_plan(plan: Plan, source: Source, as_json: bool) -> None:
     title = "Plan (predicted; nothing is written)"
     say_table(Report(plan=plan, sizes=plan.predicted_sizes | kept, title=title))
     say(f"predicted: {plan.predicted_bytes:,} bytes, lambda {plan.multiplier:.4g}, KKT residual {plan.residual:.1e}")
+    say(f"By {plan.basis}.")
 
 
 def _streams(source: str, output: Path) -> bool:

@@ -19,7 +19,7 @@ from opq.base.stages import stage
 from opq.compression.method import DataFree
 from opq.compression.options import Options
 from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
-from opq.file.basis import NOTES, noted
+from opq.file.basis import NOTES, REAL, SYNTHETIC, noted
 from opq.plan import Plan, TensorPlan
 from opq.probing.sensitivity import Probe, probe
 from opq.quantizing.feedback import sweep
@@ -46,8 +46,14 @@ NAMED = ("timm", "torchvision", "hf")
 """Origins for which the user has given a name that means the model, not only its weights."""
 
 
-def basis_of(source: Source, options: Options, probed: Probe | None) -> str:
-    """What a compression is based on, in words for the report."""
+def basis_of(source: Source, options: Options, probed: Probe | None, *, coded: bool = True) -> str:
+    """What a compression is based on, in words for the report.
+
+    Args:
+        coded: whether codes are made, not only a plan.
+    """
+    if probed is not None and not coded:
+        return SYNTHETIC if options.calibration is None else REAL
     if probed is not None:
         note = noted(calibrated=options.calibration is not None, renormalised=bool(source.batchnorms))
         return NOTES[note]

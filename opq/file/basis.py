@@ -11,9 +11,14 @@ from opq.file.header import METADATA
 
 BY = "by"
 """The member of the metadata."""
-_SYNTHETIC = "a probe of the model on synthetic inputs: sensitivities, error feedback"
-_REAL = "a probe of the model on calibration inputs: sensitivities, error feedback"
+SYNTHETIC = "a probe of the model on synthetic inputs: sensitivities"
+"""What a plan rests on that no codes are made of yet, and a file whose errors were not fed back."""
+REAL = "a probe of the model on calibration inputs: sensitivities"
+_SYNTHETIC, _REAL = f"{SYNTHETIC}, error feedback", f"{REAL}, error feedback"
+UNFED = "sensitivities"
+"""The note of a file whose errors were not fed back."""
 NOTES = {
+    UNFED: SYNTHETIC,
     "probe": _SYNTHETIC,
     "probe+norms": f"{_SYNTHETIC}, re-normalised BatchNorm",
     "calibration": _REAL,

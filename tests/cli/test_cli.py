@@ -101,6 +101,7 @@ def test_dry_run_writes_nothing(run: Run, checkpoint: Path, tmp_path: Path, monk
     code, out, _ = run("compress", checkpoint, "--bits", 4, "--dry-run")
     assert code == 0
     assert "predicted:" in out
+    assert "\nBy the weights alone: " in out
     plan = opq.Plan.from_json(run("compress", checkpoint, "--bits", 4, "--dry-run", "--json")[1])
     assert plan == opq.solve(checkpoint, bits=4, trellis=True)
     assert sorted(tmp_path.iterdir()) == before
