@@ -46,10 +46,9 @@ NAMED = ("timm", "torchvision", "hf")
 """Origins for which the user has given a name that means the model, not only its weights."""
 
 
-def basis_of(source: Source, options: Options, probed: Probe | None) -> str:
-    """What a compression is based on, in words for the report."""
-    if probed is not None:
-        note = noted(calibrated=options.calibration is not None, renormalised=bool(source.batchnorms))
+def basis_of(source: Source, options: Options, note: str) -> str:
+    """What a compression is based on, in words for the report; `note` is what its file says."""
+    if note:
         return NOTES[note]
     if options.probe is False:
         why = "no probe was asked for"
@@ -115,7 +114,11 @@ class DataFreeCoder:
     @property
     def note(self) -> str:
         """What the file says that it rests on."""
-        return noted(calibrated=self.calibrated, renormalised=self.renormalises and bool(self.source.batchnorms))
+        return noted(
+            calibrated=self.calibrated,
+            renormalised=self.renormalises and bool(self.source.batchnorms),
+            felt=bool(self.probe.sensitivity),
+        )
 
     def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
         """Codes of tensors: by feedback if the layer's input moments are known, otherwise by plain rounding."""
@@ -174,7 +177,7 @@ class PlainCoder:
     """Every weight is rounded by itself, and no other tensor changes."""
 
     source: Source
-    note = ""
+    note: str = ""
 
     def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
         weights = ((tensor, self.source.tensor(tensor.name)) for tensor in tensors)
