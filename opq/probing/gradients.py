@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
-from opq.errors import OpqError, ProbeError
+from opq.base.calls import warn
+from opq.base.extras import brief
+from opq.errors import OpqError, ProbeError, ProbeWarning
 from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched
 from opq.models.outputs import counted, floating, weighing
@@ -40,6 +42,10 @@ class NotFiniteError(ProbeError):
     """For each sample, whether all gradients of its micro-batch were finite; bool."""
 
 
+class _NoGradientError(ProbeError):
+    """The forward gives nothing that can be differentiated."""
+
+
 def sensitivity(
     model: nn.Module,
     batch: Batch,
@@ -54,18 +60,39 @@ def sensitivity(
     The numbers are rounded to four digits, so that they do not depend on the order in which threads add. Micro-batches
     are smaller than `micro_batch` where the activations of a backward pass would take more than `memory` bytes.
 
+    None, with a `ProbeWarning`, where the forward cannot be differentiated.
+
     Raises:
         NotFiniteError: some gradients are NaN or infinite.
-        ProbeError: the forward or backward pass fails, or no output is a floating-point tensor.
+        ProbeError: the forward fails.
     """
     try:
         return _sensitivity(model, batch, torch.Generator().manual_seed(seed), (micro_batch, memory), progress)
+    except _NoGradientError as error:
+        why = error.fact
     except OpqError:
         raise
     except Exception as error:  # a user's forward may fail in any way; the cause is kept
-        raise ProbeError(
-            f"{type(model).__name__} fails on the probe's inputs", got=f"{type(error).__name__}: {error}"
-        ) from error
+        why = brief(error)
+        if not _runs(model, batch, micro_batch):
+            raise ProbeError(f"{type(model).__name__} fails on the probe's inputs", got=why) from error
+    warn(
+        f"{type(model).__name__} has no gradients: {why}. Sensitivities are then by its weights, and errors are fed "
+        "back as elsewhere.",
+        ProbeWarning,
+    )
+    return {}
+
+
+@torch.no_grad()
+def _runs(model: nn.Module, batch: Batch, micro_batch: int) -> bool:
+    """Whether the forward works where no gradient is asked for."""
+    with untouched(model), batch_statistics(model):
+        try:
+            next(batch.to(model).parts(micro_batch))(model)
+        except Exception:
+            return False
+        return True
 
 
 def _sensitivity(
@@ -141,7 +168,7 @@ def _outputs(model: nn.Module, part: Batch) -> list[torch.Tensor]:
     for found in (weighing(output), floating(output)):
         if any(o.requires_grad for o in found):
             return found
-    raise ProbeError("the forward's outputs do not depend on the weights", got=type(output).__name__)
+    raise _NoGradientError("no output follows the weights smoothly")
 
 
 def _units(model: nn.Module, batch: Batch, part: Batch, outputs: Sequence[torch.Tensor]) -> Units:

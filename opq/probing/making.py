@@ -91,7 +91,11 @@ class Maker:
                 `torch.zeros(1, 3, 224, 224)`, only show a shape; otherwise they may be a mask, and stay equal.
             dim: the batch dimension of the example. With None it has none: then integers are kept unchanged, since
                 they may be indices into another argument.
+
+        Of floats that are not all finite, such as masks of minus infinity, samples are drawn.
         """
+        if example.is_floating_point() and not bool(torch.isfinite(example).all()):
+            return example if dim is None else self._drawn(example, dim)
         if dim is None:
             return self._noise(example, tuple(example.shape), alone)[0] if example.is_floating_point() else example
         shape = tuple(n for k, n in enumerate(example.shape) if k != dim)
@@ -101,6 +105,10 @@ class Maker:
             seen = example.flatten()
             made = seen.cpu()[torch.randint(seen.numel(), (self.rows, *shape), generator=self.generator)]
         return made.transpose(0, dim) if dim and example.dim() > dim else made
+
+    def _drawn(self, example: torch.Tensor, dim: int) -> torch.Tensor:
+        numbers = torch.randint(example.shape[dim], (self.rows,), generator=self.generator)
+        return example.index_select(dim, numbers.to(example.device))
 
     def _noise(self, example: torch.Tensor, shape: tuple[int, ...], alone: bool) -> torch.Tensor:
         mean, deviation = float(example.float().mean()), float(example.float().std(correction=0))

@@ -20,7 +20,8 @@ from opq.base.stages import stage
 from opq.base.tables import Column, printable
 from opq.errors import OpqError, ProbeError, ProbeWarning
 from opq.models.attachment import check_detached
-from opq.models.batch import Batch, gathered
+from opq.models.batch import Batch
+from opq.models.divided import gathered
 from opq.models.observe import batch_statistics, untouched
 from opq.models.outputs import counted, weighing
 from opq.models.wrappers import unwrapped
@@ -210,7 +211,9 @@ def _elsewhere(
     raise ProbeError(
         f"{where} is NaN or infinite on the probe's inputs",
         got=type(model).__name__,
-        remedy="Pass inputs that the model is made for: calibration= or example_inputs=, or probe=False.",
+        remedy="Pass inputs that the model is made for: calibration= or example_inputs=, or probe=False."
+        if made
+        else "Leave out of calibration= what the model itself answers with NaN, or pass probe=False.",
     )
 
 

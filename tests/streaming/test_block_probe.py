@@ -334,6 +334,15 @@ def test_a_block_that_overflows_is_said(tmp_path: Path) -> None:
         compress_folder(tmp_path / "model", tmp_path / "out", bits=4)
 
 
+def test_a_gradient_that_overflows_is_said(tmp_path: Path) -> None:
+    model = saved("llama", tmp_path / "model")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e25)
+    model.save_pretrained(tmp_path / "model", max_shard_size="100KB")
+    with pytest.raises(ProbeError, match=r"the gradient of model.layers.1.* is NaN or infinite on synthetic texts"):
+        compress_folder(tmp_path / "model", tmp_path / "out", bits=4)
+
+
 def test_no_room_for_the_probe_is_said(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("opq.streaming.work_folder.shutil.disk_usage", lambda _: os.terminal_size((0, 0)) and _Free())
     with pytest.raises(WriteError, match="no room in"):
