@@ -24,7 +24,7 @@ from opq.compression.copies import without_copies
 from opq.compression.differences import Differences
 from opq.compression.fit import Fit
 from opq.compression.options import Options
-from opq.compression.prior import Means, prior
+from opq.compression.prior import guessed
 from opq.compression.problem import Problem, gather
 from opq.compression.result import Result
 from opq.compression.roles import Override, Role, assign
@@ -273,24 +273,18 @@ def _problem(
 ) -> tuple[Problem[Any], Coder]:
     """The allocation problem and what makes codes of its plans."""
     given = {} if options.sensitivities is None else dict.fromkeys(stats, 1.0) | dict(options.sensitivities)
-    guessed = _guessed(source, stats, options) if probed is None and options.weighs else dict.fromkeys(stats, 1.0)
+    weighs = probed is None and options.weighs
+    found = guessed(source, stats, options.budget) if weighs else dict.fromkeys(stats, 1.0)
     given |= {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
     trellised = _trellised(roles, probed) if on_trellis else frozenset()
     with stage("curves"):
-        problem = Problem.of(options, roles, stats=stats, sensitivities=guessed | given, trellised=trellised)
+        problem = Problem.of(options, roles, stats=stats, sensitivities=found | given, trellised=trellised)
     with stage("compile"):
         trellis.LOOPS.prepare(_numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
     if probed is None:
         return problem, PlainCoder(source)
     coder = DataFreeCoder(source, probed, calibrated=options.calibration is not None)
     return weighed(coder, problem, given)
-
-
-def _guessed(source: Source, stats: Mapping[str, Any], options: Options) -> dict[str, float]:
-    """Sensitivities from the weights alone: those of the network itself, also if differences are compressed."""
-    if not isinstance(source, Differences):
-        return prior(source, stats, options.budget)
-    return prior(source.whole, {name: Means.of(source.whole.tensor(name)) for name in stats})
 
 
 def _numpy_seconds(roles: Iterable[Role], trellised: frozenset[str], *, fed: bool) -> float:
