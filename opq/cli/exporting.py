@@ -35,7 +35,7 @@ def decompress(
     path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + f".dense{ending}")
     refuse_inputs(path, [file])
     may_replace(path, force)
-    size = save_dense_folder(file, path) if folder else save_dense(file, path, base=base)
+    size = save_dense_folder(file, path, base=base) if folder else save_dense(file, path, base=base)
     if as_json:
         say_json({"file": str(path), "bytes": size})
     else:

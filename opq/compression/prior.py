@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from opq.base.arrays import Floats
+from opq.compression.differences import Differences
 from opq.plan import Budget
 from opq.sources.base import BatchNormNames, Source, TensorSpec
 
@@ -106,6 +107,13 @@ def prior(source: Source, stats: Mapping[str, Power], budget: Budget | None = No
     known = sorted(value for value in a.values() if value > 0)
     middle = known[len(known) // 2] if known else 1.0
     return {name: value / middle or 1.0 for name, value in a.items()}
+
+
+def guessed(source: Source, stats: Mapping[str, Power], budget: Budget | None) -> dict[str, float]:
+    """`a_i` from the weights alone: those of the network itself, also if differences to a base are compressed."""
+    if not isinstance(source, Differences):
+        return prior(source, stats, budget)
+    return prior(source.whole, {name: Means.of(source.whole.tensor(name)) for name in stats})
 
 
 def _bits(source: Source, budget: Budget) -> float:

@@ -11,7 +11,7 @@ from opq.file.folder_reader import INDEX, index_bytes
 from opq.plan import Plan
 from opq.sources import hub_config, side_files
 from opq.streaming import work_folder as folders
-from opq.streaming.shards import Shards, finished, part_of, partition
+from opq.streaming.shards import Shards, base_name, finished, part_of, partition
 from opq.streaming.task import Task
 
 
@@ -69,7 +69,7 @@ def write(task: Task, plan: Plan, target: Target) -> int:
         sizes = {}
         for done, k in enumerate(mine):
             path = task.work.folder / target.name(k)
-            size = finished(path, parts[k])
+            size = finished(path, parts[k], base_name(task.source))
             sizes[k] = shards.write(path, parts[k], plan) if size is None else size
             task.options.progress("shards", done + 1, len(mine))
         return json.dumps(sizes).encode()

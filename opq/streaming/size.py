@@ -32,7 +32,7 @@ from opq.streaming.block_probe import Inputs
 from opq.streaming.chunks import Tensors
 from opq.streaming.clock import Clock
 from opq.streaming.encode import Quantizer
-from opq.streaming.shards import kept_items, part_of
+from opq.streaming.shards import base_name, kept_items, part_of
 
 WHOLE = 1 << 21
 """In checkpoints of at most `SMALL` weights, tensors up to this size are sampled completely. A choice of speed."""
@@ -204,7 +204,7 @@ def fixed_bytes(
             dataclasses.replace(p, checksum=0x5A5A5A5A) if t.name in own else p
             for t, p in zip(part, described, strict=True)
         ]
-        header, common = writer.frame(part, marked, own, b"", note=note)
+        header, common = writer.frame(part, marked, own, b"", note=note, base=base_name(source))
         total += len(header) + len(common) + kept
     return total
 
