@@ -174,9 +174,10 @@ def compress(
             "input_size": input_size,
             "sparsity": sparsity,
         }
-        refused |= {"trellis": trellis, "dry_run": dry_run, "dequantize": dequantize, "like": like, "base": base}
+        refused |= {"dry_run": dry_run, "dequantize": dequantize, "like": like, "base": base}
         few = () if code_bits is None else (opq.constraints.code_bits("*", max=code_bits),)
-        budget = {"bits": bits, "ratio": ratio, "constraints": few, "probe": probe, "seed": seed, "workers": workers}
+        budget = {"bits": bits, "ratio": ratio, "constraints": few, "probe": probe, "trellis": trellis, "seed": seed}
+        budget |= {"workers": workers}
         _compress_pipeline(source, output, {**refused, "method": None if method == "rd" else method}, budget, as_json)
         return
     streamed = output is not None and _streams(source, output)

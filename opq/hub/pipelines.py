@@ -41,6 +41,7 @@ def compress_pipeline(
     ratio: float | None = None,
     constraints: Sequence[Constraint] = (),
     probe: bool | None = None,
+    trellis: bool | None = None,
     seed: int = 0,
     progress: Progress | bool | None = None,
     workers: int | None = None,
@@ -56,6 +57,7 @@ def compress_pipeline(
         ratio: the same; exactly one of the two.
         constraints: as of `opq.compress_folder`, for each model.
         probe: as of `opq.compress_folder`; models of diffusers itself are compressed by their weights alone.
+        trellis: as of `opq.compress_folder`.
         seed: of the synthetic inputs.
         progress: as of `opq.compress_folder`.
         workers: threads; by default one a core.
@@ -82,6 +84,7 @@ def compress_pipeline(
             ratio=ratio,
             constraints=constraints,
             probe=probe,
+            trellis=trellis,
             seed=seed,
             progress=progress,
             workers=workers,
