@@ -58,7 +58,7 @@ def compress(
     overrides: Mapping[str, Override] | None = None,
     constraints: Sequence[Constraint] = (),
     sensitivities: Mapping[str, float] | None = None,
-    probe: bool | None = None,
+    probe: bool | Literal["quick"] | None = None,
     calibration: Iterable[Any] | None = None,
     input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
@@ -92,7 +92,8 @@ def compress(
         constraints: of `rd` and `opq`: objects of `opq.constraints`, solved through cvxpy.
         sensitivities: of `rd` and `opq`: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
         probe: of `rd` and `opq`: measure sensitivities on synthetic inputs, feed quantization errors back and
-            re-normalise BatchNorm. By default where the source has a model that can be run.
+            re-normalise BatchNorm. By default where the source has a model that can be run. "quick": a language model
+            is shown random tokens, not texts that it writes itself.
         calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones.
         input_size: shape of one input without the batch dimension, where the model does not say; of a forward with
             several arguments, the shapes by their names.
@@ -160,7 +161,7 @@ def solve(
     overrides: Mapping[str, Override] | None = None,
     constraints: Sequence[Constraint] = (),
     sensitivities: Mapping[str, float] | None = None,
-    probe: bool | None = None,
+    probe: bool | Literal["quick"] | None = None,
     calibration: Iterable[Any] | None = None,
     input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
@@ -192,7 +193,7 @@ def solve(
         overrides: glob pattern -> `"keep"`, `"compress"` or numbers (`bits`, `min_bits`, `max_bits`, `sensitivity`).
         constraints: of `rd` and `opq`: objects of `opq.constraints`, solved through cvxpy.
         sensitivities: of `rd` and `opq`: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
-        probe: of `rd` and `opq`: whether to measure sensitivities on synthetic inputs.
+        probe: of `rd` and `opq`: whether to measure sensitivities on synthetic inputs; "quick" as in `compress`.
         calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones.
         input_size: shape of one input without the batch dimension, where the model does not say; of a forward with
             several arguments, the shapes by their names.
