@@ -151,6 +151,8 @@ class _Sums:
         is large in these directions.
         """
         layer, inputs = self._wanted[name], self._counts[name]
+        if recurrent.matrices(layer.module):  # synthetic sequences resemble real ones less than images do
+            damping = max(damping, DAMPING_REAL)
         if inputs > self._samples or inputs >= layer.width:
             return Moment(layer.layout, tuple(blocks), damping)
         pieces = torch.split(layer.weight.detach().float(), list(layer.widths), dim=-1)

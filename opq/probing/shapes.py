@@ -76,10 +76,11 @@ def forms_of(module: nn.Module, model: nn.Module) -> Iterator[Form]:
 def _sequences(module: nn.RNNBase) -> Iterator[Form]:
     """Forms for a recurrent module.
 
-    Inputs of deviation 1 make sums of deviation `|w|` in a unit with input weights `w`. Where units would be saturated, inputs are much smaller, as the power in bands of a recording is.
+    Inputs of deviation 1 make sums of deviation `|w|` in a unit with input weights `w`. Where these would saturate the
+    units, inputs must be much smaller, as the power in bands of a recording is.
     """
     width = module.input_size
-    weights = module.weight_ih_l0.detach().float()
+    weights = module.get_parameter("weight_ih_l0").detach().float()
     if float(weights.square().sum(1).mean().sqrt()) > SATURATED and BANDS[0] <= width <= BANDS[1]:
         yield Form("power", (TIMES, width))
     yield from (Form("series", (TIMES, width)), Form("signal", (TOKENS, width)))
