@@ -23,11 +23,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import peers
 import results
 import torch
-from language_models import Case, cases, download
+from language_models import Case, cases, download, read_gguf
 
 import opq
 
@@ -133,8 +134,19 @@ def nncodec(case: Case, budget: float) -> dict[str, Any]:
     return row(case, f"nncodec qp={best}", budget, coded.bytes, _state(case, state), coded.encode)
 
 
+def llama(case: Case, kind: str, library: Path) -> dict[str, Any]:
+    """llama.cpp's quantizer without an importance matrix; the file as it is, its vocabulary left out of the bytes."""
+    assert case.gguf is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        start = time.process_time()
+        llama_cpp.quantize(library, case.gguf, path, kind)
+        seconds = time.process_time() - start
+        return row(case, f"llama.cpp {kind}", 0.0, llama_cpp.tensor_bytes(path), read_gguf(path).state_dict(), seconds)
+
+
 def tasks(
-    case: Case, budgets: tuple[float, ...], methods: list[str], *, with_peers: bool
+    case: Case, budgets: tuple[float, ...], methods: list[str], packages: Path, *, with_peers: bool
 ) -> Iterator[Callable[[], Any]]:
     """All rows of one network."""
     for budget in budgets:
@@ -145,6 +157,9 @@ def tasks(
         return
     for bits in (4, 3):
         yield functools.partial(rounded, case, bits)
+    if case.gguf is not None and (library := llama_cpp.library(packages)) is not None:
+        for kind in llama_cpp.KINDS:
+            yield functools.partial(llama, case, kind, library)
     if peers.available("hqq"):
         for bits in (4, 3):
             yield functools.partial(hqq, case, bits)
@@ -175,7 +190,7 @@ def main() -> None:
             continue
         case = make()
         budgets = tuple(options.budget) or BUDGETS[name]
-        for measure in tasks(case, budgets, options.method, with_peers=not options.no_peers):
+        for measure in tasks(case, budgets, options.method, options.packages, with_peers=not options.no_peers):
             new = measure()
             rows = sorted([r for r in rows if _key(r) != _key(new)] + [new], key=lambda r: (*_key(r)[:2], -r["budget"]))
             results.save("language", rows)
