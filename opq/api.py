@@ -307,7 +307,7 @@ def _numpy_seconds(roles: Iterable[Role], trellised: frozenset[str], *, fed: boo
 
 
 def _trellised(roles: Iterable[Role], probed: Probe | None) -> frozenset[str]:
-    """Matrices, but for those that feedback takes as (inputs, outputs): paths follow the outputs of one input."""
+    """Matrices, but for stacks and what feedback takes as (inputs, outputs): paths follow the outputs of one input."""
     names = {role.name for role in roles if role.action == "compress" and len(role.spec.shape) >= 2}
     layouts = {name: probed.moments.layout(name) for name in names} if probed is not None else {}
-    return frozenset(name for name in names if not ((layout := layouts.get(name)) and layout.transposed))
+    return frozenset(name for name in names if not ((at := layouts.get(name)) and (at.transposed or at.stacked)))

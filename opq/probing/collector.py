@@ -24,6 +24,7 @@ from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched, watching
 from opq.models.outputs import counted, weighing
 from opq.models.record import Record
+from opq.probing import inside
 from opq.probing.layers import Layer, inputs_of
 from opq.probing.renorm import Statistics, Tally
 from opq.quantizing.moment import DAMPING_REAL, Moment, widths
@@ -95,7 +96,9 @@ class _Sums:
     def __init__(self, wanted: Mapping[str, Layer], threads: Pool):
         self._wanted, self._threads = wanted, threads
         self.modules = {layer.module_name: layer.module for layer in wanted.values()}
-        self._names = {layer.module_name: name for name, layer in wanted.items()}
+        self._names: dict[str, list[str]] = {}
+        for name, layer in wanted.items():
+            self._names.setdefault(layer.module_name, []).append(name)
         self._sums: dict[str, list[torch.Tensor]] = {}
         self._counts = dict.fromkeys(wanted, 0)
         self._mask: torch.Tensor | None = None
@@ -107,10 +110,17 @@ class _Sums:
 
     def see(self, module_name: str, module: nn.Module, given: Sequence[torch.Tensor]) -> None:
         """Adds the inputs of one call of one module."""
-        name = self._names[module_name]
+        within = inside.seen(module, given) if inside.layouts(module) else {}
+        for name in self._names[module_name]:
+            if not within or self._wanted[name].weight_name in within:
+                self._add(name, given, within)
+
+    def _add(self, name: str, given: Sequence[torch.Tensor], within: Mapping[str, torch.Tensor]) -> None:
+        """Adds the inputs of one layer."""
         layer = self._wanted[name]
         positions = math.ceil(max(FEWEST, ROWS * layer.width) * self._share)
-        x = inputs_of(module, [self._real(x) for x in given], layer.layout, positions, self._counts[name])
+        given, within = [self._real(x) for x in given], {n: x.float() for n, x in within.items()}
+        x = inputs_of(layer, given, positions, self._counts[name], within)
         if name not in self._sums:
             self._sums[name] = [x.new_zeros(x.shape[0], w, w) for w in widths(layer.width)]
         for piece, total in zip(torch.split(x, widths(layer.width), dim=-1), self._sums[name], strict=True):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 
 import torch
 from torch import nn
 
+from opq.probing import inside
 from opq.quantizing.moment import Layout, widths
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -38,7 +39,8 @@ class Layer:
 def layers(model: nn.Module) -> dict[str, Layer]:
     """The layers that error feedback supports, by weight name.
 
-    Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Hugging Face's Conv1D, the input projection of MultiheadAttention. A
+    Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Hugging Face's Conv1D, the input projection of MultiheadAttention; of
+    LSTM, GRU, RNN and their cells the matrices of inputs and of hidden states; the stacked experts of transformers. A
     weight with several names has the first of them, as in files: a head that is tied to the table of embeddings has
     the table's.
     """
@@ -59,6 +61,8 @@ def layers(model: nn.Module) -> dict[str, Layer]:
 def _layout(module: nn.Module, weight_name: str) -> Layout | None:
     if isinstance(module, nn.MultiheadAttention):  # its three blocks of rows see queries, keys and values
         return Layout(groups=3) if weight_name == "in_proj_weight" else None
+    if (found := inside.layouts(module)) and weight_name in found:
+        return found[weight_name]
     if weight_name != "weight":
         return None
     if isinstance(module, nn.Linear):
@@ -73,14 +77,16 @@ def _layout(module: nn.Module, weight_name: str) -> Layout | None:
 
 
 def inputs_of(
-    module: nn.Module, given: Sequence[torch.Tensor], layout: Layout, positions: int, phase: int
+    layer: Layer, given: Sequence[torch.Tensor], positions: int, phase: int, within: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
     """The inputs by which the layer's weight matrix is multiplied, (groups, about `positions` rows, d).
 
     Args:
         given: the tensors with which the module was called.
         phase: how many rows were taken before; a convolution then gives other positions of its output grid.
+        within: what weights that no hook sees are multiplied by, by their names.
     """
+    module, layout = layer.module, layer.layout
     if isinstance(module, CONVOLUTIONS):
         return _patches(module, given[0], layout, positions, phase)
     if isinstance(module, TRANSPOSED):  # a row for each channel and tap of the kernel, whatever they overlap with
@@ -91,7 +97,8 @@ def inputs_of(
         flat = [_some(x.reshape(1, -1, x.shape[-1]), positions) for x in given[:3]]
         fewest = min(x.shape[1] for x in flat)
         return torch.cat([x[:, :fewest] for x in flat])
-    return _some(given[0].reshape(1, -1, given[0].shape[-1]), positions)
+    x = within.get(layer.weight_name, given[0])
+    return _some(x if layout.stacked else x.reshape(1, -1, x.shape[-1]), positions)
 
 
 def _some(x: torch.Tensor, rows: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from torch import nn
 
 from opq.probing.forms import Call, Form
 from opq.probing.layers import CONVOLUTIONS, TRANSPOSED
+from opq.probing.recurrent import CELLS, RECURRENT
 
 IMAGE_SIDES = (224, 32, 28, 64, 96, 299, 16, 8)
 """Sides in pixels to try, after the one that the network's strides suggest."""
@@ -18,7 +19,6 @@ TOKENS = 24
 """Tokens of one synthetic text where the model allows as many, and members of any sequence but those of TIMES."""
 TIMES = 160
 """Members of the sequences of a recurrent network: 1.6 seconds of a spectrogram."""
-RECURRENT, CELLS = (nn.LSTM, nn.GRU, nn.RNN), (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _KNOWN = (
     *(*CONVOLUTIONS, *TRANSPOSED, *RECURRENT, *CELLS, *EMBEDDINGS),
