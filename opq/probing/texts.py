@@ -6,6 +6,8 @@ filled in again and again. What gives no scores of words keeps its random tokens
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -41,6 +43,14 @@ def written(model: nn.Module, batch: Batch, *, seed: int = 0) -> Batch:
             return _written(model, batch, generator) or batch
         except Exception:  # a stranger's forward may fail in any way; through random tokens it did run
             return batch
+
+
+def divergence(before: torch.Tensor, after: torch.Tensor, mask: torch.Tensor | None) -> float:
+    """Mean over the tokens that count of the divergence between the words that scores (texts, length, words) expect."""
+    p, q = before.float().log_softmax(-1), after.float().log_softmax(-1)
+    apart = (p.exp() * (p - q)).sum(-1, dtype=torch.float64)
+    found = float(apart.mean() if mask is None or mask.shape != apart.shape else apart[mask].mean())
+    return math.inf if math.isnan(found) else found
 
 
 def _written(model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch | None:
