@@ -153,13 +153,13 @@ def tasks(
         for method, options in OWN.items():
             if not methods or method in methods:
                 yield functools.partial(package, case, method, budget, **options)
-    if not with_peers:
-        return
     for bits in (4, 3):
         yield functools.partial(rounded, case, bits)
     if case.gguf is not None and (library := llama_cpp.library(packages)) is not None:
         for kind in llama_cpp.KINDS:
             yield functools.partial(llama, case, kind, library)
+    if not with_peers:
+        return
     if peers.available("hqq"):
         for bits in (4, 3):
             yield functools.partial(hqq, case, bits)
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="only this network; may be repeated")
     parser.add_argument("--method", action="append", default=[], help="only this of the package's own rows")
     parser.add_argument("--budget", type=float, action="append", default=[], help="only this budget, in bits")
-    parser.add_argument("--no-peers", action="store_true", help="only the package's own rows")
+    parser.add_argument("--no-peers", action="store_true", help="leave HQQ and NNCodec out, which are installed first")
     options = parser.parse_args()
     if options.download:
         download(options.packages)
