@@ -161,10 +161,10 @@ def probe(
                 samples=samples or SAMPLES,
                 seed=seed,
             )
-        if not (quick or example_inputs is not None or input_size is not None):
-            batch, random = texts.written(model, batch, seed=seed), batch
-            words = batch is not random
     with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
+        if not (quick or any(given is not None for given in (calibration, example_inputs, input_size))):
+            batch, random = texts.written(model, batch, seed=seed, see=functools.partial(told, "texts")), batch
+            words = batch is not random
         measured = functools.partial(_measured, model, (micro_batch, memory), calibration is None, seed, told)
         try:
             batch, felt = measured(batch)
