@@ -323,7 +323,7 @@ def _guessed(source: Source, stats: Mapping[str, Any], options: Options) -> dict
 
 
 def _is_transposed(probed: Probe | None) -> Callable[[str], bool]:
-    """Whether feedback takes a tensor as (inputs, outputs)."""
+    """Whether feedback takes a tensor as (inputs, outputs), or as a stack."""
     if probed is None:
         return lambda name: False
-    return lambda name: bool((layout := probed.moments.layout(name)) and layout.transposed)
+    return lambda name: bool((layout := probed.moments.layout(name)) and (layout.transposed or layout.stacked))

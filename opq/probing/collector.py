@@ -24,7 +24,7 @@ from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched, watching
 from opq.models.outputs import counted, weighing
 from opq.models.record import Record
-from opq.probing import recurrent
+from opq.probing import inside, recurrent
 from opq.probing.layers import Layer, inputs_of
 from opq.probing.renorm import Statistics, Tally
 from opq.quantizing.moment import DAMPING_REAL, Moment
@@ -110,17 +110,17 @@ class _Sums:
 
     def see(self, module_name: str, module: nn.Module, given: Sequence[torch.Tensor]) -> None:
         """Adds the inputs of one call of one module."""
-        inside = recurrent.seen(module, given) if recurrent.matrices(module) else {}
+        within = inside.seen(module, given) if inside.layouts(module) else {}
         for name in self._names[module_name]:
-            if not inside or self._wanted[name].weight_name in inside:
-                self._add(name, given, inside)
+            if not within or self._wanted[name].weight_name in within:
+                self._add(name, given, within)
 
-    def _add(self, name: str, given: Sequence[torch.Tensor], inside: Mapping[str, torch.Tensor]) -> None:
+    def _add(self, name: str, given: Sequence[torch.Tensor], within: Mapping[str, torch.Tensor]) -> None:
         """Adds the inputs of one layer."""
         layer = self._wanted[name]
         positions = math.ceil(max(FEWEST, ROWS * layer.width) * self._share)
-        given, inside = [self._real(x) for x in given], {n: x.float() for n, x in inside.items()}
-        x = inputs_of(layer, given, positions, self._counts[name], inside)
+        given, within = [self._real(x) for x in given], {n: x.float() for n, x in within.items()}
+        x = inputs_of(layer, given, positions, self._counts[name], within)
         if name not in self._sums:
             self._sums[name] = [x.new_zeros(x.shape[0], w, w) for w in layer.widths]
         for piece, total in zip(torch.split(x, list(layer.widths), dim=-1), self._sums[name], strict=True):

@@ -10,7 +10,7 @@ from itertools import product
 import torch
 from torch import nn
 
-from opq.probing import recurrent
+from opq.probing import inside
 from opq.quantizing.moment import WIDEST, Layout, widths
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -48,8 +48,9 @@ def layers(model: nn.Module, *, widest: int = WIDEST) -> dict[str, Layer]:
     """The layers that error feedback supports, by weight name; a moment has at most `widest` coordinates.
 
     Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Hugging Face's Conv1D, the input projection of MultiheadAttention; of
-    LSTM, GRU, RNN and their cells the matrices of inputs and of hidden states. A weight with several names has the
-    first of them, as in files: a head that is tied to the table of embeddings has the table's.
+    LSTM, GRU, RNN and their cells the matrices of inputs and of hidden states; the stacked experts of transformers. A
+    weight with several names has the first of them, as in files: a head that is tied to the table of embeddings has
+    the table's.
     """
     found: dict[str, Layer] = {}
     names: dict[int, str] = {}
@@ -68,8 +69,8 @@ def layers(model: nn.Module, *, widest: int = WIDEST) -> dict[str, Layer]:
 def _layout(module: nn.Module, weight_name: str) -> Layout | None:
     if isinstance(module, nn.MultiheadAttention):  # three blocks of rows, multiplied by queries, keys and values
         return Layout(groups=3) if weight_name == "in_proj_weight" else None
-    if weight_name in recurrent.matrices(module):
-        return Layout()
+    if (found := inside.layouts(module)) and weight_name in found:
+        return found[weight_name]
     if weight_name != "weight":
         return None
     if isinstance(module, nn.Linear):
@@ -84,7 +85,7 @@ def _layout(module: nn.Module, weight_name: str) -> Layout | None:
 
 
 def inputs_of(
-    layer: Layer, given: Sequence[torch.Tensor], positions: int, phase: int, inside: Mapping[str, torch.Tensor]
+    layer: Layer, given: Sequence[torch.Tensor], positions: int, phase: int, within: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
     """The inputs by which the layer's weight matrix is multiplied, (groups, about `positions` rows, d).
 
@@ -92,7 +93,7 @@ def inputs_of(
         given: the tensors with which the module was called.
         positions: about how many rows to give; there may be fewer.
         phase: how many rows were taken before; a convolution uses other positions of its output grid each time.
-        inside: what weights inside a recurrent module are multiplied by, by their names.
+        within: what weights that no hook sees are multiplied by, by their names.
     """
     module, layout = layer.module, layer.layout
     if isinstance(module, CONVOLUTIONS):
@@ -105,8 +106,8 @@ def inputs_of(
         flat = [_some(x.reshape(1, -1, x.shape[-1]), positions) for x in given[:3]]
         fewest = min(x.shape[1] for x in flat)
         return torch.cat([x[:, :fewest] for x in flat])
-    x = inside[layer.weight_name] if layer.weight_name in inside else given[0]
-    return _some(x.reshape(1, -1, x.shape[-1]), positions)
+    x = within.get(layer.weight_name, given[0])
+    return _some(x if layout.stacked else x.reshape(1, -1, x.shape[-1]), positions)
 
 
 def _some(x: torch.Tensor, rows: int) -> torch.Tensor:

@@ -54,6 +54,8 @@ class Probe:
     batch: Batch
     """The inputs, for re-normalisation."""
     micro_batch: int = 16
+    words: bool = False
+    """Whether the outputs are scores of words, on texts of the model's own or real ones: these rank plans well."""
 
     def __repr__(self) -> str:
         felt = sorted(self.sensitivity.values())
@@ -84,6 +86,7 @@ class Probe:
     def output_error(self, state: Mapping[str, torch.Tensor]) -> float:
         """How far `state` moves the outputs of a micro-batch, relative to how they vary from sample to sample.
 
+        Of scores of words: the divergence from the dense network's distribution of words, in nats a token.
         BatchNorm is in batch-statistics mode, so this is the error that re-normalisation leaves. Plans are ranked by
         it. It is NaN where no output has the same shape as before, since the data decide the shapes.
         """
@@ -91,7 +94,8 @@ class Probe:
         with torch.no_grad(), untouched(self.model), batch_statistics(self.model):
             output = functional_call(self.model, known(self.model, state), part.args, dict(part.kwargs))
         after = [counted(o, part.mask) for o in weighing(output)]
-        return error_of(self.moments.dense.outputs, after)
+        before = self.moments.dense.outputs
+        return texts.divergence(before[0], after[0], part.mask) if self.words else error_of(before, after)
 
     def sensitivities(self, names: Iterable[str], *, alpha: float = 0.5) -> dict[str, float]:
         """`a_i^alpha` by name, as the solver takes it; a tensor without a sensitivity gets the median of the others."""
@@ -152,6 +156,7 @@ def probe(
     """
     model = unwrapped(model)
     check_detached(model)
+    words = False
     if calibration is not None:
         batch = gathered(model, calibration, samples or REAL_SAMPLES)
     else:
@@ -164,9 +169,10 @@ def probe(
                 samples=samples or SAMPLES,
                 seed=seed,
             )
-        if not (quick or example_inputs is not None or input_size is not None):
-            batch = texts.written(model, batch, seed=seed)
     with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
+        if not (quick or any(given is not None for given in (calibration, example_inputs, input_size))):
+            batch, random = texts.written(model, batch, seed=seed, see=functools.partial(told, "texts")), batch
+            words = batch is not random
         measured = functools.partial(_measured, model, (micro_batch, memory), calibration is None, seed, told)
         try:
             batch, felt = measured(batch)
@@ -175,7 +181,7 @@ def probe(
     give_back()
     damping = DAMPING if calibration is None else DAMPING_REAL
     moments = Moments(model, batch, micro_batch=micro_batch, memory=memory, damping=damping)
-    return Probe(model, felt, moments, batch, micro_batch)
+    return Probe(model, felt, moments, batch, micro_batch, words)
 
 
 def _measured(

@@ -32,10 +32,12 @@ class Layout:
     groups: int = 1
     transposed: bool = False
     """Each matrix of the stack is stored (d, rows), as transposed convolutions and Hugging Face's Conv1D do."""
+    stacked: bool = False
+    """The tensor has three dimensions, of which the first counts the matrices, as experts have it."""
 
     def matrix(self, w: torch.Tensor) -> torch.Tensor:
         """The weight as (groups, rows, d)."""
-        stack = w.reshape(self.groups, w.shape[0] // self.groups, -1)
+        stack = w if self.stacked else w.reshape(self.groups, w.shape[0] // self.groups, -1)
         return stack.transpose(1, 2) if self.transposed else stack
 
     def tensor(self, matrix: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

@@ -174,3 +174,9 @@ def test_a_tied_head_is_fed_back_under_the_tables_name() -> None:
     assert "model.embed_tokens.weight" in moments
     assert "lm_head.weight" not in moments
     assert moments["model.embed_tokens.weight"].width == 16
+
+
+def test_progress_counts_the_texts() -> None:
+    seen: list[tuple[int, int]] = []
+    texts.written(Follower(), Batch((_batch(rows=70),)), see=lambda done, total: seen.append((done, total)))
+    assert seen == [(64, 70), (70, 70)]
