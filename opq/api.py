@@ -25,7 +25,7 @@ from opq.compression.copies import without_copies
 from opq.compression.differences import Differences
 from opq.compression.fit import Fit
 from opq.compression.options import Options
-from opq.compression.prior import Means, prior
+from opq.compression.prior import guessed
 from opq.compression.problem import Problem, gather
 from opq.compression.result import Result
 from opq.compression.roles import Override, Role, assign
@@ -145,7 +145,8 @@ def compress(
                     coder = PlainCoder(opened, WEIGHTS)
                     made = _fit(plain, opened, coder).run()
             result, basis = made.result, basis_of(opened, options, coder.note)
-    return dataclasses.replace(result, seconds=seconds, basis=basis, left_out=opened.ignored, inputs=opened.inputs)
+    plan = result.plan.replace(basis=basis)
+    return dataclasses.replace(result, plan=plan, seconds=seconds, left_out=opened.ignored, inputs=opened.inputs)
 
 
 @checked_names
@@ -223,12 +224,13 @@ def solve(
     with asked(_budgeted(locals())) as options:
         opened = _opened(source, options)
         if isinstance(options.how, Settings):
-            return methods.run(opened, options).plan
+            return methods.run(opened, options).plan.replace(basis=f"method {options.method!r}")
         roles = _roles(opened, options)
         stats = gather(opened, roles, options.progress)
         probed = probe_source(opened, options)
         problem, coder = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis_asked)
-        return _fit(problem, opened, coder).decide()
+        plan = _fit(problem, opened, coder).decide()
+        return plan.replace(basis=basis_of(opened, options, coder.note, coded=False))
 
 
 def _budgeted(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -285,10 +287,10 @@ def _problem(
     """The allocation problem and what makes codes of its plans."""
     given = _given(options, roles, stats)
     known = bool(probed is not None and probed.sensitivity)
-    guessed = dict.fromkeys(stats, 1.0) if known else _guessed(source, stats, options)
+    found = dict.fromkeys(stats, 1.0) if known else _guessed(source, stats, options)
     trellised = _trellised(roles, probed) if on_trellis else frozenset()
     with stage("curves"):
-        problem = Problem.of(options, roles, stats=stats, sensitivities=guessed | given, trellised=trellised)
+        problem = Problem.of(options, roles, stats=stats, sensitivities=found | given, trellised=trellised)
     with stage("compile"):
         trellis.LOOPS.prepare(_numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
     if probed is None:
@@ -315,12 +317,8 @@ def _given(options: Options, roles: Iterable[Role], stats: Iterable[str]) -> dic
 
 
 def _guessed(source: Source, stats: Mapping[str, Any], options: Options) -> dict[str, float]:
-    """Sensitivities from the weights alone: those of the network itself, also if differences are compressed."""
-    if not options.weighs:
-        return dict.fromkeys(stats, 1.0)
-    if not isinstance(source, Differences):
-        return prior(source, stats, options.budget)
-    return prior(source.whole, {name: Means.of(source.whole.tensor(name)) for name in stats})
+    """Sensitivities from the weights alone, or 1."""
+    return guessed(source, stats, options.budget) if options.weighs else dict.fromkeys(stats, 1.0)
 
 
 def _numpy_seconds(roles: Iterable[Role], trellised: frozenset[str], *, fed: bool) -> float:

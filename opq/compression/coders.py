@@ -19,7 +19,7 @@ from opq.base.stages import stage
 from opq.compression.method import DataFree
 from opq.compression.options import Options
 from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
-from opq.file.basis import NOTES, noted
+from opq.file.basis import NOTES, REAL, SYNTHETIC, noted
 from opq.plan import Plan, TensorPlan
 from opq.probing.sensitivity import Probe, probe
 from opq.quantizing.feedback import sweep
@@ -46,8 +46,15 @@ NAMED = ("timm", "torchvision", "hf")
 """Origins for which the user has given a name that means the model, not only its weights."""
 
 
-def basis_of(source: Source, options: Options, note: str) -> str:
-    """What a compression is based on, in words for the report; `note` is what its file says."""
+def basis_of(source: Source, options: Options, note: str, *, coded: bool = True) -> str:
+    """What a compression is based on, in words for the report.
+
+    Args:
+        note: what its file says.
+        coded: whether codes are made, not only a plan.
+    """
+    if note and not coded:
+        return SYNTHETIC if options.calibration is None else REAL
     if note:
         return NOTES[note]
     if options.probe is False:

@@ -12,6 +12,11 @@ from opq.file.header import METADATA
 
 BY = "by"
 """The member of the metadata."""
+SYNTHETIC = "a probe of the model on synthetic inputs: sensitivities"
+"""What a plan rests on that no codes are made of yet, and a file whose errors were not fed back."""
+REAL = "a probe of the model on calibration inputs: sensitivities"
+UNFED = "sensitivities"
+"""The note of a file whose errors were not fed back."""
 WEIGHTS = "weights"
 """The note of a file that a probe would have made worse."""
 
@@ -38,7 +43,7 @@ def _told(calibrated: bool, renormalised: bool, felt: bool) -> str:
 NOTES = {
     noted(calibrated=calibrated, renormalised=renormalised, felt=felt): _told(calibrated, renormalised, felt)
     for calibrated, renormalised, felt in itertools.product((False, True), repeat=3)
-} | {WEIGHTS: "the weights, because on other inputs a probe of the model did worse"}
+} | {UNFED: SYNTHETIC, WEIGHTS: "the weights, because on other inputs a probe of the model did worse"}
 """Every note that there is, with what it says."""
 
 

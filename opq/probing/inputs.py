@@ -1,7 +1,7 @@
-"""Inputs for a model nobody gave data for: noise images, token ids, speech, and whatever shape its forward takes.
+"""Synthetic inputs for a model that comes without data: images, token ids, speech, in shapes that its forward accepts.
 
-A `Batch` is one call of the model's forward. Candidates are made from what the model says of itself, two samples of
-each, and the first one that its forward accepts is made in full.
+A `Batch` holds the arguments of one call of the forward. What the model tells about itself gives a list of candidates.
+Each is tried with two samples, and the first one that the forward accepts is made in full.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def synthetic(
     """
     if samples < 2:
         raise OptionError("samples=", got=samples, wanted="at least 2")
-    if example_inputs is None:  # what its author wrote down for tools (PyTorch Lightning)
+    if example_inputs is None:  # PyTorch Lightning lets a model's author write down an example
         example_inputs = getattr(model, "example_input_array", None) if input_size is None else None
     passed = "example_inputs=" if example_inputs is not None else "input_size=" if input_size is not None else ""
     if example_inputs is not None:
@@ -67,7 +67,7 @@ def synthetic(
 
 
 def texts(hint: InputHint, *, samples: int = 64, seed: int = 0) -> torch.Tensor:
-    """The token ids that `synthetic` makes of this hint for a language model, (TEXTS samples, length) int64."""
+    """The token ids that `synthetic` makes for a language model with this hint, (TEXTS * samples, length) int64."""
     (ids,) = Call((_ids(hint),)).batch(Maker(torch.Generator().manual_seed(seed), samples)).args
     assert isinstance(ids, torch.Tensor)
     return ids
@@ -107,7 +107,7 @@ def _plain(dims: tuple[int | None, ...]) -> int | tuple[int | None, ...] | None:
 
 
 def _candidates(model: nn.Module, hint: InputHint | None) -> Iterator[Recipe]:
-    """From the surest to the boldest guess."""
+    """All guesses, the likeliest first."""
     hint = hint or _hint_of(model)
     if getattr(model, "main_input_name", "") in signature.HEARD:
         yield from (call.batch for call in signature.calls(model))
@@ -140,13 +140,13 @@ def _texts(model: nn.Module, hint: InputHint) -> Iterator[Call]:
 
 
 def _ids(hint: InputHint) -> Form:
-    """Vocabulary and tokens of a synthetic text."""
+    """The form of a synthetic text: its length, and how many token ids there are."""
     most = hint.tokens or TOKENS + 2
     return Form("tokens", (min(TOKENS, most - 2 if most > 8 else most),), int(hint.vocabulary or VOCABULARY))
 
 
 def _hint_of(model: nn.Module) -> InputHint | None:
-    """What the model, or the first of its submodules that says anything, says of its input."""
+    """What the model tells about its input, or else the first of its submodules that tells anything."""
     hint = next((h for m in model.modules() if (h := hint_of_module(m)) is not None), None)
     first = shapes.first_weighted(model)
     if hint is None and isinstance(first, shapes.EMBEDDINGS):
@@ -155,15 +155,15 @@ def _hint_of(model: nn.Module) -> InputHint | None:
 
 
 def _dummies(model: nn.Module) -> Any:
-    """Inputs that the model's class carries for tools (`dummy_inputs` of transformers)."""
+    """Example inputs that the model's class offers to tools (`dummy_inputs` of transformers)."""
     try:
         return getattr(model, "dummy_inputs", None)
-    except Exception:  # a property of a stranger's class
+    except Exception:  # a property, which may fail in any way
         return None
 
 
 def _first_that_runs(model: nn.Module, candidates: Iterator[Recipe], samples: int, seed: int, passed: str) -> Batch:
-    """The first candidate that the forward takes and answers with numbers; one that it answers with NaN after all."""
+    """The first candidate that the forward accepts without giving NaN; if there is none, the first that it accepts."""
     tried, doubtful = list[str](), list[Recipe]()
 
     def made(recipe: Recipe, samples: int) -> Batch:
@@ -175,7 +175,7 @@ def _first_that_runs(model: nn.Module, candidates: Iterator[Recipe], samples: in
             few = made(recipe, 2)
             try:
                 output = next(few.to(model).parts(2))(model)
-            except Exception as error:  # a stranger's forward may fail in any way: that is what is being asked
+            except Exception as error:  # a forward may fail in any way: whether it does is the question here
                 tried.append(f"{_described(few)}: {brief(error)}")
                 continue
             finally:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,11 @@ from opq.streaming.work_folder import check_space, shard_name
 
 
 def save_dense_folder(
-    folder: str | os.PathLike[str], output: str | os.PathLike[str], *, workers: int | None = None
+    folder: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    base: Any = None,
 ) -> int:
     """Writes every shard of a compressed folder as an ordinary safetensors file, with index and side files.
 
@@ -36,16 +41,19 @@ def save_dense_folder(
         folder: a folder that `opq.compress_folder` has written.
         output: the folder to fill; it is created if needed.
         workers: threads; by default one for each core.
+        base: of a folder of differences, the network that it was compressed against.
 
     Returns:
         bytes of the new weight files.
 
     Raises:
         FileFormatError: a shard is incomplete or damaged.
+        WrongBaseError: the folder has a base, and none or another one is given. Nothing was written.
         WriteError: the output cannot be written; no incomplete file remains in it.
     """
     target = Path(output)
-    with FolderReader(folder) as reader, pool(workers) as threads:
+    with FolderReader(folder, base=base) as reader, pool(workers) as threads:
+        reader.check_base()
         origin = reader.index.parent
         refuse_inputs(target, [origin])
         try:
@@ -89,7 +97,7 @@ def pieces(reader: Reader, tensor: TensorPlan, threads: Pool) -> Iterator[bytes]
     """The bytes of a dense tensor, in order; large tensors chunk by chunk, decoded in parallel."""
     holder = reader.plan[tensor.like or tensor.name]
     kind = reader.kind(holder.name)
-    if kind != "grid" or not entropy.is_large(holder.shape):
+    if reader.base is not None or kind != "grid" or not entropy.is_large(holder.shape):
         flat = reader.tensor(tensor.name).contiguous().reshape(-1)
         yield flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
         return

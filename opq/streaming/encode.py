@@ -64,7 +64,7 @@ class Quantizer:
     """`opq.quantizing.grid.quantize` for pieces: the same codes, by a lookup table for types of at most 16 bits."""
 
     def __init__(self, plan: TensorPlan):
-        self.plan, dtype = plan, torch_dtype(plan.dtype)
+        self.plan, self._dtype = plan, (dtype := torch_dtype(plan.dtype))
         self._table: Narrow | None = None
         if dtype.itemsize <= 2:
             self._pattern = np.uint8 if dtype.itemsize == 1 else np.uint16
@@ -75,7 +75,7 @@ class Quantizer:
 
     def __call__(self, weights: torch.Tensor) -> Narrow:
         """The codes of a flat piece."""
-        if self._table is None:
+        if self._table is None or weights.dtype != self._dtype:  # differences to a base are float32
             return quantize(weights, self.plan).numpy()
         return self._table.take(weights.view(torch.uint8).numpy().view(self._pattern))
 

@@ -11,7 +11,7 @@ from opq.file.folder_reader import INDEX, index_bytes
 from opq.plan import Plan
 from opq.sources import hub_config, side_files
 from opq.streaming import work_folder as folders
-from opq.streaming.shards import Shards, finished, part_of, partition
+from opq.streaming.shards import Shards, base_name, finished, part_of, partition
 from opq.streaming.task import Task
 
 
@@ -54,13 +54,22 @@ def write(task: Task, plan: Plan, target: Target) -> int:
     """Writes every shard of a plan, except those that exist already. Returns the bytes of all files."""
     parts = [part_of(plan, names) for names in target.shards]
     mine = task.team.mine([sum(t.size for t in part) for part in parts])
-    shards = Shards(task.source, task.tensors, task.pool, task.clock, task.work, task.carried, task.limits)
+    shards = Shards(
+        task.source,
+        task.tensors,
+        task.pool,
+        task.clock,
+        task.work,
+        carried=task.carried,
+        limits=task.limits,
+        note=task.basis.note,
+    )
 
     def work() -> bytes:
         sizes = {}
         for done, k in enumerate(mine):
             path = task.work.folder / target.name(k)
-            size = finished(path, parts[k])
+            size = finished(path, parts[k], base_name(task.source))
             sizes[k] = shards.write(path, parts[k], plan) if size is None else size
             task.options.progress("shards", done + 1, len(mine))
         return json.dumps(sizes).encode()

@@ -32,7 +32,7 @@ from opq.streaming.block_probe import Inputs
 from opq.streaming.chunks import Tensors
 from opq.streaming.clock import Clock
 from opq.streaming.encode import Quantizer
-from opq.streaming.shards import kept_items, part_of
+from opq.streaming.shards import base_name, kept_items, part_of
 
 WHOLE = 1 << 21
 """In checkpoints of at most `SMALL` weights, tensors up to this size are sampled completely. A choice of speed."""
@@ -185,8 +185,10 @@ def growth(plain: Mapping[str, Sample], fed: Mapping[str, Sample], roles: Mappin
     return {name: own.get(name, mean[role]) for name, role in roles.items() if role in mean and name in plain}
 
 
-def fixed_bytes(source: Source, plan: Plan, shards: Sequence[Sequence[str]], taken: Mapping[str, Sample]) -> float:
-    """Bytes of headers, indexes and kept tensors of all files."""
+def fixed_bytes(
+    source: Source, plan: Plan, shards: Sequence[Sequence[str]], taken: Mapping[str, Sample], *, note: str = ""
+) -> float:
+    """Bytes of headers, indexes and kept tensors of all files, which have this note on what their codes rest on."""
     plan = as_stored(plan)
     total = 0.0
     for names in shards:
@@ -202,7 +204,7 @@ def fixed_bytes(source: Source, plan: Plan, shards: Sequence[Sequence[str]], tak
             dataclasses.replace(p, checksum=0x5A5A5A5A) if t.name in own else p
             for t, p in zip(part, described, strict=True)
         ]
-        header, common = writer.frame(part, marked, own, b"")
+        header, common = writer.frame(part, marked, own, b"", note=note, base=base_name(source))
         total += len(header) + len(common) + kept
     return total
 

@@ -85,7 +85,7 @@ def test_differences_are_compared_as_the_weights_that_they_make(monkeypatch: pyt
     model, seen = copy.deepcopy(base), list[tuple[float, float]]()
     with torch.no_grad():
         for p in model.parameters():
-            p += 0.01 * torch.randn_like(p)
+            p.add_(torch.randn_like(p), alpha=0.01)
     inner = compared._errors
 
     def errors(*given: Any) -> tuple[float, float]:

@@ -259,7 +259,7 @@ def test_time_is_no_dimension_of_samples() -> None:
 
 def test_of_graphs_the_first_is_taken_and_of_other_masks_none() -> None:
     class Graph(nn.Linear):
-        def forward(self, x: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+        def forward(self, x: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
             h = super().forward(x)
             return h.index_add(0, edges[1], h[edges[0]])
 
