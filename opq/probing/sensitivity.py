@@ -137,7 +137,7 @@ def probe(
             after two seconds, on a terminal or in a notebook only.
 
     Raises:
-        ProbeError: the forward cannot be run, or gives nothing that can be differentiated.
+        ProbeError: the forward cannot be run. One without gradients gives no sensitivities, and a `ProbeWarning`.
         AttachError: the compression module is attached to the model.
 
     Example:

@@ -62,6 +62,13 @@ def test_a_probe_that_makes_outputs_worse_is_left_out(monkeypatch: pytest.Monkey
     assert off(model, probed) > 10 * off(model, without)
 
 
+def test_an_older_file_of_the_weights_alone_is_taken_over(tmp_path: Path) -> None:
+    path, model = tmp_path / "m.opq.safetensors", Two()
+    old = opq.compress(model, bits=6)
+    old.save(path)
+    assert b"".join(opq.compress(model, like=path).packed.parts) == b"".join(old.packed.parts)
+
+
 def test_the_file_says_that_it_rests_on_the_weights(tmp_path: Path) -> None:
     path = tmp_path / "m.opq.safetensors"
     opq.compress(Two(), bits=6).save(path)
