@@ -6,7 +6,6 @@ source -> roles -> statistics -> [probe] -> Problem -> Plan -> codes -> file in 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from opq.compression.prior import guessed
 from opq.compression.problem import Problem, gather
 from opq.compression.result import Result
 from opq.compression.roles import Override, Role, assign
+from opq.compression.trellised import may_follow, numpy_seconds
 from opq.compression.unchanged import Unchanged
 from opq.constraints import Constraint
 from opq.file.base import open_base
@@ -38,7 +38,7 @@ from opq.methods.calling import asked
 from opq.methods.options import Settings
 from opq.plan import Plan
 from opq.probing.sensitivity import Probe
-from opq.quantizing import feedback, trellis
+from opq.quantizing.trellis import LOOPS
 from opq.sources import SourceLike, open_source
 from opq.sources.base import Source
 from opq.training.loop import Batches
@@ -58,7 +58,7 @@ def compress(
     overrides: Mapping[str, Override] | None = None,
     constraints: Sequence[Constraint] = (),
     sensitivities: Mapping[str, float] | None = None,
-    probe: bool | None = None,
+    probe: bool | Literal["quick"] | None = None,
     calibration: Iterable[Any] | None = None,
     input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
@@ -92,7 +92,8 @@ def compress(
         constraints: of `rd` and `opq`: objects of `opq.constraints`, solved through cvxpy.
         sensitivities: of `rd` and `opq`: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
         probe: of `rd` and `opq`: measure sensitivities on synthetic inputs, feed quantization errors back and
-            re-normalise BatchNorm. By default where the source has a model that can be run.
+            re-normalise BatchNorm. By default where the source has a model that can be run. "quick": a language model
+            is shown random tokens, not texts that it writes itself.
         calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones.
         input_size: shape of one input without the batch dimension, where the model does not say; of a forward with
             several arguments, the shapes by their names.
@@ -160,7 +161,7 @@ def solve(
     overrides: Mapping[str, Override] | None = None,
     constraints: Sequence[Constraint] = (),
     sensitivities: Mapping[str, float] | None = None,
-    probe: bool | None = None,
+    probe: bool | Literal["quick"] | None = None,
     calibration: Iterable[Any] | None = None,
     input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
@@ -192,7 +193,7 @@ def solve(
         overrides: glob pattern -> `"keep"`, `"compress"` or numbers (`bits`, `min_bits`, `max_bits`, `sensitivity`).
         constraints: of `rd` and `opq`: objects of `opq.constraints`, solved through cvxpy.
         sensitivities: of `rd` and `opq`: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
-        probe: of `rd` and `opq`: whether to measure sensitivities on synthetic inputs.
+        probe: of `rd` and `opq`: whether to measure sensitivities on synthetic inputs; "quick" as in `compress`.
         calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones.
         input_size: shape of one input without the batch dimension, where the model does not say; of a forward with
             several arguments, the shapes by their names.
@@ -288,11 +289,11 @@ def _problem(
     given = _given(options, roles, stats)
     known = bool(probed is not None and probed.sensitivity)
     found = dict.fromkeys(stats, 1.0) if known else _guessed(source, stats, options)
-    trellised = _trellised(roles, probed) if on_trellis else frozenset()
+    trellised = may_follow(roles, _is_transposed(probed)) if on_trellis else frozenset()
     with stage("curves"):
         problem = Problem.of(options, roles, stats=stats, sensitivities=found | given, trellised=trellised)
     with stage("compile"):
-        trellis.LOOPS.prepare(_numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
+        LOOPS.prepare(numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
     if probed is None:
         return problem, PlainCoder(source)
     coder = DataFreeCoder(source, probed, calibrated=options.calibration is not None)
@@ -305,7 +306,7 @@ def _plain(problem: Problem[Any], source: Source, *, on_trellis: bool) -> Proble
     return dataclasses.replace(
         problem,
         sensitivities=_guessed(source, stats, options) | _given(options, roles, stats),
-        trellised=_trellised(roles, None) if on_trellis else frozenset(),
+        trellised=may_follow(roles, _is_transposed(None)) if on_trellis else frozenset(),
     )
 
 
@@ -321,20 +322,8 @@ def _guessed(source: Source, stats: Mapping[str, Any], options: Options) -> dict
     return guessed(source, stats, options.budget) if options.weighs else dict.fromkeys(stats, 1.0)
 
 
-def _numpy_seconds(roles: Iterable[Role], trellised: frozenset[str], *, fed: bool) -> float:
-    """About how long the loops that can be compiled would take in numpy."""
-    seconds = 0.0
-    for role in roles:
-        shape, on_paths = role.spec.shape, role.name in trellised
-        if fed and role.action == "compress" and len(shape) > 1:
-            seconds += feedback.numpy_seconds(math.prod(shape[1:]), on_paths=on_paths)
-        elif on_paths:
-            seconds += trellis.numpy_seconds(math.prod(shape))
-    return seconds
-
-
-def _trellised(roles: Iterable[Role], probed: Probe | None) -> frozenset[str]:
-    """Matrices, but for those that feedback takes as (inputs, outputs): paths follow the outputs of one input."""
-    names = {role.name for role in roles if role.action == "compress" and len(role.spec.shape) >= 2}
-    layouts = {name: probed.moments.layout(name) for name in names} if probed is not None else {}
-    return frozenset(name for name in names if not ((layout := layouts.get(name)) and layout.transposed))
+def _is_transposed(probed: Probe | None) -> Callable[[str], bool]:
+    """Whether feedback takes a tensor as (inputs, outputs)."""
+    if probed is None:
+        return lambda name: False
+    return lambda name: bool((layout := probed.moments.layout(name)) and layout.transposed)

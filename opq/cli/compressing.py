@@ -78,10 +78,11 @@ def compress(
     path = output or Path(default_name(source))
     if output is not None and what_is(Path(source) / "model_index.json") == "a file":
         refused: dict[str, Any] = {"size": size, "keep": keep, "override": override, "input_size": input_size}
-        refused |= {"sparsity": sparsity, "trellis": trellis, "dry_run": dry_run, "dequantize": dequantize}
+        refused |= {"sparsity": sparsity, "dry_run": dry_run, "dequantize": dequantize}
         refused |= {"like": like, "base": base}
         few = () if code_bits is None else (opq.constraints.code_bits("*", max=code_bits),)
-        budget = {"bits": bits, "ratio": ratio, "constraints": few, "probe": probe, "seed": seed, "workers": workers}
+        budget = {"bits": bits, "ratio": ratio, "constraints": few, "probe": probe, "trellis": trellis, "seed": seed}
+        budget |= {"workers": workers}
         _compress_pipeline(source, output, {**refused, "method": None if method == "rd" else method}, budget, as_json)
         return
     streamed = output is not None and _streams(source, output)

@@ -17,6 +17,7 @@ Other folders use:
 - `shortfall`: why a file is smaller than its budget.
 - `unchanged`: tensors that an older file holds already.
 - `roles`: which tensors are compressed, kept or shared, and why.
+- `trellised`: which of them may be quantized on a trellis.
 """
 
 from __future__ import annotations
@@ -36,5 +37,6 @@ __all__ = [
     "result",
     "roles",
     "shortfall",
+    "trellised",
     "unchanged",
 ]

@@ -38,7 +38,7 @@ def wants_probe(source: Source, options: Options) -> bool:
     if not isinstance(options.how, DataFree):
         return False
     if options.probe is not None:
-        return options.probe
+        return bool(options.probe)
     return source.origin in LIVE or options.calibration is not None
 
 
@@ -84,6 +84,7 @@ def probe_source(source: Source, options: Options) -> Probe | None:
             example_inputs=options.example_inputs,
             calibration=options.calibration,
             hint=source.input_hint,
+            quick=options.probe == "quick",
             seed=options.seed,
             progress=lambda done, total: options.progress("probe", done, total),
         )

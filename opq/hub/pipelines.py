@@ -41,6 +41,7 @@ def compress_pipeline(
     ratio: float | None = None,
     constraints: Sequence[Constraint] = (),
     probe: bool | None = None,
+    trellis: bool | None = None,
     seed: int = 0,
     progress: Progress | bool | None = None,
     workers: int | None = None,
@@ -57,6 +58,7 @@ def compress_pipeline(
         constraints: constraints for each model, as for `opq.compress_folder`.
         probe: whether to measure sensitivities, as for `opq.compress_folder`; models whose class is one of diffusers
             are compressed from their weights alone.
+        trellis: as for `opq.compress_folder`.
         seed: the seed of the synthetic inputs.
         progress: a callback, or whether to draw a bar, as for `opq.compress_folder`.
         workers: the number of threads; by default one for each core.
@@ -83,6 +85,7 @@ def compress_pipeline(
             ratio=ratio,
             constraints=constraints,
             probe=probe,
+            trellis=trellis,
             seed=seed,
             progress=progress,
             workers=workers,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched
 from opq.models.outputs import counted, floating, weighing
 from opq.models.record import Record
+from opq.probing import robust
 from opq.probing.units import Units
 
 ACTIVATIONS = 0.75
@@ -106,12 +107,13 @@ def _sensitivity(
         sums = dict.fromkeys(parameters, 0.0)
         batch = batch.to(model)
         record, size = Record(model), at_once(model, batch, most)
+        of_tokens = robust.tables(model)
         for part in batch.parts(size):
             outputs = _outputs(model, part)
             units = units or _units(model, batch, part, outputs)
             felt = [(k, o) for k, o in enumerate(outputs) if o.requires_grad]
             v = [_noise(o, part.mask, units, k, generator) for k, o in felt]
-            squares = _squares([o for _, o in felt], v, list(parameters.values()))
+            squares = _squares([o for _, o in felt], v, list(parameters.values()), of_tokens)
             record.restore()
             for key, square in zip(parameters, squares, strict=True):
                 sums[key] += square / total
@@ -189,11 +191,18 @@ def _noise(
 
 
 def _squares(
-    outputs: Sequence[torch.Tensor], v: Sequence[torch.Tensor], parameters: Sequence[nn.Parameter]
+    outputs: Sequence[torch.Tensor],
+    v: Sequence[torch.Tensor],
+    parameters: Sequence[nn.Parameter],
+    of_tokens: Collection[int],
 ) -> list[float]:
-    """Means over each parameter of `(d v'f / d w)^2`."""
+    """Means over each parameter of `(d v'f / d w)^2`; of a table of embeddings so that no token decides them."""
     gradients = torch.autograd.grad(outputs, parameters, v, allow_unused=True)
-    return [0.0 if g is None else _mean_square(g) for g in gradients]
+    kept = [
+        robust.kept(g) if id(p) in of_tokens and g is not None else 1.0
+        for g, p in zip(gradients, parameters, strict=True)
+    ]
+    return [0.0 if g is None else part * _mean_square(g) for g, part in zip(gradients, kept, strict=True)]
 
 
 def _mean_square(gradient: torch.Tensor) -> float:

@@ -46,16 +46,21 @@ class Layer:
 def layers(model: nn.Module, *, widest: int = WIDEST) -> dict[str, Layer]:
     """The layers that error feedback supports, by weight name; a moment has at most `widest` coordinates.
 
-    Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Hugging Face's Conv1D, the input projection of MultiheadAttention.
+    Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Hugging Face's Conv1D, the input projection of MultiheadAttention. A
+    weight with several names has the first of them, as in files: a head that is tied to the table of embeddings has
+    the table's.
     """
     found: dict[str, Layer] = {}
+    names: dict[int, str] = {}
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(weight), name)
     for name, module in model.named_modules():
         for weight_name, weight in module.named_parameters(recurse=False):
             layout = _layout(module, weight_name)
             if layout is not None:
                 blocks = widths(int(layout.matrix(weight).shape[-1]), widest)
                 layer = Layer(name, module, layout, weight_name, tuple(blocks))
-                found[f"{name}.{weight_name}" if name else weight_name] = layer
+                found.setdefault(names[id(weight)], layer)
     return found
 
 

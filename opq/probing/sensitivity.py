@@ -25,7 +25,7 @@ from opq.models.divided import gathered
 from opq.models.observe import batch_statistics, untouched
 from opq.models.outputs import counted, weighing
 from opq.models.wrappers import unwrapped
-from opq.probing import evidence, finite
+from opq.probing import evidence, finite, texts
 from opq.probing.gradients import NotFiniteError, SampleProgress, at_once, differentiable, sensitivity
 from opq.probing.inputs import synthetic
 from opq.probing.moments import Moments
@@ -113,6 +113,7 @@ def probe(
     example_inputs: Any = None,
     calibration: Iterable[Any] | None = None,
     hint: InputHint | None = None,
+    quick: bool = False,
     samples: int | None = None,
     seed: int = 0,
     micro_batch: int = 16,
@@ -129,6 +130,7 @@ def probe(
         example_inputs: anything the forward takes, to be imitated in shape and kind.
         calibration: batches of real inputs to use instead of synthetic ones.
         hint: what the source knows about the inputs (`Source.input_hint`).
+        quick: random tokens for a language model, not texts that it writes itself: for that it runs once a token.
         samples: inputs in all; by default 64 synthetic ones, and up to 512 of `calibration`.
         seed: the same seed gives the same probe.
         micro_batch: the most samples that are run at one time.
@@ -162,6 +164,8 @@ def probe(
                 samples=samples or SAMPLES,
                 seed=seed,
             )
+        if not (quick or example_inputs is not None or input_size is not None):
+            batch = texts.written(model, batch, seed=seed)
     with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
         measured = functools.partial(_measured, model, (micro_batch, memory), calibration is None, seed, told)
         try:

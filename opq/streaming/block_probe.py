@@ -130,6 +130,16 @@ class Carried:
                 found[names[name]] = shared.setdefault(same, Inputs(pieces, layout))
         return found
 
+    @property
+    def transposed(self) -> frozenset[str]:
+        """The matrices that are stored as (inputs, outputs), by the source's names."""
+        return frozenset(
+            self.blocks.named(k)[name]
+            for k, block in enumerate(self.blocks.blocks)
+            for name, layer in layers(block).items()
+            if layer.layout.transposed
+        )
+
     # --- sweeps ------------------------------------------------------------------------------
 
     def _mine(self, parts: Iterable[int]) -> list[int]:

@@ -13,8 +13,10 @@ from opq.compression.options import Options
 from opq.compression.prior import guessed
 from opq.compression.problem import Problem
 from opq.compression.roles import Role, assign
+from opq.compression.trellised import may_follow, numpy_seconds
 from opq.errors import PatternError
 from opq.probing.sensitivity import weights
+from opq.quantizing.trellis import LOOPS
 from opq.sources.base import Source
 from opq.streaming.block_probe import Carried
 from opq.streaming.measure import Measure, measure, packed, scale_square, scales_of, ties, unpacked
@@ -30,6 +32,9 @@ def prepared(task: Task) -> tuple[Task, Problem[Measure]]:
         task = dataclasses.replace(task, source=tied(task.source, same))
         roles = roles_of(task.source, task.options)
     found = {r.name: found[r.name] for r in roles if r.action == "compress"}
+    is_transposed = (task.carried.transposed if task.carried else frozenset()).__contains__
+    trellised = may_follow(roles, is_transposed) if task.options.trellis else frozenset()
+    LOOPS.prepare(numpy_seconds(roles, trellised, fed=task.carried is not None), task.options.progress)
     with task.clock("solve"):
         return task, Problem(
             options=task.options,
@@ -37,6 +42,7 @@ def prepared(task: Task) -> tuple[Task, Problem[Measure]]:
             stats=found,
             sensitivities=sensitivities(task, roles, found),
             curves={name: one.curve for name, one in found.items()},
+            trellised=trellised,
         )
 
 

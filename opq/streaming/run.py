@@ -69,6 +69,7 @@ def compress_folder(
     sensitivities: Mapping[str, float] | None = None,
     probe: bool | None = None,
     alpha: float | None = None,
+    trellis: bool | None = None,
     seed: int = 0,
     dequantize: bool = False,
     trust_remote_code: bool = False,
@@ -89,7 +90,7 @@ def compress_folder(
         bits: budget as 8 x bytes of all files / elements of the floating-point tensors.
         ratio: budget as bytes of the source's tensors / bytes of all files.
         size: budget in bytes of all files, a number or a text such as `"2GB"`. Exactly one of the three.
-        method: `"rd"` or `"opq"`, or an object of `opq.methods` that is one of them, without a trellis or a sparsity.
+        method: `"rd"` or `"opq"`, or an object of `opq.methods` that is one of them, without a sparsity.
         overrides: glob pattern -> `"keep"`, `"compress"` or numbers (`bits`, `min_bits`, `max_bits`, `sensitivity`).
         constraints: objects of `opq.constraints`, solved through cvxpy.
         sensitivities: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
@@ -98,6 +99,8 @@ def compress_folder(
             was done. True: sensitivities are measured on the whole model, which must fit in memory, if it cannot be
             run in blocks. False: no probe. docs/scaling.md has the details.
         alpha: exponent of the probe's sensitivities, 0 to 1; by default 1.
+        trellis: of `rd`: whether tensors that get 1.5 bits per weight or more are quantized on a trellis, as in
+            `opq.compress`; by default they are, unless there are `constraints=`.
         seed: of the synthetic inputs; the same seed gives the same bytes.
         dequantize: for a checkpoint that is quantized already: whether to decode its weights and compress these;
             otherwise its codes, scales and zero points are kept as they are.
@@ -188,7 +191,7 @@ def _streamed(task: Task) -> Streamed:
     """Runs the stages of a task."""
     task, problem = prepared(task)
     target = Target.of(task, problem.stats)
-    task.team.once(lambda: check_room(task, target))
+    task.team.once(lambda: check_room(task, target, (stats.size for stats in problem.stats.values())))
     written = Rounds(task, problem, target, History.of(task.work, task.team)).run()
     task.team.once(lambda: finish(task, target))
     return Streamed(

@@ -191,6 +191,8 @@ def test_codes_are_those_of_feedback_on_the_whole_matrix(case: tuple[Any, Path],
                 assert tensor.rate < 1 or (codes != quantize(w, tensor).numpy()).mean() > 0.02
             else:
                 assert np.array_equal(codes, quantize(w, tensor).numpy())
+            transposed = tensor.name in moments and moments[tensor.name].layout.transposed
+            assert tensor.codebook == ("grid" if transposed or tensor.rate < 1.3 else "trellis")
     assert fed in (14, 8)
     assert differing < 0.01 * weights
 
