@@ -155,17 +155,15 @@ def probe(
     if calibration is not None:
         batch = gathered(model, calibration, samples or REAL_SAMPLES)
     else:
-        with ordinary_arithmetic():
-            batch = synthetic(
-                model,
-                input_size=input_size,
-                example_inputs=example_inputs,
-                hint=hint,
-                samples=samples or SAMPLES,
-                seed=seed,
-            )
-        if not (quick or example_inputs is not None or input_size is not None):
-            batch = texts.written(model, batch, seed=seed)
+        batch = made_up(
+            model,
+            input_size=input_size,
+            example_inputs=example_inputs,
+            hint=hint,
+            quick=quick,
+            samples=samples or SAMPLES,
+            seed=seed,
+        )
     with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
         measured = functools.partial(_measured, model, (micro_batch, memory), calibration is None, seed, told)
         try:
@@ -176,6 +174,25 @@ def probe(
     damping = DAMPING if calibration is None else DAMPING_REAL
     moments = Moments(model, batch, micro_batch=micro_batch, memory=memory, damping=damping)
     return Probe(model, felt, moments, batch, micro_batch)
+
+
+def made_up(
+    model: nn.Module,
+    *,
+    input_size: Sequence[int] | Mapping[str, Sequence[int]] | None,
+    example_inputs: Any,
+    hint: InputHint | None,
+    quick: bool,
+    samples: int,
+    seed: int,
+) -> Batch:
+    """Synthetic inputs of a model, texts that it writes itself where it writes any; options as of `probe`."""
+    with ordinary_arithmetic():
+        batch = synthetic(
+            model, input_size=input_size, example_inputs=example_inputs, hint=hint, samples=samples, seed=seed
+        )
+    told = quick or example_inputs is not None or input_size is not None
+    return batch if told else texts.written(model, batch, seed=seed)
 
 
 def _measured(
