@@ -27,8 +27,8 @@ from opq.models.batch import Batch
 from opq.models.observe import untouched
 from opq.models.outputs import counted, weighing
 from opq.plan import as_stored
-from opq.probing.inputs import synthetic
 from opq.probing.renorm import known
+from opq.probing.sensitivity import made_up
 from opq.probing.units import error_of
 from opq.sources.base import Source
 
@@ -69,14 +69,16 @@ def _inputs(coder: DataFreeCoder, options: Options) -> Batch:
     model = coder.probe.model
     if coder.calibrated:
         return next(coder.probe.batch.to(model).parts(SAMPLES))
-    return synthetic(
+    batch, _ = made_up(
         model,
         input_size=options.input_size,
         example_inputs=options.example_inputs,
         hint=coder.source.input_hint,
+        quick=options.probe == "quick",
         samples=SAMPLES,
         seed=options.seed + OTHER,
-    ).to(model)
+    )
+    return batch.to(model)
 
 
 @torch.no_grad()

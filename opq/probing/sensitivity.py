@@ -143,7 +143,7 @@ def probe(
             after two seconds, on a terminal or in a notebook only.
 
     Raises:
-        ProbeError: the forward cannot be run, or gives nothing that can be differentiated.
+        ProbeError: the forward cannot be run. One without gradients gives no sensitivities, and a `ProbeWarning`.
         AttachError: the compression module is attached to the model.
 
     Example:
@@ -156,23 +156,20 @@ def probe(
     """
     model = unwrapped(model)
     check_detached(model)
-    words = False
-    if calibration is not None:
-        batch = gathered(model, calibration, samples or REAL_SAMPLES)
-    else:
-        with ordinary_arithmetic():
-            batch = synthetic(
+    with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
+        if calibration is not None:
+            batch, words = gathered(model, calibration, samples or REAL_SAMPLES), False
+        else:
+            batch, words = made_up(
                 model,
                 input_size=input_size,
                 example_inputs=example_inputs,
                 hint=hint,
+                quick=quick,
                 samples=samples or SAMPLES,
                 seed=seed,
+                see=functools.partial(told, "texts"),
             )
-    with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
-        if not (quick or any(given is not None for given in (calibration, example_inputs, input_size))):
-            batch, random = texts.written(model, batch, seed=seed, see=functools.partial(told, "texts")), batch
-            words = batch is not random
         measured = functools.partial(_measured, model, (micro_batch, memory), calibration is None, seed, told)
         try:
             batch, felt = measured(batch)
@@ -182,6 +179,28 @@ def probe(
     damping = DAMPING if calibration is None else DAMPING_REAL
     moments = Moments(model, batch, micro_batch=micro_batch, memory=memory, damping=damping)
     return Probe(model, felt, moments, batch, micro_batch, words)
+
+
+def made_up(
+    model: nn.Module,
+    *,
+    input_size: Sequence[int] | Mapping[str, Sequence[int]] | None,
+    example_inputs: Any,
+    hint: InputHint | None,
+    quick: bool,
+    samples: int,
+    seed: int,
+    see: texts.Seen | None = None,
+) -> tuple[Batch, bool]:
+    """Synthetic inputs of a model, and whether they are texts that it has written itself; options as of `probe`."""
+    with ordinary_arithmetic():
+        batch = synthetic(
+            model, input_size=input_size, example_inputs=example_inputs, hint=hint, samples=samples, seed=seed
+        )
+    if quick or example_inputs is not None or input_size is not None:
+        return batch, False
+    written = texts.written(model, batch, seed=seed, see=see)
+    return written, written is not batch
 
 
 def _measured(

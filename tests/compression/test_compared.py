@@ -62,6 +62,13 @@ def test_a_probe_that_makes_outputs_worse_is_left_out(monkeypatch: pytest.Monkey
     assert off(model, probed) > 10 * off(model, without)
 
 
+def test_an_older_file_of_the_weights_alone_is_taken_over(tmp_path: Path) -> None:
+    path, model = tmp_path / "m.opq.safetensors", Two()
+    old = opq.compress(model, bits=6)
+    old.save(path)
+    assert b"".join(opq.compress(model, like=path).packed.parts) == b"".join(old.packed.parts)
+
+
 def test_the_file_says_that_it_rests_on_the_weights(tmp_path: Path) -> None:
     path = tmp_path / "m.opq.safetensors"
     opq.compress(Two(), bits=6).save(path)
@@ -80,8 +87,8 @@ def test_a_probe_that_helps_is_kept_and_changes_no_byte(monkeypatch: pytest.Monk
 
 
 def test_differences_are_compared_as_the_weights_that_they_make(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = nn.Sequential(nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 20))
     torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 20))
     model, seen = copy.deepcopy(base), list[tuple[float, float]]()
     with torch.no_grad():
         for p in model.parameters():
@@ -94,7 +101,7 @@ def test_differences_are_compared_as_the_weights_that_they_make(monkeypatch: pyt
 
     monkeypatch.setattr(compared, "_errors", errors)
     opq.compress(model, bits=4, base=base)
-    assert max(seen[0]) < 1e-3, "as weights, differences would give nothing like the outputs"
+    assert max(seen[0]) < 0.02, "as weights, differences would give nothing like the outputs"
 
 
 def test_outputs_that_cannot_be_compared_keep_the_probe() -> None:
