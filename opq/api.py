@@ -6,7 +6,6 @@ source -> roles -> statistics -> [probe] -> Problem -> Plan -> codes -> file in 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -20,23 +19,26 @@ from opq.base.progress import Progress
 from opq.base.stages import stage, timed
 from opq.compression.alpha import weighed
 from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, basis_of, probe_source, wants_probe
+from opq.compression.compared import harmful
 from opq.compression.copies import without_copies
 from opq.compression.differences import Differences
 from opq.compression.fit import Fit
 from opq.compression.options import Options
-from opq.compression.prior import Means, prior
+from opq.compression.prior import guessed
 from opq.compression.problem import Problem, gather
 from opq.compression.result import Result
 from opq.compression.roles import Override, Role, assign
+from opq.compression.trellised import may_follow, numpy_seconds
 from opq.compression.unchanged import Unchanged
 from opq.constraints import Constraint
 from opq.file.base import open_base
+from opq.file.basis import WEIGHTS
 from opq.file.folder_reader import open_reader
 from opq.methods.calling import asked
 from opq.methods.options import Settings
 from opq.plan import Plan
 from opq.probing.sensitivity import Probe
-from opq.quantizing import feedback, trellis
+from opq.quantizing.trellis import LOOPS
 from opq.sources import SourceLike, open_source
 from opq.sources.base import Source
 from opq.training.loop import Batches
@@ -56,7 +58,7 @@ def compress(
     overrides: Mapping[str, Override] | None = None,
     constraints: Sequence[Constraint] = (),
     sensitivities: Mapping[str, float] | None = None,
-    probe: bool | None = None,
+    probe: bool | Literal["quick"] | None = None,
     calibration: Iterable[Any] | None = None,
     input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
@@ -90,7 +92,8 @@ def compress(
         constraints: of `rd` and `opq`: objects of `opq.constraints`, solved through cvxpy.
         sensitivities: of `rd` and `opq`: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
         probe: of `rd` and `opq`: measure sensitivities on synthetic inputs, feed quantization errors back and
-            re-normalise BatchNorm. By default where the source has a model that can be run.
+            re-normalise BatchNorm. By default where the source has a model that can be run. "quick": a language model
+            is shown random tokens, not texts that it writes itself.
         calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones.
         input_size: shape of one input without the batch dimension, where the model does not say; of a forward with
             several arguments, the shapes by their names.
@@ -136,9 +139,13 @@ def compress(
             stats = gather(opened, roles, options.progress)
             probed = probe_source(opened, options)
             problem, coder = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis)
-            problem, unchanged = _unchanged(problem, opened, coder)
-            result = Fit(opened, problem, coder, options.progress, unchanged).run()
-            basis = basis_of(opened, options, probed)
+            made = _fit(problem, opened, coder).run()
+            if isinstance(coder, DataFreeCoder):
+                plain = _plain(problem, opened, on_trellis=options.trellis)
+                if harmful(coder, made, plain):
+                    coder = PlainCoder(opened, WEIGHTS)
+                    made = _fit(plain, opened, coder).run()
+            result, basis = made.result, basis_of(opened, options, coder.note)
     plan = result.plan.replace(basis=basis)
     return dataclasses.replace(result, plan=plan, seconds=seconds, left_out=opened.ignored, inputs=opened.inputs)
 
@@ -154,7 +161,7 @@ def solve(
     overrides: Mapping[str, Override] | None = None,
     constraints: Sequence[Constraint] = (),
     sensitivities: Mapping[str, float] | None = None,
-    probe: bool | None = None,
+    probe: bool | Literal["quick"] | None = None,
     calibration: Iterable[Any] | None = None,
     input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
@@ -174,7 +181,7 @@ def solve(
 ) -> Plan:
     """Decides only: the Plan that `compress` with the same options would apply. Nothing is touched.
 
-    The size of the file is predicted from the rates; `compress` measures it.
+    The size of the file is predicted from the rates; `compress` measures it. That the probe helps is not checked here.
 
     Args:
         source: as of `compress`, and so is all that follows.
@@ -186,7 +193,7 @@ def solve(
         overrides: glob pattern -> `"keep"`, `"compress"` or numbers (`bits`, `min_bits`, `max_bits`, `sensitivity`).
         constraints: of `rd` and `opq`: objects of `opq.constraints`, solved through cvxpy.
         sensitivities: of `rd` and `opq`: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
-        probe: of `rd` and `opq`: whether to measure sensitivities on synthetic inputs.
+        probe: of `rd` and `opq`: whether to measure sensitivities on synthetic inputs; "quick" as in `compress`.
         calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones.
         input_size: shape of one input without the batch dimension, where the model does not say; of a forward with
             several arguments, the shapes by their names.
@@ -223,9 +230,8 @@ def solve(
         stats = gather(opened, roles, options.progress)
         probed = probe_source(opened, options)
         problem, coder = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis_asked)
-        problem, unchanged = _unchanged(problem, opened, coder)
-        plan = Fit(opened, problem, PlainCoder(opened), options.progress, unchanged).decide()
-        return plan.replace(basis=basis_of(opened, options, probed, coded=False))
+        plan = _fit(problem, opened, coder).decide()
+        return plan.replace(basis=basis_of(opened, options, coder.note, coded=False))
 
 
 def _budgeted(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -236,6 +242,12 @@ def _budgeted(given: Mapping[str, Any]) -> Mapping[str, Any]:
     with open_reader(like) as old:
         budget = old.plan.budget
     return given if budget is None else {**given, budget.kind: budget.value}
+
+
+def _fit(problem: Problem[Any], source: Source, coder: Coder) -> Fit:
+    """What finds the plan of a problem, with what is taken over from an older file."""
+    problem, unchanged = _unchanged(problem, source, coder)
+    return Fit(source, problem, coder, problem.options.progress, unchanged)
 
 
 def _unchanged(problem: Problem[Any], source: Source, coder: Coder) -> tuple[Problem[Any], Unchanged]:
@@ -274,41 +286,44 @@ def _problem(
     on_trellis: bool,
 ) -> tuple[Problem[Any], Coder]:
     """The allocation problem and what makes codes of its plans."""
-    given = {} if options.sensitivities is None else dict.fromkeys(stats, 1.0) | dict(options.sensitivities)
-    guessed = _guessed(source, stats, options) if probed is None and options.weighs else dict.fromkeys(stats, 1.0)
-    given |= {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
-    trellised = _trellised(roles, probed) if on_trellis else frozenset()
+    given = _given(options, roles, stats)
+    known = bool(probed is not None and probed.sensitivity)
+    found = dict.fromkeys(stats, 1.0) if known else _guessed(source, stats, options)
+    trellised = may_follow(roles, _is_transposed(probed)) if on_trellis else frozenset()
     with stage("curves"):
-        problem = Problem.of(options, roles, stats=stats, sensitivities=guessed | given, trellised=trellised)
+        problem = Problem.of(options, roles, stats=stats, sensitivities=found | given, trellised=trellised)
     with stage("compile"):
-        trellis.LOOPS.prepare(_numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
+        LOOPS.prepare(numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
     if probed is None:
         return problem, PlainCoder(source)
     coder = DataFreeCoder(source, probed, calibrated=options.calibration is not None)
-    return weighed(coder, problem, given)
+    return weighed(coder, problem, given) if known else (problem, coder)
+
+
+def _plain(problem: Problem[Any], source: Source, *, on_trellis: bool) -> Problem[Any]:
+    """The same problem without what a probe tells."""
+    options, roles, stats = problem.options, problem.roles, problem.stats
+    return dataclasses.replace(
+        problem,
+        sensitivities=_guessed(source, stats, options) | _given(options, roles, stats),
+        trellised=may_follow(roles, _is_transposed(None)) if on_trellis else frozenset(),
+    )
+
+
+def _given(options: Options, roles: Iterable[Role], stats: Iterable[str]) -> dict[str, float]:
+    """The sensitivities that the user gives; all of them where `sensitivities=` does."""
+    given = {} if options.sensitivities is None else dict.fromkeys(stats, 1.0) | dict(options.sensitivities)
+    named = {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
+    return given | named
 
 
 def _guessed(source: Source, stats: Mapping[str, Any], options: Options) -> dict[str, float]:
-    """Sensitivities from the weights alone: those of the network itself, also if differences are compressed."""
-    if not isinstance(source, Differences):
-        return prior(source, stats, options.budget)
-    return prior(source.whole, {name: Means.of(source.whole.tensor(name)) for name in stats})
+    """Sensitivities from the weights alone, or 1."""
+    return guessed(source, stats, options.budget) if options.weighs else dict.fromkeys(stats, 1.0)
 
 
-def _numpy_seconds(roles: Iterable[Role], trellised: frozenset[str], *, fed: bool) -> float:
-    """About how long the loops that can be compiled would take in numpy."""
-    seconds = 0.0
-    for role in roles:
-        shape, on_paths = role.spec.shape, role.name in trellised
-        if fed and role.action == "compress" and len(shape) > 1:
-            seconds += feedback.numpy_seconds(math.prod(shape[1:]), on_paths=on_paths)
-        elif on_paths:
-            seconds += trellis.numpy_seconds(math.prod(shape))
-    return seconds
-
-
-def _trellised(roles: Iterable[Role], probed: Probe | None) -> frozenset[str]:
-    """Matrices, but for those that feedback takes as (inputs, outputs): paths follow the outputs of one input."""
-    names = {role.name for role in roles if role.action == "compress" and len(role.spec.shape) >= 2}
-    layouts = {name: probed.moments.layout(name) for name in names} if probed is not None else {}
-    return frozenset(name for name in names if not ((layout := layouts.get(name)) and layout.transposed))
+def _is_transposed(probed: Probe | None) -> Callable[[str], bool]:
+    """Whether feedback takes a tensor as (inputs, outputs)."""
+    if probed is None:
+        return lambda name: False
+    return lambda name: bool((layout := probed.moments.layout(name)) and layout.transposed)

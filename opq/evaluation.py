@@ -1,4 +1,4 @@
-"""Accuracy of an image classifier on a folder of classes or a data set in one file: what `opq evaluate` prints."""
+"""The accuracy of an image classifier on labelled images, from a folder or a file: what `opq evaluate` prints."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from opq.sources.base import InputHint
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _MARGIN = 256 / 224
-"""Short side / side of the central crop, for photographs: the usual evaluation on ImageNet."""
+"""Short side of a scaled photograph / side of its central crop: the usual evaluation on ImageNet."""
 _PHOTOGRAPH = 64
-"""The smallest input that is a central crop; images for smaller inputs are scaled as a whole. A choice: data sets of
-smaller images (CIFAR, MNIST) are not cropped."""
+"""The smallest input in pixels for which images are scaled larger and cropped; for smaller inputs they are only scaled.
+A choice: data sets of smaller images (CIFAR, MNIST) are not cropped."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,11 +34,13 @@ class Score:
     """The accuracy of a model on a set of images."""
 
     images: int
+    """The number of images."""
     top1: float
     """The fraction of images, 0 to 1, whose label has the highest score."""
     top5: float
     """The fraction of images, 0 to 1, whose label is among the five highest scores."""
     seconds: float
+    """How long the evaluation took."""
 
     def __repr__(self) -> str:
         return f"<Score top-1 {self.top1:.2%}, top-5 {self.top5:.2%} of {counted(self.images, 'image')}>"
@@ -100,12 +102,14 @@ def evaluate(
     batch: int = 32,
     progress: Progress | bool | None = None,
 ) -> Score:
-    """The accuracy of a classifier, in inference mode.
+    """The accuracy of a classifier, which is run in inference mode and left as it was.
 
     Args:
-        hint: describes the model's input, to which images are scaled, cropped and normalised.
+        model: takes images (N, C, H, W), float32, and gives scores (N, classes).
+        images: the labelled images.
+        hint: describes the model's input: images are scaled, cropped and normalised accordingly.
         classes: the model's class names in order, if they follow neither from the model nor from the folders' names.
-        batch: images at a time.
+        batch: how many images are run at one time.
         progress: called with (stage, images done, images in all); True for a bar, False for none. By default a bar
             appears after two seconds, on a terminal or in a notebook only.
 
@@ -133,7 +137,11 @@ def evaluate(
 
 
 def read_classes(path: str | os.PathLike[str]) -> list[str]:
-    """Class names in order, one on each line."""
+    """Reads class names in order, one on each line.
+
+    Raises:
+        DataError: the file cannot be read as text.
+    """
     try:
         return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -236,7 +244,7 @@ def _cropped(image: Any, wanted: tuple[int, int, int]) -> Any:
 
 
 def _scores(output: Any) -> Tensor:
-    """The scores, N x classes, in the output of a classifier."""
+    """The scores (N, classes) in the output of a classifier."""
     scores = getattr(output, "logits", output)
     scores = scores[0] if isinstance(scores, (tuple, list)) else scores
     if not isinstance(scores, Tensor) or scores.dim() != 2:
@@ -259,7 +267,11 @@ def _labels(images: ImageSet, model: nn.Module, outputs: int, classes: Sequence[
 
 
 def _class_index(names: list[str], model: nn.Module, outputs: int, classes: Sequence[str] | None) -> dict[str, int]:
-    """Folder name -> output: by the given names, the model's own, numbers, or the order of the alphabet."""
+    """Folder name -> index of the output.
+
+    The index comes from the given class names, or else the model's own; from the folder's name if that is a number; or
+    from the alphabetical order, if there are as many folders as outputs.
+    """
     known = {name: k for k, name in enumerate(classes or ())} or _own_labels(model)
     if known:
         strange = [name for name in names if name not in known]

@@ -38,7 +38,7 @@ def wants_probe(source: Source, options: Options) -> bool:
     if not isinstance(options.how, DataFree):
         return False
     if options.probe is not None:
-        return options.probe
+        return bool(options.probe)
     return source.origin in LIVE or options.calibration is not None
 
 
@@ -46,16 +46,16 @@ NAMED = ("timm", "torchvision", "hf")
 """Origins for which the user has given a name that means the model, not only its weights."""
 
 
-def basis_of(source: Source, options: Options, probed: Probe | None, *, coded: bool = True) -> str:
+def basis_of(source: Source, options: Options, note: str, *, coded: bool = True) -> str:
     """What a compression is based on, in words for the report.
 
     Args:
+        note: what its file says.
         coded: whether codes are made, not only a plan.
     """
-    if probed is not None and not coded:
+    if note and not coded:
         return SYNTHETIC if options.calibration is None else REAL
-    if probed is not None:
-        note = noted(calibrated=options.calibration is not None, renormalised=bool(source.batchnorms))
+    if note:
         return NOTES[note]
     if options.probe is False:
         why = "no probe was asked for"
@@ -84,6 +84,7 @@ def probe_source(source: Source, options: Options) -> Probe | None:
             example_inputs=options.example_inputs,
             calibration=options.calibration,
             hint=source.input_hint,
+            quick=options.probe == "quick",
             seed=options.seed,
             progress=lambda done, total: options.progress("probe", done, total),
         )
@@ -121,7 +122,11 @@ class DataFreeCoder:
     @property
     def note(self) -> str:
         """What the file says that it rests on."""
-        return noted(calibrated=self.calibrated, renormalised=self.renormalises and bool(self.source.batchnorms))
+        return noted(
+            calibrated=self.calibrated,
+            renormalised=self.renormalises and bool(self.source.batchnorms),
+            felt=bool(self.probe.sensitivity),
+        )
 
     def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
         """Codes of tensors: by feedback if the layer's input moments are known, otherwise by plain rounding."""
@@ -180,7 +185,7 @@ class PlainCoder:
     """Every weight is rounded by itself, and no other tensor changes."""
 
     source: Source
-    note = ""
+    note: str = ""
 
     def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
         weights = ((tensor, self.source.tensor(tensor.name)) for tensor in tensors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from opq.base.progress import Progress, silent
 from opq.compression.method import DataFree, Method, Opq, RateDistortion
@@ -48,6 +48,10 @@ class Options:
         if self.like is not None and self.sparsity is not None:
             raise OptionError("like= does not go with sparsity=", wanted="a budget of the file")
 
+        if self.like is not None and isinstance(self.how, DataFree) and self.how.constraints:
+            remedy = "Leave one of them out: plans of unchanged tensors are the old file's."
+            raise OptionError("like= does not go with constraints=", remedy=remedy)
+
     @property
     def budget(self) -> Budget | None:
         """The budget of the file; None if the method's own options determine its size."""
@@ -75,7 +79,7 @@ class Options:
         return self.data_free.sensitivities
 
     @property
-    def probe(self) -> bool | None:
+    def probe(self) -> bool | Literal["quick"] | None:
         return self.data_free.probe
 
     @property

@@ -202,6 +202,14 @@ class Problem(Generic[S]):
             residual=allocation.residual,
         )
 
+    def plain(self, tensor: TensorPlan) -> TensorPlan:
+        """The plan of a tensor, with the plain grid of the same error in place of a trellis."""
+        if tensor.codebook != "trellis":
+            return tensor
+        point = self.curves[tensor.name].at_rate(tensor.rate + trellis.SAVED)
+        grid: dict[str, Any] = on_grid(point, self.stats[tensor.name].max_abs)
+        return dataclasses.replace(tensor, codebook="grid", **grid)
+
     def _tensor(self, role: Role, point: Point | None) -> TensorPlan:
         if role.name in self.fixed:
             return self.fixed[role.name]

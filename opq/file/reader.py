@@ -55,7 +55,7 @@ class Reader:
 
     Raises:
         MissingFileError: there is no such file, or it cannot be opened.
-        WrongBaseError: `base` is another network.
+        WrongBaseError: `base` is another network, or the file has none.
         ForeignFileError: the file is not an opq file.
         NewerFormatError: it was written in a later version of the format.
         TruncatedFileError: it is shorter than its header says.
@@ -88,6 +88,8 @@ class Reader:
         self._spans = self._laid_out(entries, begin, start)
         self._limit(max_expansion)
         self.plan = self.plan.replace(basis=basis.sentence(basis.note_of(self._data), self.plan.method))
+        if self.base is None and base is not None:
+            raise WrongBaseError(f"{label} has no base", got="base=", remedy="Leave base= out.")
         self._base = None if self.base is None or base is None else open_base(base)
         if self.base is not None and self._base is not None:
             self._base.check(self.base, label)

@@ -17,7 +17,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from opq.base.arrays import Floats32
+from opq.base.arrays import Floats32, Reals
 from opq.errors import OptionError
 from opq.plan import TensorPlan
 from opq.quantizing import trellis
@@ -36,7 +36,13 @@ def numpy_seconds(coordinates: int, *, on_paths: bool) -> float:
 
 
 def feedback(
-    w: torch.Tensor, plan: TensorPlan, moment: Moment, *, leaf: int = LEAF, rows_at_once: int = ROWS_AT_ONCE
+    w: torch.Tensor,
+    plan: TensorPlan,
+    moment: Moment,
+    *,
+    leaf: int = LEAF,
+    rows_at_once: int = ROWS_AT_ONCE,
+    bits: Reals | None = None,
 ) -> torch.Tensor:
     """The codes of `w` on the plan's grid with error feedback: int16, same shape, on the CPU.
 
@@ -45,8 +51,9 @@ def feedback(
         moment: the second moment of the layer's inputs.
         leaf: coordinates at which halving stops.
         rows_at_once: rows of the matrix that are swept together; on a trellis a multiple of a path's rows.
+        bits: on a trellis, what each `k` costs (`trellis.costs`), where `w` is only a part of the weights.
     """
-    return sweep(w, [plan], moment, leaf=leaf, rows_at_once=rows_at_once)[0]
+    return sweep(w, [plan], moment, leaf=leaf, rows_at_once=rows_at_once, bits=bits)[0]
 
 
 @torch.no_grad()
@@ -57,6 +64,7 @@ def sweep(
     *,
     leaf: int = LEAF,
     rows_at_once: int = ROWS_AT_ONCE,
+    bits: Reals | None = None,
 ) -> list[torch.Tensor]:
     """`feedback` on the grids of several plans in one pass, which costs little more than for one plan.
 
@@ -70,7 +78,7 @@ def sweep(
         raise OptionError(f"tensor {plans[0].name!r}: paths down its inputs", got="a trellis", wanted="a grid")
     matrix = moment.layout.matrix(w.detach().float().cpu())
     groups, rows, width = matrix.shape
-    grid = _Paths.of(matrix, plans[0]) if on_paths else _Grid.of(plans)
+    grid = _Paths.of(matrix, plans[0], bits) if on_paths else _Grid.of(plans)
     at_once = rows if on_paths and groups > 1 else rows_at_once
     codes = torch.empty((len(plans), groups, rows, width), dtype=torch.int16)
     start = 0
@@ -177,9 +185,9 @@ class _Paths:
     """What each `k` costs, see `trellis.nearest`."""
 
     @classmethod
-    def of(cls, matrix: torch.Tensor, plan: TensorPlan) -> _Paths:
+    def of(cls, matrix: torch.Tensor, plan: TensorPlan, bits: Reals | None) -> _Paths:
         step = np.float32(plan.step)
-        return cls(step, trellis.costs(matrix.numpy() / step))
+        return cls(step, trellis.costs(matrix.numpy() / step) if bits is None else bits)
 
     def codes(self, x: Floats32) -> Floats32:
         """The codes of `x` (groups, 1, rows), as floats; paths run down the rows of all groups, as in the weight."""

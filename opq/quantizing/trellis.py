@@ -21,13 +21,14 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+from collections.abc import Iterable
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from opq.base import compiled
-from opq.base.arrays import Codes, Reals
+from opq.base.arrays import Codes, Ints, Reals
 from opq.base.format_v1 import FROM_PARITY, FROM_SHIFT, LARGEST_PATH, RUN, STATES
 from opq.errors import CorruptFileError, MismatchError
 
@@ -110,8 +111,7 @@ def numbers(k: Codes, out: Codes | None = None) -> Codes:
     Raises:
         CorruptFileError: the `n` of a `k` does not fit 16 bits.
     """
-    if k.size and not -LARGEST_PATH <= int(k.min()) <= int(k.max()) <= LARGEST_PATH:
-        raise CorruptFileError("a path beyond 16 bits", got=(int(k.min()), int(k.max())), wanted=f"+-{LARGEST_PATH}")
+    _check_size(k)
     out = np.empty(k.shape, k.dtype) if out is None else out
     if out is not k:
         out[...] = k
@@ -122,6 +122,36 @@ def numbers(k: Codes, out: Codes | None = None) -> Codes:
             some = n[row : row + down, column : column + across]
             some[:] = 2 * some + _shifts(some)
     return out
+
+
+def _check_size(k: Codes) -> None:
+    if k.size and not -LARGEST_PATH <= int(k.min()) <= int(k.max()) <= LARGEST_PATH:
+        raise CorruptFileError("a path beyond 16 bits", got=(int(k.min()), int(k.max())), wanted=f"+-{LARGEST_PATH}")
+
+
+class Follower:
+    """`numbers` of rows that come in pieces, from the first row of a tensor on."""
+
+    def __init__(self) -> None:
+        self._row = 0
+        self._before: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = []
+        """Parities and shifts of up to six rows of the present run, the latest first, eight columns to a byte."""
+
+    def __call__(self, k: Codes) -> Codes:
+        """`n` of the next rows (rows, columns), in the place of `k`; raises as `numbers` does."""
+        _check_size(k)
+        for row in k:
+            if self._row % RUN == 0:
+                self._before = []
+            shift = np.zeros(-(-len(row) // 8), np.uint8)
+            for behind, what in ((1, 1), (6, 1), (2, 0), (4, 0)):
+                if behind <= len(self._before):
+                    shift ^= self._before[behind - 1][what]
+            self._before = [(np.packbits((row & 1).astype(np.uint8)), shift), *self._before[:5]]
+            self._row += 1
+            row *= 2
+            row += np.unpackbits(shift, count=len(row))
+        return k
 
 
 def _piece(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -264,6 +294,24 @@ def costs(x: Reals) -> Reals:
     Args:
         x: numbers in units of the step, of any shape.
     """
+    return prices([counted(x)])
+
+
+def prices(parts: Iterable[Ints]) -> Reals:
+    """`costs` of numbers that are counted in several parts, whatever their order."""
+    total = np.zeros(0, np.int64)
+    for counts in parts:
+        wide, narrow = (total, counts) if len(total) > len(counts) else (counts.copy(), total)
+        around = (len(wide) - len(narrow)) // 2
+        wide[around : around + len(narrow)] += narrow
+        total = wide
+    smooth = total + 0.5
+    bits: Reals = -np.log2(smooth / smooth.sum()).astype(np.float32)
+    return bits
+
+
+def counted(x: Reals) -> Ints:
+    """How often numbers, of any shape, are rounded to each `k` from `-middle` to `middle - 1` on either grid."""
     flat = x.reshape(-1)
     middle = int(np.abs(flat).max(initial=0)) + 2  # twice the largest `k` met: error feedback leads further out
     counts = np.zeros(2 * middle, np.int64)
@@ -272,6 +320,4 @@ def costs(x: Reals) -> Reals:
         loops.counted(np.ascontiguousarray(flat), middle, counts)
     for shift in (0, 1) if loops is None else ():
         counts += np.bincount(np.rint((flat - shift) / 2).astype(np.int64) + middle, minlength=2 * middle)
-    smooth = counts + 0.5
-    bits: Reals = -np.log2(smooth / smooth.sum()).astype(np.float32)
-    return bits
+    return counts

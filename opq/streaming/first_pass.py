@@ -10,11 +10,13 @@ from pathlib import Path
 from opq.compression.coders import probe_source
 from opq.compression.copies import tied
 from opq.compression.options import Options
-from opq.compression.prior import prior
+from opq.compression.prior import guessed
 from opq.compression.problem import Problem
 from opq.compression.roles import Role, assign
+from opq.compression.trellised import may_follow, numpy_seconds
 from opq.errors import PatternError
 from opq.probing.sensitivity import weights
+from opq.quantizing.trellis import LOOPS
 from opq.sources.base import Source
 from opq.streaming.block_probe import Carried
 from opq.streaming.measure import Measure, measure, packed, scale_square, scales_of, ties, unpacked
@@ -25,11 +27,14 @@ def prepared(task: Task) -> tuple[Task, Problem[Measure]]:
     """The task, in which equal tensors are now tied, and the allocation problem."""
     roles = roles_of(task.source, task.options)
     found = measures(task, [role for role in roles if role.action == "compress"])
-    same = json.loads(task.team.first(lambda: json.dumps(ties(task.source, found, task.tensors)).encode()))
+    same = json.loads(task.team.first(lambda: json.dumps(ties(task.source, found, task.tensors.whole)).encode()))
     if same:
         task = dataclasses.replace(task, source=tied(task.source, same))
         roles = roles_of(task.source, task.options)
     found = {r.name: found[r.name] for r in roles if r.action == "compress"}
+    is_transposed = (task.carried.transposed if task.carried else frozenset()).__contains__
+    trellised = may_follow(roles, is_transposed) if task.options.trellis else frozenset()
+    LOOPS.prepare(numpy_seconds(roles, trellised, fed=task.carried is not None), task.options.progress)
     with task.clock("solve"):
         return task, Problem(
             options=task.options,
@@ -37,6 +42,7 @@ def prepared(task: Task) -> tuple[Task, Problem[Measure]]:
             stats=found,
             sensitivities=sensitivities(task, roles, found),
             curves={name: one.curve for name, one in found.items()},
+            trellised=trellised,
         )
 
 
@@ -97,7 +103,7 @@ def sensitivities(task: Task, roles: Sequence[Role], found: dict[str, Measure]) 
     elif options.probe and (probed := probe_source(source, options)) is not None:
         a = _alike(source, found) | probed.sensitivities(found, alpha=alpha)
     else:
-        a = prior(source, found, options.budget) if options.weighs and not given else _alike(source, found)
+        a = guessed(source, found, options.budget) if options.weighs and not given else _alike(source, found)
     a |= given
     return a | {r.name: r.sensitivity for r in roles if r.name in a and r.sensitivity is not None}
 

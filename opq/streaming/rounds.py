@@ -141,7 +141,8 @@ class Rounds:
         mine = [plan.compressed[k] for k in task.team.mine([min(size, prediction.WHOLE) for size in sizes])]
 
         def work() -> bytes:
-            return prediction.text_of(prediction.samples(mine, task.tensors, task.pool, task.clock, small=small))
+            own = prediction.samples(mine, task.tensors, task.pool, task.clock, small=small, plain=self.problem.plain)
+            return prediction.text_of(own)
 
         taken: Samples = {}
         for part in task.team.each(work):
@@ -163,7 +164,15 @@ class Rounds:
             for k in mine:
                 inputs = carried.inputs(k)
                 chosen = [t for t in plan.compressed if t.name in inputs]
-                taken |= prediction.samples(chosen, task.tensors, task.pool, task.clock, small=small, inputs=inputs)
+                taken |= prediction.samples(
+                    chosen,
+                    task.tensors,
+                    task.pool,
+                    task.clock,
+                    small=small,
+                    plain=self.problem.plain,
+                    inputs=inputs,
+                )
             return prediction.text_of(taken)
 
         fed: Samples = {}

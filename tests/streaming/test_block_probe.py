@@ -191,6 +191,8 @@ def test_codes_are_those_of_feedback_on_the_whole_matrix(case: tuple[Any, Path],
                 assert tensor.rate < 1 or (codes != quantize(w, tensor).numpy()).mean() > 0.02
             else:
                 assert np.array_equal(codes, quantize(w, tensor).numpy())
+            transposed = tensor.name in moments and moments[tensor.name].layout.transposed
+            assert tensor.codebook == ("grid" if transposed or tensor.rate < 1.3 else "trellis")
     assert fed in (14, 8)
     assert differing < 0.01 * weights
 
@@ -331,6 +333,15 @@ def test_a_block_that_overflows_is_said(tmp_path: Path) -> None:
         model.model.layers[1].mlp.up_proj.weight.mul_(1e30)
     model.save_pretrained(tmp_path / "model", max_shard_size="100KB")
     with pytest.raises(ProbeError, match="block 1 of the model gives NaN or infinity"):
+        compress_folder(tmp_path / "model", tmp_path / "out", bits=4)
+
+
+def test_a_gradient_that_overflows_is_said(tmp_path: Path) -> None:
+    model = saved("llama", tmp_path / "model")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e25)
+    model.save_pretrained(tmp_path / "model", max_shard_size="100KB")
+    with pytest.raises(ProbeError, match=r"the gradient of model.layers.1.* is NaN or infinite on synthetic texts"):
         compress_folder(tmp_path / "model", tmp_path / "out", bits=4)
 
 
