@@ -34,6 +34,11 @@ def test_the_wheel_holds_what_the_package_holds(tmp_path: Path) -> None:
     site = unpacked_wheel(tmp_path)
     named = {p.relative_to(ROOT) for p in (ROOT / "opq").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     assert {p for p in named if not (site / p).is_file()} == set()
+    (metadata,) = site.glob("*.dist-info/METADATA")
+    text = metadata.read_text()
+    assert "Description-Content-Type: text/markdown" in text
+    assert "# opq" in text
+    assert not re.search(r"\]\((?!https?:|#)", text)  # a link into the repository leads nowhere on an index
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ EXTRAS = (
 """What the core must do without."""
 PAGES = (ROOT / "README.md", DOCS / "quickstart.md", *sorted((DOCS / "howto").glob("*.md")))
 BLOCKS = re.compile(r"^ *```\w*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
-ELSEWHERE = re.compile(r"hf:|timm:|torchvision:|FILE|photographs/|ORG/NAME|model\.opq|\./|native")
+ELSEWHERE = re.compile(r"hf:|timm:|torchvision:|FILE|FOLDER|photographs/|ORG/NAME|model\.opq|\./|native")
 """Commands that fetch weights, name a file of the reader's own, or compile."""
 BLOCK = """import sys
 class _Absent:
