@@ -64,6 +64,7 @@ NAMES = {
     },
     "finetune": {"rd": "opq, fine-tuned"},
     "scale": {"rd": ALIKE},
+    "speed": {"rd, trellis": DEFAULT},
 }
 """By benchmark: what a row's method is called on the page, the best first."""
 OTHERS = {"nncodec": "NNCodec 2", "hqq": "HQQ", "uniform": "uniform, one step a tensor"}
