@@ -154,7 +154,7 @@ def _show_result(result: Result, path: Path, seconds: float) -> None:
         f"{seconds:.1f} s.")  # fmt: skip
     _show_rest(result)
     say(f"The paper's count, positions free: {result.nominal.ratio:.2f}x.")
-    say(f"Next: opq inspect {path}, opq report {path}; in Python opq.load({str(path)!r}, model)")
+    say(f"Next: opq inspect {path}, opq report {path}; in Python opq.load({str(path)!r}, model)", commands=True)
 
 
 def _show_rest(result: Compressed) -> None:
@@ -212,7 +212,7 @@ def _compress_folder(
         f"{result.ratio:.2f}x smaller. Verified by decoding. {seconds:.1f} s."
     )
     _show_rest(result)
-    say(f"Next: opq inspect {output}, opq decompress {output}")
+    say(f"Next: opq inspect {output}, opq decompress {output}", commands=True)
 
 
 def _compress_pipeline(
