@@ -20,6 +20,7 @@ from opq.base.progress import Progress
 from opq.base.stages import stage, timed
 from opq.compression.alpha import weighed
 from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, basis_of, probe_source, wants_probe
+from opq.compression.compared import harmful
 from opq.compression.copies import without_copies
 from opq.compression.differences import Differences
 from opq.compression.fit import Fit
@@ -31,6 +32,7 @@ from opq.compression.roles import Override, Role, assign
 from opq.compression.unchanged import Unchanged
 from opq.constraints import Constraint
 from opq.file.base import open_base
+from opq.file.basis import WEIGHTS
 from opq.file.folder_reader import open_reader
 from opq.methods.calling import asked
 from opq.methods.options import Settings
@@ -136,10 +138,15 @@ def compress(
             stats = gather(opened, roles, options.progress)
             probed = probe_source(opened, options)
             problem, coder = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis)
-            problem, unchanged = _unchanged(problem, opened, coder)
-            result = Fit(opened, problem, coder, options.progress, unchanged).run()
-            basis = basis_of(opened, options, probed)
-    return dataclasses.replace(result, seconds=seconds, basis=basis, left_out=opened.ignored, inputs=opened.inputs)
+            made = _fit(problem, opened, coder).run()
+            if isinstance(coder, DataFreeCoder):
+                plain = _plain(problem, opened, on_trellis=options.trellis)
+                if harmful(coder, made, plain):
+                    coder = PlainCoder(opened, WEIGHTS)
+                    made = _fit(plain, opened, coder).run()
+            result, basis = made.result, basis_of(opened, options, coder.note)
+    plan = result.plan.replace(basis=basis)
+    return dataclasses.replace(result, plan=plan, seconds=seconds, left_out=opened.ignored, inputs=opened.inputs)
 
 
 @checked_names
@@ -173,7 +180,7 @@ def solve(
 ) -> Plan:
     """Decides only: the Plan that `compress` with the same options would apply. Nothing is touched.
 
-    The size of the file is predicted from the rates; `compress` measures it.
+    The size of the file is predicted from the rates; `compress` measures it. That the probe helps is not checked here.
 
     Args:
         source: as of `compress`, and so is all that follows.
@@ -217,13 +224,13 @@ def solve(
     with asked(_budgeted(locals())) as options:
         opened = _opened(source, options)
         if isinstance(options.how, Settings):
-            return methods.run(opened, options).plan
+            return methods.run(opened, options).plan.replace(basis=f"method {options.method!r}")
         roles = _roles(opened, options)
         stats = gather(opened, roles, options.progress)
         probed = probe_source(opened, options)
         problem, coder = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis_asked)
-        problem, unchanged = _unchanged(problem, opened, coder)
-        return Fit(opened, problem, PlainCoder(opened), options.progress, unchanged).decide()
+        plan = _fit(problem, opened, coder).decide()
+        return plan.replace(basis=basis_of(opened, options, coder.note, coded=False))
 
 
 def _budgeted(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -234,6 +241,12 @@ def _budgeted(given: Mapping[str, Any]) -> Mapping[str, Any]:
     with open_reader(like) as old:
         budget = old.plan.budget
     return given if budget is None else {**given, budget.kind: budget.value}
+
+
+def _fit(problem: Problem[Any], source: Source, coder: Coder) -> Fit:
+    """What finds the plan of a problem, with what is taken over from an older file."""
+    problem, unchanged = _unchanged(problem, source, coder)
+    return Fit(source, problem, coder, problem.options.progress, unchanged)
 
 
 def _unchanged(problem: Problem[Any], source: Source, coder: Coder) -> tuple[Problem[Any], Unchanged]:
@@ -272,9 +285,9 @@ def _problem(
     on_trellis: bool,
 ) -> tuple[Problem[Any], Coder]:
     """The allocation problem and what makes codes of its plans."""
-    given = {} if options.sensitivities is None else dict.fromkeys(stats, 1.0) | dict(options.sensitivities)
-    guessed = _guessed(source, stats, options) if probed is None and options.weighs else dict.fromkeys(stats, 1.0)
-    given |= {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
+    given = _given(options, roles, stats)
+    known = bool(probed is not None and probed.sensitivity)
+    guessed = dict.fromkeys(stats, 1.0) if known else _guessed(source, stats, options)
     trellised = _trellised(roles, probed) if on_trellis else frozenset()
     with stage("curves"):
         problem = Problem.of(options, roles, stats=stats, sensitivities=guessed | given, trellised=trellised)
@@ -283,11 +296,30 @@ def _problem(
     if probed is None:
         return problem, PlainCoder(source)
     coder = DataFreeCoder(source, probed, calibrated=options.calibration is not None)
-    return weighed(coder, problem, given)
+    return weighed(coder, problem, given) if known else (problem, coder)
+
+
+def _plain(problem: Problem[Any], source: Source, *, on_trellis: bool) -> Problem[Any]:
+    """The same problem without what a probe tells."""
+    options, roles, stats = problem.options, problem.roles, problem.stats
+    return dataclasses.replace(
+        problem,
+        sensitivities=_guessed(source, stats, options) | _given(options, roles, stats),
+        trellised=_trellised(roles, None) if on_trellis else frozenset(),
+    )
+
+
+def _given(options: Options, roles: Iterable[Role], stats: Iterable[str]) -> dict[str, float]:
+    """The sensitivities that the user gives; all of them where `sensitivities=` does."""
+    given = {} if options.sensitivities is None else dict.fromkeys(stats, 1.0) | dict(options.sensitivities)
+    named = {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
+    return given | named
 
 
 def _guessed(source: Source, stats: Mapping[str, Any], options: Options) -> dict[str, float]:
     """Sensitivities from the weights alone: those of the network itself, also if differences are compressed."""
+    if not options.weighs:
+        return dict.fromkeys(stats, 1.0)
     if not isinstance(source, Differences):
         return prior(source, stats, options.budget)
     return prior(source.whole, {name: Means.of(source.whole.tensor(name)) for name in stats})

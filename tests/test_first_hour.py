@@ -15,7 +15,7 @@ import opq
 from opq import demo
 
 NEEDS = re.compile(r'MissingExtraError: .*pip install "opq\[(\w+)\]"')
-WITH_EXTRAS = ("--to onnx", "--to web", "report ", "evaluate ")
+WITH_EXTRAS = ("--to onnx", "--to web", "report ")
 """Commands that may say that an extra is missing."""
 
 

@@ -35,7 +35,7 @@ from torch import nn
 import opq
 from opq.errors import OpqError
 from opq.models.batch import Batch
-from opq.models.outputs import floating
+from opq.models.outputs import weighing
 from opq.probing.inputs import synthetic
 from opq.probing.sensitivity import probe
 
@@ -152,10 +152,10 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def outputs(model: nn.Module, batch: Batch) -> list[torch.Tensor]:
-    """What the network gives, in inference mode, random numbers the same every time."""
+    """What the network gives, without its inside, in inference mode, random numbers the same every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return [o.double() for o in floating(batch(model))]
+        return [o.double() for o in weighing(batch(model))]
 
 
 def distance(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:

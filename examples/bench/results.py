@@ -38,6 +38,7 @@ DEPENDS = {
     "methods": (*_CODEC, "models", "training", "methods"),
     "reliability": ("base", "plan", "coding", "file", "streaming", "training"),
     "scale": (*_CODEC, "models", "probing", "streaming"),
+    "speed": (*_CODEC, "models", "probing"),
     "updates": (*_CODEC, "updates"),
     "web": ("base", "plan", "coding", "quantizing", "file", "web"),
 }

@@ -5,6 +5,7 @@ Other folders use:
 - `alpha`: the exponent of the sensitivities.
 - `budget`: the loop by which every budget in bytes is met.
 - `coders`: from planned tensors to codes, with or without the probe.
+- `compared`: whether a file with the probe is better than one without it.
 - `copies`: tensors of one source that are equal.
 - `differences`: a source as the differences to a base.
 - `fit`: finds the plan whose file meets the budget.
@@ -24,6 +25,7 @@ __all__ = [
     "alpha",
     "budget",
     "coders",
+    "compared",
     "copies",
     "differences",
     "fit",

@@ -10,7 +10,7 @@ from itertools import product
 import torch
 from torch import nn
 
-from opq.quantizing.moment import Layout, widths
+from opq.quantizing.moment import WIDEST, Layout, widths
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -18,11 +18,19 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layer:
+    """A weight of a module, and how the module's inputs become the rows that it is multiplied by."""
+
     module_name: str
     module: nn.Module
     layout: Layout
     weight_name: str
-    width: int
+    widths: tuple[int, ...]
+    """Coordinates of the layer's inputs, by blocks that have a moment each; d in sum."""
+
+    @property
+    def width(self) -> int:
+        """The number of coordinates, d."""
+        return sum(self.widths)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -32,11 +40,11 @@ class Layer:
     @property
     def bytes(self) -> int:
         """Bytes of the moment and its factor in float32."""
-        return sum(8 * self.layout.groups * w * w for w in widths(self.width))
+        return sum(8 * self.layout.groups * w * w for w in self.widths)
 
 
-def layers(model: nn.Module) -> dict[str, Layer]:
-    """The layers that error feedback supports, by weight name.
+def layers(model: nn.Module, *, widest: int = WIDEST) -> dict[str, Layer]:
+    """The layers that error feedback supports, by weight name; a moment has at most `widest` coordinates.
 
     Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Hugging Face's Conv1D, the input projection of MultiheadAttention.
     """
@@ -45,14 +53,14 @@ def layers(model: nn.Module) -> dict[str, Layer]:
         for weight_name, weight in module.named_parameters(recurse=False):
             layout = _layout(module, weight_name)
             if layout is not None:
-                width = int(layout.matrix(weight).shape[-1])
-                layer = Layer(name, module, layout, weight_name, width)
+                blocks = widths(int(layout.matrix(weight).shape[-1]), widest)
+                layer = Layer(name, module, layout, weight_name, tuple(blocks))
                 found[f"{name}.{weight_name}" if name else weight_name] = layer
     return found
 
 
 def _layout(module: nn.Module, weight_name: str) -> Layout | None:
-    if isinstance(module, nn.MultiheadAttention):  # its three blocks of rows see queries, keys and values
+    if isinstance(module, nn.MultiheadAttention):  # three blocks of rows, multiplied by queries, keys and values
         return Layout(groups=3) if weight_name == "in_proj_weight" else None
     if weight_name != "weight":
         return None
@@ -74,11 +82,12 @@ def inputs_of(
 
     Args:
         given: the tensors with which the module was called.
-        phase: how many rows were taken before; a convolution then gives other positions of its output grid.
+        positions: about how many rows to give; there may be fewer.
+        phase: how many rows were taken before; a convolution uses other positions of its output grid each time.
     """
     if isinstance(module, CONVOLUTIONS):
         return _patches(module, given[0], layout, positions, phase)
-    if isinstance(module, TRANSPOSED):  # a row for each channel and tap of the kernel, whatever they overlap with
+    if isinstance(module, TRANSPOSED):  # the weight maps one position's channels to all taps: overlaps do not matter
         x = given[0].flatten(-len(module.kernel_size))
         x = x.reshape(-1, layout.groups, x.shape[-2] // layout.groups, x.shape[-1])
         return _some(x.permute(1, 0, 3, 2).flatten(1, 2), positions)
@@ -95,7 +104,7 @@ def _some(x: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def _patches(module: nn.Module, x: torch.Tensor, layout: Layout, positions: int, phase: int) -> torch.Tensor:
-    """The patches of a convolution at some positions of its output grid, the same in all samples."""
+    """The patches under a convolution's kernel at some positions of its output grid, the same for all samples."""
     assert isinstance(module, CONVOLUTIONS)
     dims = len(module.kernel_size)
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -120,7 +129,8 @@ def _patches(module: nn.Module, x: torch.Tensor, layout: Layout, positions: int,
 def spread(total: int, count: int, phase: int) -> torch.Tensor:
     """`count` numbers below `total` (all of them, if there are fewer), evenly spread, ascending; int64, (count,).
 
-    They are members of a golden-ratio sequence from the `phase`-th on, so that another phase gives other numbers.
+    They are `count` successive members of a golden-ratio sequence, beginning with the `phase`-th, so that another phase
+    gives other numbers.
     """
     if count >= total:
         return torch.arange(total)

@@ -9,8 +9,9 @@ import math
 import torch
 
 WIDEST = 4096
-"""The most coordinates that share one moment; wider layers have one for each block of about equal width. A choice: a
-moment of 4096 coordinates takes 64 MiB, and factoring it takes time in proportion to the cube of its width."""
+"""The most coordinates that share one moment; wider layers have several moments, each for a block of coordinates, of
+about equal widths. A choice: a moment of 4096 coordinates takes 64 MiB, and factoring it takes time in proportion to
+the cube of its width."""
 DAMPING = 0.05
 """Added to the diagonal of S before it is factored, as a fraction of its mean. Found by trying 0.005 to 0.5:
 docs/research.md, "What was tried"."""
@@ -87,7 +88,7 @@ def factor(s: torch.Tensor, damping: float) -> torch.Tensor:
     return lower.div_(lower.diagonal(dim1=-2, dim2=-1).clone()[:, None]).flip(1, 2)
 
 
-def widths(width: int) -> list[int]:
-    """A width in equal blocks of at most `WIDEST`."""
-    count = math.ceil(width / WIDEST)
+def widths(width: int, widest: int = WIDEST) -> list[int]:
+    """The widths of the blocks of a layer of `width` coordinates: about equal, at most `widest`, `width` in sum."""
+    count = math.ceil(width / widest)
     return [width * (i + 1) // count - width * i // count for i in range(count)]

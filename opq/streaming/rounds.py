@@ -130,7 +130,8 @@ class Rounds:
 
     def fixed(self, plan: Plan, taken: Samples) -> float:
         """Bytes besides the codes."""
-        return len(self.target.index) + prediction.fixed_bytes(self.task.source, plan, self.target.shards, taken)
+        task, shards = self.task, self.target.shards
+        return len(self.target.index) + prediction.fixed_bytes(task.source, plan, shards, taken, note=task.basis.note)
 
     def samples(self, plan: Plan, growth: _Growth) -> tuple[Samples, _Growth]:
         """Samples of every compressed tensor, divided among the ranks; and the growth by error feedback, measured again

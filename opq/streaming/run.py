@@ -29,6 +29,7 @@ from opq.compression.options import Options
 from opq.compression.roles import Override
 from opq.constraints import Constraint
 from opq.errors import OptionError, ProbeWarning, RankError
+from opq.file.basis import UNFED, noted
 from opq.methods.calling import KEYWORDS, asked
 from opq.sources import SourceLike, hub_config, open_source, side_files
 from opq.sources.base import Source
@@ -43,7 +44,7 @@ from opq.streaming.result import Streamed
 from opq.streaming.resume import History, Identities
 from opq.streaming.rounds import Rounds
 from opq.streaming.second_pass import Target, check_room, finish
-from opq.streaming.task import Task
+from opq.streaming.task import Basis, Task
 from opq.streaming.team import Team
 from opq.streaming.work_folder import Work
 
@@ -169,11 +170,12 @@ def streamed(
             clock=clock,
             tensors=tensors,
             carried=carried,
+            basis=basis,
         )
-        return _streamed(task, basis)
+        return _streamed(task)
 
 
-def _streamed(task: Task, basis: str) -> Streamed:
+def _streamed(task: Task) -> Streamed:
     """Runs the stages of a task."""
     task, problem = prepared(task)
     target = Target.of(task, problem.stats)
@@ -181,7 +183,7 @@ def _streamed(task: Task, basis: str) -> Streamed:
     written = Rounds(task, problem, target, History.of(task.work, task.team)).run()
     task.team.once(lambda: finish(task, target))
     return Streamed(
-        plan=written.plan,
+        plan=written.plan.replace(basis=task.basis.words),
         label=task.source.label,
         elements=task.source.elements,
         source_bytes=task.source.bytes,
@@ -192,27 +194,27 @@ def _streamed(task: Task, basis: str) -> Streamed:
         rounds=written.rounds,
         seconds=dict(task.clock.seconds),
         cpu_seconds=dict(task.clock.cpu),
-        basis=basis,
         left_out=task.source.ignored,
     )
 
 
-def _blocks(source: Source, options: Options, tensors: Tensors, team: Team) -> tuple[Blocks | None, str]:
-    """The model in blocks, if it is to be probed and can be; and in words what the compression is based on."""
-    blocks, basis = None, "the weights alone: no probe was asked for"
+def _blocks(source: Source, options: Options, tensors: Tensors, team: Team) -> tuple[Blocks | None, Basis]:
+    """The model in blocks, if it is to be probed and can be; and what the compression is based on."""
+    blocks, basis = None, Basis("the weights alone: no probe was asked for")
     if options.probe is not False:
         try:
             blocks = open_blocks(source, tensors, options.seed)
-            basis = f"sensitivities and error feedback block by block, {len(blocks.ids)} synthetic texts"
+            said = f"sensitivities and error feedback block by block, {len(blocks.ids)} synthetic texts"
+            basis = Basis(said, noted(calibrated=False, renormalised=False))
         except UNAVAILABLE as error:
             if options.probe:
-                basis = "sensitivities by the probe of the whole model, no error feedback"
+                basis = Basis("sensitivities by the probe of the whole model, no error feedback", UNFED)
             else:
-                basis = f"the weights alone: {error}"
+                basis = Basis(f"the weights alone: {error}")
                 if source.folder is not None and source.buildable:
-                    warn(f"{source.label} is compressed by {basis}", ProbeWarning)
-    if len(said := set(team.each(basis.encode))) > 1:
-        got = "; ".join(sorted(words.decode() for words in said))
+                    warn(f"{source.label} is compressed by {basis.words}", ProbeWarning)
+    if len(every := set(team.each(basis.words.encode))) > 1:
+        got = "; ".join(sorted(words.decode() for words in every))
         raise RankError("the processes see different models", got=got, remedy="Install the same packages everywhere.")
     return blocks, basis
 

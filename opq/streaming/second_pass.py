@@ -54,7 +54,16 @@ def write(task: Task, plan: Plan, target: Target) -> int:
     """Writes every shard of a plan, except those that exist already. Returns the bytes of all files."""
     parts = [part_of(plan, names) for names in target.shards]
     mine = task.team.mine([sum(t.size for t in part) for part in parts])
-    shards = Shards(task.source, task.tensors, task.pool, task.clock, task.work, task.carried, task.limits)
+    shards = Shards(
+        task.source,
+        task.tensors,
+        task.pool,
+        task.clock,
+        task.work,
+        carried=task.carried,
+        limits=task.limits,
+        note=task.basis.note,
+    )
 
     def work() -> bytes:
         sizes = {}

@@ -88,6 +88,8 @@ class Shards:
     carried: Carried | None = None
     """The inputs of the matrices of each block, if errors are fed back."""
     limits: Limits = LIMITS
+    note: str = ""
+    """What the codes rest on, one of `opq.file.basis.NOTES`."""
 
     def write(self, path: Path, part: Plan, whole: Plan) -> int:
         """Writes one file as `opq.file.writer.pack` would: to a temporary name, read back, renamed. Returns its size.
@@ -100,7 +102,7 @@ class Shards:
             with tempfile.TemporaryFile(dir=inner) as spool, written_aside(path, within=inner) as out:
                 places, offsets, small = self._payloads(part, whole, spool)
                 large = writer.own_entries(part, {n: p for n, p in places.items() if p.kind != "share"})
-                header, common = writer.frame(part, [places[t.name] for t in part], large, small)
+                header, common = writer.frame(part, [places[t.name] for t in part], large, small, note=self.note)
                 with self.clock("write"):
                     out.write(header)
                     for name in large:

@@ -185,8 +185,10 @@ def growth(plain: Mapping[str, Sample], fed: Mapping[str, Sample], roles: Mappin
     return {name: own.get(name, mean[role]) for name, role in roles.items() if role in mean and name in plain}
 
 
-def fixed_bytes(source: Source, plan: Plan, shards: Sequence[Sequence[str]], taken: Mapping[str, Sample]) -> float:
-    """Bytes of headers, indexes and kept tensors of all files."""
+def fixed_bytes(
+    source: Source, plan: Plan, shards: Sequence[Sequence[str]], taken: Mapping[str, Sample], *, note: str = ""
+) -> float:
+    """Bytes of headers, indexes and kept tensors of all files, which have this note on what their codes rest on."""
     plan = as_stored(plan)
     total = 0.0
     for names in shards:
@@ -202,7 +204,7 @@ def fixed_bytes(source: Source, plan: Plan, shards: Sequence[Sequence[str]], tak
             dataclasses.replace(p, checksum=0x5A5A5A5A) if t.name in own else p
             for t, p in zip(part, described, strict=True)
         ]
-        header, common = writer.frame(part, marked, own, b"")
+        header, common = writer.frame(part, marked, own, b"", note=note)
         total += len(header) + len(common) + kept
     return total
 

@@ -1,9 +1,10 @@
-"""Integers against a reference that both sides have: the differences, by class of the reference, near their entropy.
+"""Codes integers as differences to a reference that both sides have, near the entropy of the differences.
 
-A tensor is cut into chunks of whole blocks (rows, as a rule). A chunk says which of its blocks differ at all; the
-others are left out. What is left falls into classes by the reference: by the exponents of floats, since what training
-adds does not depend on them and counts in units of 2^exponent; by the values of codes, since a large code moves
-otherwise than a zero. Each class is one stream of integers.
+A tensor is cut into chunks of whole blocks; a block is usually a row. A chunk says which of its blocks differ from the
+reference and leaves out the others. The remaining elements are divided into classes by their reference. Floats are
+classed by exponent: a training step changes a weight by an amount that hardly depends on the weight, and the integers
+express that amount in units of 2^exponent. Codes are classed by value, since large codes change differently from
+zeros. The differences of each class are coded as one stream.
 """
 
 from __future__ import annotations
@@ -24,33 +25,34 @@ from opq.updates.patterns import Element, Patterns, exponents
 CHUNK = 1 << 22
 """Elements of a chunk, rounded down to whole blocks."""
 SHORTEST, LONGEST, OTHERWISE = 16, 1 << 16, 256
-"""Elements of a block: those of a row, where they are not fewer or more than this; else so many."""
+"""A block is a row if it has from `SHORTEST` to `LONGEST` elements; otherwise a block has `OTHERWISE` elements."""
 MOST_CLASSES = 16
 CODES = 7
-"""Codes of larger magnitude are of one class."""
+"""Each code up to this magnitude has a class of its own; larger ones belong to the class of this magnitude."""
 BY_EXPONENT = 8
-"""Classes by exponent. Of MiniLM and ResNet-20 4 cost 2 % more bytes, 12 and 16 no fewer."""
+"""Number of classes by exponent. For MiniLM and ResNet-20, 4 classes cost 2 % more bytes; 12 and 16 save none."""
 FEW = 1 << 13
-"""Fewer elements are of one class."""
+"""A chunk with fewer elements that differ has only one class."""
 
 Way = Literal["one", "exponent", "value"]
 WAYS: tuple[Way, ...] = ("one", "exponent", "value")
 _WAYS, _FLAG, _CLASSES, _KINDS = uniform(3), uniform(2), uniform(MOST_CLASSES), uniform(2)
 _SMALL, _WIDE = 0, 1
-"""Kinds of stream: the codes of docs/format.md, and pcodec on the elements' own type."""
+"""Kinds of streams: coded like the codes of a tensor (docs/format.md, "Codes"), or by pcodec in the elements' type."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Classes:
-    """How elements fall into classes by their reference."""
+    """How elements are divided into classes by their reference."""
 
     way: Way
     number: int = 1
+    """The number of classes."""
     top: int = 0
-    """Of exponents: that of class 0 and all above."""
+    """The exponent of class 0, which also takes all larger ones; the next class has the next smaller exponent."""
 
     def of(self, reference: Patterns, kind: Element) -> npt.NDArray[np.uint8] | None:
-        """The class of each element; None where there is one."""
+        """The class of each element; None if there is only one class."""
         if self.way == "one":
             return None
         if self.way == "value":
@@ -59,22 +61,26 @@ class Classes:
 
 
 def block(shape: tuple[int, ...]) -> int:
-    """Elements of a block of a tensor."""
+    """The number of elements in a block of a tensor of this shape."""
     row = math.prod(shape[1:])
     return row if len(shape) > 1 and SHORTEST <= row <= LONGEST else OTHERWISE
 
 
 def chunks(size: int, length: int) -> list[tuple[int, int]]:
-    """First elements of chunks and those beyond; `length` is that of a block."""
+    """Start and stop of each chunk of `size` elements; `length` is the number of elements in a block."""
     step = max(1, CHUNK // length) * length
     return [(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def encode(new: Patterns, reference: Patterns, kind: Element, length: int, *, codes: bool = False) -> bytes:
-    """A chunk of integers against as many others, in blocks of `length`.
+    """Codes a chunk of integers as differences to a reference.
 
     Args:
-        codes: whether these are codes, whose values make classes.
+        new: the integers, flat.
+        reference: as many integers of the same type.
+        kind: what the integers stand for.
+        length: the number of elements in a block.
+        codes: whether they are codes, which are classed by value.
     """
     with np.errstate(over="ignore"):
         difference = new - reference
@@ -107,7 +113,7 @@ def decode(data: memoryview, reference: Patterns, kind: Element, length: int) ->
     """The inverse of `encode`.
 
     Raises:
-        CorruptFileError: these are not the bytes of so many integers.
+        CorruptFileError: the bytes are not those of `len(reference)` integers.
     """
     stop = 4 + int.from_bytes(data[:4], "little")
     if len(data) < stop:
@@ -141,7 +147,7 @@ def decode(data: memoryview, reference: Patterns, kind: Element, length: int) ->
 
 
 def _classes(reference: Patterns, kind: Element, codes: bool) -> Classes:
-    """Those of a chunk."""
+    """The classes for a chunk."""
     if codes:
         return Classes("value", 2 * CODES + 1)
     if not kind.fraction or len(reference) < FEW or not reference.any():
@@ -162,14 +168,14 @@ def _taken(reader: StackReader, kind: Element) -> Classes:
 
 
 def _blocks(difference: Patterns, length: int) -> npt.NDArray[np.bool_]:
-    """Whether each block holds anything but zeros."""
+    """For each block, whether it holds anything but zeros."""
     whole = len(difference) // length * length
     found: npt.NDArray[np.bool_] = np.any(difference[:whole].reshape(-1, length), axis=1)
     return found if whole == len(difference) else np.append(found, difference[whole:].any())
 
 
 class _Body:
-    """Bytes, taken from the front."""
+    """Bytes that are read from the front."""
 
     def __init__(self, data: memoryview):
         self._left = data

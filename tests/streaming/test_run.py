@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from limits import narrowed
 from plans import planned
 from safetensors.torch import load_file, save_file
 from stream_helpers import SHARD, checkpoint, contents, decoder, interrupted, killed, small_llama, weights
@@ -115,8 +116,8 @@ CASES: dict[str, Callable[[], tuple[torch.Tensor, float]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_coding_in_pieces_is_coding_the_whole(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entropy, "CHUNK", 1 << 19)
+@narrowed(chunk=1 << 19)
+def test_coding_in_pieces_is_coding_the_whole(case: str) -> None:
     w, step = CASES[case]()
     plan = on_grid(w, step)
     codes = quantize(w, plan).numpy()
@@ -138,8 +139,8 @@ def test_coding_in_pieces_is_coding_the_whole(case: str, monkeypatch: pytest.Mon
     assert np.array_equal(np.concatenate(pieces[::-1]), codes.reshape(-1))
 
 
+@narrowed(chunk=1 << 19)
 def test_a_coder_that_lies_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entropy, "CHUNK", 1 << 19)
     w = weights(1300, 1024, seed=3)
     real = Coding.put_chunk
     monkeypatch.setattr(Coding, "put_chunk", lambda self, codes, rows: real(self, np.roll(codes, 1), rows))

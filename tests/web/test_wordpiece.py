@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import node
 import pytest
@@ -45,7 +46,7 @@ def in_javascript(texts: Sequence[str], most: int = 128) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> tokenizers.BertWordPieceTokenizer:
+def python(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path: Path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
     path.write_text("\n".join(VOCABULARY))
     found = tokenizers.BertWordPieceTokenizer(str(path), lowercase=True)
@@ -56,11 +57,11 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> tokenizers.BertWordPiece
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(letters | words | st.just(" "), max_size=30).map("".join), min_size=60, max_size=120))
-def test_ids_are_those_of_python(python: tokenizers.BertWordPieceTokenizer, texts: list[str]) -> None:
+def test_ids_are_those_of_python(python: Any, texts: list[str]) -> None:
     assert in_javascript(texts) == [python.encode(text).ids for text in texts]
 
 
-def test_long_texts_end_where_python_ends_them(python: tokenizers.BertWordPieceTokenizer) -> None:
+def test_long_texts_end_where_python_ends_them(python: Any) -> None:
     text = "small files " * 80
     (ids,) = in_javascript([text])
     assert ids == python.encode(text).ids
