@@ -64,7 +64,6 @@ def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Original]
     monkeypatch.setattr(differences.entropy, "LARGE", 1 << 10)
     monkeypatch.setattr(differences.entropy, "CHUNK", 1 << 9)
     monkeypatch.setattr(differences, "CHUNK", 1 << 9)
-    monkeypatch.setattr(differences, "FEW", 100)
     monkeypatch.setattr(applying, "SMALL", 1 << 16)
     found = []
     for k, make in enumerate((dense, compressed)):
