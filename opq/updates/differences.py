@@ -19,6 +19,7 @@ import numpy.typing as npt
 from opq.base.format_v1 import LARGEST_CODE
 from opq.coding import entropy, pages
 from opq.coding.stack import StackReader, StackWriter, uniform
+from opq.coding.symbols import DIRECT
 from opq.errors import CorruptFileError
 from opq.updates.patterns import Element, Patterns
 from opq.updates.scales import MOST_CLASSES, MOST_SCALES, VALUES, WAYS, Classes, chosen_classes
@@ -73,9 +74,9 @@ def encode(new: Patterns, reference: Patterns, kind: Element, length: int, *, co
     if classes.way == "scale" and len(lengths):
         put(entropy.encode(classes.scales))
     for part in _sorted(difference, classes.of(reference, kind, lengths)):
-        small = int(part.min()) >= -LARGEST_CODE and int(part.max()) <= LARGEST_CODE
-        writer.put(_SMALL if small else _WIDE, _KINDS)
-        put(entropy.encode(part.astype(np.int16)) if small else pages.encode(part))
+        stream, which = _coded(part)
+        writer.put(which, _KINDS)
+        put(stream)
     head = writer.finish()
     return b"".join([len(head).to_bytes(4, "little"), head, *body])
 
@@ -112,6 +113,21 @@ def decode(data: memoryview, reference: Patterns, kind: Element, length: int) ->
     with np.errstate(over="ignore"):
         whole[chosen] += _turned(difference, some, kind)
     return whole
+
+
+def _coded(part: Patterns) -> tuple[bytes, int]:
+    """One stream and its kind, the shorter one where both can hold it.
+
+    Codes spend all low bits of large values; pcodec finds the few that decay by a fixed factor leaves in float32.
+    """
+    low, high = int(part.min()), int(part.max())
+    if low < -LARGEST_CODE or high > LARGEST_CODE:
+        return pages.encode(part), _WIDE
+    small = entropy.encode(part.astype(np.int16))
+    if low > -DIRECT and high < DIRECT:
+        return small, _SMALL
+    wide = pages.encode(part)
+    return (small, _SMALL) if len(small) <= len(wide) else (wide, _WIDE)
 
 
 def _outward(new: Patterns, reference: Patterns, kind: Element) -> Patterns:
