@@ -32,11 +32,15 @@ def moved(shards: list[State]) -> list[State]:
     return later
 
 
-@pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
-    """Folders of an old and a new checkpoint."""
-    old = decoder(dtype=request.param)
+def folders(tmp_path: Path, dtype: torch.dtype) -> tuple[Path, Path]:
+    """Of an old and a new checkpoint."""
+    old = decoder(2, dtype=dtype)
     return checkpoint(tmp_path / "old", old), checkpoint(tmp_path / "new", moved(old))
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    return folders(tmp_path, torch.bfloat16)
 
 
 def state(folder: Path) -> State:
@@ -47,15 +51,16 @@ def squared(found: State, wanted: State, name: str) -> float:
     return float((found[name].double() - wanted[name].double()).square().mean())
 
 
-def test_differences_go_into_shards_and_come_back_with_their_base(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    old, new = pair
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_differences_go_into_shards_and_come_back_with_their_base(dtype: torch.dtype, tmp_path: Path) -> None:
+    old, new = folders(tmp_path, dtype)
     out, wanted, before = tmp_path / "out", state(new), state(old)
     result = compress_folder(new, out, base=old, bits=1.0, shard_size=SHARD // 4)
     assert len(result.shards) > 1
     assert result.bits <= 1
     found = opq.load_state_dict(out, base=old)
     assert {n: (t.shape, t.dtype) for n, t in found.items()} == {n: (t.shape, t.dtype) for n, t in wanted.items()}
-    for name in ("embed.weight", "layers.1.up.weight", "layers.2.experts"):
+    for name in ("embed.weight", "layers.1.up.weight", "layers.1.experts"):
         assert squared(found, wanted, name) < 0.7 * squared(before, wanted, name), name
     for name in ("layers.0.up.weight", "layers.0.experts", "steps"):
         assert torch.equal(found[name], wanted[name]), name
