@@ -180,6 +180,8 @@ def compress(
         _compress_pipeline(source, output, {**refused, "method": None if method == "rd" else method}, budget, as_json)
         return
     streamed = output is not None and _streams(source, output)
+    if not dry_run:
+        refuse_inputs(path, [] if base is None else [base])
     if not dry_run and not streamed:
         refuse_inputs(path, [source])
         _may_replace(path, force)
@@ -352,7 +354,7 @@ def decompress(
     folder = what_is(file) == "a folder"
     ending = "" if folder else ".safetensors"
     path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + f".dense{ending}")
-    refuse_inputs(path, [file])
+    refuse_inputs(path, [file] if base is None else [file, base])
     _may_replace(path, force)
     size = save_dense_folder(file, path, base=base) if folder else save_dense(file, path, base=base)
     if as_json:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import opq
 from opq.cli import app
-from opq.errors import CorruptFileError, WrongBaseError
+from opq.errors import CorruptFileError, OptionError, WrongBaseError
 from opq.file.folder_reader import FolderReader
 from opq.file.reader import Reader
 from opq.streaming import compress_folder, save_dense_folder
@@ -132,6 +132,17 @@ def test_the_command_line_takes_a_base_for_folders(pair: tuple[Path, Path], tmp_
     assert all(torch.equal(t, wanted[n]) for n, t in found.items())
     refused = call(app, ["compress", str(new), "-o", str(tmp_path / "x"), "--like", str(out), "--bits", "1"])
     assert "does not go with a folder as output" in str(refused.exception)
+
+
+def test_no_output_replaces_its_base(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = pair
+    before = contents(old)
+    with pytest.raises(OptionError, match="the output is the input"):
+        compress_folder(new, old, base=old, bits=1.0)
+    single = str(next(iter(old.glob("*.safetensors"))))
+    made = CliRunner().invoke(app, ["compress", str(new), "-o", single, "--base", single, "--bits", "1", "--force"])
+    assert isinstance(made.exception, OptionError)
+    assert contents(old) == before
 
 
 def test_the_base_may_be_a_folder_of_opq_files(pair: tuple[Path, Path], tmp_path: Path) -> None:
