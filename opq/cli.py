@@ -245,7 +245,8 @@ def _show_result(result: Result, path: Path, seconds: float) -> None:
         f"{seconds:.1f} s.")  # fmt: skip
     _show_rest(result)
     say(f"The paper's count, positions free: {result.nominal.ratio:.2f}x.")
-    say(f"Next: opq inspect {path}, opq report {path}; in Python opq.load({str(path)!r}, model)")
+    say(f"Next: opq inspect {path}, opq report {path}; "
+        f"in Python opq.load({str(path)!r}, model{'' if result.base is None else ', base=...'})")  # fmt: skip
 
 
 def _show_rest(result: Compressed) -> None:
@@ -288,7 +289,8 @@ def _compress_folder(
         f"{result.ratio:.2f}x smaller. Verified by decoding. {seconds:.1f} s."
     )
     _show_rest(result)
-    say(f"Next: opq inspect {output}, opq decompress {output}")
+    against = "" if options["base"] is None else f" --base {options['base']}"
+    say(f"Next: opq inspect {output}, opq decompress {output}{against}")
 
 
 def _compress_pipeline(

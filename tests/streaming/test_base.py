@@ -124,6 +124,7 @@ def test_the_command_line_takes_a_base_for_folders(pair: tuple[Path, Path], tmp_
     call = CliRunner().invoke
     made = call(app, ["compress", str(new), "-o", str(out), "--base", str(old), "--bits", "1", "--no-probe"])
     assert made.exit_code == 0, made.output
+    assert f"opq decompress {out} --base {old}" in made.output.replace("\n", "")
     assert call(app, ["decompress", str(out), "-o", str(dense)]).exit_code != 0
     assert call(app, ["decompress", str(out), "-o", str(dense), "--base", str(new)]).exit_code != 0
     assert not dense.exists()
