@@ -205,9 +205,19 @@ def coded(name: str) -> list[dict[str, Any]]:
         size = {"what": what, "new_bytes": path.stat().st_size}
         rows.append({"method": "opq delta", **size, **ours(one, path)})
         rows.append({"method": "deduplicated", **size, "bytes": fresh(one, path)})
+    rows.append(on_grids(old, new))
     for what, base, bits in (("to the old checkpoint", old, 0.5), ("to the old opq file", one, 1.0)):
         rows.append({"method": f"base=, {bits:g} bits", "what": what, **based(base, new, bits)})
     return [{"model": f"{name} at {BITS:g} bits", **row, "share": row["bytes"] / row["new_bytes"]} for row in rows]
+
+
+def on_grids(old: Path, new: Path) -> dict[str, Any]:
+    """The update where neither file is on a trellis, on which a weight that moves takes codes after it along."""
+    one, other = (CACHE / f"grid.{which}.opq.safetensors" for which in ("old", "new"))
+    for source, path in ((old, one), (new, other)):
+        opq.compress(source, bits=BITS, trellis=False).save(path)
+    size = {"what": "new alone on plain grids", "new_bytes": other.stat().st_size}
+    return {"method": "opq delta", **size, **ours(one, other)}
 
 
 def based(old: Path, new: Path, bits: float) -> dict[str, Any]:
