@@ -35,6 +35,7 @@ DEPENDS = {
     "codec": _CODEC,
     "datafree": (*_CODEC, "models", "probing"),
     "finetune": (*_CODEC, "models", "training"),
+    "limit": ("base", "plan", "coding", "allocation", "quantizing", "compression"),
     "methods": (*_CODEC, "models", "training", "methods"),
     "reliability": ("base", "plan", "coding", "file", "streaming", "training"),
     "scale": (*_CODEC, "models", "probing", "streaming"),
