@@ -42,6 +42,7 @@ from opq.compression.options import Options
 from opq.compression.problem import Problem, gather
 from opq.compression.roles import assign
 from opq.probing.sensitivity import Probe
+from opq.quantizing.trellis import LEAST
 from opq.sources import open_source
 from opq.sources.base import Source
 
@@ -160,7 +161,7 @@ def part(case: Case, bits: float, method: str) -> Any:
     options = Options(size=int(bits * case.parameters / 8))
     roles = assign(case.source.specs)
     stats = gather(case.source, roles)
-    paths = frozenset(stats if method == PATHS else ())
+    paths = dict.fromkeys(stats if method == PATHS else (), LEAST)
     equal = Problem.of(options, roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0), trellised=paths)
     _ = case.probe.moments.dense
     start = time.perf_counter()

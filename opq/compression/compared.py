@@ -48,7 +48,7 @@ def harmful(coder: DataFreeCoder, made: Draft, plain: Problem[TensorStats]) -> b
     """
     with stage("compare"):
         try:
-            with_probe, without = _errors(coder, made, dataclasses.replace(plain, trellised=frozenset()))
+            with_probe, without = _errors(coder, made, dataclasses.replace(plain, trellised={}))
         except Exception:  # a stranger's forward may fail in any way on inputs that it has not seen
             return False
         return with_probe > without

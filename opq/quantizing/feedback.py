@@ -183,19 +183,23 @@ class _Paths:
     step: np.float32
     bits: Floats32
     """What each `k` costs, see `trellis.nearest`."""
+    price: np.float32
+    """Of a bit."""
 
     @classmethod
     def of(cls, matrix: torch.Tensor, plan: TensorPlan, bits: Reals | None) -> _Paths:
         step = np.float32(plan.step)
-        return cls(step, trellis.costs(matrix.numpy() / step) if bits is None else bits)
+        costs = trellis.costs(matrix.numpy() / step) if bits is None else bits
+        return cls(step, costs, np.float32(trellis.price(plan.rate)))
 
     def codes(self, x: Floats32) -> Floats32:
         """The codes of `x` (groups, 1, rows), as floats; paths run down the rows of all groups, as in the weight."""
-        return trellis.nearest(x.reshape(-1, 1) / self.step, self.bits).reshape(x.shape).astype(np.float32)
+        found = trellis.nearest(x.reshape(-1, 1) / self.step, self.bits, price=float(self.price))
+        return found.reshape(x.shape).astype(np.float32)
 
     def feed(self, loops: ModuleType, arrays: tuple[Floats32, ...], part: tuple[int, int]) -> None:
         """`_Sweep._one_by_one` in machine code."""
-        loops.feed_paths(*arrays, self.step, self.bits, np.float32(trellis.PRICE), trellis.REGISTERS, *part)
+        loops.feed_paths(*arrays, self.step, self.bits, self.price, trellis.REGISTERS, *part)
 
     def compiles(self, values: torch.Tensor) -> bool:
         """Whether `feed` can be used for values (groups, d, 1, rows): up to `trellis.TALLEST` rows in all."""

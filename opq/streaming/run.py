@@ -99,7 +99,7 @@ def compress_folder(
             was done. True: sensitivities are measured on the whole model, which must fit in memory, if it cannot be
             run in blocks. False: no probe. docs/scaling.md has the details.
         alpha: exponent of the probe's sensitivities, 0 to 1; by default 1.
-        trellis: of `rd`: whether tensors that get 1.5 bits per weight or more are quantized on a trellis, as in
+        trellis: of `rd`: whether tensors that get 1.25 bits per weight or more are quantized on a trellis, as in
             `opq.compress`; by default they are, unless there are `constraints=`.
         seed: of the synthetic inputs; the same seed gives the same bytes.
         dequantize: for a checkpoint that is quantized already: whether to decode its weights and compress these;
