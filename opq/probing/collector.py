@@ -31,9 +31,9 @@ from opq.quantizing.moment import DAMPING_REAL, Moment, widths
 PRIOR = 0.5
 """Trace of `W'W` in the moment of a head, as a fraction of the trace of S: after pooling a head has one input for each
 sample only. docs/research.md, "What was tried"."""
-ROWS, FEWEST = 4, 16384
-"""Inputs that are used, for each coordinate and at least; of a convolution so many positions. Half and twice as many
-were no better than chance (docs/research.md)."""
+ROWS, FEWEST, PLENTY = 4, 16384, 64
+"""Inputs that are used, for each coordinate and at least; but no more than plenty for each coordinate. Of a convolution
+so many positions. Half and twice as many were no better than chance (docs/research.md)."""
 TILE = 512
 """Side of the squares in which a moment is summed. A choice of speed; fixed, so that the sums do not depend on the
 number of threads."""
@@ -69,7 +69,7 @@ class Collector:
     @torch.no_grad()
     def _run(self, wanted: Mapping[str, Layer], *, dense: bool) -> tuple[dict[str, Moment], Dense]:
         with stage("moments"), torch_threads() as threads:
-            sums, tally = _Sums(wanted, threads), Tally()
+            sums, tally = _Sums(wanted, threads), Tally(self.batch.samples)
             outputs: list[torch.Tensor] = []
             with contextlib.ExitStack() as stack:
                 stack.enter_context(untouched(self.model))
@@ -80,6 +80,7 @@ class Collector:
                 record = Record(self.model)
                 for part in self.batch.to(self.model).parts(self.micro_batch):
                     sums.expect(part, self.batch.samples)
+                    tally.expect(part.samples)
                     output = part(self.model)
                     if dense:
                         outputs = outputs or [counted(o.clone(), part.mask) for o in weighing(output)]
@@ -109,7 +110,7 @@ class _Sums:
         """Adds the inputs of one call of one module."""
         name = self._names[module_name]
         layer = self._wanted[name]
-        positions = math.ceil(max(FEWEST, ROWS * layer.width) * self._share)
+        positions = math.ceil(min(max(FEWEST, ROWS * layer.width), PLENTY * layer.width) * self._share)
         x = inputs_of(module, [self._real(x) for x in given], layer.layout, positions, self._counts[name])
         if name not in self._sums:
             self._sums[name] = [x.new_zeros(x.shape[0], w, w) for w in widths(layer.width)]

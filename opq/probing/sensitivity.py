@@ -21,7 +21,7 @@ from opq.base.tables import Column, printable
 from opq.errors import OpqError, ProbeError, ProbeWarning
 from opq.models.attachment import check_detached
 from opq.models.batch import Batch, gathered
-from opq.models.observe import batch_statistics, untouched
+from opq.models.observe import batch_statistics, device_of, untouched
 from opq.models.outputs import counted, weighing
 from opq.models.wrappers import unwrapped
 from opq.probing import evidence, finite
@@ -33,9 +33,10 @@ from opq.probing.units import error_of
 from opq.quantizing.moment import DAMPING, DAMPING_REAL
 from opq.sources.base import InputHint
 
-SAMPLES, REAL_SAMPLES = 64, 512
-"""Synthetic inputs made, and real ones taken, where the caller does not say how many."""
-
+REAL_SAMPLES = 512
+"""Real inputs taken where the caller does not say how many."""
+FELT = 16
+"""Samples that sensitivities are measured on at least, and a quarter of all. docs/research.md compares 64."""
 
 _FELT = (Column("tensor", least=24), Column("sensitivity", right=True))
 
@@ -121,7 +122,8 @@ def probe(
             by default asked of the model.
         example_inputs: anything the forward takes, to be imitated in shape and kind.
         calibration: batches of real inputs to use instead of synthetic ones.
-        samples: inputs in all; by default 64 synthetic ones, and up to 512 of `calibration`.
+        samples: inputs in all; by default 64 synthetic ones, or 32 images of 128 x 128 pixels and more for a network
+            with BatchNorm, and up to 512 of `calibration`.
         seed: the same seed gives the same probe.
         micro_batch: samples in memory at one time, at most.
         memory: bytes of activations, and of second moments, held at one time.
@@ -151,9 +153,10 @@ def probe(
                 input_size=input_size,
                 example_inputs=example_inputs,
                 hint=hint,
-                samples=samples or SAMPLES,
+                samples=samples,
                 seed=seed,
             )
+    batch = _by_pixels(model, batch)
     with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
         measured = functools.partial(_measured, model, (micro_batch, memory), calibration is None, seed, told)
         try:
@@ -166,6 +169,19 @@ def probe(
     return Probe(model, felt, moments, batch, micro_batch)
 
 
+def _by_pixels(model: nn.Module, batch: Batch) -> Batch:
+    """Images stored pixel by pixel, as processors convolve them fastest, where the forward takes them so."""
+    if batch.images is None or device_of(model).type != "cpu":
+        return batch
+    with torch.no_grad(), untouched(model), batch_statistics(model):
+        stored = batch.map(lambda images: images.contiguous(memory_format=torch.channels_last))
+        try:
+            next(stored.to(model).parts(2))(model)
+        except Exception:  # a stranger's forward may see a tensor in another shape, which its memory must allow
+            return batch
+    return stored
+
+
 def _measured(
     model: nn.Module, most: tuple[int, int], made: bool, seed: int, told: Progress, batch: Batch
 ) -> tuple[Batch, dict[str, float]]:
@@ -174,8 +190,12 @@ def _measured(
     if made:
         with stage("evidence"):
             batch, tell = _with_evidence(model, batch, most, tell)
+    enough, (micro_batch, memory) = max(FELT, batch.samples // 4), most
     with stage("sensitivity"):
-        return batch, sensitivity(model, batch, seed=seed, micro_batch=most[0], memory=most[1], progress=tell)
+        felt = sensitivity(
+            model, batch, seed=seed, micro_batch=micro_batch, memory=memory, enough=enough, progress=tell
+        )
+    return batch, felt
 
 
 def _elsewhere(

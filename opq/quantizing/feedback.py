@@ -21,7 +21,7 @@ from opq.base.arrays import Floats32
 from opq.errors import OptionError
 from opq.plan import TensorPlan
 from opq.quantizing import trellis
-from opq.quantizing.moment import Moment
+from opq.quantizing.moment import Factors, Moment
 
 LEAF = 8
 """Coordinates at which halving stops: so many are fed back one by one. A choice of speed; it changes the order in which
@@ -36,13 +36,13 @@ def numpy_seconds(coordinates: int, *, on_paths: bool) -> float:
 
 
 def feedback(
-    w: torch.Tensor, plan: TensorPlan, moment: Moment, *, leaf: int = LEAF, rows_at_once: int = ROWS_AT_ONCE
+    w: torch.Tensor, plan: TensorPlan, moment: Moment | Factors, *, leaf: int = LEAF, rows_at_once: int = ROWS_AT_ONCE
 ) -> torch.Tensor:
     """The codes of `w` on the plan's grid with error feedback: int16, same shape, on the CPU.
 
     Args:
         w: the weight tensor, which `moment.layout` turns into a stack of matrices.
-        moment: the second moment of the layer's inputs.
+        moment: the second moment of the layer's inputs, or its factors.
         leaf: coordinates at which halving stops.
         rows_at_once: rows of the matrix that are swept together; on a trellis a multiple of a path's rows.
     """
@@ -53,7 +53,7 @@ def feedback(
 def sweep(
     w: torch.Tensor,
     plans: Sequence[TensorPlan],
-    moment: Moment,
+    moment: Moment | Factors,
     *,
     leaf: int = LEAF,
     rows_at_once: int = ROWS_AT_ONCE,
