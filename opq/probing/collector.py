@@ -24,7 +24,7 @@ from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched, watching
 from opq.models.outputs import counted, weighing
 from opq.models.record import Record
-from opq.probing.layers import Layer, inputs_of
+from opq.probing.layers import CONVOLUTIONS, Layer, inputs_of
 from opq.probing.renorm import Statistics, Tally
 from opq.quantizing.moment import DAMPING_REAL, Moment, widths
 
@@ -32,8 +32,8 @@ PRIOR = 0.5
 """Trace of `W'W` in the moment of a head, as a fraction of the trace of S: after pooling a head has one input for each
 sample only. docs/research.md, "What was tried"."""
 ROWS, FEWEST, PLENTY = 4, 16384, 64
-"""Inputs that are used, for each coordinate and at least; but no more than plenty for each coordinate. Of a convolution
-so many positions. Half and twice as many were no better than chance (docs/research.md)."""
+"""Inputs that are used, for each coordinate and at least; of a convolution so many positions, but no more than plenty
+for each coordinate. Half and twice as many were no better than chance (docs/research.md)."""
 TILE = 512
 """Side of the squares in which a moment is summed. A choice of speed; fixed, so that the sums do not depend on the
 number of threads."""
@@ -110,7 +110,9 @@ class _Sums:
         """Adds the inputs of one call of one module."""
         name = self._names[module_name]
         layer = self._wanted[name]
-        positions = math.ceil(min(max(FEWEST, ROWS * layer.width), PLENTY * layer.width) * self._share)
+        rows = max(FEWEST, ROWS * layer.width)
+        rows = min(rows, PLENTY * layer.width) if isinstance(module, CONVOLUTIONS) else rows
+        positions = math.ceil(rows * self._share)
         x = inputs_of(module, [self._real(x) for x in given], layer.layout, positions, self._counts[name])
         if name not in self._sums:
             self._sums[name] = [x.new_zeros(x.shape[0], w, w) for w in widths(layer.width)]
