@@ -22,7 +22,7 @@ from opq.models.outputs import counted, floating, weighing
 from opq.models.record import Record
 from opq.probing.units import Units
 
-ACTIVATIONS = 0.5
+ACTIVATIONS = 0.75
 """Part of the memory allowed that activations kept for a backward pass may take; the rest is for the gradients of these
 and of the weights, and for what a convolution needs beside them."""
 VARIED = 8
