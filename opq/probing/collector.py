@@ -69,7 +69,7 @@ class Collector:
     @torch.no_grad()
     def _run(self, wanted: Mapping[str, Layer], *, dense: bool) -> tuple[dict[str, Moment], Dense]:
         with stage("moments"), torch_threads() as threads:
-            sums, tally = _Sums(wanted, threads), Tally(self.batch.samples)
+            sums, tally = _Sums(wanted, threads), Tally()
             outputs: list[torch.Tensor] = []
             with contextlib.ExitStack() as stack:
                 stack.enter_context(untouched(self.model))
@@ -80,7 +80,6 @@ class Collector:
                 record = Record(self.model)
                 for part in self.batch.to(self.model).parts(self.micro_batch):
                     sums.expect(part, self.batch.samples)
-                    tally.expect(part.samples)
                     output = part(self.model)
                     if dense:
                         outputs = outputs or [counted(o.clone(), part.mask) for o in weighing(output)]

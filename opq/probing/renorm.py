@@ -23,9 +23,6 @@ Statistics = dict[str, tuple[torch.Tensor, torch.Tensor]]
 TINY = 1e-12
 """Variances below this count as no signal, so that the channel keeps its stored statistics. A choice: far below any eps
 of a BatchNorm."""
-ENOUGH = 32
-"""Samples that statistics are taken of, or half of all where there are more: both networks see the same ones, so that
-only the difference between them has noise. docs/research.md compares 64."""
 
 
 def renormalise(
@@ -76,35 +73,24 @@ def statistics(
     model: nn.Module, state: Mapping[str, torch.Tensor], batch: Batch, *, micro_batch: int = 16
 ) -> Statistics:
     """Mean and variance (float64) at every BatchNorm's input, when the model runs with `state` instead of its own."""
-    state, tally = known(model, state), Tally(batch.samples)
+    state, tally = known(model, state), Tally()
     with untouched(model), batch_statistics(model) as norms, watching(dict(norms), tally.see):
         record = Record(model)
         for part in batch.to(model).parts(micro_batch):
-            if tally.expect(part.samples):
-                functional_call(model, state, part.args, dict(part.kwargs))
-                record.restore()
+            functional_call(model, state, part.args, dict(part.kwargs))
+            record.restore()
     return tally.statistics
 
 
 class Tally:
     """Means over the calls of each BatchNorm of the mean and variance (float64) at its input."""
 
-    def __init__(self, samples: int) -> None:
-        """`samples`: in all."""
+    def __init__(self) -> None:
         self._sums: Statistics = {}
         self._counts: dict[str, int] = {}
-        self._enough, self._seen, self._looks = max(ENOUGH, samples // 2), 0, True
-
-    def expect(self, samples: int) -> bool:
-        """Announces the next micro-batch of so many samples; whether it counts, as those before it were not enough."""
-        self._looks = self._seen < self._enough
-        self._seen += samples
-        return self._looks
 
     def see(self, name: str, module: nn.Module, given: Sequence[torch.Tensor]) -> None:
         """Adds one call."""
-        if not self._looks:
-            return
         x = given[0].float()
         dims = [0, *range(2, x.dim())]
         m = x.mean(dims, keepdim=True)
