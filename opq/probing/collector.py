@@ -25,16 +25,17 @@ from opq.models.observe import batch_statistics, untouched, watching
 from opq.models.outputs import counted, weighing
 from opq.models.record import Record
 from opq.probing import inside, recurrent
-from opq.probing.layers import Layer, inputs_of
+from opq.probing.layers import CONVOLUTIONS, Layer, inputs_of
 from opq.probing.renorm import Statistics, Tally
 from opq.quantizing.moment import DAMPING_REAL, Moment
 
 PRIOR = 0.5
 """How much `W'W` adds to the moment S of a head, which after pooling has only one input for each sample: the trace of
 what is added, as a fraction of the trace of S. docs/research.md, "What was tried"."""
-ROWS, FEWEST = 4, 16384
+ROWS, FEWEST, PLENTY = 4, 16384, 64
 """How many inputs of a layer are used: `ROWS` for each coordinate, but at least `FEWEST`; of a convolution, so many
-positions. With half or twice as many, results differed by no more than chance (docs/research.md)."""
+positions, but at most `PLENTY` for each coordinate. With half or twice as many, results differed by no more than chance
+(docs/research.md)."""
 TILE = 512
 """Side of the squares in which a moment is summed. A choice of speed; fixed, so that the sums do not depend on the
 number of threads."""
@@ -118,9 +119,10 @@ class _Sums:
     def _add(self, name: str, given: Sequence[torch.Tensor], within: Mapping[str, torch.Tensor]) -> None:
         """Adds the inputs of one layer."""
         layer = self._wanted[name]
-        positions = math.ceil(max(FEWEST, ROWS * layer.width) * self._share)
+        rows = max(FEWEST, ROWS * layer.width)
+        rows = min(rows, PLENTY * layer.width) if isinstance(layer.module, CONVOLUTIONS) else rows
         given, within = [self._real(x) for x in given], {n: x.float() for n, x in within.items()}
-        x = inputs_of(layer, given, positions, self._counts[name], within)
+        x = inputs_of(layer, given, math.ceil(rows * self._share), self._counts[name], within)
         if name not in self._sums:
             self._sums[name] = [x.new_zeros(x.shape[0], w, w) for w in layer.widths]
         for piece, total in zip(torch.split(x, list(layer.widths), dim=-1), self._sums[name], strict=True):

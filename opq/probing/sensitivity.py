@@ -22,7 +22,7 @@ from opq.errors import OpqError, ProbeError, ProbeWarning
 from opq.models.attachment import check_detached
 from opq.models.batch import Batch
 from opq.models.divided import gathered
-from opq.models.observe import batch_statistics, untouched
+from opq.models.observe import batch_statistics, device_of, untouched
 from opq.models.outputs import counted, weighing
 from opq.models.wrappers import unwrapped
 from opq.probing import evidence, finite, texts
@@ -34,9 +34,10 @@ from opq.probing.units import error_of
 from opq.quantizing.moment import DAMPING, DAMPING_REAL
 from opq.sources.base import InputHint
 
-SAMPLES, REAL_SAMPLES = 64, 512
-"""How many synthetic inputs are made, and how many real ones are used at most, where the caller does not say."""
-
+REAL_SAMPLES = 512
+"""How many real inputs are used at most, where the caller does not say."""
+FELT = 16
+"""Sensitivities are measured on at least so many samples, and on a quarter of all. docs/research.md compares 64."""
 
 _FELT = (Column("tensor", least=24), Column("sensitivity", right=True))
 
@@ -135,7 +136,8 @@ def probe(
         calibration: batches of real inputs to use instead of synthetic ones.
         hint: what the source knows about the inputs (`Source.input_hint`).
         quick: random tokens for a language model, not texts that it writes itself: for that it runs once a token.
-        samples: inputs in all; by default 64 synthetic ones, and up to 512 of `calibration`.
+        samples: inputs in all; by default 64 synthetic ones, or 32 images of 128 x 128 pixels and more for a network
+            with BatchNorm, and up to 512 of `calibration`.
         seed: the same seed gives the same probe.
         micro_batch: the most samples that are run at one time.
         memory: the most bytes of activations, and again of second moments, that are held at one time.
@@ -166,10 +168,11 @@ def probe(
                 example_inputs=example_inputs,
                 hint=hint,
                 quick=quick,
-                samples=samples or SAMPLES,
+                samples=samples,
                 seed=seed,
                 see=functools.partial(told, "texts"),
             )
+        batch = _by_pixels(model, batch)
         measured = functools.partial(_measured, model, (micro_batch, memory), calibration is None, seed, told)
         try:
             batch, felt = measured(batch)
@@ -188,7 +191,7 @@ def made_up(
     example_inputs: Any,
     hint: InputHint | None,
     quick: bool,
-    samples: int,
+    samples: int | None,
     seed: int,
     see: texts.Seen | None = None,
 ) -> tuple[Batch, bool]:
@@ -203,6 +206,19 @@ def made_up(
     return written, written is not batch
 
 
+def _by_pixels(model: nn.Module, batch: Batch) -> Batch:
+    """Images stored pixel by pixel, as processors convolve them fastest, where the forward takes them so."""
+    if batch.images is None or device_of(model).type != "cpu":
+        return batch
+    with torch.no_grad(), untouched(model), batch_statistics(model):
+        stored = batch.map(lambda images: images.contiguous(memory_format=torch.channels_last))
+        try:
+            next(stored.to(model).parts(2))(model)
+        except Exception:  # a stranger's forward may see a tensor in another shape, which its memory must allow
+            return batch
+    return stored
+
+
 def _measured(
     model: nn.Module, most: tuple[int, int], made: bool, seed: int, told: Progress, batch: Batch
 ) -> tuple[Batch, dict[str, float]]:
@@ -211,8 +227,12 @@ def _measured(
     if made:
         with stage("evidence"):
             batch, tell = _with_evidence(model, batch, most, tell)
+    enough, (micro_batch, memory) = max(FELT, batch.samples // 4), most
     with stage("sensitivity"):
-        return batch, sensitivity(model, batch, seed=seed, micro_batch=most[0], memory=most[1], progress=tell)
+        felt = sensitivity(
+            model, batch, seed=seed, micro_batch=micro_batch, memory=memory, enough=enough, progress=tell
+        )
+    return batch, felt
 
 
 def _elsewhere(

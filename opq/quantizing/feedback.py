@@ -21,7 +21,7 @@ from opq.base.arrays import Floats32, Reals
 from opq.errors import OptionError
 from opq.plan import TensorPlan
 from opq.quantizing import trellis
-from opq.quantizing.moment import Moment
+from opq.quantizing.moment import Factors, Moment
 
 LEAF = 8
 """Coordinates at which halving stops: so many are fed back one by one. A choice of speed; it changes the order in which
@@ -38,7 +38,7 @@ def numpy_seconds(coordinates: int, *, on_paths: bool) -> float:
 def feedback(
     w: torch.Tensor,
     plan: TensorPlan,
-    moment: Moment,
+    moment: Moment | Factors,
     *,
     leaf: int = LEAF,
     rows_at_once: int = ROWS_AT_ONCE,
@@ -48,7 +48,7 @@ def feedback(
 
     Args:
         w: the weight tensor, which `moment.layout` turns into a stack of matrices.
-        moment: the second moment of the layer's inputs.
+        moment: the second moment of the layer's inputs, or its factors.
         leaf: coordinates at which halving stops.
         rows_at_once: rows of the matrix that are swept together; on a trellis a multiple of a path's rows.
         bits: on a trellis, what each `k` costs (`trellis.costs`), where `w` is only a part of the weights.
@@ -60,7 +60,7 @@ def feedback(
 def sweep(
     w: torch.Tensor,
     plans: Sequence[TensorPlan],
-    moment: Moment,
+    moment: Moment | Factors,
     *,
     leaf: int = LEAF,
     rows_at_once: int = ROWS_AT_ONCE,

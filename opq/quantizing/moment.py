@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import threading
 
 import torch
 
@@ -67,6 +68,25 @@ class Moment:
     def width(self) -> int:
         """The number of coordinates, d."""
         return sum(int(block.shape[-1]) for block in self.blocks)
+
+
+class Factors:
+    """What error feedback needs of a moment; the moment itself, as large again, is released once they are computed."""
+
+    def __init__(self, moment: Moment):
+        self.layout = moment.layout
+        self.moment: Moment | None = moment
+        """None once the factors are computed."""
+        self._lock = threading.Lock()
+        self._factors: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
+
+    @property
+    def factors(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """`Moment.factors`."""
+        with self._lock:
+            if self.moment is not None:
+                self._factors, self.moment = self.moment.factors, None
+            return self._factors
 
 
 def factor(s: torch.Tensor, damping: float) -> torch.Tensor:
