@@ -47,12 +47,7 @@ def speaker_encoder(weights: Path) -> nn.Module:
 
 def windows(recordings: Path) -> Tensor:
     """Spectrograms (windows, FRAMES, 40) of all recordings under the folder above `recordings`."""
-    found = [
-        s[at : at + FRAMES]
-        for s in map(mels, _sounds(recordings.parent))
-        for at in range(0, len(s) - FRAMES + 1, FRAMES // 2)
-    ]
-    return torch.stack(found)
+    return torch.cat([mels(s).unfold(0, FRAMES, FRAMES // 2).transpose(1, 2) for s in _sounds(recordings.parent)])
 
 
 def _sounds(folder: Path) -> Iterator[Tensor]:
@@ -65,7 +60,7 @@ def _sounds(folder: Path) -> Iterator[Tensor]:
                     if (file.getframerate(), file.getnchannels(), file.getsampwidth()) != (RATE, 1, 2):
                         continue
                     data = file.readframes(file.getnframes())
-            except (wave.Error, EOFError):  # some are broken on purpose
+            except (wave.Error, EOFError, RuntimeError):  # some are broken on purpose
                 continue
         sound = torch.from_numpy(np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float32) / 2**15)
         if len(sound) >= 160 * FRAMES and float(sound.square().mean()) > 0:
