@@ -267,7 +267,7 @@ def minilm_folder() -> Path:
 def minilm() -> tuple[nn.Module, Callable[[Sequence[str]], dict[str, Tensor]]]:
     """The sentence transformer (22.7 M parameters, float32) and its tokenizer, texts -> padded batch."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    _hide_broken_torchvision()
+    hide_broken_torchvision()
     from transformers import AutoModel, AutoTokenizer
 
     folder = minilm_folder()
@@ -279,7 +279,7 @@ def minilm() -> tuple[nn.Module, Callable[[Sequence[str]], dict[str, Tensor]]]:
     return AutoModel.from_pretrained(folder, dtype=torch.float32).eval(), tokens
 
 
-def _hide_broken_torchvision() -> None:
+def hide_broken_torchvision() -> None:
     """A torchvision built for another torch does not import; transformers, which needs it for images, must not try."""
     try:
         importlib.import_module("torchvision")

@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from opq.compression.roles import Role
 from opq.constraints import Constraint
@@ -92,7 +92,7 @@ class DataFree(Method):
 
     constraints: Sequence[Constraint] = ()
     sensitivities: Mapping[str, float] | None = None
-    probe: bool | None = None
+    probe: bool | Literal["quick"] | None = None
     calibration: Iterable[Any] | None = dataclasses.field(default=None, repr=False, compare=False)
     alpha: float | None = None
 
@@ -106,6 +106,8 @@ class DataFree(Method):
         for name, a in (self.sensitivities or {}).items():
             if not (_is_number(a, 0, math.inf) and math.isfinite(a) and a > 0):
                 raise OptionError(f"sensitivities[{name!r}]", got=repr(a), wanted="a positive number")
+        if not (self.probe is None or isinstance(self.probe, bool) or self.probe == "quick"):
+            raise OptionError("probe=", got=repr(self.probe), wanted='True, False, "quick" or None')
         if self.probe is False and self.calibration is not None:
             raise OptionError("calibration= needs the probe", got="probe=False", wanted="probe=True")
 
@@ -120,14 +122,15 @@ class RateDistortion(DataFree):
     """`rd`, the default: the joint rate-distortion optimum under a budget of the file. docs/mathematics.md.
 
     Args:
-        trellis: whether tensors that get 1.5 bits per weight or more are quantized on a trellis, which gives the
+        trellis: whether tensors that get 1.25 bits per weight or more are quantized on a trellis, which gives the
             smallest error for a size. None: unless there are `constraints`, which speak of plain grids; `opq.solve`
             then stays on plain grids, because these are what fine-tuning starts from.
         alpha: exponent of the probe's sensitivities, 0 to 1; None: chosen by the predicted error of the outputs.
         constraints: objects of `opq.constraints`, solved through cvxpy.
         sensitivities: `a_i` by tensor name, used instead of the probe's; tensors not named have 1.
         probe: whether to measure sensitivities on synthetic inputs, feed quantization errors back and re-normalise
-            BatchNorm; None: if the source has a model that can be run.
+            BatchNorm; None: if the source has a model that can be run. "quick": as True, but a language model is
+            shown random tokens in place of texts that it writes itself.
         calibration: batches of real inputs, used instead of synthetic ones.
 
     Raises:
@@ -159,7 +162,8 @@ class Opq(DataFree):
         constraints: objects of `opq.constraints` on densities, with `sparsity`.
         sensitivities: `a_i` by tensor name, used instead of the probe's; tensors not named have 1.
         probe: whether to measure sensitivities on synthetic inputs, feed quantization errors back and re-normalise
-            BatchNorm; None: if the source has a model that can be run.
+            BatchNorm; None: if the source has a model that can be run. "quick": as True, but a language model is
+            shown random tokens in place of texts that it writes itself.
         calibration: batches of real inputs, used instead of synthetic ones.
 
     Raises:

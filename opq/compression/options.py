@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from opq.base.progress import Progress, silent
 from opq.compression.method import DataFree, Method, Opq, RateDistortion
@@ -79,7 +79,7 @@ class Options:
         return self.data_free.sensitivities
 
     @property
-    def probe(self) -> bool | None:
+    def probe(self) -> bool | Literal["quick"] | None:
         return self.data_free.probe
 
     @property

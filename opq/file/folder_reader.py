@@ -88,7 +88,7 @@ class FolderReader:
     @property
     def basis(self) -> str:
         """As `Reader.basis`; that of the first shard."""
-        return next((shard.basis for shard in self.shards.values()), "")
+        return self.plan.basis
 
     def shard(self, name: str) -> Reader:
         """The shard that holds a tensor."""

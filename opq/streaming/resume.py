@@ -61,7 +61,7 @@ class Identities:
         """Identifies a whole run: the source, and every option that changes bytes."""
         names = ("bits", "ratio", "size", "method", "overrides", "constraints", "sensitivities", "alpha", "seed")
         hashed = hashlib.sha256(self.key.encode())
-        hashed.update(repr([(name, getattr(options, name)) for name in (*names, "probe")]).encode())
+        hashed.update(repr([(name, getattr(options, name)) for name in (*names, "probe", "trellis")]).encode())
         hashed.update(repr((shard_size, roles.SMALLEST, probed)).encode())
         return hashed.hexdigest()
 

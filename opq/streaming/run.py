@@ -31,6 +31,7 @@ from opq.compression.roles import Override
 from opq.constraints import Constraint
 from opq.errors import OptionError, ProbeWarning, RankError
 from opq.file.base import Base, open_base
+from opq.file.basis import UNFED, noted
 from opq.methods.calling import KEYWORDS, asked
 from opq.sources import SourceLike, hub_config, open_source, side_files
 from opq.sources.base import Source
@@ -45,7 +46,7 @@ from opq.streaming.result import Streamed
 from opq.streaming.resume import History, Identities
 from opq.streaming.rounds import Rounds
 from opq.streaming.second_pass import Target, check_room, finish
-from opq.streaming.task import Task
+from opq.streaming.task import Basis, Task
 from opq.streaming.team import Team
 from opq.streaming.work_folder import Work
 
@@ -68,6 +69,7 @@ def compress_folder(
     sensitivities: Mapping[str, float] | None = None,
     probe: bool | None = None,
     alpha: float | None = None,
+    trellis: bool | None = None,
     seed: int = 0,
     dequantize: bool = False,
     trust_remote_code: bool = False,
@@ -88,7 +90,7 @@ def compress_folder(
         bits: budget as 8 x bytes of all files / elements of the floating-point tensors.
         ratio: budget as bytes of the source's tensors / bytes of all files.
         size: budget in bytes of all files, a number or a text such as `"2GB"`. Exactly one of the three.
-        method: `"rd"` or `"opq"`, or an object of `opq.methods` that is one of them, without a trellis or a sparsity.
+        method: `"rd"` or `"opq"`, or an object of `opq.methods` that is one of them, without a sparsity.
         overrides: glob pattern -> `"keep"`, `"compress"` or numbers (`bits`, `min_bits`, `max_bits`, `sensitivity`).
         constraints: objects of `opq.constraints`, solved through cvxpy.
         sensitivities: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
@@ -97,6 +99,8 @@ def compress_folder(
             was done. True: sensitivities are measured on the whole model, which must fit in memory, if it cannot be
             run in blocks. False: no probe. docs/scaling.md has the details.
         alpha: exponent of the probe's sensitivities, 0 to 1; by default 1.
+        trellis: of `rd`: whether tensors that get 1.25 bits per weight or more are quantized on a trellis, as in
+            `opq.compress`; by default they are, unless there are `constraints=`.
         seed: of the synthetic inputs; the same seed gives the same bytes.
         dequantize: for a checkpoint that is quantized already: whether to decode its weights and compress these;
             otherwise its codes, scales and zero points are kept as they are.
@@ -180,8 +184,9 @@ def streamed(
             clock=clock,
             tensors=tensors,
             carried=carried,
+            basis=basis,
         )
-        return _streamed(task, basis)
+        return _streamed(task)
 
 
 def _places(given: Any, base: Base) -> Iterator[str | os.PathLike[str]]:
@@ -192,15 +197,15 @@ def _places(given: Any, base: Base) -> Iterator[str | os.PathLike[str]]:
         yield from (path, path.parent)
 
 
-def _streamed(task: Task, basis: str) -> Streamed:
+def _streamed(task: Task) -> Streamed:
     """Runs the stages of a task."""
     task, problem = prepared(task)
     target = Target.of(task, problem.stats)
-    task.team.once(lambda: check_room(task, target))
+    task.team.once(lambda: check_room(task, target, (stats.size for stats in problem.stats.values())))
     written = Rounds(task, problem, target, History.of(task.work, task.team)).run()
     task.team.once(lambda: finish(task, target))
     return Streamed(
-        plan=written.plan,
+        plan=written.plan.replace(basis=task.basis.words),
         label=task.source.label,
         elements=task.source.elements,
         source_bytes=task.source.bytes,
@@ -211,27 +216,27 @@ def _streamed(task: Task, basis: str) -> Streamed:
         rounds=written.rounds,
         seconds=dict(task.clock.seconds),
         cpu_seconds=dict(task.clock.cpu),
-        basis=basis,
         left_out=task.source.ignored,
     )
 
 
-def _blocks(source: Source, options: Options, tensors: Tensors, team: Team) -> tuple[Blocks | None, str]:
-    """The model in blocks, if it is to be probed and can be; and in words what the compression is based on."""
-    blocks, basis = None, "the weights alone: no probe was asked for"
+def _blocks(source: Source, options: Options, tensors: Tensors, team: Team) -> tuple[Blocks | None, Basis]:
+    """The model in blocks, if it is to be probed and can be; and what the compression is based on."""
+    blocks, basis = None, Basis("the weights alone: no probe was asked for")
     if options.probe is not False:
         try:
             blocks = open_blocks(source, tensors, options.seed)
-            basis = f"sensitivities and error feedback block by block, {len(blocks.ids)} synthetic texts"
+            said = f"sensitivities and error feedback block by block, {len(blocks.ids)} synthetic texts"
+            basis = Basis(said, noted(calibrated=False, renormalised=False))
         except UNAVAILABLE as error:
             if options.probe:
-                basis = "sensitivities by the probe of the whole model, no error feedback"
+                basis = Basis("sensitivities by the probe of the whole model, no error feedback", UNFED)
             else:
-                basis = f"the weights alone: {error}"
+                basis = Basis(f"the weights alone: {error}")
                 if source.folder is not None and source.buildable:
-                    warn(f"{source.label} is compressed by {basis}", ProbeWarning)
-    if len(said := set(team.each(basis.encode))) > 1:
-        got = "; ".join(sorted(words.decode() for words in said))
+                    warn(f"{source.label} is compressed by {basis.words}", ProbeWarning)
+    if len(every := set(team.each(basis.words.encode))) > 1:
+        got = "; ".join(sorted(words.decode() for words in every))
         raise RankError("the processes see different models", got=got, remedy="Install the same packages everywhere.")
     return blocks, basis
 

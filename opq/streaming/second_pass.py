@@ -43,18 +43,33 @@ class Target:
         return folders.shard_name(number, len(self.shards))
 
 
-def check_room(task: Task, target: Target) -> None:
-    """Raises `WriteError` if the disk has no room for the files."""
+def check_room(task: Task, target: Target, sizes: Iterable[int]) -> None:
+    """Raises `WriteError` if the disk has no room for the files, and for codes that do not stay in memory.
+
+    Args:
+        sizes: the weights of each compressed tensor.
+    """
+    held = max((size for size in sizes if size > task.limits.cached and task.options.trellis), default=0)
     there = sum(p.stat().st_size for p in task.work.folder.glob("model-*.opq.safetensors"))
     largest = max(target.size / len(target.shards), task.shard_size / 4)
-    folders.check_space(task.work.folder, target.size - there + min(largest * task.team.size, target.size))
+    spools = min(largest * task.team.size, target.size) + held * task.team.size
+    folders.check_space(task.work.folder, target.size - there + spools)
 
 
 def write(task: Task, plan: Plan, target: Target) -> int:
     """Writes every shard of a plan, except those that exist already. Returns the bytes of all files."""
     parts = [part_of(plan, names) for names in target.shards]
     mine = task.team.mine([sum(t.size for t in part) for part in parts])
-    shards = Shards(task.source, task.tensors, task.pool, task.clock, task.work, task.carried, task.limits)
+    shards = Shards(
+        task.source,
+        task.tensors,
+        task.pool,
+        task.clock,
+        task.work,
+        carried=task.carried,
+        limits=task.limits,
+        note=task.basis.note,
+    )
 
     def work() -> bytes:
         sizes = {}

@@ -32,6 +32,7 @@ from opq.streaming.chunks import Tensors
 from opq.streaming.clock import Clock
 from opq.streaming.encode import Coded, Narrow
 from opq.streaming.limits import LIMITS, Limits
+from opq.streaming.paths import Map
 from opq.streaming.work_folder import Work
 
 STREAMED = 1 << 22
@@ -91,6 +92,8 @@ class Shards:
     carried: Carried | None = None
     """The inputs of the matrices of each block, if errors are fed back."""
     limits: Limits = LIMITS
+    note: str = ""
+    """What the codes rest on, one of `opq.file.basis.NOTES`."""
 
     def write(self, path: Path, part: Plan, whole: Plan) -> int:
         """Writes one file as `opq.file.writer.pack` would: to a temporary name, read back, renamed. Returns its size.
@@ -104,7 +107,7 @@ class Shards:
                 places, offsets, small = self._payloads(part, whole, spool)
                 large = writer.own_entries(part, {n: p for n, p in places.items() if p.kind != "share"})
                 header, common = writer.frame(
-                    part, [places[t.name] for t in part], large, small, base=base_name(self.source)
+                    part, [places[t.name] for t in part], large, small, note=self.note, base=base_name(self.source)
                 )
                 with self.clock("write"):
                     out.write(header)
@@ -149,13 +152,10 @@ class Shards:
             ordinary = [t for t in group if t.size <= self.limits.alone]
             one = functools.partial(self._one, codes)
             for tensor, coded in zip(ordinary, self.pool.weighed(one, ordinary, lambda t: t.size), strict=True):
-                yield tensor.name, "grid", 0, coded
+                yield tensor.name, tensor.codebook, 0, coded
             for tensor in (t for t in group if t.size > self.limits.alone):
                 found = codes.get(tensor.name)
-                coded = encode.encode(
-                    tensor, self._reads(tensor), self.clock, self.pool.ordered, found, cached=self.limits.cached
-                )
-                yield tensor.name, "grid", 0, coded
+                yield tensor.name, tensor.codebook, 0, self._encoded(tensor, found, self.pool.ordered)
 
     def _grouped(self, part: Plan) -> Iterator[tuple[list[TensorPlan], dict[str, Narrow]]]:
         """The compressed tensors; those of one block together, with their codes by error feedback."""
@@ -174,12 +174,20 @@ class Shards:
         return None if self.carried is None else self.carried.blocks.block_of(name)
 
     def _one(self, codes: dict[str, Narrow], tensor: TensorPlan) -> Coded:
-        return encode.encode(
-            tensor, self._reads(tensor), self.clock, codes=codes.get(tensor.name), cached=self.limits.cached
-        )
+        return self._encoded(tensor, codes.get(tensor.name), map)
 
-    def _reads(self, tensor: TensorPlan) -> encode.Read:
-        return lambda start, stop: self.tensors.read(tensor.name, start, stop)
+    def _encoded(self, tensor: TensorPlan, codes: Narrow | None, run: Map) -> Coded:
+        """The payload of a compressed tensor; `codes` are those by error feedback, if any."""
+        limit, inner = self.limits.cached, self.work.inner
+        return encode.encode(
+            tensor,
+            lambda start, stop: self.tensors.read(tensor.name, start, stop),
+            self.clock,
+            run,
+            codes,
+            cached=limit,
+            spool=inner,
+        )
 
     def _raw(self, name: str) -> Coded:
         """A kept tensor in lazy parts: one sweep for length and checksum, another for the bytes."""

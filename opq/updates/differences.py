@@ -30,26 +30,30 @@ SHORTEST, LONGEST, OTHERWISE = 16, 1 << 16, 256
 """Elements of a block: those of a row, where they are not fewer or more than this; else so many."""
 _WAYS, _FLAG, _CLASSES, _KINDS = uniform(len(WAYS)), uniform(2), uniform(MOST_CLASSES), uniform(2)
 _SMALL, _WIDE = 0, 1
-"""Kinds of stream: the codes of docs/format.md, and pcodec on the elements' own type."""
+"""Kinds of streams: coded like the codes of a tensor (docs/format.md, "Codes"), or by pcodec in the elements' type."""
 
 
 def block(shape: tuple[int, ...]) -> int:
-    """Elements of a block of a tensor."""
+    """The number of elements in a block of a tensor of this shape."""
     row = math.prod(shape[1:])
     return row if len(shape) > 1 and SHORTEST <= row <= LONGEST else OTHERWISE
 
 
 def chunks(size: int, length: int) -> list[tuple[int, int]]:
-    """First elements of chunks and those beyond; `length` is that of a block."""
+    """Start and stop of each chunk of `size` elements; `length` is the number of elements in a block."""
     step = max(1, CHUNK // length) * length
     return [(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def encode(new: Patterns, reference: Patterns, kind: Element, length: int, *, codes: bool = False) -> bytes:
-    """A chunk of integers against as many others, in blocks of `length`.
+    """Codes a chunk of integers as differences to a reference.
 
     Args:
-        codes: whether these are codes, whose values make classes.
+        new: the integers, flat.
+        reference: as many integers of the same type.
+        kind: what the integers stand for.
+        length: the number of elements in a block.
+        codes: whether they are codes, which are classed by value.
     """
     difference = _outward(new, reference, kind)
     differs = _blocks(difference, length)
@@ -85,7 +89,7 @@ def decode(data: memoryview, reference: Patterns, kind: Element, length: int) ->
     """The inverse of `encode`.
 
     Raises:
-        CorruptFileError: these are not the bytes of so many integers.
+        CorruptFileError: the bytes are not those of `len(reference)` integers.
     """
     stop = 4 + int.from_bytes(data[:4], "little")
     if len(data) < stop:
@@ -180,14 +184,14 @@ def _below(most: int, data: memoryview, amount: int) -> npt.NDArray[np.int16]:
 
 
 def _blocks(difference: Patterns, length: int) -> npt.NDArray[np.bool_]:
-    """Whether each block holds anything but zeros."""
+    """For each block, whether it holds anything but zeros."""
     whole = len(difference) // length * length
     found: npt.NDArray[np.bool_] = np.any(difference[:whole].reshape(-1, length), axis=1)
     return found if whole == len(difference) else np.append(found, difference[whole:].any())
 
 
 class _Body:
-    """Bytes, taken from the front."""
+    """Bytes that are read from the front."""
 
     def __init__(self, data: memoryview):
         self._left = data

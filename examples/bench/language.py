@@ -1,0 +1,206 @@
+"""Language models and their kin without data: this package beside other tools, the whole file counted.
+
+    python examples/bench/language.py --packages DIR [--download] [--only stories260k] [--budget BITS] [--no-peers]
+
+`bits` is 8 x file bytes / parameters, embeddings and everything else in the file included. Causal models are scored by
+perplexity, by the divergence (in nats a token) from the dense model's distribution of the next token, and by how often
+both think the same token likeliest; MiniLM by the rank correlation of its embeddings' similarities, and their error;
+the speaker encoder by the cosine of its embeddings.
+`language_models.py` says which weights are looked for in DIR; `--download` puts those there that a package holds.
+Every row is written to results/language.json as soon as it is measured, in place of an earlier one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import functools
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import peers
+import results
+import torch
+from language_models import Case, cases, download, read_gguf
+
+import opq
+
+COLUMNS = ("model", "method", "budget", "bits", "perplexity_dense", "perplexity", "divergence", "agreement",
+           "correlation", "error_db", "cosine", "samples", "seconds")  # fmt: skip
+BUDGETS = {"stories260k": (4.0, 3.0, 2.5), "smollm2-135m": (4.0, 3.0, 2.5), "minilm": (3.0, 2.5, 2.0),
+           "speaker-encoder": (4.0, 3.0)}  # fmt: skip
+OWN = {"rd": {}, "rd, random tokens": {"probe": "quick"}, "rd, weights only": {"probe": False}}
+"""This package's rows, by the options of the call."""
+LEVEL = 19
+"""Of zstandard."""
+
+State = Mapping[str, torch.Tensor]
+
+
+def row(case: Case, method: str, budget: float, size: float, state: State, seconds: float) -> dict[str, Any]:
+    """One row: the network with some tensors replaced, scored."""
+    network = copy.deepcopy(case.model)
+    network.load_state_dict(dict(state), strict=False)
+    dense = _dense(case)
+    return {
+        "model": case.name,
+        "method": method,
+        "budget": budget,
+        "file_bytes": round(size),
+        "bits": 8 * size / case.parameters,
+        **({"perplexity_dense": dense["perplexity"]} if "perplexity" in dense else {}),
+        **case.score(network.eval()),
+        "samples": case.samples,
+        "seconds": seconds,
+    }
+
+
+@functools.cache
+def _dense(case: Case) -> Mapping[str, float]:
+    return case.score(case.model)
+
+
+def package(case: Case, method: str, budget: float, **options: Any) -> dict[str, Any]:
+    """The package as everyone calls it: one call, saved, loaded again."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.opq.safetensors"
+        start = time.process_time()
+        result = opq.compress(case.model, size=int(budget * case.parameters / 8), **options)
+        seconds = time.process_time() - start
+        result.save(path)
+        size, state = path.stat().st_size, opq.load_state_dict(path)
+    return row(case, method, budget, size, state, seconds)
+
+
+def _matrices(case: Case) -> dict[str, torch.Tensor]:
+    """Every weight of two or more dimensions, tied ones once."""
+    return {n: w.detach() for n, w in case.model.named_parameters() if w.dim() > 1}
+
+
+def _others(case: Case) -> int:
+    """Bytes of all other parameters in float16."""
+    return sum(2 * w.numel() for _, w in case.model.named_parameters() if w.dim() <= 1)
+
+
+def _state(case: Case, changed: State) -> dict[str, torch.Tensor]:
+    """The changed tensors under all their names."""
+    of = {id(w): changed[n] for n, w in case.model.named_parameters() if n in changed}
+    every = case.model.named_parameters(remove_duplicate=False)
+    return {n: of[id(w)] for n, w in every if id(w) in of}
+
+
+def rounded(case: Case, bits: int) -> dict[str, Any]:
+    """Every row of a matrix rounded to 2^bits - 1 levels between its extremes, its scale in float16; codes by zstd."""
+    import zstandard
+
+    start, size, state = time.process_time(), float(_others(case)), {}
+    for name, w in _matrices(case).items():
+        flat = w.flatten(1)
+        scale = (flat.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)).clamp(min=1e-8).half().float()
+        codes = torch.round(flat / scale)
+        state[name] = (codes * scale).view(w.shape)
+        size += len(zstandard.compress(codes.to(torch.int8).numpy().tobytes(), LEVEL)) + 2 * len(flat)
+    seconds = time.process_time() - start
+    return row(case, f"round-to-nearest {bits}-bit + zstd", bits, size, _state(case, state), seconds)
+
+
+def hqq(case: Case, bits: int) -> dict[str, Any]:
+    """HQQ, groups of 64, on every matrix, the embeddings among them."""
+    given = {n: w for n, w in _matrices(case).items() if w.numel() % 64 == 0}
+    coded = peers.hqq({n: w.numpy() for n, w in given.items()}, bits=bits, group=64)
+    left = sum(2 * w.numel() for n, w in _matrices(case).items() if n not in given)
+    state = {n: torch.from_numpy(np.array(coded.arrays[n])).view(w.shape) for n, w in given.items()}
+    size = coded.bytes + left + _others(case)
+    return row(case, f"hqq {bits}-bit, groups of 64", bits, size, _state(case, state), coded.encode)
+
+
+def nncodec(case: Case, budget: float) -> dict[str, Any]:
+    """NNCodec 2 at the quantization parameter, of three tried, whose size is nearest the budget."""
+    arrays = {n: w.detach().numpy() for n, w in case.model.named_parameters()}
+    tried: dict[int, peers.Coded] = {}
+    qp = -26
+    for _ in range(3):
+        tried[qp] = tried.get(qp) or peers.nncodec(arrays, qp=qp)
+        qp = min(-8, max(-40, qp + round(4 * (8 * tried[qp].bytes / case.parameters - budget))))
+    best = min(tried, key=lambda q: abs(8 * tried[q].bytes / case.parameters - budget))
+    coded = tried[best]
+    state = {n: torch.from_numpy(np.array(coded.arrays[n])).view(arrays[n].shape) for n in arrays}
+    return row(case, f"nncodec qp={best}", budget, coded.bytes, _state(case, state), coded.encode)
+
+
+def llama(case: Case, kind: str, library: Path) -> dict[str, Any]:
+    """llama.cpp's quantizer without an importance matrix; the file as it is, its vocabulary left out of the bytes."""
+    assert case.gguf is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        start = time.process_time()
+        llama_cpp.quantize(library, case.gguf, path, kind)
+        seconds = time.process_time() - start
+        return row(case, f"llama.cpp {kind}", 0.0, llama_cpp.tensor_bytes(path), read_gguf(path).state_dict(), seconds)
+
+
+def tasks(
+    case: Case, budgets: tuple[float, ...], methods: list[str], packages: Path, *, with_peers: bool
+) -> Iterator[Callable[[], Any]]:
+    """All rows of one network."""
+    for budget in budgets:
+        for method, options in OWN.items():
+            if not methods or method in methods:
+                yield functools.partial(package, case, method, budget, **options)
+    for bits in (4, 3):
+        yield functools.partial(rounded, case, bits)
+    if case.gguf is not None and (library := llama_cpp.library(packages)) is not None:
+        for kind in llama_cpp.KINDS:
+            yield functools.partial(llama, case, kind, library)
+    if not with_peers:
+        return
+    if peers.available("hqq"):
+        for bits in (4, 3):
+            yield functools.partial(hqq, case, bits)
+    if peers.available("nncodec"):
+        for budget in budgets:
+            yield functools.partial(nncodec, case, budget)
+
+
+def _key(one: Mapping[str, Any]) -> tuple[str, str, float]:
+    return one["model"], one["method"].split(" qp=")[0], one["budget"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packages", type=Path, required=True, help="folder of unzipped packages with the weights")
+    parser.add_argument("--download", action="store_true", help="download and unzip packages that are missing there")
+    parser.add_argument("--only", action="append", default=[], help="only this network; may be repeated")
+    parser.add_argument("--method", action="append", default=[], help="only this of the package's own rows")
+    parser.add_argument("--budget", type=float, action="append", default=[], help="only this budget, in bits")
+    parser.add_argument("--no-peers", action="store_true", help="leave HQQ and NNCodec out, which are installed first")
+    options = parser.parse_args()
+    if options.download:
+        download(options.packages)
+    path = results.RESULTS / "language.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    for name, make in cases(options.packages).items():
+        if options.only and name not in options.only:
+            continue
+        case = make()
+        budgets = tuple(options.budget) or BUDGETS[name]
+        for measure in tasks(case, budgets, options.method, options.packages, with_peers=not options.no_peers):
+            new = measure()
+            rows = sorted([r for r in rows if _key(r) != _key(new)] + [new], key=lambda r: (*_key(r)[:2], -r["budget"]))
+            results.save("language", rows)
+            print({k: round(v, 4) if isinstance(v, float) else v for k, v in new.items()}, flush=True)
+        results.show([r for r in rows if r["model"] == name], COLUMNS, name)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.filterwarnings("ignore", message=".*probe.*")
+    main()

@@ -1,0 +1,167 @@
+"""Texts that a language model writes itself: they look more like what it is made for than random tokens do.
+
+A causal model, a decoder too, writes word by word. A model that sees the whole text at once has words of a random text
+filled in again and again. What gives no scores of words keeps its random tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from opq.base.stages import stage
+from opq.models.batch import Batch
+from opq.models.observe import batch_statistics, untouched
+from opq.probing.facts import Facts
+from opq.probing.page import DECODED, READ, Page, same
+
+LENGTH = 48
+"""Tokens of a text, where the model takes so long ones."""
+TEMPERATURES = (0.7, 1.1)
+"""Of the texts in turn: cool ones are likely ones, hot ones have more of the rare words."""
+LED = 1
+"""Tokens that are written before those that count: the first of a text is led to by nothing, and may be a rare one."""
+ROWS = 64
+"""Texts that are written side by side, at most: what a model remembers of them takes memory."""
+ROUNDS, FILLED = 12, 0.25
+"""How often a text is filled in, and in which part of its places."""
+
+
+Seen = Callable[[int, int], None]
+"""Called with (texts done, texts in all); a text that is read, and then written anew, counts twice."""
+
+
+def written(model: nn.Module, batch: Batch, *, seed: int = 0, see: Seen | None = None) -> Batch:
+    """A batch of token ids with texts in their place that the model writes; the batch itself where it cannot write.
+
+    The same for the same seed. Tokens that begin, end or pad texts are not written: they stand for nothing that
+    occurs, and some models give the first place of a text, or such a token, activations far beyond all others.
+    """
+    if not Page.holds_texts(batch):
+        return batch
+    generator = torch.Generator().manual_seed(seed)
+    with stage("texts"), untouched(model), batch_statistics(model), torch.no_grad():
+        try:
+            return _written(model, batch, generator, see or (lambda _, __: None)) or batch
+        except Exception:  # a stranger's forward may fail in any way; through random tokens it did run
+            return batch
+
+
+def divergence(before: torch.Tensor, after: torch.Tensor, mask: torch.Tensor | None) -> float:
+    """Mean over the tokens that count of the divergence between the words that scores (texts, length, words) expect."""
+    p, q = before.float().log_softmax(-1), after.float().log_softmax(-1)
+    apart = (p.exp() * (p - q)).sum(-1, dtype=torch.float64)
+    found = float(apart.mean() if mask is None or mask.shape != apart.shape else apart[mask].mean())
+    return math.inf if math.isnan(found) else found
+
+
+def _written(model: nn.Module, batch: Batch, generator: torch.Generator, see: Seen) -> Batch | None:
+    page = Page.of(model, batch)
+    if page is None:
+        return None
+    length = LENGTH if page.fits(LENGTH + LED) else page.ids.shape[1] - LED
+    if not page.goes_forward():
+        return page.with_ids(_filled(page, length, generator, see)).batch()
+    texts = len(page.ids)
+    if not (page.name == DECODED and READ in page.members):
+        return page.with_ids(_told(page, length, generator, see)).batch()
+    first = _told(page, length, generator, lambda done, _: see(done, 2 * texts))
+    page = page.with_ids(first, READ)  # what it reads is a text of its own, then
+    return page.with_ids(_told(page, length, generator, lambda done, _: see(texts + done, 2 * texts))).batch()
+
+
+def _told(page: Page, length: int, generator: torch.Generator, see: Seen) -> torch.Tensor:
+    """Texts word by word, (texts, length)."""
+    start = next((v for v in Facts.of(page.model).values("decoder_start_token_id") if isinstance(v, int)), None)
+    led = 0 if page.name == DECODED else LED
+    parts = []
+    for at in range(0, len(page.ids), ROWS):
+        few = page.with_rows(min(ROWS, len(page.ids) - at), at)
+        heat = _temperatures(len(few.ids))
+        ids = _random(few, 1, generator)
+        if page.name == DECODED and start is not None:
+            ids = torch.full_like(ids, start)
+        parts.append(_continued(few, ids, length + led, heat, generator)[:, led:])
+        see(at + len(few.ids), len(page.ids))
+    return torch.cat(parts)
+
+
+def _continued(
+    page: Page, ids: torch.Tensor, length: int, heat: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    state = _Memory(page) if page.remembers else None
+    while ids.shape[1] < length:
+        scores = page.read(ids) if state is None else state.read(ids)
+        assert scores is not None
+        if state is not None and ids.shape[1] == 3:  # is what it remembers what it has read?
+            anew = page.read(ids)
+            assert anew is not None
+            state, scores = (state, scores) if same(anew[:, -1], scores[:, -1]) else (None, anew)
+        ids = torch.cat([ids, _drawn(scores[:, -1], heat, page.special, generator)[:, None]], 1)
+    return ids
+
+
+class _Memory:
+    """The state of a model that has read the beginning of some texts."""
+
+    def __init__(self, page: Page):
+        self._page, self._state, self._encoded = page, None, None
+
+    def read(self, ids: torch.Tensor) -> torch.Tensor | None:
+        """The scores of the last place, (texts, 1, words)."""
+        page = self._page.with_ids(ids)
+        more = {page.name: ids[:, -1:], "use_cache": True, "past_key_values": self._state}
+        if self._encoded is not None:
+            more["encoder_outputs"] = (self._encoded,)
+        if "position_ids" in page.members:
+            more["position_ids"] = page.members["position_ids"][:, -1:]
+        output = page.replace(**more).batch().to(page.model)(page.model)
+        self._state = output.past_key_values
+        self._encoded = getattr(output, "encoder_last_hidden_state", None)
+        return page.scores(output, ids[:, -1:])
+
+
+def _filled(page: Page, length: int, generator: torch.Generator, see: Seen) -> torch.Tensor:
+    """Texts of which places are filled in, a few at a time, by what the others make likely; (texts, length)."""
+    mask = next((v for v in Facts.of(page.model).values("mask_token_id") if isinstance(v, int)), None)
+    every = []
+    for at in range(0, len(page.ids), ROWS):
+        few = page.with_rows(min(ROWS, len(page.ids) - at), at)
+        heat = _temperatures(len(few.ids))
+        ids = _random(few, length, generator)
+        for _ in range(ROUNDS):
+            open_ = torch.rand(ids.shape, generator=generator) < FILLED
+            hidden = _random(few, length, generator) if mask is None else torch.full_like(ids, mask)
+            scores = few.read(torch.where(open_, hidden, ids))
+            assert scores is not None
+            drawn = _drawn(scores.flatten(0, 1), heat.repeat_interleave(length), page.special, generator)
+            ids = torch.where(open_, drawn.view(ids.shape), ids)
+        every.append(ids)
+        see(at + len(ids), len(page.ids))
+    return torch.cat(every)
+
+
+def _temperatures(texts: int) -> torch.Tensor:
+    return torch.tensor(TEMPERATURES).repeat(-(-texts // len(TEMPERATURES)))[:texts]
+
+
+def _random(page: Page, length: int, generator: torch.Generator) -> torch.Tensor:
+    """Words that are not special, (texts, length), uniform over the ids that random texts have."""
+    allowed = torch.ones(int(page.ids.max()) + 1, dtype=torch.bool)
+    allowed[[w for w in page.special if w < len(allowed)]] = False
+    words = allowed.nonzero().flatten()
+    return words[torch.randint(len(words), (len(page.ids), length), generator=generator)]
+
+
+def _drawn(
+    scores: torch.Tensor, heat: torch.Tensor, special: frozenset[int], generator: torch.Generator
+) -> torch.Tensor:
+    """One word for each row of scores (texts, words), by their softmax at each text's temperature."""
+    scores = scores / heat[:, None]
+    scores[:, [w for w in special if w < scores.shape[1]]] = -torch.inf
+    rising = scores.softmax(-1).double().cumsum(-1)
+    at = torch.rand((len(scores), 1), generator=generator, dtype=torch.float64) * rising[:, -1:]
+    return torch.searchsorted(rising, at, right=True).squeeze(1).clamp(max=scores.shape[1] - 1)

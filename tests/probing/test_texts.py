@@ -1,0 +1,182 @@
+"""Texts that models write themselves for their probe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import opq
+from opq.models.batch import Batch
+from opq.probing import texts
+from opq.probing.inputs import synthetic
+from opq.probing.page import Page
+
+WORDS, WIDTH = 23, 16
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "LENGTH", 14)
+
+
+class Follower(nn.Module):
+    """A causal model without a memory that writes each word's successor, whatever stands further before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(WORDS, WORDS)
+        with torch.no_grad():
+            self.table.weight.copy_(20 * torch.eye(WORDS).roll(1, 1))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table(ids)
+
+
+class Around(nn.Module):
+    """Sees the whole text: the score of a word at a place is that of its neighbours' agreeing on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(WORDS, WORDS)
+        with torch.no_grad():
+            self.table.weight.copy_(8 * torch.eye(WORDS))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        x = self.table(input_ids) * attention_mask[..., None]
+        return {"logits": x.roll(1, 1) + x.roll(-1, 1)}
+
+
+class Pooled(nn.Module):
+    """Reads texts, scores none of their words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.table(ids).mean(1))
+
+
+def _batch(*, length: int = 8, rows: int = 6) -> Tensor:
+    return torch.randint(WORDS, (rows, length), generator=torch.Generator().manual_seed(0))
+
+
+def _llama(**options: Any) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    shape = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **heads, **options)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8 if parameter.dim() > 1 else 1)
+    return model
+
+
+def test_a_causal_model_writes_what_it_makes_likely() -> None:
+    (ids,) = texts.written(Follower(), Batch((_batch(),))).args
+    assert ids.shape == (6, texts.LENGTH)
+    assert float((ids[:, 1:] == (ids[:, :-1] + 1) % WORDS).float().mean()) > 0.99
+
+
+def test_a_model_that_sees_whole_texts_fills_them_in() -> None:
+    ids = _batch(length=12, rows=32)
+    given = Batch((), {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    made = texts.written(Around(), given).kwargs
+    assert made["attention_mask"].shape == made["input_ids"].shape == (32, texts.LENGTH)
+
+    def agreeing(x: Tensor) -> float:
+        return float((x == x.roll(2, 1)).float().mean())
+
+    assert agreeing(made["input_ids"]) > 3 * agreeing(ids)
+
+
+@pytest.mark.parametrize("model", [Pooled(), nn.Embedding(WORDS, 3)])
+def test_what_scores_no_words_keeps_its_random_tokens(model: nn.Module) -> None:
+    given = Batch((_batch(),))
+    assert texts.written(model, given) is given
+
+
+def test_images_are_no_texts() -> None:
+    given = Batch((torch.randn(4, 3, 8, 8),))
+    assert texts.written(nn.Conv2d(3, 3, 1), given) is given
+
+
+def test_the_same_seed_writes_the_same_texts_and_leaves_the_model_and_the_random_state_alone() -> None:
+    model = _llama()
+    before, state = {n: p.clone() for n, p in model.state_dict().items()}, torch.get_rng_state()
+    batch = synthetic(model, samples=4)
+    one, same, other = (texts.written(model, batch, seed=seed).kwargs["input_ids"] for seed in (3, 3, 4))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
+
+
+def test_a_memory_of_what_was_read_changes_no_text() -> None:
+    model = _llama()
+    batch = synthetic(model, samples=4)
+    assert Page.of(model, batch).remembers
+    quick = texts.written(model, batch).kwargs["input_ids"]
+    slow_model = _llama()
+    forward = slow_model.forward
+    slow_model.forward = lambda input_ids, attention_mask: forward(input_ids=input_ids, attention_mask=attention_mask)
+    slow_batch = Batch((), batch.kwargs)
+    assert not Page.of(slow_model, slow_batch).remembers
+    assert torch.equal(quick, texts.written(slow_model, slow_batch).kwargs["input_ids"])
+
+
+def test_tokens_that_begin_end_or_pad_texts_are_not_written() -> None:
+    model = _llama(bos_token_id=0, eos_token_id=[1, 2], pad_token_id=3)
+    ids = texts.written(model, synthetic(model)).kwargs["input_ids"]
+    assert len(ids.unique()) > 30
+    assert not set(ids.unique().tolist()) & {0, 1, 2, 3}
+
+
+def test_texts_are_no_longer_than_the_model_takes() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=40, n_positions=12, n_embd=16, n_layer=1, n_head=2)
+    model = transformers.GPT2LMHeadModel(config).eval()
+    batch = texts.written(model, synthetic(model, samples=4))
+    assert batch.kwargs["input_ids"].shape == (8, 9)
+    assert model(**batch.kwargs).logits.isfinite().all()
+
+
+def test_an_encoder_with_a_decoder_reads_what_it_has_written() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2,
+                                   decoder_start_token_id=0)  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    random = synthetic(model, samples=4)
+    made = texts.written(model, random).kwargs
+    assert set(made) == set(random.kwargs)
+    assert made["decoder_input_ids"].shape == made["input_ids"].shape == (8, texts.LENGTH)
+    assert bool((made["decoder_input_ids"][:, 0] == 0).all())
+    assert not bool((made["decoder_input_ids"][:, 1:] == 0).any())
+
+
+def test_the_probe_shows_a_model_its_own_texts_unless_it_is_to_be_quick() -> None:
+    model = Follower()
+    own, random = (opq.probe(model, quick=quick, samples=8).batch.args[0] for quick in (False, True))
+    follows = [(x[:, 1:] == (x[:, :-1] + 1) % WORDS).float().mean() for x in (own, random)]
+    assert follows[0] > 0.99 > 0.2 > follows[1]
+    with pytest.raises(opq.errors.OptionError, match=r'"quick"'):
+        opq.compress(model, bits=4, probe="slow")
+
+
+def test_a_tied_head_is_fed_back_under_the_tables_name() -> None:
+    model = _llama(tie_word_embeddings=True)
+    moments = opq.probe(model, samples=4).moments
+    assert "model.embed_tokens.weight" in moments
+    assert "lm_head.weight" not in moments
+    assert moments["model.embed_tokens.weight"].width == 16
+
+
+def test_progress_counts_the_texts() -> None:
+    seen: list[tuple[int, int]] = []
+    texts.written(Follower(), Batch((_batch(rows=70),)), see=lambda done, total: seen.append((done, total)))
+    assert seen == [(64, 70), (70, 70)]
