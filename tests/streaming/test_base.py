@@ -71,7 +71,7 @@ def test_differences_go_into_shards_and_come_back_with_their_base(dtype: torch.d
 def test_a_folder_holds_what_one_file_would(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """The same codes where the same plan is applied: by the same steps."""
     old, new = pair
-    compress_folder(new, tmp_path / "out", base=old, bits=2.0)
+    compress_folder(new, tmp_path / "out", base=old, bits=2.0, trellis=False)
     whole = opq.load_state_dict(tmp_path / "out", base=old)
     with FolderReader(tmp_path / "out") as folder:
         plan, wanted, before = folder.plan, state(new), state(old)
@@ -81,6 +81,18 @@ def test_a_folder_holds_what_one_file_would(pair: tuple[Path, Path], tmp_path: P
         assert torch.equal(whole[name], (before[name].double() + step * codes.double()).float().to(before[name].dtype))
         change = wanted[name].double() - before[name].double()
         assert float((change - step * codes).abs().max()) <= step
+
+
+def test_differences_on_a_trellis_err_less(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = pair
+    wanted, errors = state(new), []
+    for trellis in (False, True):
+        out = tmp_path / str(trellis)
+        compress_folder(new, out, base=old, bits=2.0, trellis=trellis)
+        with FolderReader(out) as folder:
+            assert (folder.kind("layers.1.up.weight") == "trellis") is trellis
+        errors.append(squared(opq.load_state_dict(out, base=old), wanted, "layers.1.up.weight"))
+    assert errors[1] < errors[0]
 
 
 def test_every_shard_names_the_base_and_another_one_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
