@@ -190,7 +190,7 @@ def draw(
     points = {model: lines for model, lines in points.items() if len(lines) > 1}
     if not points:
         return False
-    figure = Figure(figsize=(4.2 * max(len(points), 2), 3.4), layout="constrained")
+    figure = Figure(figsize=(3.0 * max(len(points), 2), 3.0), layout="constrained")
     every = dict.fromkeys(name for lines in points.values() for name in lines)
     own = next((name for name in OWN if name in every), None)
     names = [name for name in every if name != own]
@@ -203,15 +203,17 @@ def draw(
         dense = max((row["top1_dense"] for row in rows if row["model"] == model and "top1_dense" in row), default=None)
         if dense is not None:
             ax.axhline(dense, color="#8893a1", lw=0.8, ls="--", label="dense, 32 bits")
-        ax.set(title=NETWORKS.get(model, model), xlabel="bits per weight, of the whole file")
+        ax.set(title=NETWORKS.get(model, model), xlabel="bits per weight of the file")
         ax.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("top-1, %, or rank correlation x 100")
+    figure.axes[0].set_ylabel("top-1 % or correlation x 100", fontsize=9)
     handles = {label: h for ax in figure.axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     order = sorted(handles, key=lambda label: label != first)
     shown = [handles[label] for label in order]
-    figure.legend(shown, order, loc="outside lower center", ncols=min(len(order), 5), frameon=False, fontsize=8)
+    columns = len(order) if sum(map(len, order)) < 80 else 4 if max(map(len, order)) < 28 else 2
+    figure.set_figheight(2.8 + 0.2 * -(-len(order) // columns))
+    figure.legend(shown, order, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=110, metadata=mark(rows))
+    figure.savefig(path, dpi=150, metadata=mark(rows))
     return True
 
 

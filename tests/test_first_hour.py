@@ -82,7 +82,7 @@ def test_every_export_of_a_sentence_transformer_is_read_by_the_package_that_it_i
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     found = read_back(tmp_path, zoo.minilm_folder())
-    assert found["cosine"] > 0.99
+    assert found["cosine"] > 0.95
     assert found["sentences of hub"] == pytest.approx(0, abs=1e-6)
     assert found["hub"] == pytest.approx(0, abs=1e-6)
     assert found["onnx"] == pytest.approx(0, abs=1e-3)

@@ -280,7 +280,7 @@ def draw(rows: list[Any]) -> None:
     methods = [m for m in (*benchmark_page.NAMES["datafree"], *benchmark_page.OTHERS) if m in there]
     colours = [colour for colour in benchmark_page.COLOURS if colour != "#17202b"]  # nearly that of `ALL`
     called = {**benchmark_page.NAMES["datafree"], **benchmark_page.OTHERS}
-    figure, panels = pyplot.subplots(1, len(names), figsize=(4.2 * len(names), 4.8), squeeze=False)
+    figure, panels = pyplot.subplots(1, len(names), figsize=(3.1 * len(names), 4.8), squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
         for number, method in enumerate(methods):
             points = sorted((r for r in rows if r["model"] == name and _family(r["method"]) == method), key=_bits)
@@ -292,16 +292,16 @@ def draw(rows: list[Any]) -> None:
         panel.axhline(0, linestyle=":", color="grey")
         panel.set(
             title=benchmark_page.NETWORKS.get(name, name),
-            xlabel="bits per parameter, whole file",
+            xlabel="bits per parameter of the file",
             xlim=(1.6, 5),
             ylim=(-40, 3),
         )
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("points from the dense network")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncols=3, fontsize=8)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncols=2, fontsize=8)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout(rect=(0, 0.2, 1, 1))
-    figure.savefig(PICTURE, dpi=110, metadata=benchmark_page.mark(rows))
+    figure.tight_layout(rect=(0, 0.27, 1, 1))
+    figure.savefig(PICTURE, dpi=150, metadata=benchmark_page.mark(rows))
 
 
 def _bits(row: Any) -> float:
