@@ -46,7 +46,7 @@ def photographs(folder: Path, *, probe: bool) -> None:
     _network(folder, model, probe=probe, hint=model.input_hint)
     with np.load(zoo.SHARED / "data" / "imagenet_like_1000.npz") as data:
         jpeg, offset = data["jpeg"], data["offset"]
-    samples = []
+    samples: list[str] = []
     for k in range(0, len(offset) - 1, (len(offset) - 1) // SAMPLES)[:SAMPLES]:
         samples.append(f"sample{len(samples)}.jpg")
         (folder / samples[-1]).write_bytes(jpeg[offset[k] : offset[k + 1]].tobytes())
