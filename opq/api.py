@@ -10,11 +10,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from opq import methods
 from opq.base.calls import checked_names
 from opq.base.format_v1 import BUDGET_KINDS
+from opq.base.pool import torch_threads
 from opq.base.progress import Progress
 from opq.base.stages import stage, timed
 from opq.compression.alpha import weighed
@@ -28,7 +30,7 @@ from opq.compression.prior import guessed
 from opq.compression.problem import Problem, gather
 from opq.compression.result import Result
 from opq.compression.roles import Override, Role, assign
-from opq.compression.trellised import may_follow, numpy_seconds
+from opq.compression.trellised import least_rate, may_follow, numpy_seconds, sample
 from opq.compression.unchanged import Unchanged
 from opq.constraints import Constraint
 from opq.file.base import open_base
@@ -38,7 +40,7 @@ from opq.methods.calling import asked
 from opq.methods.options import Settings
 from opq.plan import Plan
 from opq.probing.sensitivity import Probe
-from opq.quantizing.trellis import LOOPS
+from opq.quantizing.trellis import LEAST, LOOPS
 from opq.sources import SourceLike, open_source
 from opq.sources.base import Source
 from opq.training.loop import Batches
@@ -100,7 +102,7 @@ def compress(
         example_inputs: an example of what the forward takes, where the model does not say.
         alpha: of `rd` and `opq`: exponent of the probe's sensitivities, 0 to 1; by default chosen by the predicted
             error of the outputs.
-        trellis: of `rd`: whether tensors that get 1.5 bits per weight or more are quantized on a trellis, which gives
+        trellis: of `rd`: whether tensors that get 1.25 bits per weight or more are quantized on a trellis, which gives
             the smallest error for a size. By default they are, unless there are `constraints=`. Fine-tuning takes the
             plain grids of the same rates instead.
         sparsity: of `opq`: fraction of weights pruned, `bits` being bits per kept weight, as in the paper.
@@ -198,7 +200,7 @@ def solve(
             several arguments, the shapes by their names.
         example_inputs: an example of what the forward takes, where the model does not say.
         alpha: of `rd` and `opq`: exponent of the probe's sensitivities, 0 to 1.
-        trellis: of `rd`: whether tensors that get 1.5 bits per weight or more are planned on a trellis. By default
+        trellis: of `rd`: whether tensors that get 1.25 bits per weight or more are planned on a trellis. By default
             they are not: a plan is what `opq.attach` and `opq.finetune` start from, and these need plain grids.
         sparsity: of `opq`: fraction of weights pruned, `bits` being bits per kept weight.
         data: of the other methods: batches of (inputs, targets), or a function of the epoch that gives them.
@@ -288,11 +290,13 @@ def _problem(
     given = _given(options, roles, stats)
     known = bool(probed is not None and probed.sensitivity)
     found = dict.fromkeys(stats, 1.0) if known else _guessed(source, stats, options)
-    trellised = may_follow(roles, _is_transposed(probed)) if on_trellis else frozenset()
+    trellised = dict.fromkeys(may_follow(roles, _is_transposed(probed)), LEAST) if on_trellis else {}
     with stage("curves"):
         problem = Problem.of(options, roles, stats=stats, sensitivities=found | given, trellised=trellised)
     with stage("compile"):
         LOOPS.prepare(numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
+    with stage("curves"):
+        problem = dataclasses.replace(problem, trellised=_least_rates(source, problem))
     if probed is None:
         return problem, PlainCoder(source)
     coder = DataFreeCoder(source, probed, calibrated=options.calibration is not None)
@@ -302,11 +306,9 @@ def _problem(
 def _plain(problem: Problem[Any], source: Source, *, on_trellis: bool) -> Problem[Any]:
     """The same problem without what a probe tells."""
     options, roles, stats = problem.options, problem.roles, problem.stats
-    return dataclasses.replace(
-        problem,
-        sensitivities=_guessed(source, stats, options) | _given(options, roles, stats),
-        trellised=may_follow(roles, _is_transposed(None)) if on_trellis else frozenset(),
-    )
+    sensitivities = _guessed(source, stats, options) | _given(options, roles, stats)
+    trellised = dict.fromkeys(may_follow(roles, _is_transposed(None)), LEAST) | dict(problem.trellised)
+    return dataclasses.replace(problem, sensitivities=sensitivities, trellised=trellised if on_trellis else {})
 
 
 def _given(options: Options, roles: Iterable[Role], stats: Iterable[str]) -> dict[str, float]:
@@ -321,8 +323,22 @@ def _guessed(source: Source, stats: Mapping[str, Any], options: Options) -> dict
     return guessed(source, stats, options.budget) if options.weighs else dict.fromkeys(stats, 1.0)
 
 
+def _least_rates(source: Source, problem: Problem[Any]) -> dict[str, float]:
+    """Of the tensors that may be on a trellis, the rate from which on it pays."""
+
+    def one(name: str) -> float:
+        tensor = source.tensor(name)
+        rows = tensor.detach().cpu().reshape(tensor.shape[0], -1)
+        some = torch.cat([rows[piece] for piece in sample(tuple(tensor.shape))])
+        return least_rate(some, problem.curves[name], problem.stats[name].max_abs)
+
+    names = sorted(problem.trellised)
+    with torch_threads() as threads:
+        return dict(zip(names, threads.ordered(one, names), strict=True))
+
+
 def _is_transposed(probed: Probe | None) -> Callable[[str], bool]:
-    """Whether feedback takes a tensor as (inputs, outputs)."""
+    """Whether feedback takes a tensor as (inputs, outputs), or as a stack."""
     if probed is None:
         return lambda name: False
-    return lambda name: bool((layout := probed.moments.layout(name)) and layout.transposed)
+    return lambda name: bool((layout := probed.moments.layout(name)) and (layout.transposed or layout.stacked))

@@ -4,7 +4,8 @@
 
 `bits` is 8 x file bytes / parameters, embeddings and everything else in the file included. Causal models are scored by
 perplexity, by the divergence (in nats a token) from the dense model's distribution of the next token, and by how often
-both think the same token likeliest; MiniLM by the rank correlation of its embeddings' similarities, and their error.
+both think the same token likeliest; MiniLM by the rank correlation of its embeddings' similarities, and their error;
+the speaker encoder by the cosine of its embeddings.
 `language_models.py` says which weights are looked for in DIR; `--download` puts those there that a package holds.
 Every row is written to results/language.json as soon as it is measured, in place of an earlier one.
 """
@@ -23,17 +24,19 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import peers
 import results
 import torch
-from language_models import Case, cases, download
+from language_models import Case, cases, download, read_gguf
 
 import opq
 
 COLUMNS = ("model", "method", "budget", "bits", "perplexity_dense", "perplexity", "divergence", "agreement",
-           "correlation", "error_db", "samples", "seconds")  # fmt: skip
-BUDGETS = {"stories260k": (4.0, 3.0, 2.5), "smollm2-135m": (4.0, 3.0, 2.5), "minilm": (3.0, 2.5, 2.0)}
+           "correlation", "error_db", "cosine", "samples", "seconds")  # fmt: skip
+BUDGETS = {"stories260k": (4.0, 3.0, 2.5), "smollm2-135m": (4.0, 3.0, 2.5), "minilm": (3.0, 2.5, 2.0),
+           "speaker-encoder": (4.0, 3.0)}  # fmt: skip
 OWN = {"rd": {}, "rd, random tokens": {"probe": "quick"}, "rd, weights only": {"probe": False}}
 """This package's rows, by the options of the call."""
 LEVEL = 19
@@ -133,18 +136,32 @@ def nncodec(case: Case, budget: float) -> dict[str, Any]:
     return row(case, f"nncodec qp={best}", budget, coded.bytes, _state(case, state), coded.encode)
 
 
+def llama(case: Case, kind: str, library: Path) -> dict[str, Any]:
+    """llama.cpp's quantizer without an importance matrix; the file as it is, its vocabulary left out of the bytes."""
+    assert case.gguf is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        start = time.process_time()
+        llama_cpp.quantize(library, case.gguf, path, kind)
+        seconds = time.process_time() - start
+        return row(case, f"llama.cpp {kind}", 0.0, llama_cpp.tensor_bytes(path), read_gguf(path).state_dict(), seconds)
+
+
 def tasks(
-    case: Case, budgets: tuple[float, ...], methods: list[str], *, with_peers: bool
+    case: Case, budgets: tuple[float, ...], methods: list[str], packages: Path, *, with_peers: bool
 ) -> Iterator[Callable[[], Any]]:
     """All rows of one network."""
     for budget in budgets:
         for method, options in OWN.items():
             if not methods or method in methods:
                 yield functools.partial(package, case, method, budget, **options)
-    if not with_peers:
-        return
     for bits in (4, 3):
         yield functools.partial(rounded, case, bits)
+    if case.gguf is not None and (library := llama_cpp.library(packages)) is not None:
+        for kind in llama_cpp.KINDS:
+            yield functools.partial(llama, case, kind, library)
+    if not with_peers:
+        return
     if peers.available("hqq"):
         for bits in (4, 3):
             yield functools.partial(hqq, case, bits)
@@ -164,7 +181,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], help="only this network; may be repeated")
     parser.add_argument("--method", action="append", default=[], help="only this of the package's own rows")
     parser.add_argument("--budget", type=float, action="append", default=[], help="only this budget, in bits")
-    parser.add_argument("--no-peers", action="store_true", help="only the package's own rows")
+    parser.add_argument("--no-peers", action="store_true", help="leave HQQ and NNCodec out, which are installed first")
     options = parser.parse_args()
     if options.download:
         download(options.packages)
@@ -175,7 +192,7 @@ def main() -> None:
             continue
         case = make()
         budgets = tuple(options.budget) or BUDGETS[name]
-        for measure in tasks(case, budgets, options.method, with_peers=not options.no_peers):
+        for measure in tasks(case, budgets, options.method, options.packages, with_peers=not options.no_peers):
             new = measure()
             rows = sorted([r for r in rows if _key(r) != _key(new)] + [new], key=lambda r: (*_key(r)[:2], -r["budget"]))
             results.save("language", rows)

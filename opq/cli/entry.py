@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from opq.cli.commands import app
-from opq.cli.printing import err, one_line
+from opq.cli.printing import err, one_line, wrapped
 from opq.cli.wording import in_shell
 from opq.errors import OpqError
 
@@ -58,11 +58,13 @@ def _terminable() -> Iterator[None]:
 def _fail(error: BaseException) -> None:
     """Prints an error and ends the process with exit code 1."""
     err.print("error", style="bold red", end=" ")
-    err.print(f"{type(error).__name__}: {one_line(in_shell(str(error)))}", highlight=False, soft_wrap=True)
+    text = f"{type(error).__name__}: {one_line(in_shell(str(error)))}"
+    err.print(wrapped(text, err, begun=len("error ")), highlight=False, soft_wrap=True)
     sys.exit(1)
 
 
 def _warn(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
     """Prints a warning; takes the place of `warnings.showwarning`."""
     err.print("warning", style="yellow", end=" ")
-    err.print(one_line(in_shell(str(message))), highlight=False, soft_wrap=True)
+    text = wrapped(one_line(in_shell(str(message))), err, begun=len("warning "))
+    err.print(text, highlight=False, soft_wrap=True)

@@ -33,7 +33,7 @@ def decompress(
     folder = what_is(file) == "a folder"
     ending = "" if folder else ".safetensors"
     path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + f".dense{ending}")
-    refuse_inputs(path, [file])
+    refuse_inputs(path, [file] if base is None else [file, base])
     may_replace(path, force)
     size = save_dense_folder(file, path, base=base) if folder else save_dense(file, path, base=base)
     if as_json:

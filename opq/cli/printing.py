@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,9 +15,32 @@ out = Console(markup=False)
 err = Console(stderr=True, markup=False)
 
 
-def say(text: str) -> None:
-    """Prints a line without wrapping it, however long it is: the paths in it stay whole."""
-    out.print(text, soft_wrap=True)
+def say(text: str, *, commands: bool = False) -> None:
+    """Prints a line; on a terminal that is narrower it goes on in the next one, between words: paths stay whole.
+
+    Args:
+        commands: whether it holds commands to copy, which have no line breaks of ours.
+    """
+    out.print(text if commands else wrapped(text, out), soft_wrap=True)
+
+
+def wrapped(text: str, console: Console, *, begun: int = 0) -> str:
+    """The text with line breaks between words where a terminal would break inside them; elsewhere as it is.
+
+    Args:
+        begun: characters that the first line has already.
+    """
+    if not console.is_terminal:
+        return text
+    before = "x" * (begun - 1) + " " if begun else ""  # stands for what is there, which ends with a blank
+    fits = [
+        [line]
+        if len(line) <= console.width
+        else textwrap.wrap(line, console.width, break_long_words=False, break_on_hyphens=False)
+        for line in (before + text).split("\n")
+    ]
+    joined = "\n".join(line for some in fits for line in some)
+    return joined[begun - 1 :].removeprefix(" ") if begun else joined
 
 
 def say_plainly(text: str) -> None:

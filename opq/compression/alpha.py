@@ -16,7 +16,9 @@ from opq.compression.options import ALPHAS, Options
 from opq.compression.problem import Problem
 from opq.errors import InfeasibleError
 from opq.plan import as_stored
-from opq.sources.base import Source
+
+WORDS = (0.5, 1.0)
+"""Exponents that are tried for a language model. A choice: each costs a sweep and a forward pass."""
 
 C = TypeVar("C", bound=DataFreeCoder)
 
@@ -25,11 +27,11 @@ def weighed(coder: C, problem: Problem[TensorStats], given: Mapping[str, float])
     """The problem with the probe's sensitivities `a_i^alpha` and those that the user gave, and a coder for it.
 
     If the user gives no `alpha`, it is the one in `ALPHAS` whose plan changes the outputs least, for a network with
-    BatchNorm, and 1 for others (docs/datafree.md has figures for both rules). The coder then has the codes of that plan
-    already.
+    BatchNorm; one in `WORDS` for a language model that wrote the probe's texts; and 1 for others (docs/datafree.md has
+    figures for these rules). The coder then has the codes of that plan already.
     """
     named = len(given) == len(problem.stats)
-    alphas = (1.0,) if named else _alphas(coder.source, problem.options)
+    alphas = (1.0,) if named else _alphas(coder, problem.options)
     candidates = [
         problem.replace(sensitivities=coder.probe.sensitivities(problem.stats, alpha=alpha) | dict(given))
         for alpha in alphas
@@ -37,15 +39,17 @@ def weighed(coder: C, problem: Problem[TensorStats], given: Mapping[str, float])
     return (candidates[0], coder) if len(candidates) == 1 else _best(coder, candidates)
 
 
-def _alphas(source: Source, options: Options) -> tuple[float, ...]:
+def _alphas(coder: DataFreeCoder, options: Options) -> tuple[float, ...]:
     if options.alpha is not None:
         return (options.alpha,)
-    return ALPHAS if source.batchnorms and options.budget is not None else (1.0,)
+    if options.budget is None:
+        return (1.0,)
+    return ALPHAS if coder.source.batchnorms else WORDS if coder.probe.words else (1.0,)
 
 
 def _best(coder: C, candidates: Sequence[Problem[TensorStats]]) -> tuple[Problem[TensorStats], C]:
     """The problem whose plan changes the outputs on synthetic inputs least, and a coder that has the plan's codes."""
-    plain = [dataclasses.replace(candidate, trellised=frozenset()) for candidate in candidates]  # enough to choose by
+    plain = [dataclasses.replace(candidate, trellised={}) for candidate in candidates]  # enough to choose by
     try:
         with stage("solve"):
             plans = [as_stored(Fit(coder.source, candidate, coder, silent).decide()) for candidate in plain]

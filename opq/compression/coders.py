@@ -24,7 +24,7 @@ from opq.plan import Plan, TensorPlan
 from opq.probing.sensitivity import Probe, probe
 from opq.quantizing.feedback import sweep
 from opq.quantizing.grid import dequantize, quantize
-from opq.quantizing.moment import Moment
+from opq.quantizing.moment import Factors
 from opq.sources.base import Source
 
 CodesByName = dict[str, Codes]
@@ -143,7 +143,7 @@ class DataFreeCoder:
         moments = self.probe.moments
         fed = [name for name in by_name if self.feeds_back and name in moments]
 
-        def coded(item: tuple[str, Moment | None]) -> tuple[str, list[Codes]]:
+        def coded(item: tuple[str, Factors | None]) -> tuple[str, list[Codes]]:
             name, moment = item
             w, plans = self.source.tensor(name), by_name[name]
             found = [quantize(w, plan) for plan in plans] if moment is None else sweep(w, plans, moment)

@@ -69,7 +69,7 @@ def without_probe(
 def _rounded(source: Source, plain: Problem[TensorStats]) -> tuple[Plan, CodesByName]:
     """A plan and its codes on plain grids, without the probe; its size is predicted, not measured."""
     rounded = PlainCoder(source)
-    plan = as_stored(Fit(source, dataclasses.replace(plain, trellised=frozenset()), rounded, silent).decide())
+    plan = as_stored(Fit(source, dataclasses.replace(plain, trellised={}), rounded, silent).decide())
     return plan, dict(rounded.codes(plan.compressed))
 
 
@@ -100,7 +100,7 @@ def _inputs(coder: DataFreeCoder, options: Options) -> Batch:
     model = coder.probe.model
     if coder.calibrated:
         return next(coder.probe.batch.to(model).parts(SAMPLES))
-    return made_up(
+    batch, _ = made_up(
         model,
         input_size=options.input_size,
         example_inputs=options.example_inputs,
@@ -108,7 +108,8 @@ def _inputs(coder: DataFreeCoder, options: Options) -> Batch:
         quick=options.probe == "quick",
         samples=SAMPLES,
         seed=options.seed + OTHER,
-    ).to(model)
+    )
+    return batch.to(model)
 
 
 def _whole(source: Source, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,11 +84,14 @@ def batch_statistics(model: nn.Module) -> Iterator[list[tuple[str, _BatchNorm]]]
 
 @contextlib.contextmanager
 def watching(modules: Mapping[str, nn.Module], see: Hook) -> Iterator[None]:
-    """Calls `see(name, module, inputs)` before each module runs, with the tensors among its arguments, if any."""
+    """Calls `see(name, module, inputs)` before each module runs, with the tensors among its arguments, if any.
+
+    Those inside tuples are among them: packed sequences and the states of recurrent modules.
+    """
 
     def hook(name: str) -> Callable[..., None]:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+            given = list(_tensors((*args, *kwargs.values())))
             if given:
                 see(name, module, given)
 
@@ -102,6 +105,14 @@ def watching(modules: Mapping[str, nn.Module], see: Hook) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _tensors(value)
 
 
 def device_of(model: nn.Module) -> torch.device:

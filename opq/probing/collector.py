@@ -24,16 +24,18 @@ from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched, watching
 from opq.models.outputs import counted, weighing
 from opq.models.record import Record
-from opq.probing.layers import Layer, inputs_of
+from opq.probing import inside, recurrent
+from opq.probing.layers import CONVOLUTIONS, Layer, inputs_of
 from opq.probing.renorm import Statistics, Tally
 from opq.quantizing.moment import DAMPING_REAL, Moment
 
 PRIOR = 0.5
 """How much `W'W` adds to the moment S of a head, which after pooling has only one input for each sample: the trace of
 what is added, as a fraction of the trace of S. docs/research.md, "What was tried"."""
-ROWS, FEWEST = 4, 16384
+ROWS, FEWEST, PLENTY = 4, 16384, 64
 """How many inputs of a layer are used: `ROWS` for each coordinate, but at least `FEWEST`; of a convolution, so many
-positions. With half or twice as many, results differed by no more than chance (docs/research.md)."""
+positions, but at most `PLENTY` for each coordinate. With half or twice as many, results differed by no more than chance
+(docs/research.md)."""
 TILE = 512
 """Side of the squares in which a moment is summed. A choice of speed; fixed, so that the sums do not depend on the
 number of threads."""
@@ -95,7 +97,9 @@ class _Sums:
     def __init__(self, wanted: Mapping[str, Layer], threads: Pool):
         self._wanted, self._threads = wanted, threads
         self.modules = {layer.module_name: layer.module for layer in wanted.values()}
-        self._names = {layer.module_name: name for name, layer in wanted.items()}
+        self._names: dict[str, list[str]] = {}
+        for name, layer in wanted.items():
+            self._names.setdefault(layer.module_name, []).append(name)
         self._sums: dict[str, list[torch.Tensor]] = {}
         self._counts = dict.fromkeys(wanted, 0)
         self._mask: torch.Tensor | None = None
@@ -107,10 +111,18 @@ class _Sums:
 
     def see(self, module_name: str, module: nn.Module, given: Sequence[torch.Tensor]) -> None:
         """Adds the inputs of one call of one module."""
-        name = self._names[module_name]
+        within = inside.seen(module, given) if inside.layouts(module) else {}
+        for name in self._names[module_name]:
+            if not within or self._wanted[name].weight_name in within:
+                self._add(name, given, within)
+
+    def _add(self, name: str, given: Sequence[torch.Tensor], within: Mapping[str, torch.Tensor]) -> None:
+        """Adds the inputs of one layer."""
         layer = self._wanted[name]
-        positions = math.ceil(max(FEWEST, ROWS * layer.width) * self._share)
-        x = inputs_of(module, [self._real(x) for x in given], layer.layout, positions, self._counts[name])
+        rows = max(FEWEST, ROWS * layer.width)
+        rows = min(rows, PLENTY * layer.width) if isinstance(layer.module, CONVOLUTIONS) else rows
+        given, within = [self._real(x) for x in given], {n: x.float() for n, x in within.items()}
+        x = inputs_of(layer, given, math.ceil(rows * self._share), self._counts[name], within)
         if name not in self._sums:
             self._sums[name] = [x.new_zeros(x.shape[0], w, w) for w in layer.widths]
         for piece, total in zip(torch.split(x, list(layer.widths), dim=-1), self._sums[name], strict=True):
@@ -141,6 +153,8 @@ class _Sums:
         is large in these directions.
         """
         layer, inputs = self._wanted[name], self._counts[name]
+        if recurrent.matrices(layer.module):  # synthetic sequences resemble real ones less than images do
+            damping = max(damping, DAMPING_REAL)
         if inputs > self._samples or inputs >= layer.width:
             return Moment(layer.layout, tuple(blocks), damping)
         pieces = torch.split(layer.weight.detach().float(), list(layer.widths), dim=-1)

@@ -12,7 +12,7 @@ from opq.models.batch import Batch
 from opq.probing.making import TEXTS, Maker
 
 Kind = Literal["signal", "series", "tokens", "ones", "places", "zeros", "speech", "standard speech", "mel", "fbank",
-               "edges", "adjacency"]  # fmt: skip
+               "power", "edges", "adjacency"]  # fmt: skip
 _UNBATCHED = ("zeros", "edges", "adjacency")
 """Kinds of which one tensor serves all samples."""
 LONG = 1000
@@ -30,7 +30,8 @@ class Form:
     - `tokens`: integers from 0 to `below` - 1;
     - `ones`: a mask that hides nothing; `places`: the positions 0, 1, 2 and so on;
     - `speech` (channels, length) or (length,): synthetic recordings; `standard speech`: the same of deviation 1;
-    - `mel` (bins, frames) and `fbank` (frames, bins): log-mel spectrograms of speech.
+    - `mel` (bins, frames) and `fbank` (frames, bins): log-mel spectrograms of speech; `power` (frames, bins): without
+      the logarithm.
 
     Kinds without a batch dimension, one tensor for all samples: `zeros`; `edges`, those of a graph whose nodes are the
     samples; `adjacency`, the matrix of such a graph, each row of sum 1.
@@ -70,6 +71,8 @@ class Form:
                 return make.mel(*self.shape)
             case "fbank":
                 return make.fbank(self.shape, self.scale)
+            case "power":
+                return make.power(*self.shape)
         return make.signal(self.shape)
 
     def __str__(self) -> str:

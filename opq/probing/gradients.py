@@ -26,9 +26,13 @@ from opq.probing import robust
 from opq.probing.units import Units
 
 ACTIVATIONS = 0.75
-"""The fraction of the allowed memory for activations that a backward pass needs; the rest is for their gradients."""
+"""The fraction of the allowed memory for the activations of a backward pass; the rest is for the gradients of these and
+of the weights, and for what a convolution needs beside them."""
 VARIED = 8
 """The fewest samples on which the units of outputs are measured, where there are as many."""
+DRAWN = 256
+"""The fewest random numbers on the outputs that one average is over: micro-batches times the outputs of one sample. A
+choice: a sensitivity then has an error of about sqrt(2 / 256), 9 %."""
 
 SampleProgress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""
@@ -54,6 +58,7 @@ def sensitivity(
     seed: int = 0,
     micro_batch: int = 16,
     memory: int = 2**30,
+    enough: int | None = None,
     progress: SampleProgress | None = None,
 ) -> dict[str, float]:
     """`a_i` of every floating-point parameter that the outputs depend on, by name (tied ones under every name).
@@ -63,12 +68,15 @@ def sensitivity(
 
     None, with a `ProbeWarning`, where the forward cannot be differentiated.
 
+    Args:
+        enough: samples after which it stops if the outputs are many (`DRAWN`); by default all are used.
+
     Raises:
         NotFiniteError: some gradients are NaN or infinite.
         ProbeError: the forward fails.
     """
     try:
-        return _sensitivity(model, batch, torch.Generator().manual_seed(seed), (micro_batch, memory), progress)
+        return _sensitivity(model, batch, torch.Generator().manual_seed(seed), (micro_batch, memory, enough), progress)
     except _NoGradientError as error:
         why = error.fact
     except OpqError:
@@ -97,16 +105,20 @@ def _runs(model: nn.Module, batch: Batch, micro_batch: int) -> bool:
 
 
 def _sensitivity(
-    model: nn.Module, batch: Batch, generator: torch.Generator, most: tuple[int, int], progress: SampleProgress | None
+    model: nn.Module,
+    batch: Batch,
+    generator: torch.Generator,
+    most: tuple[int, int, int | None],
+    progress: SampleProgress | None,
 ) -> dict[str, float]:
-    total, done = batch.samples, 0
+    total, done, drawn, enough = batch.samples, 0, 0, most[2]
     good, last, units = torch.ones(total, dtype=torch.bool), "", None
     with differentiable(model):
         names = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
         parameters = {id(p): p for p in names.values()}
         sums = dict.fromkeys(parameters, 0.0)
         batch = batch.to(model)
-        record, size = Record(model), at_once(model, batch, most)
+        record, size = Record(model), at_once(model, batch, most[:2])
         of_tokens = robust.tables(model)
         for part in batch.parts(size):
             outputs = _outputs(model, part)
@@ -116,19 +128,22 @@ def _sensitivity(
             squares = _squares([o for _, o in felt], v, list(parameters.values()), of_tokens)
             record.restore()
             for key, square in zip(parameters, squares, strict=True):
-                sums[key] += square / total
-            done += part.samples
+                sums[key] += square
+            done, drawn = done + part.samples, drawn + sum(o.numel() for o in v) // part.samples
             bad = [n for n, square in zip(parameters, squares, strict=True) if not math.isfinite(square)]
             if bad:
                 good[done - part.samples : done] = False
                 last = next(name for name, p in names.items() if id(p) == bad[-1])
+            finished = done == total or (enough is not None and done >= enough and drawn >= DRAWN)
             if progress is not None:
-                progress(done, total)
+                progress(total if finished else done, total)
+            if finished:
+                break
     if last:
         error = NotFiniteError(f"the gradient of {last} is NaN or infinite on the probe's inputs")
         error.name, error.good = last, good
         raise error
-    return {n: float(f"{sums[id(p)]:.4g}") for n, p in names.items() if sums[id(p)] > 0}
+    return {n: float(f"{sums[id(p)] / done:.4g}") for n, p in names.items() if sums[id(p)] > 0}
 
 
 @contextlib.contextmanager

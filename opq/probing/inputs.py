@@ -21,13 +21,19 @@ from opq.models.divided import divided
 from opq.models.observe import batch_statistics, untouched
 from opq.models.outputs import floating
 from opq.models.record import Record
-from opq.probing import shapes, signature
+from opq.probing import evidence, shapes, signature
 from opq.probing.arguments import VOCABULARY
 from opq.probing.forms import Call, Form, Recipe
 from opq.probing.making import Maker
 from opq.probing.shapes import TOKENS
 from opq.sources.base import InputHint
 from opq.sources.hints import hint_of_module
+
+SAMPLES, LARGE = 64, 32
+"""Synthetic inputs made where the caller does not say how many; and large images, which show more places each.
+docs/research.md compares both numbers."""
+PIXELS = 128 * 128
+"""Of a large image at least."""
 
 
 def synthetic(
@@ -36,7 +42,7 @@ def synthetic(
     input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
     hint: InputHint | None = None,
-    samples: int = 64,
+    samples: int | None = None,
     seed: int = 0,
 ) -> Batch:
     """A batch of synthetic inputs that the model's forward accepts, the same for the same seed.
@@ -46,11 +52,12 @@ def synthetic(
             arguments, the shapes by their names.
         example_inputs: anything the forward takes (tensor, tuple, dict); its shapes and kinds are imitated.
         hint: what the source knows of the inputs (`Source.input_hint`); by default the model is asked.
+        samples: by default `SAMPLES`, or `LARGE` for a network with BatchNorm that takes large images.
 
     Raises:
         ProbeError: no candidate runs through the forward.
     """
-    if samples < 2:
+    if samples is not None and samples < 2:
         raise OptionError("samples=", got=samples, wanted="at least 2")
     if example_inputs is None:  # PyTorch Lightning lets a model's author write down an example
         example_inputs = getattr(model, "example_input_array", None) if input_size is None else None
@@ -162,7 +169,9 @@ def _dummies(model: nn.Module) -> Any:
         return None
 
 
-def _first_that_runs(model: nn.Module, candidates: Iterator[Recipe], samples: int, seed: int, passed: str) -> Batch:
+def _first_that_runs(
+    model: nn.Module, candidates: Iterator[Recipe], samples: int | None, seed: int, passed: str
+) -> Batch:
     """The first candidate that the forward accepts without giving NaN; if there is none, the first that it accepts."""
     tried, doubtful = list[str](), list[Recipe]()
 
@@ -181,10 +190,10 @@ def _first_that_runs(model: nn.Module, candidates: Iterator[Recipe], samples: in
             finally:
                 record.restore()
             if not any(bool(o.isnan().any()) for o in floating(output)):
-                return made(recipe, samples)
+                return made(recipe, samples or _enough(model, few))
             doubtful.append(recipe)
     if doubtful:
-        return made(doubtful[0], samples)
+        return made(doubtful[0], samples or SAMPLES)
     raise _nothing_runs(model, tried, passed)
 
 
@@ -205,6 +214,13 @@ def _nothing_runs(model: nn.Module, tried: list[str], passed: str) -> ProbeError
         wanted="inputs that the forward accepts",
         remedy=f"Pass {signature.to_write(model)}, with the right shapes; or {another}, or probe=False.",
     )
+
+
+def _enough(model: nn.Module, few: Batch) -> int:
+    """Samples of a batch that is like this one."""
+    images = few.images
+    large = images is not None and images.shape[2] * images.shape[3] >= PIXELS
+    return LARGE if large and evidence.applies(model, few) else SAMPLES
 
 
 def _described(batch: Batch) -> str:

@@ -71,6 +71,10 @@ class Maker:
         features = scale * audio.standard(power.transpose(1, 2).flatten(1)).view(self.rows, frames, bins)
         return features.view(self.rows, *[1] * len(more), frames, bins).expand(self.rows, *shape).contiguous()
 
+    def power(self, frames: int, bins: int) -> torch.Tensor:
+        """Spectrograms of power (rows, frames, bins), on the mel scale, of speech of the loudness of recordings."""
+        return audio.mel_power(audio.speech(self.rows, frames * audio.HOP, self.generator), bins).transpose(1, 2)
+
     def edges(self) -> torch.Tensor:
         """Random edges (2, DEGREE * rows), sources over targets, of a graph that has one node for each row."""
         nodes = torch.arange(self.rows)

@@ -22,7 +22,7 @@ from opq.errors import OpqError, ProbeError, ProbeWarning
 from opq.models.attachment import check_detached
 from opq.models.batch import Batch
 from opq.models.divided import gathered
-from opq.models.observe import batch_statistics, untouched
+from opq.models.observe import batch_statistics, device_of, untouched
 from opq.models.outputs import counted, weighing
 from opq.models.wrappers import unwrapped
 from opq.probing import evidence, finite, texts
@@ -34,9 +34,10 @@ from opq.probing.units import error_of
 from opq.quantizing.moment import DAMPING, DAMPING_REAL
 from opq.sources.base import InputHint
 
-SAMPLES, REAL_SAMPLES = 64, 512
-"""How many synthetic inputs are made, and how many real ones are used at most, where the caller does not say."""
-
+REAL_SAMPLES = 512
+"""How many real inputs are used at most, where the caller does not say."""
+FELT = 16
+"""Sensitivities are measured on at least so many samples, and on a quarter of all. docs/research.md compares 64."""
 
 _FELT = (Column("tensor", least=24), Column("sensitivity", right=True))
 
@@ -54,6 +55,8 @@ class Probe:
     batch: Batch
     """The inputs, for re-normalisation."""
     micro_batch: int = 16
+    words: bool = False
+    """Whether the outputs are scores of words, on texts of the model's own or real ones: these rank plans well."""
 
     def __repr__(self) -> str:
         felt = sorted(self.sensitivity.values())
@@ -84,6 +87,7 @@ class Probe:
     def output_error(self, state: Mapping[str, torch.Tensor]) -> float:
         """How far `state` moves the outputs of a micro-batch, relative to how they vary from sample to sample.
 
+        Of scores of words: the divergence from the dense network's distribution of words, in nats a token.
         BatchNorm is in batch-statistics mode, so this is the error that re-normalisation leaves. Plans are ranked by
         it. It is NaN where no output has the same shape as before, since the data decide the shapes.
         """
@@ -91,7 +95,8 @@ class Probe:
         with torch.no_grad(), untouched(self.model), batch_statistics(self.model):
             output = functional_call(self.model, known(self.model, state), part.args, dict(part.kwargs))
         after = [counted(o, part.mask) for o in weighing(output)]
-        return error_of(self.moments.dense.outputs, after)
+        before = self.moments.dense.outputs
+        return texts.divergence(before[0], after[0], part.mask) if self.words else error_of(before, after)
 
     def sensitivities(self, names: Iterable[str], *, alpha: float = 0.5) -> dict[str, float]:
         """`a_i^alpha` by name, as the solver takes it; a tensor without a sensitivity gets the median of the others."""
@@ -131,7 +136,8 @@ def probe(
         calibration: batches of real inputs to use instead of synthetic ones.
         hint: what the source knows about the inputs (`Source.input_hint`).
         quick: random tokens for a language model, not texts that it writes itself: for that it runs once a token.
-        samples: inputs in all; by default 64 synthetic ones, and up to 512 of `calibration`.
+        samples: inputs in all; by default 64 synthetic ones, or 32 images of 128 x 128 pixels and more for a network
+            with BatchNorm, and up to 512 of `calibration`.
         seed: the same seed gives the same probe.
         micro_batch: the most samples that are run at one time.
         memory: the most bytes of activations, and again of second moments, that are held at one time.
@@ -152,19 +158,21 @@ def probe(
     """
     model = unwrapped(model)
     check_detached(model)
-    if calibration is not None:
-        batch = gathered(model, calibration, samples or REAL_SAMPLES)
-    else:
-        batch = made_up(
-            model,
-            input_size=input_size,
-            example_inputs=example_inputs,
-            hint=hint,
-            quick=quick,
-            samples=samples or SAMPLES,
-            seed=seed,
-        )
     with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
+        if calibration is not None:
+            batch, words = gathered(model, calibration, samples or REAL_SAMPLES), False
+        else:
+            batch, words = made_up(
+                model,
+                input_size=input_size,
+                example_inputs=example_inputs,
+                hint=hint,
+                quick=quick,
+                samples=samples,
+                seed=seed,
+                see=functools.partial(told, "texts"),
+            )
+        batch = _by_pixels(model, batch)
         measured = functools.partial(_measured, model, (micro_batch, memory), calibration is None, seed, told)
         try:
             batch, felt = measured(batch)
@@ -173,7 +181,7 @@ def probe(
     give_back()
     damping = DAMPING if calibration is None else DAMPING_REAL
     moments = Moments(model, batch, micro_batch=micro_batch, memory=memory, damping=damping)
-    return Probe(model, felt, moments, batch, micro_batch)
+    return Probe(model, felt, moments, batch, micro_batch, words)
 
 
 def made_up(
@@ -183,16 +191,32 @@ def made_up(
     example_inputs: Any,
     hint: InputHint | None,
     quick: bool,
-    samples: int,
+    samples: int | None,
     seed: int,
-) -> Batch:
-    """Synthetic inputs of a model, texts that it writes itself where it writes any; options as of `probe`."""
+    see: texts.Seen | None = None,
+) -> tuple[Batch, bool]:
+    """Synthetic inputs of a model, and whether they are texts that it has written itself; options as of `probe`."""
     with ordinary_arithmetic():
         batch = synthetic(
             model, input_size=input_size, example_inputs=example_inputs, hint=hint, samples=samples, seed=seed
         )
-    told = quick or example_inputs is not None or input_size is not None
-    return batch if told else texts.written(model, batch, seed=seed)
+    if quick or example_inputs is not None or input_size is not None:
+        return batch, False
+    written = texts.written(model, batch, seed=seed, see=see)
+    return written, written is not batch
+
+
+def _by_pixels(model: nn.Module, batch: Batch) -> Batch:
+    """Images stored pixel by pixel, as processors convolve them fastest, where the forward takes them so."""
+    if batch.images is None or device_of(model).type != "cpu":
+        return batch
+    with torch.no_grad(), untouched(model), batch_statistics(model):
+        stored = batch.map(lambda images: images.contiguous(memory_format=torch.channels_last))
+        try:
+            next(stored.to(model).parts(2))(model)
+        except Exception:  # a stranger's forward may see a tensor in another shape, which its memory must allow
+            return batch
+    return stored
 
 
 def _measured(
@@ -203,8 +227,12 @@ def _measured(
     if made:
         with stage("evidence"):
             batch, tell = _with_evidence(model, batch, most, tell)
+    enough, (micro_batch, memory) = max(FELT, batch.samples // 4), most
     with stage("sensitivity"):
-        return batch, sensitivity(model, batch, seed=seed, micro_batch=most[0], memory=most[1], progress=tell)
+        felt = sensitivity(
+            model, batch, seed=seed, micro_batch=micro_batch, memory=memory, enough=enough, progress=tell
+        )
+    return batch, felt
 
 
 def _elsewhere(

@@ -9,6 +9,7 @@ from torch import nn
 
 from opq.probing.forms import Call, Form
 from opq.probing.layers import CONVOLUTIONS, TRANSPOSED
+from opq.probing.recurrent import CELLS, RECURRENT
 
 IMAGE_SIDES = (224, 32, 28, 64, 96, 299, 16, 8)
 """Sides of images in pixels to try, after the one that the network's strides suggest."""
@@ -18,7 +19,11 @@ TOKENS = 24
 """Length of a synthetic text in tokens, where the model allows as many, and of other sequences without time."""
 TIMES = 160
 """Length of a recurrent network's sequences: 1.6 seconds of a spectrogram."""
-RECURRENT, CELLS = (nn.LSTM, nn.GRU, nn.RNN), (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+SATURATED = 4.0
+"""From this sum on a gate is open or closed, and tanh is 1 to three digits. A choice; the units of the networks tried
+have sums of 0.5 to 2, those of a speaker encoder on spectrograms of power 8."""
+BANDS = (16, 256)
+"""Widths that spectrograms have."""
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _KNOWN = (
     *(*CONVOLUTIONS, *TRANSPOSED, *RECURRENT, *CELLS, *EMBEDDINGS),
@@ -57,7 +62,7 @@ def forms_of(module: nn.Module, model: nn.Module) -> Iterator[Form]:
     elif isinstance(module, nn.Bilinear):
         yield from (Form("signal", (module.in1_features,)), Form("signal", (module.in2_features,)))
     elif isinstance(module, RECURRENT):
-        yield from (Form("series", (TIMES, module.input_size)), Form("signal", (TOKENS, module.input_size)))
+        yield from _sequences(module)
     elif isinstance(module, CELLS):
         yield Form("signal", (module.input_size,))
     elif isinstance(module, CONVOLUTIONS):
@@ -66,6 +71,19 @@ def forms_of(module: nn.Module, model: nn.Module) -> Iterator[Form]:
     elif isinstance(module, TRANSPOSED):
         dims = len(module.kernel_size)
         yield from (Form("signal", (module.in_channels, *[side] * dims)) for side in LATENT_SIDES)
+
+
+def _sequences(module: nn.RNNBase) -> Iterator[Form]:
+    """Forms for a recurrent module.
+
+    Inputs of deviation 1 make sums of deviation `|w|` in a unit with input weights `w`. Where these would saturate the
+    units, inputs must be much smaller, as the power in bands of a recording is.
+    """
+    width = module.input_size
+    weights = module.get_parameter("weight_ih_l0").detach().float()
+    if float(weights.square().sum(1).mean().sqrt()) > SATURATED and BANDS[0] <= width <= BANDS[1]:
+        yield Form("power", (TIMES, width))
+    yield from (Form("series", (TIMES, width)), Form("signal", (TOKENS, width)))
 
 
 def _flat(features: int) -> Iterator[Form]:

@@ -6,6 +6,9 @@ filled in again and again. What gives no scores of words keeps its random tokens
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -27,7 +30,11 @@ ROUNDS, FILLED = 12, 0.25
 """How often a text is filled in, and in which part of its places."""
 
 
-def written(model: nn.Module, batch: Batch, *, seed: int = 0) -> Batch:
+Seen = Callable[[int, int], None]
+"""Called with (texts done, texts in all); a text that is read, and then written anew, counts twice."""
+
+
+def written(model: nn.Module, batch: Batch, *, seed: int = 0, see: Seen | None = None) -> Batch:
     """A batch of token ids with texts in their place that the model writes; the batch itself where it cannot write.
 
     The same for the same seed. Tokens that begin, end or pad texts are not written: they stand for nothing that
@@ -38,24 +45,35 @@ def written(model: nn.Module, batch: Batch, *, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     with stage("texts"), untouched(model), batch_statistics(model), torch.no_grad():
         try:
-            return _written(model, batch, generator) or batch
+            return _written(model, batch, generator, see or (lambda _, __: None)) or batch
         except Exception:  # a stranger's forward may fail in any way; through random tokens it did run
             return batch
 
 
-def _written(model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch | None:
+def divergence(before: torch.Tensor, after: torch.Tensor, mask: torch.Tensor | None) -> float:
+    """Mean over the tokens that count of the divergence between the words that scores (texts, length, words) expect."""
+    p, q = before.float().log_softmax(-1), after.float().log_softmax(-1)
+    apart = (p.exp() * (p - q)).sum(-1, dtype=torch.float64)
+    found = float(apart.mean() if mask is None or mask.shape != apart.shape else apart[mask].mean())
+    return math.inf if math.isnan(found) else found
+
+
+def _written(model: nn.Module, batch: Batch, generator: torch.Generator, see: Seen) -> Batch | None:
     page = Page.of(model, batch)
     if page is None:
         return None
     length = LENGTH if page.fits(LENGTH + LED) else page.ids.shape[1] - LED
     if not page.goes_forward():
-        return page.with_ids(_filled(page, length, generator)).batch()
-    if page.name == DECODED and READ in page.members:  # what it reads is a text of its own, then
-        page = page.with_ids(_told(page, length, generator), READ)
-    return page.with_ids(_told(page, length, generator)).batch()
+        return page.with_ids(_filled(page, length, generator, see)).batch()
+    texts = len(page.ids)
+    if not (page.name == DECODED and READ in page.members):
+        return page.with_ids(_told(page, length, generator, see)).batch()
+    first = _told(page, length, generator, lambda done, _: see(done, 2 * texts))
+    page = page.with_ids(first, READ)  # what it reads is a text of its own, then
+    return page.with_ids(_told(page, length, generator, lambda done, _: see(texts + done, 2 * texts))).batch()
 
 
-def _told(page: Page, length: int, generator: torch.Generator) -> torch.Tensor:
+def _told(page: Page, length: int, generator: torch.Generator, see: Seen) -> torch.Tensor:
     """Texts word by word, (texts, length)."""
     start = next((v for v in Facts.of(page.model).values("decoder_start_token_id") if isinstance(v, int)), None)
     led = 0 if page.name == DECODED else LED
@@ -67,6 +85,7 @@ def _told(page: Page, length: int, generator: torch.Generator) -> torch.Tensor:
         if page.name == DECODED and start is not None:
             ids = torch.full_like(ids, start)
         parts.append(_continued(few, ids, length + led, heat, generator)[:, led:])
+        see(at + len(few.ids), len(page.ids))
     return torch.cat(parts)
 
 
@@ -105,7 +124,7 @@ class _Memory:
         return page.scores(output, ids[:, -1:])
 
 
-def _filled(page: Page, length: int, generator: torch.Generator) -> torch.Tensor:
+def _filled(page: Page, length: int, generator: torch.Generator, see: Seen) -> torch.Tensor:
     """Texts of which places are filled in, a few at a time, by what the others make likely; (texts, length)."""
     mask = next((v for v in Facts.of(page.model).values("mask_token_id") if isinstance(v, int)), None)
     every = []
@@ -121,6 +140,7 @@ def _filled(page: Page, length: int, generator: torch.Generator) -> torch.Tensor
             drawn = _drawn(scores.flatten(0, 1), heat.repeat_interleave(length), page.special, generator)
             ids = torch.where(open_, drawn.view(ids.shape), ids)
         every.append(ids)
+        see(at + len(ids), len(page.ids))
     return torch.cat(every)
 
 

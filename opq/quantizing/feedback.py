@@ -21,7 +21,7 @@ from opq.base.arrays import Floats32, Reals
 from opq.errors import OptionError
 from opq.plan import TensorPlan
 from opq.quantizing import trellis
-from opq.quantizing.moment import Moment
+from opq.quantizing.moment import Factors, Moment
 
 LEAF = 8
 """Coordinates at which halving stops: so many are fed back one by one. A choice of speed; it changes the order in which
@@ -38,7 +38,7 @@ def numpy_seconds(coordinates: int, *, on_paths: bool) -> float:
 def feedback(
     w: torch.Tensor,
     plan: TensorPlan,
-    moment: Moment,
+    moment: Moment | Factors,
     *,
     leaf: int = LEAF,
     rows_at_once: int = ROWS_AT_ONCE,
@@ -48,7 +48,7 @@ def feedback(
 
     Args:
         w: the weight tensor, which `moment.layout` turns into a stack of matrices.
-        moment: the second moment of the layer's inputs.
+        moment: the second moment of the layer's inputs, or its factors.
         leaf: coordinates at which halving stops.
         rows_at_once: rows of the matrix that are swept together; on a trellis a multiple of a path's rows.
         bits: on a trellis, what each `k` costs (`trellis.costs`), where `w` is only a part of the weights.
@@ -60,7 +60,7 @@ def feedback(
 def sweep(
     w: torch.Tensor,
     plans: Sequence[TensorPlan],
-    moment: Moment,
+    moment: Moment | Factors,
     *,
     leaf: int = LEAF,
     rows_at_once: int = ROWS_AT_ONCE,
@@ -183,19 +183,23 @@ class _Paths:
     step: np.float32
     bits: Floats32
     """What each `k` costs, see `trellis.nearest`."""
+    price: np.float32
+    """Of a bit."""
 
     @classmethod
     def of(cls, matrix: torch.Tensor, plan: TensorPlan, bits: Reals | None) -> _Paths:
         step = np.float32(plan.step)
-        return cls(step, trellis.costs(matrix.numpy() / step) if bits is None else bits)
+        costs = trellis.costs(matrix.numpy() / step) if bits is None else bits
+        return cls(step, costs, np.float32(trellis.price(plan.rate)))
 
     def codes(self, x: Floats32) -> Floats32:
         """The codes of `x` (groups, 1, rows), as floats; paths run down the rows of all groups, as in the weight."""
-        return trellis.nearest(x.reshape(-1, 1) / self.step, self.bits).reshape(x.shape).astype(np.float32)
+        found = trellis.nearest(x.reshape(-1, 1) / self.step, self.bits, price=float(self.price))
+        return found.reshape(x.shape).astype(np.float32)
 
     def feed(self, loops: ModuleType, arrays: tuple[Floats32, ...], part: tuple[int, int]) -> None:
         """`_Sweep._one_by_one` in machine code."""
-        loops.feed_paths(*arrays, self.step, self.bits, np.float32(trellis.PRICE), trellis.REGISTERS, *part)
+        loops.feed_paths(*arrays, self.step, self.bits, self.price, trellis.REGISTERS, *part)
 
     def compiles(self, values: torch.Tensor) -> bool:
         """Whether `feed` can be used for values (groups, d, 1, rows): up to `trellis.TALLEST` rows in all."""

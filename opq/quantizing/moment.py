@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import threading
 
 import torch
 
@@ -32,10 +33,12 @@ class Layout:
     groups: int = 1
     transposed: bool = False
     """Each matrix of the stack is stored (d, rows), as transposed convolutions and Hugging Face's Conv1D do."""
+    stacked: bool = False
+    """The tensor has three dimensions, of which the first counts the matrices, as experts have it."""
 
     def matrix(self, w: torch.Tensor) -> torch.Tensor:
         """The weight as (groups, rows, d)."""
-        stack = w.reshape(self.groups, w.shape[0] // self.groups, -1)
+        stack = w if self.stacked else w.reshape(self.groups, w.shape[0] // self.groups, -1)
         return stack.transpose(1, 2) if self.transposed else stack
 
     def tensor(self, matrix: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
@@ -65,6 +68,25 @@ class Moment:
     def width(self) -> int:
         """The number of coordinates, d."""
         return sum(int(block.shape[-1]) for block in self.blocks)
+
+
+class Factors:
+    """What error feedback needs of a moment; the moment itself, as large again, is released once they are computed."""
+
+    def __init__(self, moment: Moment):
+        self.layout = moment.layout
+        self.moment: Moment | None = moment
+        """None once the factors are computed."""
+        self._lock = threading.Lock()
+        self._factors: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
+
+    @property
+    def factors(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """`Moment.factors`."""
+        with self._lock:
+            if self.moment is not None:
+                self._factors, self.moment = self.moment.factors, None
+            return self._factors
 
 
 def factor(s: torch.Tensor, damping: float) -> torch.Tensor:

@@ -315,7 +315,8 @@ class _Seen(contextlib.AbstractContextManager["_Seen"]):
 def _linear(block: nn.Module) -> dict[str, nn.Module]:
     """The modules of a block that multiply by a matrix, by the name of the matrix."""
     found = layers(block)
-    return {n: layer.module for n, layer in found.items() if layer.module.weight.dim() == 2}  # type: ignore[operator]
+    own = {n: layer.module for n, layer in found.items() if layer.weight_name == "weight"}
+    return {n: module for n, module in own.items() if module.weight.dim() == 2}  # type: ignore[operator]
 
 
 def _square(x: torch.Tensor, g: torch.Tensor) -> float:

@@ -85,7 +85,7 @@ def searched(
 
     def one(piece: tuple[slice, slice]) -> tuple[tuple[slice, slice], Narrow]:
         with clock("read"):
-            weights = _block(read, width, *piece)
+            weights = block(read, width, *piece)
         with clock("search"):
             return piece, _best(weights, plan, bits)
 
@@ -146,7 +146,7 @@ def _pieces(rows: int, width: int) -> Iterator[tuple[slice, slice]]:
             yield slice(start, stop), slice(column, min(column + across, width))
 
 
-def _block(read: Read, width: int, down: slice, across: slice) -> torch.Tensor:
+def block(read: Read, width: int, down: slice, across: slice) -> torch.Tensor:
     """The weights of a piece, (rows, columns)."""
     if across.stop - across.start == width:
         return read(down.start * width, down.stop * width).view(-1, width)
@@ -161,7 +161,7 @@ def _scaled(weights: torch.Tensor, plan: TensorPlan) -> Floats32:
 
 
 def _best(weights: torch.Tensor, plan: TensorPlan, bits: Reals) -> Narrow:
-    return trellis.paths(trellis.nearest(_scaled(weights, plan), bits))
+    return trellis.paths(trellis.nearest(_scaled(weights, plan), bits, price=trellis.price(plan.rate)))
 
 
 def _room(shape: tuple[int, ...], bits: Reals) -> Narrow:

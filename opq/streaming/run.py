@@ -30,7 +30,7 @@ from opq.compression.options import Options
 from opq.compression.roles import Override
 from opq.constraints import Constraint
 from opq.errors import OptionError, ProbeWarning, RankError
-from opq.file.base import open_base
+from opq.file.base import Base, open_base
 from opq.file.basis import UNFED, noted
 from opq.methods.calling import KEYWORDS, asked
 from opq.sources import SourceLike, hub_config, open_source, side_files
@@ -99,7 +99,7 @@ def compress_folder(
             was done. True: sensitivities are measured on the whole model, which must fit in memory, if it cannot be
             run in blocks. False: no probe. docs/scaling.md has the details.
         alpha: exponent of the probe's sensitivities, 0 to 1; by default 1.
-        trellis: of `rd`: whether tensors that get 1.5 bits per weight or more are quantized on a trellis, as in
+        trellis: of `rd`: whether tensors that get 1.25 bits per weight or more are quantized on a trellis, as in
             `opq.compress`; by default they are, unless there are `constraints=`.
         seed: of the synthetic inputs; the same seed gives the same bytes.
         dequantize: for a checkpoint that is quantized already: whether to decode its weights and compress these;
@@ -108,7 +108,7 @@ def compress_folder(
         progress: called with (stage, done, total); True for a bar, False for none. By default a bar appears after two
             seconds, on a terminal or in a notebook only.
         base: another version of the network that everybody who loads the folder has, too, as in `opq.compress`: the
-            differences to it are compressed. Read in pieces like the source; an opq file tensor by tensor.
+            differences to it are compressed. Whole tensors of it are then in memory, one or two at a time.
         shard_size: bytes of an output shard, as nearly as whole tensors allow.
         workers: threads; by default one for each core.
 
@@ -160,7 +160,9 @@ def streamed(
     refuse_inputs(folder, {*opened.inputs, *(path.parent for path in opened.inputs)})
     team, clock, named = Team.join(), Clock(), ""
     if options.base is not None:
-        opened = Differences.of(opened, open_base(options.base))
+        base = open_base(options.base)
+        refuse_inputs(folder, _places(options.base, base))
+        opened = Differences.of(opened, base)
         named = str(opened.base.name)
     tensors, identities = tensors_of(opened), Identities.of(opened, named)
     blocks, basis = _blocks(opened, options, tensors.whole, team)
@@ -185,6 +187,14 @@ def streamed(
             basis=basis,
         )
         return _streamed(task)
+
+
+def _places(given: Any, base: Base) -> Iterator[str | os.PathLike[str]]:
+    """The files and folders that a base was read from."""
+    if isinstance(given, str | os.PathLike):
+        yield given
+    for path in () if base.source is None else base.source.inputs:
+        yield from (path, path.parent)
 
 
 def _streamed(task: Task) -> Streamed:

@@ -4,12 +4,10 @@ import { open, OpqError } from "./opq.js";
 
 /**
  * Loads the folder that `opq export --to web` has filled.
- * @param {object} ort the module onnxruntime-web
- * @param {{base?: string | URL, progress?: (told: {loaded: number, total?: number}) => void, session?: object}} [options]
- *   where the folder is, whom to tell of the download, options of the session
- * @returns {Promise<{session: object, bytes: number,
- *   seconds: {graph: number, download: number, decode: number, weights: number, session: number}}>}
- *   `weights` passed until all tensors were there: `download` waiting for bytes, `decode` the rest
+ * @template Session
+ * @param {import("./network.js").Runtime<Session>} ort the module onnxruntime-web
+ * @param {import("./network.js").LoadOptions} [options]
+ * @returns {Promise<import("./network.js").Loaded<Session>>}
  */
 export async function load(ort, { base = location.href, progress, session = {} } = {}) {
   const at = (name) => new URL(name, base).href;
@@ -95,7 +93,7 @@ export async function filled(model, tensors, places, give) {
 
 async function fetched(url) {
   const answer = await fetch(url);
-  if (!answer.ok) throw new Error(`${url}: ${answer.status} ${answer.statusText}`);
+  if (!answer.ok) throw new OpqError("missing", `cannot fetch ${url}`, { got: `status ${answer.status}` });
   return answer;
 }
 

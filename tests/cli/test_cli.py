@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import opq
 from opq import cli
+from opq.cli import printing
 from opq.cli.options import METHODS
 from opq.errors import OptionError
 from opq.file.stored import Grid, Raw, Stored
@@ -364,6 +368,17 @@ def test_on_a_terminal_no_word_breaks_and_the_reason_stays(network: Path, width:
     start = head.index("why")
     said = [line[start:].split() for line in lines[lines.index(head) + 1 :] if len(line) > start]
     assert all(word in words for told in said[:-2] for word in told)
+
+
+@given(st.text(st.sampled_from("ab/ \n"), max_size=60), st.integers(8, 30), st.sampled_from([0, 6, 8]))
+def test_on_a_terminal_lines_break_between_words_only(text: str, width: int, begun: int) -> None:
+    terminal = Console(force_terminal=True, width=width)
+    shown = printing.wrapped(text, terminal, begun=begun)
+    assert shown.split() == text.split()
+    first, *others = shown.split("\n")
+    assert len(first) <= width - begun or " " not in first.strip()
+    assert all(len(line) <= width or " " not in line.strip() for line in others)
+    assert printing.wrapped(text, Console(force_terminal=False, width=width), begun=begun) == text
 
 
 def test_a_dry_run_shows_what_kept_tensors_take(run: Run, network: Path) -> None:

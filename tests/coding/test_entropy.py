@@ -166,6 +166,13 @@ def test_real_weights_take_less_than_their_entropy(bits: float, saved: float, sh
     assert coded < (1 - saved) * sum(map(entropy_bytes, codes))
 
 
+@pytest.mark.parametrize("codes", [(-29046, -28887), (100, 101), (32767, 32766), (-32767, -32766)])
+def test_large_codes_that_share_a_symbol_come_back(codes: tuple[int, ...]) -> None:
+    """A model has two symbols or more, also where one would do."""
+    given = np.array(codes, np.int16)
+    assert np.array_equal(decode(encode(given), given.shape), given)
+
+
 def test_few_codes_need_no_table() -> None:
     codes = laplacian((16,), 40) + 900
     assert len(assert_round_trip(codes)) <= 24

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
+from torch import Tensor, nn
 
 from opq.base.progress import silent
-from opq.compression.alpha import weighed
+from opq.compression.alpha import WORDS, weighed
 from opq.compression.coders import DataFreeCoder
 from opq.compression.fit import Fit
 from opq.compression.options import ALPHAS, Options
@@ -14,24 +18,66 @@ from opq.compression.roles import assign
 from opq.plan import as_stored
 from opq.probing.sensitivity import probe
 from opq.sources import open_source
+from opq.sources.base import Source
 
 
-@pytest.mark.parametrize("bits", [1.2, 2.0])
-def test_of_all_exponents_the_one_whose_plan_moves_the_outputs_least_is_taken(bits: float) -> None:
-    source = open_source("demo:digits")
+class Words(nn.Module):
+    """A causal language model of two layers whose scales are far apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.inner, self.head = nn.Embedding(60, 16), nn.Linear(16, 16), nn.Linear(16, 60)
+        with torch.no_grad():
+            self.inner.weight.mul_(6)
+            self.head.weight.mul_(4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        return self.head(x + self.inner(x).relu())
+
+
+def _chosen(source: Source, told: Any, bits: float, alphas: tuple[float, ...]) -> None:
+    """Checks that `weighed` takes the exponent of least error."""
     roles = assign(source.specs)
-    told = probe(source.build(), hint=source.input_hint)
     stats = gather(source, roles)
     problem = Problem.of(Options(bits=bits), roles, stats=stats, sensitivities={})
-
-    candidates = [problem.replace(sensitivities=told.sensitivities(stats, alpha=alpha)) for alpha in ALPHAS]
+    candidates = [problem.replace(sensitivities=told.sensitivities(stats, alpha=alpha)) for alpha in alphas]
     errors = []
     for candidate in candidates:
         coder = DataFreeCoder(source, told)
         plan = as_stored(Fit(source, candidate, coder, silent).decide())
         codes = dict(coder.codes(plan.compressed))
         errors.append(told.output_error(coder.state(plan, codes)))
-    assert len(set(errors)) == len(ALPHAS), "one plan for all exponents says nothing"
+    assert len(set(errors)) == len(alphas), "one plan for all exponents says nothing"
 
     chosen, _ = weighed(DataFreeCoder(source, told), problem, {})
     assert chosen.sensitivities == candidates[errors.index(min(errors))].sensitivities
+
+
+@pytest.mark.parametrize("bits", [1.2, 2.0])
+def test_of_all_exponents_the_one_whose_plan_moves_the_outputs_least_is_taken(bits: float) -> None:
+    source = open_source("demo:digits")
+    _chosen(source, probe(source.build(), hint=source.input_hint), bits, ALPHAS)
+
+
+def test_of_a_language_model_the_exponent_is_taken_whose_plan_diverges_least_on_its_own_texts() -> None:
+    source = open_source(Words())
+    told = probe(source.build(), samples=16)
+    assert told.words
+    _chosen(source, told, 3.0, WORDS)
+    assert not probe(source.build(), samples=16, quick=True).words
+
+
+def test_the_error_of_a_language_model_is_the_divergence_of_what_it_expects() -> None:
+    model = Words()
+    told = probe(model, samples=16)
+    other = {"head.weight": model.head.weight.detach() * 1.1}
+    (ids,) = next(told.batch.parts(told.micro_batch)).args
+    with torch.no_grad():
+        before = torch.distributions.Categorical(logits=model(ids))
+        model.head.weight.copy_(other["head.weight"])
+        after = torch.distributions.Categorical(logits=model(ids))
+        wanted = float(torch.distributions.kl_divergence(before, after).mean())
+    model = Words()
+    assert probe(model, samples=16).output_error(other) == pytest.approx(wanted, rel=1e-4)

@@ -205,6 +205,45 @@ def test_progress_counts_the_samples() -> None:
     assert seen == [(3, 10), (6, 10), (10, 10)]
 
 
+@pytest.mark.parametrize(("outputs", "looked_at"), [(300, 16), (100, 24), (3, 64)])
+def test_with_many_outputs_a_quarter_of_the_samples_is_enough(outputs: int, looked_at: int) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(40, outputs), torch.randn(64, 40)
+    x[looked_at:] = 1e3  # would be felt
+    seen: list[tuple[int, int]] = []
+    told = {"micro_batch": 8, "progress": lambda done, total: seen.append((done, total))}
+    found = sensitivity(model, Batch((x,)), enough=16, **told)
+    assert len(seen) == looked_at / 8
+    assert seen[-1] == (64, 64)
+    assert found["weight"] == pytest.approx(float(x[:looked_at].square().mean()), rel=0.3)
+    assert sensitivity(model, Batch((x,)))["weight"] > 1e5 or looked_at == 64
+
+
+def test_images_are_stored_pixel_by_pixel_unless_the_forward_refuses() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(400, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.conv(x).view(len(x), -1))
+
+    class Free(Flat):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.conv(x).flatten(1))
+
+    torch.manual_seed(0)
+    strict, free = Flat(), Free()
+    free.load_state_dict(strict.state_dict())
+    one, other = (opq.probe(model, input_size=(3, 12, 12), samples=8) for model in (strict, free))
+    assert one.batch.args[0].is_contiguous()
+    assert other.batch.args[0].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(one.batch.args[0], other.batch.args[0])
+    assert one.sensitivity == pytest.approx(other.sensitivity, rel=2e-3)
+    for name in ("conv.weight", "out.weight"):
+        torch.testing.assert_close(one.moments[name].blocks, other.moments[name].blocks, atol=1e-5, rtol=1e-4)
+
+
 def test_little_memory_makes_small_micro_batches() -> None:
     model, batch = nn.Sequential(nn.Linear(3, 40), nn.Tanh(), nn.Linear(40, 2)), Batch((torch.randn(10, 3),))
     seen: list[tuple[int, int]] = []

@@ -187,6 +187,9 @@ def test_the_weight_matrix_times_its_inputs_is_the_layers_output(layer: nn.Modul
         wanted = layer(x)
     wanted = wanted.transpose(0, 1).reshape(found.shape) if dims else wanted.reshape(-1, 3).t()[None]
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    if dims == 2:  # however the pixels lie in memory
+        stored = x.contiguous(memory_format=torch.channels_last)
+        assert torch.equal(inputs_of(layer, [stored], layout, 10**9, 0), patches)
 
 
 def test_fewer_positions_are_positions_of_the_whole() -> None:

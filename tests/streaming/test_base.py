@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import opq
 from opq.cli import app
-from opq.errors import CorruptFileError, WrongBaseError
+from opq.errors import CorruptFileError, OptionError, WrongBaseError
 from opq.file.folder_reader import FolderReader
 from opq.file.reader import Reader
 from opq.streaming import compress_folder, save_dense_folder
@@ -32,11 +32,15 @@ def moved(shards: list[State]) -> list[State]:
     return later
 
 
-@pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
-def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
-    """Folders of an old and a new checkpoint."""
-    old = decoder(dtype=request.param)
+def folders(tmp_path: Path, dtype: torch.dtype) -> tuple[Path, Path]:
+    """Of an old and a new checkpoint."""
+    old = decoder(2, dtype=dtype)
     return checkpoint(tmp_path / "old", old), checkpoint(tmp_path / "new", moved(old))
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    return folders(tmp_path, torch.bfloat16)
 
 
 def state(folder: Path) -> State:
@@ -47,15 +51,16 @@ def squared(found: State, wanted: State, name: str) -> float:
     return float((found[name].double() - wanted[name].double()).square().mean())
 
 
-def test_differences_go_into_shards_and_come_back_with_their_base(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    old, new = pair
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_differences_go_into_shards_and_come_back_with_their_base(dtype: torch.dtype, tmp_path: Path) -> None:
+    old, new = folders(tmp_path, dtype)
     out, wanted, before = tmp_path / "out", state(new), state(old)
     result = compress_folder(new, out, base=old, bits=1.0, shard_size=SHARD // 4)
     assert len(result.shards) > 1
     assert result.bits <= 1
     found = opq.load_state_dict(out, base=old)
     assert {n: (t.shape, t.dtype) for n, t in found.items()} == {n: (t.shape, t.dtype) for n, t in wanted.items()}
-    for name in ("embed.weight", "layers.1.up.weight", "layers.2.experts"):
+    for name in ("embed.weight", "layers.1.up.weight", "layers.1.experts"):
         assert squared(found, wanted, name) < 0.7 * squared(before, wanted, name), name
     for name in ("layers.0.up.weight", "layers.0.experts", "steps"):
         assert torch.equal(found[name], wanted[name]), name
@@ -119,6 +124,7 @@ def test_the_command_line_takes_a_base_for_folders(pair: tuple[Path, Path], tmp_
     call = CliRunner().invoke
     made = call(app, ["compress", str(new), "-o", str(out), "--base", str(old), "--bits", "1", "--no-probe"])
     assert made.exit_code == 0, made.output
+    assert f"opq decompress {out} --base {old}" in made.output.replace("\n", "")
     assert call(app, ["decompress", str(out), "-o", str(dense)]).exit_code != 0
     assert call(app, ["decompress", str(out), "-o", str(dense), "--base", str(new)]).exit_code != 0
     assert not dense.exists()
@@ -127,6 +133,17 @@ def test_the_command_line_takes_a_base_for_folders(pair: tuple[Path, Path], tmp_
     assert all(torch.equal(t, wanted[n]) for n, t in found.items())
     refused = call(app, ["compress", str(new), "-o", str(tmp_path / "x"), "--like", str(out), "--bits", "1"])
     assert "does not go with a folder as output" in str(refused.exception)
+
+
+def test_no_output_replaces_its_base(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    old, new = pair
+    before = contents(old)
+    with pytest.raises(OptionError, match="the output is the input"):
+        compress_folder(new, old, base=old, bits=1.0)
+    single = str(next(iter(old.glob("*.safetensors"))))
+    made = CliRunner().invoke(app, ["compress", str(new), "-o", single, "--base", single, "--bits", "1", "--force"])
+    assert isinstance(made.exception, OptionError)
+    assert contents(old) == before
 
 
 def test_the_base_may_be_a_folder_of_opq_files(pair: tuple[Path, Path], tmp_path: Path) -> None:

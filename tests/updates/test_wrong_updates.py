@@ -63,7 +63,6 @@ class Original:
 def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Original]]:
     """Of dense files and of opq files, with every way to hold a tensor between them."""
     monkeypatch.setattr(differences, "CHUNK", 1 << 9)
-    monkeypatch.setattr(differences, "FEW", 100)
     monkeypatch.setattr(applying, "SMALL", 1 << 16)
     with narrowed(large=1 << 10, chunk=1 << 9):
         found = []

@@ -104,6 +104,18 @@ def text_of(page: browser.Page, identity: str) -> str:
     return str(page.run(f"return document.getElementById('{identity}').innerText"))
 
 
+def dropped(page: browser.Page, name: str) -> None:
+    """Drops a file of the folder onto the page."""
+    page.call("execute/sync", script=DROP, args=[json.dumps([name, name])])
+
+
+def fits(page: browser.Page, folder: Path) -> None:
+    """Nothing of the page lies beside a wide or a narrow screen."""
+    for width in (1100, 380, 320):
+        page.shot(folder / "page.png", width=width)
+        assert page.run("return document.documentElement.scrollWidth - innerWidth") <= 0, width
+
+
 def boxes(page: browser.Page, folder: Path) -> None:
     """What each page says of its download."""
     size = (folder / FILE).stat().st_size + (folder / "network.onnx").stat().st_size
@@ -117,14 +129,17 @@ def boxes(page: browser.Page, folder: Path) -> None:
 # --- by small networks -------------------------------------------------------------------------
 
 
-def test_a_sampled_and_a_dropped_photograph_get_the_classes_of_the_dense_model(page: browser.Page, small: Path) -> None:
+def test_a_sampled_and_a_dropped_photograph_get_the_classes_of_the_dense_model(
+    page: browser.Page, small: Path, tmp_path: Path
+) -> None:
     folder = small / "photographs"
     with site(files(small)) as server:
         opened(page, server, "photographs")
         boxes(page, folder)
+        fits(page, tmp_path)
         for name in ("sample0.jpg", "wide.png"):
             if name != "sample0.jpg":
-                page.call("execute/sync", script=DROP, args=[json.dumps([name, name])])
+                dropped(page, name)
             seen = waited(page, "globalThis.seen")
             wanted = scores(folder, seen["input"])
             np.testing.assert_allclose(seen["output"], wanted, atol=1e-4)
@@ -139,20 +154,15 @@ def test_a_sampled_and_a_dropped_photograph_get_the_classes_of_the_dense_model(p
                 rows, columns = np.mgrid[20:300, 180:460]
                 exact = np.stack([rows % 256, columns % 256, (rows + columns) % 256]).mean((1, 2)) / 127.5 - 1
                 np.testing.assert_allclose(mean, exact, atol=0.02)
-
-
-def test_what_is_no_photograph_is_said_and_the_next_one_is_taken(page: browser.Page, small: Path) -> None:
-    with site(files(small)) as server:
-        opened(page, server, "photographs")
-        page.call("execute/sync", script=DROP, args=[json.dumps(["none.jpg", "none.jpg"])])
+        dropped(page, "none.jpg")
         waited(page, "document.getElementById('told').textContent || null")
         assert "No photograph" in text_of(page, "told")
-        page.call("execute/sync", script=DROP, args=[json.dumps(["sample0.jpg", "x.jpg"])])
+        dropped(page, "sample0.jpg")
         assert waited(page, "globalThis.seen")["best"]
         assert text_of(page, "told") == ""
 
 
-def test_the_nearest_sentence_is_that_of_the_dense_model(page: browser.Page, small: Path) -> None:
+def test_the_nearest_sentence_is_that_of_the_dense_model(page: browser.Page, small: Path, tmp_path: Path) -> None:
     def vector(text: str) -> Any:
         states = hidden_states(small / "sentences", TOKENS[text])
         return states.mean(0) / np.linalg.norm(states.mean(0))
@@ -160,6 +170,7 @@ def test_the_nearest_sentence_is_that_of_the_dense_model(page: browser.Page, sma
     with site(files(small)) as server:
         opened(page, server, "sentences")
         boxes(page, small / "sentences")
+        fits(page, tmp_path)
         for text in TOKENS:
             page.call("execute/sync", script=ASK, args=[text])
             found = waited(page, "globalThis.found")
@@ -188,15 +199,6 @@ def test_a_damaged_file_and_a_graph_of_another_network_are_said(page: browser.Pa
             page.call("url", url=server.url("sentences/index.html"))
             assert waited(page, "document.documentElement.dataset.ready") == "no"
             assert fact in text_of(page, "told")
-
-
-def test_pages_fit_a_narrow_screen(page: browser.Page, small: Path, tmp_path: Path) -> None:
-    with site(files(small)) as server:
-        for name in ("photographs", "sentences"):
-            opened(page, server, name)
-            for width in (1100, 380, 320):
-                page.shot(tmp_path / "page.png", width=width)
-                assert page.run("return document.documentElement.scrollWidth - innerWidth") <= 0, (name, width)
 
 
 # --- by the real ones --------------------------------------------------------------------------

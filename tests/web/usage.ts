@@ -1,5 +1,6 @@
 /** Uses all that `opq.d.ts` offers; only checked, never run. */
 import { bridgedCache, bridgedFetch } from "opq-web/bridge.js";
+import { load } from "opq-web/network.js";
 import opq, { open, OpqError, VERSION, type Model, type Tensor, type TensorInfo } from "opq-web";
 
 export async function everything(file: File, body: ReadableStream<Uint8Array>): Promise<number> {
@@ -55,4 +56,10 @@ export async function everything(file: File, body: ReadableStream<Uint8Array>): 
 export function bridged(env: { fetch: typeof fetch; remoteHost: string; remotePathTemplate: string; customCache: unknown }): void {
   env.fetch = bridgedFetch({ workers: 2, progress: ({ loaded }) => console.log(loaded) });
   env.customCache = bridgedCache(env, { cache: { match: async () => undefined, put: async () => {} } });
+}
+
+/** A module like onnxruntime-web. */
+export async function run(ort: { InferenceSession: { create(graph: Uint8Array): Promise<{ inputNames: string[] }> } }): Promise<string> {
+  const { session, bytes, seconds } = await load(ort, { base: "https://example.org/", progress: ({ loaded }) => console.log(loaded) });
+  return `${session.inputNames[0]} ${bytes} ${seconds.decode}`;
 }
