@@ -21,7 +21,7 @@ from opq.base.progress import Progress
 from opq.base.stages import stage, timed
 from opq.compression.alpha import weighed
 from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, basis_of, probe_source, wants_probe
-from opq.compression.compared import harmful
+from opq.compression.compared import without_probe
 from opq.compression.copies import without_copies
 from opq.compression.differences import Differences
 from opq.compression.fit import Fit
@@ -143,10 +143,9 @@ def compress(
             problem, coder = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis)
             made = _fit(problem, opened, coder).run()
             if isinstance(coder, DataFreeCoder):
-                plain = _plain(problem, opened, on_trellis=options.trellis)
-                if harmful(coder, made, plain):
-                    coder = PlainCoder(opened, WEIGHTS)
-                    made = _fit(plain, opened, coder).run()
+                plain, rounded = _plain(problem, opened, on_trellis=options.trellis), PlainCoder(opened, WEIGHTS)
+                if other := without_probe(coder, made, plain, lambda: _fit(plain, opened, rounded).run()):
+                    coder, made = rounded, other
             result, basis = made.result, basis_of(opened, options, coder.note)
     plan = result.plan.replace(basis=basis)
     return dataclasses.replace(result, plan=plan, seconds=seconds, left_out=opened.ignored, inputs=opened.inputs)

@@ -3,14 +3,13 @@
 What a probe tells rests on inputs that were made up. Where they are nothing like those that a network is used on, or
 something is divided by nearly nothing, its file can be worse than one from the weights alone. So both are compared on
 a few other inputs, in inference mode, as they will be used. Without the probe weights are taken on plain grids there:
-they cost next to nothing to make, and a trellis would save them about as much as what a few inputs leave to chance.
+they cost next to nothing to make. Only where these do better their file is made in earnest, and compared again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.func import functional_call
@@ -18,15 +17,16 @@ from torch.func import functional_call
 from opq.allocation.stats import TensorStats
 from opq.base.progress import silent
 from opq.base.stages import stage
-from opq.compression.coders import DataFreeCoder, PlainCoder
+from opq.compression.coders import CodesByName, DataFreeCoder, PlainCoder
 from opq.compression.differences import Differences
 from opq.compression.fit import Draft, Fit
 from opq.compression.options import Options
 from opq.compression.problem import Problem
+from opq.errors import InfeasibleError
 from opq.models.batch import Batch
 from opq.models.observe import untouched
 from opq.models.outputs import counted, weighing
-from opq.plan import as_stored
+from opq.plan import Plan, as_stored
 from opq.probing.renorm import known
 from opq.probing.sensitivity import made_up
 from opq.probing.units import error_of
@@ -38,30 +38,61 @@ OTHER = 1
 """Added to the seed, so that these are not the probe's inputs."""
 
 
-def harmful(coder: DataFreeCoder, made: Draft, plain: Problem[TensorStats]) -> bool:
-    """Whether the outputs of a file made with the probe are further off than those without it.
+def without_probe(
+    coder: DataFreeCoder, made: Draft, plain: Problem[TensorStats], make: Callable[[], Draft]
+) -> Draft | None:
+    """The file without the probe where its outputs are nearer; None where the file made with the probe is to be kept.
 
-    False where no output can be compared, or where no file without the probe keeps within the budget.
+    It is kept where no output can be compared, and where no file without the probe keeps within the budget.
 
     Args:
         plain: the problem without what the probe tells.
+        make: makes the file of this problem; it is asked for only where plain grids do better than the probe.
     """
     with stage("compare"):
         try:
-            with_probe, without = _errors(coder, made, dataclasses.replace(plain, trellised={}))
+            judge = _Judge(coder, plain.options)
+            with_probe = judge.error(made.plan, made.codes, made.changed)
+            rounded = judge.error(*_rounded(coder.source, plain))
         except Exception:  # a stranger's forward may fail in any way on inputs that it has not seen
-            return False
-        return with_probe > without
+            return None
+    if not with_probe > rounded:
+        return None
+    try:
+        other = make()
+    except InfeasibleError:
+        return None
+    with stage("compare"):
+        return other if judge.error(other.plan, other.codes) < with_probe else None
 
 
-def _errors(coder: DataFreeCoder, made: Draft, plain: Problem[TensorStats]) -> tuple[float, float]:
-    """Errors of the outputs with the probe and without it; NaN where nothing can be compared."""
-    source, rounded = coder.source, PlainCoder(coder.source)
-    plan = as_stored(Fit(source, plain, rounded, silent).decide())
-    codes = dict(rounded.codes(plan.compressed))
-    outputs = functools.partial(_outputs, coder, _inputs(coder, plain.options), plain.options.seed)
-    before, after = outputs({}), outputs({**coder.state(made.plan, made.codes), **made.changed})
-    return error_of(before, after), error_of(before, outputs(coder.state(plan, codes)))
+def _rounded(source: Source, plain: Problem[TensorStats]) -> tuple[Plan, CodesByName]:
+    """A plan and its codes on plain grids, without the probe; its size is predicted, not measured."""
+    rounded = PlainCoder(source)
+    plan = as_stored(Fit(source, dataclasses.replace(plain, trellised={}), rounded, silent).decide())
+    return plan, dict(rounded.codes(plan.compressed))
+
+
+class _Judge:
+    """The errors of the network's outputs on some inputs."""
+
+    def __init__(self, coder: DataFreeCoder, options: Options):
+        self._coder, self._batch, self._seed = coder, _inputs(coder, options), options.seed
+        self._before = self._outputs({})
+
+    def error(self, plan: Plan, codes: CodesByName, changed: Mapping[str, torch.Tensor] | None = None) -> float:
+        """Of a plan's codes; NaN where nothing can be compared. `changed`: new values of kept tensors."""
+        return error_of(self._before, self._outputs({**self._coder.state(plan, codes), **(changed or {})}))
+
+    @torch.no_grad()
+    def _outputs(self, state: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        """What the network gives with these tensors, random numbers the same every time."""
+        model, batch = self._coder.probe.model, self._batch
+        with untouched(model):
+            torch.manual_seed(self._seed)
+            own = known(model, _whole(self._coder.source, state))
+            output = functional_call(model, own, batch.args, dict(batch.kwargs))
+            return [counted(o, batch.mask).clone() for o in weighing(output)]
 
 
 def _inputs(coder: DataFreeCoder, options: Options) -> Batch:
@@ -79,16 +110,6 @@ def _inputs(coder: DataFreeCoder, options: Options) -> Batch:
         seed=options.seed + OTHER,
     )
     return batch.to(model)
-
-
-@torch.no_grad()
-def _outputs(coder: DataFreeCoder, batch: Batch, seed: int, state: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-    """What the network gives with these tensors, random numbers the same every time."""
-    model = coder.probe.model
-    with untouched(model):
-        torch.manual_seed(seed)
-        output = functional_call(model, known(model, _whole(coder.source, state)), batch.args, dict(batch.kwargs))
-        return [counted(o, batch.mask).clone() for o in weighing(output)]
 
 
 def _whole(source: Source, state: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:

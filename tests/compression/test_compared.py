@@ -56,7 +56,7 @@ def test_a_probe_that_makes_outputs_worse_is_left_out(monkeypatch: pytest.Monkey
     result, without = opq.compress(model, bits=6), opq.compress(model, bits=6, probe=False)
     assert result.basis == NOTES[WEIGHTS]
     assert off(model, result) < 1.5 * off(model, without)
-    monkeypatch.setattr("opq.api.harmful", lambda *_: False)
+    monkeypatch.setattr("opq.api.without_probe", lambda *_: None)
     probed = opq.compress(model, bits=6)
     assert probed.basis.startswith("a probe of the model")
     assert off(model, probed) > 10 * off(model, without)
@@ -67,6 +67,14 @@ def test_an_older_file_of_the_weights_alone_is_taken_over(tmp_path: Path) -> Non
     old = opq.compress(model, bits=6)
     old.save(path)
     assert b"".join(opq.compress(model, like=path).packed.parts) == b"".join(old.packed.parts)
+
+
+def test_a_file_without_the_probe_that_turns_out_no_better_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compared._Judge, "error", lambda self, plan, codes, changed=None: next(errors))
+    errors = iter([2.0, 1.0, 3.0])
+    assert opq.compress(Two(), bits=6).basis == NOTES["probe"]
+    errors = iter([2.0, 1.0, 1.5])
+    assert opq.compress(Two(), bits=6).basis == NOTES[WEIGHTS]
 
 
 def test_the_file_says_that_it_rests_on_the_weights(tmp_path: Path) -> None:
@@ -82,26 +90,27 @@ def test_a_probe_that_helps_is_kept_and_changes_no_byte(monkeypatch: pytest.Monk
         return b"".join(result.packed.parts)
 
     found = compressed()
-    monkeypatch.setattr("opq.api.harmful", lambda *_: False)
+    monkeypatch.setattr("opq.api.without_probe", lambda *_: None)
     assert found == compressed()
 
 
 def test_differences_are_compared_as_the_weights_that_they_make(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 20))
-    model, seen = copy.deepcopy(base), list[tuple[float, float]]()
+    model, seen = copy.deepcopy(base), list[float]()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p), alpha=0.01)
-    inner = compared._errors
+    inner = compared.error_of
 
-    def errors(*given: Any) -> tuple[float, float]:
+    def error_of(*given: Any) -> float:
         seen.append(inner(*given))
         return seen[-1]
 
-    monkeypatch.setattr(compared, "_errors", errors)
+    monkeypatch.setattr(compared, "error_of", error_of)
     opq.compress(model, bits=4, base=base)
-    assert max(seen[0]) < 0.02, "as weights, differences would give nothing like the outputs"
+    assert len(seen) >= 2
+    assert max(seen) < 0.02, "as weights, differences would give nothing like the outputs"
 
 
 def test_outputs_that_cannot_be_compared_keep_the_probe() -> None:
