@@ -169,16 +169,16 @@ def plain(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("codebook", ["grid", "trellis"])
 def test_the_folder_is_what_packing_its_plan_gives(codebook: str, source: Path, request: pytest.FixtureRequest) -> None:
     whole: Path = request.getfixturevalue("whole" if codebook == "trellis" else "plain")
-    opened, kind = opq.open_source(source), Trellis if codebook == "trellis" else Grid
+    opened, kinds = opq.open_source(source), {"grid": Grid, "trellis": Trellis}
     with FolderReader(whole) as reader:
-        assert {t.codebook for t in reader.plan.compressed} == {codebook}
+        assert codebook == max(t.codebook for t in reader.plan.compressed)  # on paths of four rows nothing is gained
         assert reader.names == opened.names
         assert len(reader.shards) > 2
         for name, shard in reader.shards.items():
             part = part_of(reader.plan, shard.names)
             specs = tuple(s for s in opened.specs if s.name in shard.names)
             mine = dataclasses.replace(opened, specs=specs)
-            coded = [kind(t.name, quantize(opened.tensor(t.name), t).numpy()) for t in part.compressed]
+            coded = [kinds[t.codebook](t.name, quantize(opened.tensor(t.name), t).numpy()) for t in part.compressed]
             packed = writer.pack(part, [*coded, *keep(mine, part, {}, whole=reader.plan)])
             assert b"".join(packed.parts) == (whole / name).read_bytes()
 
