@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,7 @@ OWN, OWN_COLOUR = ("rd, trellis", "rd"), "#c2255c"
 FIRST = ("datafree", "finetune", "methods", "codec")
 """The order of the sections; others follow by name."""
 DRAWN = ("rd, trellis", "rd", "rd, weights only", "nncodec", "hqq", "uniform")
-"""Methods in the picture of `datafree`; its table has all."""
+"""Methods in the picture of `datafree` on the page; its table has all."""
 WEIGHTS_ONLY, DEFAULT, GRID = "opq, weights only", "opq, default", "opq, trellis=False"
 ALIKE = f"{WEIGHTS_ONLY}, trellis=False, all alike"
 NAMES = {
@@ -63,8 +64,15 @@ NAMES = {
     },
     "finetune": {"rd": "opq, fine-tuned"},
     "scale": {"rd": ALIKE},
+    "speed": {"rd, trellis": DEFAULT},
 }
 """By benchmark: what a row's method is called on the page, the best first."""
+OTHERS = {"nncodec": "NNCodec 2", "hqq": "HQQ", "uniform": "uniform, one step a tensor"}
+"""What other tools are called in the legends of pictures."""
+NETWORKS = {"minilm": "MiniLM", "mobilenet-v1-0.75": "MobileNet-V1 0.75", "resnet-20": "ResNet-20"}
+"""What networks are called above pictures."""
+IN_README = ("rd, trellis", "nncodec", "hqq", "uniform")
+"""Methods in README's picture: the default call beside other tools."""
 
 
 def write(page: Path, results: Path) -> None:
@@ -186,22 +194,31 @@ def draw(
     every = dict.fromkeys(name for lines in points.values() for name in lines)
     own = next((name for name in OWN if name in every), None)
     names = [name for name in every if name != own]
+    first = called.get(own or "", own)
     for ax, (model, lines) in zip(figure.subplots(1, len(points), squeeze=False)[0], points.items(), strict=True):
         for name, held in lines.items():
             colour = OWN_COLOUR if name == own else COLOURS[names.index(name) % len(COLOURS)]
-            width, label = 2.4 if name == own else 1.2, called.get(name, name)
+            width, label = 2.4 if name == own else 1.2, called.get(name, OTHERS.get(name, name))
             ax.plot(*zip(*sorted(held), strict=True), "o-", ms=4, color=colour, lw=width, label=label)
         dense = max((row["top1_dense"] for row in rows if row["model"] == model and "top1_dense" in row), default=None)
         if dense is not None:
             ax.axhline(dense, color="#8893a1", lw=0.8, ls="--", label="dense, 32 bits")
-        ax.set(title=model, xlabel="bits per weight, of the whole file")
+        ax.set(title=NETWORKS.get(model, model), xlabel="bits per weight, of the whole file")
         ax.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("top-1, %, or rank correlation x 100")
     handles = {label: h for ax in figure.axes for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    order = sorted(handles, key=lambda label: label != first)
+    shown = [handles[label] for label in order]
+    figure.legend(shown, order, loc="outside lower center", ncols=min(len(order), 5), frameon=False, fontsize=8)
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=110, metadata=mark(rows))
     return True
+
+
+def mark(rows: Sequence[Row]) -> dict[str, str | None]:
+    """What a picture says of the rows that it was drawn from: a digest, by which a test knows an old one."""
+    seen = [[row.get(field) for field in ("model", "method", "bits", "top1", "top1_dense")] for row in rows]
+    return {"Software": None, "Source": hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]}
 
 
 if __name__ == "__main__":
@@ -209,4 +226,4 @@ if __name__ == "__main__":
     RESULTS = HERE.parent / "examples" / "bench" / "results"
     write(HERE / "benchmarks.md", RESULTS)
     rows = json.loads((RESULTS / "datafree.json").read_text())
-    draw(rows, HERE / "pictures" / "readme.png", methods=("rd", "nncodec", "hqq", "uniform"), called=NAMES["datafree"])
+    draw(rows, HERE / "pictures" / "readme.png", methods=IN_README, called=NAMES["datafree"])

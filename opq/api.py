@@ -6,37 +6,41 @@ source -> roles -> statistics -> [probe] -> Problem -> Plan -> codes -> file in 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from opq import methods
 from opq.base.calls import checked_names
 from opq.base.format_v1 import BUDGET_KINDS
+from opq.base.pool import torch_threads
 from opq.base.progress import Progress
 from opq.base.stages import stage, timed
 from opq.compression.alpha import weighed
 from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, basis_of, probe_source, wants_probe
+from opq.compression.compared import harmful
 from opq.compression.copies import without_copies
 from opq.compression.differences import Differences
 from opq.compression.fit import Fit
 from opq.compression.options import Options
-from opq.compression.prior import Means, prior
+from opq.compression.prior import guessed
 from opq.compression.problem import Problem, gather
 from opq.compression.result import Result
 from opq.compression.roles import Override, Role, assign
+from opq.compression.trellised import least_rate, may_follow, numpy_seconds, sample
 from opq.compression.unchanged import Unchanged
 from opq.constraints import Constraint
 from opq.file.base import open_base
+from opq.file.basis import WEIGHTS
 from opq.file.folder_reader import open_reader
 from opq.methods.calling import asked
 from opq.methods.options import Settings
 from opq.plan import Plan
 from opq.probing.sensitivity import Probe
-from opq.quantizing import feedback, trellis
+from opq.quantizing.trellis import LEAST, LOOPS
 from opq.sources import SourceLike, open_source
 from opq.sources.base import Source
 from opq.training.loop import Batches
@@ -98,7 +102,7 @@ def compress(
         example_inputs: an example of what the forward takes, where the model does not say.
         alpha: of `rd` and `opq`: exponent of the probe's sensitivities, 0 to 1; by default chosen by the predicted
             error of the outputs.
-        trellis: of `rd`: whether tensors that get 1.5 bits per weight or more are quantized on a trellis, which gives
+        trellis: of `rd`: whether tensors that get 1.25 bits per weight or more are quantized on a trellis, which gives
             the smallest error for a size. By default they are, unless there are `constraints=`. Fine-tuning takes the
             plain grids of the same rates instead.
         sparsity: of `opq`: fraction of weights pruned, `bits` being bits per kept weight, as in the paper.
@@ -137,10 +141,15 @@ def compress(
             stats = gather(opened, roles, options.progress)
             probed = probe_source(opened, options)
             problem, coder = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis)
-            problem, unchanged = _unchanged(problem, opened, coder)
-            result = Fit(opened, problem, coder, options.progress, unchanged).run()
-            basis = basis_of(opened, options, probed)
-    return dataclasses.replace(result, seconds=seconds, basis=basis, left_out=opened.ignored, inputs=opened.inputs)
+            made = _fit(problem, opened, coder).run()
+            if isinstance(coder, DataFreeCoder):
+                plain = _plain(problem, opened, on_trellis=options.trellis)
+                if harmful(coder, made, plain):
+                    coder = PlainCoder(opened, WEIGHTS)
+                    made = _fit(plain, opened, coder).run()
+            result, basis = made.result, basis_of(opened, options, coder.note)
+    plan = result.plan.replace(basis=basis)
+    return dataclasses.replace(result, plan=plan, seconds=seconds, left_out=opened.ignored, inputs=opened.inputs)
 
 
 @checked_names
@@ -174,7 +183,7 @@ def solve(
 ) -> Plan:
     """Decides only: the Plan that `compress` with the same options would apply. Nothing is touched.
 
-    The size of the file is predicted from the rates; `compress` measures it.
+    The size of the file is predicted from the rates; `compress` measures it. That the probe helps is not checked here.
 
     Args:
         source: as of `compress`, and so is all that follows.
@@ -192,7 +201,7 @@ def solve(
             several arguments, the shapes by their names.
         example_inputs: an example of what the forward takes, where the model does not say.
         alpha: of `rd` and `opq`: exponent of the probe's sensitivities, 0 to 1.
-        trellis: of `rd`: whether tensors that get 1.5 bits per weight or more are planned on a trellis. By default
+        trellis: of `rd`: whether tensors that get 1.25 bits per weight or more are planned on a trellis. By default
             they are not: a plan is what `opq.attach` and `opq.finetune` start from, and these need plain grids.
         sparsity: of `opq`: fraction of weights pruned, `bits` being bits per kept weight.
         data: of the other methods: batches of (inputs, targets), or a function of the epoch that gives them.
@@ -218,13 +227,13 @@ def solve(
     with asked(_budgeted(locals())) as options:
         opened = _opened(source, options)
         if isinstance(options.how, Settings):
-            return methods.run(opened, options).plan
+            return methods.run(opened, options).plan.replace(basis=f"method {options.method!r}")
         roles = _roles(opened, options)
         stats = gather(opened, roles, options.progress)
         probed = probe_source(opened, options)
         problem, coder = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis_asked)
-        problem, unchanged = _unchanged(problem, opened, coder)
-        return Fit(opened, problem, PlainCoder(opened), options.progress, unchanged).decide()
+        plan = _fit(problem, opened, coder).decide()
+        return plan.replace(basis=basis_of(opened, options, coder.note, coded=False))
 
 
 def _budgeted(given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -235,6 +244,12 @@ def _budgeted(given: Mapping[str, Any]) -> Mapping[str, Any]:
     with open_reader(like) as old:
         budget = old.plan.budget
     return given if budget is None else {**given, budget.kind: budget.value}
+
+
+def _fit(problem: Problem[Any], source: Source, coder: Coder) -> Fit:
+    """What finds the plan of a problem, with what is taken over from an older file."""
+    problem, unchanged = _unchanged(problem, source, coder)
+    return Fit(source, problem, coder, problem.options.progress, unchanged)
 
 
 def _unchanged(problem: Problem[Any], source: Source, coder: Coder) -> tuple[Problem[Any], Unchanged]:
@@ -273,41 +288,58 @@ def _problem(
     on_trellis: bool,
 ) -> tuple[Problem[Any], Coder]:
     """The allocation problem and what makes codes of its plans."""
-    given = {} if options.sensitivities is None else dict.fromkeys(stats, 1.0) | dict(options.sensitivities)
-    guessed = _guessed(source, stats, options) if probed is None and options.weighs else dict.fromkeys(stats, 1.0)
-    given |= {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
-    trellised = _trellised(roles, probed) if on_trellis else frozenset()
+    given = _given(options, roles, stats)
+    known = bool(probed is not None and probed.sensitivity)
+    found = dict.fromkeys(stats, 1.0) if known else _guessed(source, stats, options)
+    trellised = dict.fromkeys(may_follow(roles, _is_transposed(probed)), LEAST) if on_trellis else {}
     with stage("curves"):
-        problem = Problem.of(options, roles, stats=stats, sensitivities=guessed | given, trellised=trellised)
+        problem = Problem.of(options, roles, stats=stats, sensitivities=found | given, trellised=trellised)
     with stage("compile"):
-        trellis.LOOPS.prepare(_numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
+        LOOPS.prepare(numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
+    with stage("curves"):
+        problem = dataclasses.replace(problem, trellised=_least_rates(source, problem))
     if probed is None:
         return problem, PlainCoder(source)
     coder = DataFreeCoder(source, probed, calibrated=options.calibration is not None)
-    return weighed(coder, problem, given)
+    return weighed(coder, problem, given) if known else (problem, coder)
+
+
+def _plain(problem: Problem[Any], source: Source, *, on_trellis: bool) -> Problem[Any]:
+    """The same problem without what a probe tells."""
+    options, roles, stats = problem.options, problem.roles, problem.stats
+    sensitivities = _guessed(source, stats, options) | _given(options, roles, stats)
+    trellised = dict.fromkeys(may_follow(roles, _is_transposed(None)), LEAST) | dict(problem.trellised)
+    return dataclasses.replace(problem, sensitivities=sensitivities, trellised=trellised if on_trellis else {})
+
+
+def _given(options: Options, roles: Iterable[Role], stats: Iterable[str]) -> dict[str, float]:
+    """The sensitivities that the user gives; all of them where `sensitivities=` does."""
+    given = {} if options.sensitivities is None else dict.fromkeys(stats, 1.0) | dict(options.sensitivities)
+    named = {role.name: role.sensitivity for role in roles if role.sensitivity is not None and role.name in stats}
+    return given | named
 
 
 def _guessed(source: Source, stats: Mapping[str, Any], options: Options) -> dict[str, float]:
-    """Sensitivities from the weights alone: those of the network itself, also if differences are compressed."""
-    if not isinstance(source, Differences):
-        return prior(source, stats, options.budget)
-    return prior(source.whole, {name: Means.of(source.whole.tensor(name)) for name in stats})
+    """Sensitivities from the weights alone, or 1."""
+    return guessed(source, stats, options.budget) if options.weighs else dict.fromkeys(stats, 1.0)
 
 
-def _numpy_seconds(roles: Iterable[Role], trellised: frozenset[str], *, fed: bool) -> float:
-    """About how long the loops that can be compiled would take in numpy."""
-    seconds = 0.0
-    for role in roles:
-        shape, on_paths = role.spec.shape, role.name in trellised
-        if fed and role.action == "compress" and len(shape) > 1:
-            seconds += feedback.numpy_seconds(math.prod(shape[1:]), on_paths=on_paths)
-        elif on_paths:
-            seconds += trellis.numpy_seconds(math.prod(shape))
-    return seconds
+def _least_rates(source: Source, problem: Problem[Any]) -> dict[str, float]:
+    """Of the tensors that may be on a trellis, the rate from which on it pays."""
+
+    def one(name: str) -> float:
+        tensor = source.tensor(name)
+        rows = tensor.detach().cpu().reshape(tensor.shape[0], -1)
+        some = torch.cat([rows[piece] for piece in sample(tuple(tensor.shape))])
+        return least_rate(some, problem.curves[name], problem.stats[name].max_abs)
+
+    names = sorted(problem.trellised)
+    with torch_threads() as threads:
+        return dict(zip(names, threads.ordered(one, names), strict=True))
 
 
-def _trellised(roles: Iterable[Role], probed: Probe | None) -> frozenset[str]:
-    """Matrices, but for stacks and what feedback takes as (inputs, outputs): paths follow the outputs of one input."""
-    names = {role.name for role in roles if role.action == "compress" and len(role.spec.shape) >= 2}
-    layouts = {name: probed.moments.layout(name) for name in names} if probed is not None else {}
-    return frozenset(name for name in names if not ((at := layouts.get(name)) and (at.transposed or at.stacked)))
+def _is_transposed(probed: Probe | None) -> Callable[[str], bool]:
+    """Whether feedback takes a tensor as (inputs, outputs), or as a stack."""
+    if probed is None:
+        return lambda name: False
+    return lambda name: bool((layout := probed.moments.layout(name)) and (layout.transposed or layout.stacked))

@@ -1,4 +1,4 @@
-"""Accuracy of an image classifier on a folder of classes or a data set in one file: what `opq evaluate` prints."""
+"""The accuracy of an image classifier on labelled images, from a folder or a file: what `opq evaluate` prints."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from opq.sources.base import InputHint
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _MARGIN = 256 / 224
-"""Short side / side of the central crop, for photographs: the usual evaluation on ImageNet."""
+"""Short side of a scaled photograph / side of its central crop: the usual evaluation on ImageNet."""
 _PHOTOGRAPH = 64
-"""The smallest input that is a central crop; images for smaller inputs are scaled as a whole. A choice: data sets of
-smaller images (CIFAR, MNIST) are not cropped."""
+"""The smallest input in pixels for which images are scaled larger and cropped; for smaller inputs they are only scaled.
+A choice: data sets of smaller images (CIFAR, MNIST) are not cropped."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,11 +34,13 @@ class Score:
     """The accuracy of a model on a set of images."""
 
     images: int
+    """The number of images."""
     top1: float
     """The fraction of images, 0 to 1, whose label has the highest score."""
     top5: float
     """The fraction of images, 0 to 1, whose label is among the five highest scores."""
     seconds: float
+    """How long the evaluation took."""
 
     def __repr__(self) -> str:
         return f"<Score top-1 {self.top1:.2%}, top-5 {self.top5:.2%} of {counted(self.images, 'image')}>"
@@ -50,7 +52,7 @@ class ImageSet:
 
     count: int
     read: Callable[[int], Any]
-    """Gives the i-th image, as PIL has it."""
+    """Gives the i-th image: uint8 pixels, (H, W) or (H, W, 3), or an image of PIL."""
     labels: tuple[int, ...] | None = None
     folders: tuple[str, ...] | None = None
     """For a folder: the name of the class folder of every image."""
@@ -74,11 +76,12 @@ def open_images(path: str | os.PathLike[str]) -> ImageSet:
     In an `.npz`: `x`, `images` or `pixels` (N x H x W or N x H x W x 3, uint8), or `jpeg` with `offset` (image i is the
     bytes offset[i] to offset[i + 1]); and `y` or `labels` (N integers).
 
+    Pixels that are of the model's size need no other package; anything else is read and scaled by pillow.
+
     Raises:
         DataError: the path is neither of these, or there are no images.
-        MissingExtraError: pillow is not installed.
+        MissingExtraError: pillow is needed and not installed.
     """
-    need("PIL.Image", "images")
     path = Path(path)
     if path.is_dir():
         return _folder(path)
@@ -99,12 +102,14 @@ def evaluate(
     batch: int = 32,
     progress: Progress | bool | None = None,
 ) -> Score:
-    """The accuracy of a classifier, in inference mode.
+    """The accuracy of a classifier, which is run in inference mode and left as it was.
 
     Args:
-        hint: describes the model's input, to which images are scaled, cropped and normalised.
+        model: takes images (N, C, H, W), float32, and gives scores (N, classes).
+        images: the labelled images.
+        hint: describes the model's input: images are scaled, cropped and normalised accordingly.
         classes: the model's class names in order, if they follow neither from the model nor from the folders' names.
-        batch: images at a time.
+        batch: how many images are run at one time.
         progress: called with (stage, images done, images in all); True for a bar, False for none. By default a bar
             appears after two seconds, on a terminal or in a notebook only.
 
@@ -132,7 +137,11 @@ def evaluate(
 
 
 def read_classes(path: str | os.PathLike[str]) -> list[str]:
-    """Class names in order, one on each line."""
+    """Reads class names in order, one on each line.
+
+    Raises:
+        DataError: the file cannot be read as text.
+    """
     try:
         return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -143,6 +152,7 @@ def read_classes(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _folder(path: Path) -> ImageSet:
+    need("PIL.Image", "images")
     files = sorted(p for p in path.glob("*/*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not files:
         raise DataError(f"{path} holds no images", wanted="one folder of images a class", remedy="Check the path.")
@@ -167,10 +177,9 @@ def _npz(path: Path) -> ImageSet:
 
 
 def _reader_of(path: Path, data: dict[str, Any], pixels: Any) -> Callable[[int], Any]:
-    from PIL import Image
-
     if pixels is not None:
-        return lambda i: Image.fromarray(pixels[i])
+        return lambda i: pixels[i]
+    need("PIL.Image", "images")
     jpeg, offset = data["jpeg"], data["offset"]
     return lambda i: _opened(io.BytesIO(jpeg[offset[i] : offset[i + 1]].tobytes()), f"image {i} of {path}")
 
@@ -187,19 +196,14 @@ def _opened(what: Any, name: Any) -> Any:
 
 
 def demo_images() -> ImageSet:
-    """The held-out digits that ship with the package, 8 x 8 pixels.
-
-    Raises:
-        MissingExtraError: pillow is not installed.
-    """
+    """The held-out digits that ship with the package, 8 x 8 pixels."""
     from safetensors.numpy import load_file
 
     from opq import demo
 
-    image = need("PIL.Image", "images")
     held = load_file(demo.TEST_SPLIT)
     pixels = (held["pixels"].astype(np.float32) * (255 / 16)).round().astype(np.uint8)
-    return ImageSet(len(pixels), lambda i: image.fromarray(pixels[i]), labels=tuple(int(v) for v in held["labels"]))
+    return ImageSet(len(pixels), lambda i: pixels[i], labels=tuple(int(v) for v in held["labels"]))
 
 
 # --- pixels and labels -------------------------------------------------------------------------
@@ -213,24 +217,34 @@ def _batches(images: ImageSet, hint: InputHint, batch: int) -> Iterator[Tensor]:
 
 def prepared(image: Any, hint: InputHint) -> Tensor:
     """An image as the model takes it, C x H x W float32: short side scaled, centre cropped, normalised."""
-    resampling = need("PIL.Image", "images").Resampling
     assert hint.image_size is not None
     channels, height, width = hint.image_size
-    image = image.convert("L" if channels == 1 else "RGB")
-    if (image.height, image.width) != (height, width):
-        photograph = min(height, width) >= _PHOTOGRAPH
-        scale = max(height / image.height, width / image.width) * (_MARGIN if photograph else 1.0)
-        size = max(round(image.width * scale), width), max(round(image.height * scale), height)
-        image = image.resize(size, resampling.BICUBIC)
-        left, top = (size[0] - width) // 2, (size[1] - height) // 2
-        image = image.crop((left, top, left + width, top + height))
+    shape = (height, width) if channels == 1 else (height, width, channels)
+    if not isinstance(image, np.ndarray) or image.shape != shape:
+        image = _cropped(image, hint.image_size)
     pixels = torch.from_numpy(np.array(image, np.float32) / 255).reshape(height, width, channels).permute(2, 0, 1)
     mean, std = (torch.tensor(v or default).view(-1, 1, 1) for v, default in ((hint.mean, (0.0,)), (hint.std, (1.0,))))
     return (pixels - mean) / std
 
 
+def _cropped(image: Any, wanted: tuple[int, int, int]) -> Any:
+    """An image of PIL with the colours and the size (channels, height, width) that are wanted."""
+    pil = need("PIL.Image", "images")
+    channels, height, width = wanted
+    image = pil.fromarray(image) if isinstance(image, np.ndarray) else image
+    image = image.convert("L" if channels == 1 else "RGB")
+    if (image.height, image.width) == (height, width):
+        return image
+    photograph = min(height, width) >= _PHOTOGRAPH
+    scale = max(height / image.height, width / image.width) * (_MARGIN if photograph else 1.0)
+    size = max(round(image.width * scale), width), max(round(image.height * scale), height)
+    image = image.resize(size, pil.Resampling.BICUBIC)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
 def _scores(output: Any) -> Tensor:
-    """The scores, N x classes, in the output of a classifier."""
+    """The scores (N, classes) in the output of a classifier."""
     scores = getattr(output, "logits", output)
     scores = scores[0] if isinstance(scores, (tuple, list)) else scores
     if not isinstance(scores, Tensor) or scores.dim() != 2:
@@ -253,7 +267,11 @@ def _labels(images: ImageSet, model: nn.Module, outputs: int, classes: Sequence[
 
 
 def _class_index(names: list[str], model: nn.Module, outputs: int, classes: Sequence[str] | None) -> dict[str, int]:
-    """Folder name -> output: by the given names, the model's own, numbers, or the order of the alphabet."""
+    """Folder name -> index of the output.
+
+    The index comes from the given class names, or else the model's own; from the folder's name if that is a number; or
+    from the alphabetical order, if there are as many folders as outputs.
+    """
     known = {name: k for k, name in enumerate(classes or ())} or _own_labels(model)
     if known:
         strange = [name for name in names if name not in known]

@@ -111,7 +111,7 @@ class TensorPlan:
     rate: float = 0.0
     """Predicted bits per weight of the coded integers."""
     density: float = 1.0
-    """Predicted fraction of weights that are not zero."""
+    """Predicted fraction of weights that are not zero; on a trellis, of the plain grid that it takes the place of."""
     distortion: float = 0.0
     """Predicted mean squared error per weight."""
     exact: bool = dataclasses.field(default=False, compare=False)
@@ -182,6 +182,9 @@ class Plan:
     """Relative violation of the Karush-Kuhn-Tucker conditions by this plan."""
     predicted_bytes: int = 0
     """Predicted size of the file."""
+    basis: str = dataclasses.field(default="", compare=False)
+    """What was decided by, in words: a probe of the model and what came of it, or the weights alone, and why. Not
+    compared, and no code depends on it."""
 
     def __post_init__(self) -> None:
         if len(self._by_name) != len(self.tensors):
@@ -197,11 +200,16 @@ class Plan:
     def __str__(self) -> str:
         """One row a tensor, as wide as the terminal, and what is predicted."""
         drawn = tables.lines(TABLE, rows(self, self.predicted_sizes), tables.width_of_output())
-        return "\n".join((*drawn, repr(self)[len("<opq.") : -1]))
+        return "\n".join((*drawn, *self._notes))
 
     def _repr_html_(self) -> str:
         table = tables.html(TABLE, rows(self, self.predicted_sizes), total=len(self))
-        return f"{table}<p>{printable(repr(self)[len('<opq.') : -1])}</p>"
+        return table + "".join(f"<p>{printable(note)}</p>" for note in self._notes)
+
+    @property
+    def _notes(self) -> tuple[str, ...]:
+        """The lines below the table."""
+        return (repr(self)[len("<opq.") : -1], *((f"By {self.basis}.",) if self.basis else ()))
 
     @property
     def summary(self) -> str:
@@ -276,6 +284,7 @@ class Plan:
         fields: dict[str, Any] = {"method": self.method, "tensors": [_spare(t) for t in self.tensors]}
         fields["budget"] = None if self.budget is None else [self.budget.kind, self.budget.value]
         fields |= {k: getattr(self, k) for k in ("multiplier", "residual", "predicted_bytes")}
+        fields |= {"basis": self.basis} if self.basis else {}
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
     @classmethod
@@ -323,11 +332,13 @@ def rows(
 
     Args:
         sizes: bytes of each tensor's payload in the file; 0 where it has none of its own.
-        densities: measured fractions of weights that are not zero; the plan's predictions by default.
+        densities: measured fractions of weights that are not zero; the plan's predictions by default, which it has of
+            plain grids only.
     """
     for tensor in plan:
         size = sizes.get(tensor.name, 0)
-        density = (densities or {}).get(tensor.name, tensor.density)
+        predicted = None if tensor.codebook == "trellis" else tensor.density
+        density = (densities or {}).get(tensor.name, predicted)
         yield (
             printable(tensor.name),
             "x".join(map(str, tensor.shape)) or "scalar",
@@ -340,11 +351,13 @@ def rows(
         )
 
 
-def _grid(tensor: TensorPlan, density: float) -> tuple[str, str, str]:
+def _grid(tensor: TensorPlan, density: float | None) -> tuple[str, str, str]:
+    """Step, dead zone and sparsity."""
+    sparsity = "" if density is None else f"{1 - density:.1%}"
     if not tensor.stepped:
-        return (tensor.codebook, "", f"{1 - density:.1%}")
+        return (tensor.codebook, "", sparsity)
     zone = "trellis" if tensor.codebook == "trellis" else f"{tensor.dead_zone:.3f}"
-    return (f"{tensor.step:.4g}", zone, f"{1 - density:.1%}")
+    return (f"{tensor.step:.4g}", zone, sparsity)
 
 
 def as_stored(plan: Plan) -> Plan:

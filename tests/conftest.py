@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -17,9 +15,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait shall not keep the 
 
 import hypothesis
 import pytest
-import torch
 from paths import SHARED
 from stream_helpers import SHARD, checkpoint
+from tiny import import_torchvision
 
 from opq.training import kernel as native
 
@@ -28,24 +26,7 @@ hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
-def _import_torchvision() -> None:
-    """Import torchvision without its C++ operators, which a CPU wheel of another torch lacks."""
-    real = torch.library.register_fake
-
-    def register_fake(op: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(op, str) and op.startswith("torchvision::"):
-            return lambda function: function
-        return real(op, *args, **kwargs)
-
-    torch.library.register_fake = register_fake
-    try:
-        import torchvision  # noqa: F401
-    finally:
-        torch.library.register_fake = real
-
-
-if importlib.util.find_spec("torchvision") is not None:
-    _import_torchvision()
+import_torchvision()
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,21 @@ def test_the_page_begins_with_what_a_user_gets(tmp_path: Path) -> None:
     assert "opq, default" not in codec
 
 
+@pytest.mark.parametrize("name", ["readme", "datafree"])
+def test_a_committed_picture_was_drawn_from_the_rows_of_today(name: str) -> None:
+    """`python docs/benchmark_page.py` and `python examples/bench/datafree.py` draw them anew."""
+    pil = pytest.importorskip("PIL.Image")
+    rows = DATAFREE if name == "readme" else [row for row in DATAFREE if "top1" in row]
+    with pil.open(DOCS / "pictures" / f"{name}.png") as picture:
+        assert picture.text["Source"] == benchmark_page.mark(rows)["Source"]
+
+
+def test_the_picture_of_readme_shows_the_default_call() -> None:
+    assert benchmark_page.NAMES["datafree"][benchmark_page.IN_README[0]] == benchmark_page.DEFAULT
+    other = [{**row, "top1": row.get("top1", 0) + 1} for row in DATAFREE]
+    assert benchmark_page.mark(other) != benchmark_page.mark(DATAFREE)
+
+
 def test_what_the_report_tells_to_expect_is_what_was_measured() -> None:
     page = " ".join((ROOT / "opq/report/templates/report.html").read_text().split())
     lost = {

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(60):
         place = root / str(images.labels[i])
         place.mkdir(exist_ok=True)
-        images.read(i).save(place / f"{i}.png")
+        Image.fromarray(images.read(i)).save(place / f"{i}.png")
     return root
 
 
@@ -42,12 +42,37 @@ def test_demo_agrees_with_its_own_accuracy() -> None:
     assert score.top5 == 1.0
 
 
-def test_a_missing_pillow_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+@pytest.fixture
+def without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.delitem(sys.modules, "PIL.Image", raising=False)
-    for call in (evaluation.demo_images, lambda: evaluation.open_images(folder)):
+
+
+@pytest.mark.usefixtures("without_pillow")
+def test_a_missing_pillow_is_named_with_its_extra(folder: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "jpeg.npz", jpeg=np.zeros(4, np.uint8), offset=np.array([0, 4]), y=[0])
+    np.savez(tmp_path / "large.npz", x=np.zeros((1, 9, 9), np.uint8), y=[0])
+    large = evaluation.open_images(tmp_path / "large.npz")
+    for call in (
+        lambda: evaluation.open_images(folder),
+        lambda: evaluation.open_images(tmp_path / "jpeg.npz"),
+        lambda: evaluation.evaluate(load(), large, hint=HINT),  # has to be scaled
+    ):
         with pytest.raises(MissingExtraError, match=r'pip install "opq\[images\]"'):
             call()
+
+
+@pytest.mark.usefixtures("without_pillow")
+def test_pixels_of_the_models_size_need_no_pillow(tmp_path: Path) -> None:
+    images = evaluation.demo_images()
+    np.savez(tmp_path / "x.npz", x=np.stack([images.read(i) for i in range(40)]), y=images.labels[:40])
+    for data in (images.first(40), evaluation.open_images(tmp_path / "x.npz")):
+        assert evaluation.evaluate(load(), data, hint=HINT).top1 > 0.9
+    model, hint = torch.nn.Flatten(), InputHint(modality="image", image_size=(3, 2, 2), mean=(0.5,) * 3, std=(0.5,) * 3)
+    np.savez(tmp_path / "rgb.npz", x=np.full((2, 2, 2, 3), 255, np.uint8), y=[0, 0])
+    coloured = evaluation.open_images(tmp_path / "rgb.npz")
+    assert evaluation.evaluate(model, coloured, hint=hint).images == 2
+    assert torch.equal(evaluation.prepared(coloured.read(0), hint), torch.ones(3, 2, 2))
 
 
 def test_folder(folder: Path) -> None:
@@ -108,7 +133,7 @@ def test_numbers_beyond_the_outputs(folder: Path, tmp_path: Path) -> None:
 
 def test_sets_in_one_file(tmp_path: Path) -> None:
     images = evaluation.demo_images()
-    pixels = np.stack([np.asarray(images.read(i)) for i in range(40)])
+    pixels = np.stack([images.read(i) for i in range(40)])
     np.savez(tmp_path / "x.npz", x=pixels, y=images.labels[:40])
     score = evaluation.evaluate(load(), evaluation.open_images(tmp_path / "x.npz"), hint=HINT)
     assert (score.images, score.top1) == (40, 1.0)

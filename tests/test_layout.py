@@ -100,7 +100,7 @@ def test_nothing_is_cited_that_a_reader_does_not_have() -> None:
 
 
 def test_the_version_stands_in_one_place() -> None:
-    assert re.search(r'^dynamic = \["version"\]$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert re.search(r'^dynamic = \["version", "readme"\]', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     holders = [ROOT / name for name in ("pyproject.toml", "CITATION.cff", "RELEASE.md", "docs/conf.py")]
     assert not [str(path) for path in holders if re.search(rf"\b{re.escape(opq.__version__)}\b", path.read_text())]
 

@@ -158,3 +158,13 @@ def test_a_copy_and_a_pickle_look_up_their_own_tensors() -> None:
     other = plan.replace(tensors=plan.tensors[1:2])
     assert "a" not in other
     assert hash(plan) == hash(fresh)
+
+
+def test_what_a_plan_rests_on_is_shown_and_kept_and_makes_no_other_plan_of_it() -> None:
+    plan = _plan("a", "b")
+    based = plan.replace(basis="a probe")
+    assert Plan.from_json(based.to_json()).basis == "a probe"
+    assert based == plan
+    assert "basis" not in plan.to_json()
+    assert str(based).endswith("\nBy a probe.")
+    assert "<p>By a probe.</p>" in based._repr_html_()

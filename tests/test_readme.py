@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,21 @@ def test_commands_print_what_is_shown(block: str, tmp_path: Path) -> None:
 
 
 BYTES = r"([\d,]+)(?= bytes)"
+
+
+def test_the_description_on_an_index_has_no_link_into_the_repository() -> None:
+    described = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")["described"]
+    inner = re.compile(r"\]\((?!https?:|#)")
+    assert inner.search(README)
+    bare = described(README, "", "v1")
+    assert not inner.search(bare)
+    assert "![" not in bare
+    assert "[the comparison]" not in bare
+    assert "the comparison" in bare
+    whole = described(README, "https://host/opq/", "v1.2.3")
+    assert not inner.search(whole)
+    assert "[the comparison](https://host/opq/blob/v1.2.3/docs/comparison.md)" in whole
+    assert "](https://host/opq/raw/v1.2.3/docs/pictures/readme.png)" in whole
 
 
 def _timeless(text: str) -> str:

@@ -103,6 +103,18 @@ def test_the_api_page_has_every_public_call_and_class() -> None:
         assert inspect.getdoc(thing), name
 
 
+def test_the_api_page_has_every_constraint() -> None:
+    listed = re.search(r"automodule:: opq\.constraints\n   :members: (.*)", (DOCS / "api.md").read_text())
+    assert listed is not None
+    makers = {
+        name
+        for name, made in vars(opq.constraints).items()
+        if inspect.isfunction(made) and made.__annotations__.get("return") == "Constraint"
+    }
+    assert len(makers) > 5
+    assert makers <= set(listed[1].split(", "))
+
+
 def test_help_shows_every_parameter() -> None:
     import pydoc
 

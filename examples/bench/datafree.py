@@ -42,8 +42,12 @@ from opq.compression.options import Options
 from opq.compression.problem import Problem, gather
 from opq.compression.roles import assign
 from opq.probing.sensitivity import Probe
+from opq.quantizing.trellis import LEAST
 from opq.sources import open_source
 from opq.sources.base import Source
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
+import benchmark_page  # what methods are called in pictures
 
 COLUMNS = ("model", "method", "budget", "bits", "ratio", "top1_dense", "top1", "metric", "samples", "seconds")
 SPEED = "resnet50-speed"
@@ -157,7 +161,7 @@ def part(case: Case, bits: float, method: str) -> Any:
     options = Options(size=int(bits * case.parameters / 8))
     roles = assign(case.source.specs)
     stats = gather(case.source, roles)
-    paths = frozenset(stats if method == PATHS else ())
+    paths = dict.fromkeys(stats if method == PATHS else (), LEAST)
     equal = Problem.of(options, roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0), trellised=paths)
     _ = case.probe.moments.dense
     start = time.perf_counter()
@@ -247,8 +251,9 @@ def run(case: Case, rows: list[Any], *, with_peers: bool, ablation: bool) -> lis
 def speed() -> Any:
     """The one call on ResNet-50's shapes, in a process of its own: seconds by part, peak memory above the model's."""
     program = Path(__file__).with_name("speed.py")
-    ran = subprocess.run([sys.executable, str(program)], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(ran.stdout.strip().splitlines()[-1]) | {"model": SPEED}
+    asked = [sys.executable, str(program), "--one", SPEED, "--no-trellis"]
+    ran = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(ran.stdout.strip().splitlines()[-1])
 
 
 def write(rows: list[Any]) -> list[Any]:
@@ -271,23 +276,32 @@ def draw(rows: list[Any]) -> None:
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(row["model"] for row in rows))
-    methods = sorted({_family(row["method"]) for row in rows}, key=lambda m: (m not in (ALL, TRELLIS), m))
-    figure, panels = pyplot.subplots(1, len(names), figsize=(5 * len(names), 4.6), squeeze=False)
+    there = {_family(row["method"]) for row in rows}
+    methods = [m for m in (*benchmark_page.NAMES["datafree"], *benchmark_page.OTHERS) if m in there]
+    colours = [colour for colour in benchmark_page.COLOURS if colour != "#17202b"]  # nearly that of `ALL`
+    called = {**benchmark_page.NAMES["datafree"], **benchmark_page.OTHERS}
+    figure, panels = pyplot.subplots(1, len(names), figsize=(4.2 * len(names), 4.8), squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
         for number, method in enumerate(methods):
             points = sorted((r for r in rows if r["model"] == name and _family(r["method"]) == method), key=_bits)
-            style = {"linewidth": 2.8, "color": "black"} if number < 2 else {"color": f"C{number - 2}"}
-            style |= {"linestyle": "--"} if method == TRELLIS else {}
+            style = {TRELLIS: {"linewidth": 2.8, "color": benchmark_page.OWN_COLOUR}, ALL: {"color": "black"}}.get(
+                method, {"color": colours[number % len(colours)], "linewidth": 1.2}
+            )
             gaps = [r["top1"] - r["top1_dense"] for r in points]
-            panel.plot([r["bits"] for r in points], gaps, marker="o", label=method, **style)
+            panel.plot([r["bits"] for r in points], gaps, marker="o", ms=4, label=called[method], **style)
         panel.axhline(0, linestyle=":", color="grey")
-        panel.set(title=name, xlabel="bits per parameter, whole file", xlim=(1.6, 5), ylim=(-40, 3))
+        panel.set(
+            title=benchmark_page.NETWORKS.get(name, name),
+            xlabel="bits per parameter, whole file",
+            xlim=(1.6, 5),
+            ylim=(-40, 3),
+        )
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("points from the dense network")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncols=5, fontsize=8)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncols=3, fontsize=8)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout(rect=(0, 0.1, 1, 1))
-    figure.savefig(PICTURE, dpi=110, metadata={"Software": None})
+    figure.tight_layout(rect=(0, 0.2, 1, 1))
+    figure.savefig(PICTURE, dpi=110, metadata=benchmark_page.mark(rows))
 
 
 def _bits(row: Any) -> float:

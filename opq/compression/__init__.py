@@ -5,6 +5,7 @@ Other folders use:
 - `alpha`: the exponent of the sensitivities.
 - `budget`: the loop by which every budget in bytes is met.
 - `coders`: from planned tensors to codes, with or without the probe.
+- `compared`: whether a file with the probe is better than one without it.
 - `copies`: tensors of one source that are equal.
 - `differences`: a source as the differences to a base.
 - `fit`: finds the plan whose file meets the budget.
@@ -16,6 +17,7 @@ Other folders use:
 - `shortfall`: why a file is smaller than its budget.
 - `unchanged`: tensors that an older file holds already.
 - `roles`: which tensors are compressed, kept or shared, and why.
+- `trellised`: which of them may be quantized on a trellis.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ __all__ = [
     "alpha",
     "budget",
     "coders",
+    "compared",
     "copies",
     "differences",
     "fit",
@@ -34,5 +37,6 @@ __all__ = [
     "result",
     "roles",
     "shortfall",
+    "trellised",
     "unchanged",
 ]

@@ -49,7 +49,7 @@ def _alphas(coder: DataFreeCoder, options: Options) -> tuple[float, ...]:
 
 def _best(coder: C, candidates: Sequence[Problem[TensorStats]]) -> tuple[Problem[TensorStats], C]:
     """The problem whose plan changes the outputs on synthetic inputs least, and a coder that has the plan's codes."""
-    plain = [dataclasses.replace(candidate, trellised=frozenset()) for candidate in candidates]  # enough to choose by
+    plain = [dataclasses.replace(candidate, trellised={}) for candidate in candidates]  # enough to choose by
     try:
         with stage("solve"):
             plans = [as_stored(Fit(coder.source, candidate, coder, silent).decide()) for candidate in plain]

@@ -19,12 +19,12 @@ from opq.base.stages import stage
 from opq.compression.method import DataFree
 from opq.compression.options import Options
 from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
-from opq.file.basis import NOTES, noted
+from opq.file.basis import NOTES, REAL, SYNTHETIC, noted
 from opq.plan import Plan, TensorPlan
 from opq.probing.sensitivity import Probe, probe
 from opq.quantizing.feedback import sweep
 from opq.quantizing.grid import dequantize, quantize
-from opq.quantizing.moment import Moment
+from opq.quantizing.moment import Factors
 from opq.sources.base import Source
 
 CodesByName = dict[str, Codes]
@@ -46,10 +46,16 @@ NAMED = ("timm", "torchvision", "hf")
 """Origins for which the user has given a name that means the model, not only its weights."""
 
 
-def basis_of(source: Source, options: Options, probed: Probe | None) -> str:
-    """What a compression is based on, in words for the report."""
-    if probed is not None:
-        note = noted(calibrated=options.calibration is not None, renormalised=bool(source.batchnorms))
+def basis_of(source: Source, options: Options, note: str, *, coded: bool = True) -> str:
+    """What a compression is based on, in words for the report.
+
+    Args:
+        note: what its file says.
+        coded: whether codes are made, not only a plan.
+    """
+    if note and not coded:
+        return SYNTHETIC if options.calibration is None else REAL
+    if note:
         return NOTES[note]
     if options.probe is False:
         why = "no probe was asked for"
@@ -116,7 +122,11 @@ class DataFreeCoder:
     @property
     def note(self) -> str:
         """What the file says that it rests on."""
-        return noted(calibrated=self.calibrated, renormalised=self.renormalises and bool(self.source.batchnorms))
+        return noted(
+            calibrated=self.calibrated,
+            renormalised=self.renormalises and bool(self.source.batchnorms),
+            felt=bool(self.probe.sensitivity),
+        )
 
     def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
         """Codes of tensors: by feedback if the layer's input moments are known, otherwise by plain rounding."""
@@ -133,7 +143,7 @@ class DataFreeCoder:
         moments = self.probe.moments
         fed = [name for name in by_name if self.feeds_back and name in moments]
 
-        def coded(item: tuple[str, Moment | None]) -> tuple[str, list[Codes]]:
+        def coded(item: tuple[str, Factors | None]) -> tuple[str, list[Codes]]:
             name, moment = item
             w, plans = self.source.tensor(name), by_name[name]
             found = [quantize(w, plan) for plan in plans] if moment is None else sweep(w, plans, moment)
@@ -175,7 +185,7 @@ class PlainCoder:
     """Every weight is rounded by itself, and no other tensor changes."""
 
     source: Source
-    note = ""
+    note: str = ""
 
     def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
         weights = ((tensor, self.source.tensor(tensor.name)) for tensor in tensors)

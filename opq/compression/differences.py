@@ -33,7 +33,7 @@ class Differences(Source):
             new = source.tensor(name)
             if not (new.is_floating_point() and base.fits(name, new.shape)):
                 return new
-            return (new.double() - base.read(name).double()).float()
+            return difference(new, base.read(name))
 
         specs = tuple(_told(spec, base) for spec in source.specs)
         fields = {f.name: getattr(source, f.name) for f in dataclasses.fields(Source)}
@@ -49,6 +49,11 @@ class Differences(Source):
         if item.kind in RELATIVE or not isinstance(item, Raw):
             return item
         return Raw(item.name, self.whole.tensor(item.name))
+
+
+def difference(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """What is compressed of a tensor, or of a piece of it: exact differences, then float32."""
+    return (new.double() - old.double()).float()
 
 
 def _told(spec: TensorSpec, base: Base) -> TensorSpec:

@@ -46,11 +46,13 @@ later rounds measure the overhead."""
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Draft:
-    """The codes of a plan, and their file before kept tensors are adapted to the codes."""
+    """The codes of a plan and their file, before or after kept tensors are adapted to the codes."""
 
     plan: Plan
     codes: CodesByName
     result: Result
+    changed: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    """New values of kept tensors."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,8 +66,8 @@ class Fit:
     unchanged: Unchanged = dataclasses.field(default_factory=Unchanged)
     """What is taken over from an older file."""
 
-    def run(self) -> Result:
-        """The result whose file is within the window below the budget; if there is none, the largest file below it.
+    def run(self) -> Draft:
+        """The codes whose file is within the window below the budget; if there is none, of the largest file below it.
 
         Raises:
             InfeasibleError: no file is that small; the text gives the smallest possible budget.
@@ -83,27 +85,27 @@ class Fit:
             if found.chosen is None or found.made is None:
                 break
             draft, overhead = found.made, _overhead(found.rounds[-1])
-            result = self.finish(draft)
-            if result.bytes <= target:
-                return self.explained(result, most=found.chosen.most)
-            later = max(result.bytes - draft.result.bytes, later + 1)
-        result = self.smallest()
-        if result.bytes > target:
-            raise self.infeasible(target, result.bytes)
-        return self.explained(result, most=False)
+            done = self.finish(draft)
+            if done.result.bytes <= target:
+                return self.explained(done, most=found.chosen.most)
+            later = max(done.result.bytes - draft.result.bytes, later + 1)
+        done = self.smallest()
+        if done.result.bytes > target:
+            raise self.infeasible(target, done.result.bytes)
+        return self.explained(done, most=False)
 
-    def as_before(self, head: Plan) -> Result:
+    def as_before(self, head: Plan) -> Draft:
         """The file in which every compressed tensor is as it was in the older one; raises where it is too large."""
         plan = head.replace(tensors=self.problem.sketch().tensors, budget=self.problem.options.budget)
-        result = self.finish(self.draft(plan))
-        if result.bytes > self.target:
-            raise self.infeasible(self.target, result.bytes)
-        return result
+        done = self.finish(self.draft(plan))
+        if done.result.bytes > self.target:
+            raise self.infeasible(self.target, done.result.bytes)
+        return done
 
-    def explained(self, result: Result, *, most: bool) -> Result:
-        """The result with the reason for its shortfall, if any; `most`: whether no plan gives its codes more bits."""
-        why = shortfall(self.problem, result.plan, result.bytes / self.target, most=most)
-        return dataclasses.replace(result, shortfall=why)
+    def explained(self, done: Draft, *, most: bool) -> Draft:
+        """The draft with the reason for its shortfall, if any; `most`: whether no plan gives its codes more bits."""
+        why = shortfall(self.problem, done.plan, done.result.bytes / self.target, most=most)
+        return dataclasses.replace(done, result=dataclasses.replace(done.result, shortfall=why))
 
     def round(self, overhead: float, bits: float, before: Sequence[Round]) -> tuple[Round, Draft]:
         """The round, and the draft, whose codes take `bits` bits."""
@@ -113,7 +115,7 @@ class Fit:
         draft = self.draft(plan)
         return Round(bits, draft.result.bytes, most=draft.plan.multiplier == 0), draft
 
-    def smallest(self) -> Result:
+    def smallest(self) -> Draft:
         """The smallest possible file."""
         return self.finish(self.draft(self.problem.plan(self.problem.least_bits)))
 
@@ -133,14 +135,15 @@ class Fit:
             self.progress("quantize", len(codes), len(plan.compressed))
         return codes
 
-    def finish(self, draft: Draft) -> Result:
-        """The result of a draft, with kept tensors adapted to its codes; packed again only if some have changed."""
+    def finish(self, draft: Draft) -> Draft:
+        """The draft with kept tensors adapted to its codes; packed again only if some have changed."""
         with stage("renormalise"):
             changed = self.coder.kept(draft.plan, draft.codes)
         with stage("encode"):
             if not changed:
-                return draft.result
-            return self.assembled(draft.plan, draft.codes, changed)
+                return draft
+            result = self.assembled(draft.plan, draft.codes, changed)
+            return dataclasses.replace(draft, result=result, changed=changed)
 
     def assembled(self, plan: Plan, codes: CodesByName, changed: Mapping[str, torch.Tensor]) -> Result:
         """The result of storing these codes; `changed` holds new values of kept tensors."""

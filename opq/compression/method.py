@@ -122,7 +122,7 @@ class RateDistortion(DataFree):
     """`rd`, the default: the joint rate-distortion optimum under a budget of the file. docs/mathematics.md.
 
     Args:
-        trellis: whether tensors that get 1.5 bits per weight or more are quantized on a trellis, which gives the
+        trellis: whether tensors that get 1.25 bits per weight or more are quantized on a trellis, which gives the
             smallest error for a size. None: unless there are `constraints`, which speak of plain grids; `opq.solve`
             then stays on plain grids, because these are what fine-tuning starts from.
         alpha: exponent of the probe's sensitivities, 0 to 1; None: chosen by the predicted error of the outputs.

@@ -48,6 +48,10 @@ class Options:
         if self.like is not None and self.sparsity is not None:
             raise OptionError("like= does not go with sparsity=", wanted="a budget of the file")
 
+        if self.like is not None and isinstance(self.how, DataFree) and self.how.constraints:
+            remedy = "Leave one of them out: plans of unchanged tensors are the old file's."
+            raise OptionError("like= does not go with constraints=", remedy=remedy)
+
     @property
     def budget(self) -> Budget | None:
         """The budget of the file; None if the method's own options determine its size."""

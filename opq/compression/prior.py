@@ -2,15 +2,18 @@
 
 An error in a layer matters by its effect on the layer's outputs, relative to the variation of these outputs. Without a
 model the inputs are unknown. If they are assumed to be alike in every layer except for their scale, what remains is the
-error relative to the weights: `a_i = 1 / sum w^2`. About two kinds of layers more is known.
+error relative to the weights: the sensitivity of tensor i with weights w is `a_i = 1 / sum w^2`. More is known about
+two kinds of layers.
 
-- A convolution before a BatchNorm: the running variances tell for each channel how much its outputs vary,
+- A convolution before a BatchNorm: the running variance `var_j` tells how much output channel j varies, and so
 
       a_i = x / rows * mean_j 1 / var_j,    x = median_j var_j / |w_j|^2
 
-  with `x` the power of the inputs that the variances imply. If all channels are alike this is `1 / sum w^2` again.
-- A table of embeddings: few of its many rows are used at a time, so it counts like any layer for its size. If it is the
-  output layer, too, every row is used for every token; it then gets the relative error of a layer of ordinary size.
+  where `w_j` is row j of the weights, `rows` the number of rows, and `x` the power of the inputs that the variances
+  imply. If all channels are alike, this is `1 / sum w^2` again.
+- A table of embeddings: an input uses few of its many rows, and the formula above, which falls with the number of
+  weights, is used unchanged. If the table is the output layer too, every token uses every row. Then its sensitivity is
+  that of a layer of median size.
 
 docs/datafree.md shows what this gives, `examples/bench/datafree.py` measures it.
 """
@@ -26,26 +29,27 @@ import numpy as np
 import torch
 
 from opq.base.arrays import Floats
+from opq.compression.differences import Differences
 from opq.plan import Budget
 from opq.sources.base import BatchNormNames, Source, TensorSpec
 
 FAINT_CHANNEL = 100
-"""A channel whose variance is less than a hundredth of the median counts as one with a hundredth of it: otherwise
-half-dead channels of MobileNet would get all bits (`docs/research.md`, weights alone)."""
+"""Variances smaller than the median divided by this are raised to that value. Otherwise channels of MobileNet that are
+nearly constant would get all bits (`docs/research.md`, weights alone)."""
 
 OUTLYING = 10
-"""The largest ratio of the mean square to the square of the mean magnitude that counts: that of Laplacian weights of
-which four fifths are zero. Beyond it a few outliers are what is large, and the error relative to them would leave
-nothing of the other weights. A choice."""
+"""The largest ratio of the mean square to the square of the mean magnitude that is used; larger ones are lowered to it.
+It is the ratio of Laplacian weights of which four fifths are zero. A larger one comes from a few outliers, and errors
+that are small relative to the outliers would destroy the other weights. A choice."""
 
 LEAST_BITS = 2.0
-"""Bits per weight of the budget below which every squared error counts alike. By relative errors large tensors would
-get next to nothing there, and one without information cuts a network in two. Measured on ResNet-20 on a trellis, top-1:
-76.4 % instead of 73.5 at 2.5 bits, but 60.7 instead of 70.8 at 1.8."""
+"""Budgets below this many bits per weight count every squared error alike. There, relative errors would leave almost no
+bits to large tensors, and a network is useless once a single tensor carries no information. Measured on ResNet-20 with
+a trellis, top-1: relative errors give 76.4 % instead of 73.5 at 2.5 bits, but 60.7 instead of 70.8 at 1.8 bits."""
 
 TALL = 16
-"""Rows / columns from which on a matrix counts as a table of embeddings: language models have 40 and more, classifiers
-of a thousand classes 1 to 2."""
+"""A matrix with at least this ratio of rows to columns is taken for a table of embeddings. The ratio is 40 and more in
+language models, and 1 to 2 in classifiers of a thousand classes."""
 
 
 class Power(Protocol):
@@ -66,7 +70,7 @@ class Power(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Means:
-    """What `prior` needs of one tensor, without other statistics."""
+    """The statistics that `prior` needs of one tensor."""
 
     size: int
     mean_abs: float
@@ -74,16 +78,18 @@ class Means:
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> Means:
-        """Of weights of any shape; sums are taken in float64."""
+        """The statistics of weights of any shape; sums are computed in float64."""
         w = tensor.double()
         return cls(w.numel(), float(w.abs().mean()), float(w.square().mean())) if w.numel() else cls(0, 0.0, 0.0)
 
 
 def prior(source: Source, stats: Mapping[str, Power], budget: Budget | None = None) -> dict[str, float]:
-    """`a_i` of every compressed tensor, in units of their median; 1 for a tensor of zeros.
+    """`a_i` of every compressed tensor by name, divided by their median; 1 for a tensor of zeros.
 
     Args:
-        budget: of the file; if it is one of few bits, all are 1.
+        source: the network that is compressed.
+        stats: statistics of the compressed tensors by name.
+        budget: the budget of the file; if it is below `LEAST_BITS`, all sensitivities are 1.
     """
     if budget is not None and _bits(source, budget) < LEAST_BITS:
         return dict.fromkeys(stats, 1.0)
@@ -101,6 +107,13 @@ def prior(source: Source, stats: Mapping[str, Power], budget: Budget | None = No
     known = sorted(value for value in a.values() if value > 0)
     middle = known[len(known) // 2] if known else 1.0
     return {name: value / middle or 1.0 for name, value in a.items()}
+
+
+def guessed(source: Source, stats: Mapping[str, Power], budget: Budget | None) -> dict[str, float]:
+    """`a_i` from the weights alone: those of the network itself, also if differences to a base are compressed."""
+    if not isinstance(source, Differences):
+        return prior(source, stats, budget)
+    return prior(source.whole, {name: Means.of(source.whole.tensor(name)) for name in stats})
 
 
 def _bits(source: Source, budget: Budget) -> float:
@@ -126,9 +139,10 @@ def _before_norm(w: Floats, variances: Floats) -> float:
 def paired(source: Source, names: Iterable[str]) -> dict[str, BatchNormNames]:
     """The BatchNorm after each convolution (or matrix) that has one, inferred from order, names and sizes.
 
-    A state dict has them in the order in which they were made, which is mostly that of the forward pass. Files are
-    often sorted by name instead. Then the k-th convolution of a module belongs to its k-th BatchNorm if there are as
-    many (`conv1`, `bn1`, `conv2`, `bn2`), and in a numbered sequence to the next one (`0`, `1`, `3`, `4`).
+    A state dict has its tensors in the order in which the layers were made, usually that of the forward pass. Files are
+    often sorted by name instead. Then layers and BatchNorms of one module are paired: in a numbered sequence (`0`, `1`,
+    `3`, `4`) a layer with the next BatchNorm, otherwise (`conv1`, `bn1`, `conv2`, `bn2`) the k-th layer with the k-th
+    BatchNorm, if there are as many of both.
     """
     specs = [source.by_name[name] for name in names]
     pairs = _by_names(specs, source) if _sorted(source) else _by_order(specs, source)
@@ -209,7 +223,7 @@ def _number(path: str) -> int | None:
 
 
 def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
-    """A key by which names sort as people count: `conv2` before `conv10`."""
+    """A key for sorting names with numbers by value: `conv2` before `conv10`."""
     return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", name) if p)
 
 
@@ -219,7 +233,7 @@ def _natural(name: str) -> tuple[tuple[int, int, str], ...]:
 _ENCODER = re.compile(r"(^|\.)embeddings\.[^.]+\.weight$")
 """The names of tables in encoders (BERT and similar ones, CLIP), which are not used for the outputs."""
 _HEADS = ("lm_head.", "cls.predictions.", "embed_out.", "output.weight")
-"""How the names of output layers of language models begin or end, after any prefix."""
+"""Parts of names by which output layers of language models are recognised, at the start or after a dot."""
 
 
 def _output_tables(source: Source) -> list[str]:

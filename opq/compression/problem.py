@@ -65,8 +65,8 @@ class Problem(Generic[S]):
     """`a_i` of every compressed tensor."""
     curves: Mapping[str, Curve]
     """Rate and distortion of every compressed tensor; `of` computes them from complete statistics."""
-    trellised: frozenset[str] = frozenset()
-    """Tensors that may be quantized on a trellis; they are if they get `trellis.LEAST` bits per weight or more."""
+    trellised: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Tensors that may be quantized on a trellis, and the bits per weight on a plain grid from which on they are."""
     fixed: Mapping[str, TensorPlan] = dataclasses.field(default_factory=dict)
     """Compressed tensors whose plans are given; they have no statistics here and take no part in the allocation."""
 
@@ -77,7 +77,7 @@ class Problem(Generic[S]):
         *,
         stats: Mapping[str, TensorStats],
         sensitivities: Mapping[str, float],
-        trellised: frozenset[str] = frozenset(),
+        trellised: Mapping[str, float] | None = None,
     ) -> Problem[TensorStats]:
         """The problem of tensors with complete statistics, from which their curves are computed."""
         return Problem(
@@ -86,7 +86,7 @@ class Problem(Generic[S]):
             stats=stats,
             sensitivities=sensitivities,
             curves={name: Curve.of(found) for name, found in stats.items()},
-            trellised=trellised,
+            trellised=trellised or {},
         )
 
     def replace(self, *, sensitivities: Mapping[str, float]) -> Problem[S]:
@@ -101,7 +101,7 @@ class Problem(Generic[S]):
             stats={name: found for name, found in self.stats.items() if name not in fixed},
             sensitivities={name: a for name, a in self.sensitivities.items() if name not in fixed},
             curves={name: curve for name, curve in self.curves.items() if name not in fixed},
-            trellised=self.trellised - set(fixed),
+            trellised={name: least for name, least in self.trellised.items() if name not in fixed},
         )
 
     @property
@@ -127,7 +127,7 @@ class Problem(Generic[S]):
 
     def _on_grid(self, role: Role) -> tuple[float, float]:
         low, high = role.min_bits, role.max_bits
-        if role.name not in self.trellised or high < trellis.LEAST or (low, high) == (0.0, math.inf):
+        if high < self.trellised.get(role.name, math.inf) or (low, high) == (0.0, math.inf):
             return low, high
         low, high = (bits + self._saved(role.name, bits + trellis.SAVED) for bits in (low, high))
         return min(low, high), high
@@ -135,8 +135,12 @@ class Problem(Generic[S]):
     def _saved(self, name: str, rate: float) -> float:
         """Bits per weight that a trellis saves at a rate on a plain grid; 0 where it does not pay."""
         point = self.curves[name].at_rate(rate)
-        fine = trellis.step(point.rate, point.distortion, self.stats[name].max_abs)
+        fine = self._fine(name, point)
         return 0.0 if fine is None else trellis.SAVED
+
+    def _fine(self, name: str, point: Point) -> float | None:
+        """The step on a trellis in place of a point of the plain grid; None where it does not pay."""
+        return trellis.step(point.rate, point.distortion, self.stats[name].max_abs, least=self.trellised[name])
 
     @functools.cached_property
     def _surely_saved(self) -> float:
@@ -202,6 +206,14 @@ class Problem(Generic[S]):
             residual=allocation.residual,
         )
 
+    def plain(self, tensor: TensorPlan) -> TensorPlan:
+        """The plan of a tensor, with the plain grid of the same error in place of a trellis."""
+        if tensor.codebook != "trellis":
+            return tensor
+        point = self.curves[tensor.name].at_rate(tensor.rate + trellis.SAVED)
+        grid: dict[str, Any] = on_grid(point, self.stats[tensor.name].max_abs)
+        return dataclasses.replace(tensor, codebook="grid", **grid)
+
     def _tensor(self, role: Role, point: Point | None) -> TensorPlan:
         if role.name in self.fixed:
             return self.fixed[role.name]
@@ -221,7 +233,7 @@ class Problem(Generic[S]):
             if self.options.method == "opq":
                 fields["rounding"] = 0.5
             if role.name in self.trellised:
-                fine = trellis.step(point.rate, point.distortion, self.stats[role.name].max_abs)
+                fine = self._fine(role.name, point)
                 if fine is not None:
                     fields |= {"codebook": "trellis", "step": fine, "threshold": fine / 2, "rounding": 0.5}
                     fields["rate"] = point.rate - trellis.SAVED

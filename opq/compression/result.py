@@ -64,10 +64,13 @@ class Compressed(abc.ABC):
     shortfall: Shortfall | None = None
     """Why less than 99.5 % of the budget is used; None if that much is used, if no budget was given, and for the other
     published methods, whose sizes change in steps."""
-    basis: str = ""
-    """What sensitivities and codes are based on: a probe of the model, or the weights alone, and why."""
     left_out: tuple[str, ...] = ()
     """What the source contains but the file does not: settings, metadata, tensors that its model does not load."""
+
+    @property
+    def basis(self) -> str:
+        """What sensitivities and codes are based on: a probe of the model, or the weights alone, and why."""
+        return self.plan.basis
 
     @property
     @abc.abstractmethod

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from opq.allocation.curve import Point, measure
+from opq.allocation.curve import Point
+from opq.allocation.operating_points import measure
 from opq.allocation.paper import steps, thresholds
 from opq.allocation.solution import Allocation
 from opq.allocation.stats import TensorStats

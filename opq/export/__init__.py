@@ -1,4 +1,4 @@
-"""Out of the file again: dense tensors, Hugging Face folders, ONNX, and integer layouts that other tools run."""
+"""From an opq file to formats of other tools: dense tensors, Hugging Face folders, ONNX, web pages, integer layouts."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The `pack-quantized` layout of compressed-tensors (4 or 8 bits, symmetric), for plans that it can express exactly.
 
-transformers reads it with the package compressed-tensors. A Linear weight `W = step x codes` becomes `weight_packed`
-(four codes + 128 in an int32, or eight codes + 8 if all codes of all Linear weights fit 4 bits; the first one in the
-lowest bits), `weight_scale` (the step, once for each row) and `weight_shape`; every other tensor is written dense.
+transformers reads it with the package compressed-tensors. A Linear weight `W = step x codes` becomes three tensors:
+`weight_packed`, `weight_scale` (the step, repeated for each row) and `weight_shape`. Each int32 of `weight_packed`
+holds eight sums code + 8, if all codes of all Linear weights fit 4 bits, or otherwise four sums code + 128; the first
+is in the lowest bits. Every other tensor is written dense.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ WIDTHS = (4, 8)
 def save_compressed_tensors(
     file: str | os.PathLike[str], folder: str | os.PathLike[str], like: str | os.PathLike[str], *, strict: bool = True
 ) -> int:
-    """Writes a Hugging Face folder whose Linear weights are packed codes and their step, the grid exactly.
+    """Writes a Hugging Face folder whose Linear weights are packed integer codes and a step; no value changes.
 
-    Codes have 4 bits where all of all Linear weights fit (at most 7 in magnitude), else 8. A file that was compressed
-    with `constraints=[opq.constraints.code_bits("*", max=8)]`, or 4, is never refused for its codes.
+    Codes take 4 bits if those of all Linear weights are at most 7 in magnitude, otherwise 8 bits. A file that was
+    compressed with `constraints=[opq.constraints.code_bits("*", max=8)]`, or with `max=4`, is never refused for its
+    codes.
 
     Args:
         file: an opq file of a Hugging Face model.
         folder: the folder to fill; it is created if needed.
         like: the folder (or `hf:ORG/NAME`) from which the model came.
-        strict: whether a Linear weight that cannot be expressed is an error; otherwise it is written dense and listed
-            as `ignore`.
-            One that shares its weight with an embedding is written dense in either case.
+        strict: whether a Linear weight that cannot be expressed is an error. Otherwise it is written dense and listed
+            under `ignore`. A Linear that shares its weight with an embedding is written dense in either case.
 
     Returns:
-        the size of `model.safetensors` in bytes.
+        The size of `model.safetensors` in bytes.
 
     Raises:
         ExportError: a tensor cannot be expressed exactly (codes beyond 8 bits, a codebook that is not a uniform grid, a
@@ -83,7 +84,7 @@ def _linear_weights(model: nn.Module) -> set[str]:
 
 
 def _sorted(reader: Reader, linears: set[str], strict: bool) -> tuple[set[str], list[str]]:
-    """The names of the Linear weights that map, and the layers of those that are written dense."""
+    """The Linear weights that can be packed, by name, and the layers whose weights are written dense."""
     mapped, dense = set[str](), list[str]()
     for tensor in (t for t in reader.plan if t.name in linears):
         error = _obstacle(reader, tensor)
@@ -103,7 +104,7 @@ def _width(reader: Reader, names: set[str]) -> int:
 
 
 def _obstacle(reader: Reader, tensor: TensorPlan) -> ExportError | None:
-    """The reason why a weight cannot be int8 codes and one scale, as an error to raise; None if it can."""
+    """An error that says why a weight cannot be written as int8 codes and one scale; None if it can."""
     fact = f"tensor {tensor.name!r} has no place in compressed-tensors' 8-bit layout"
     remedy = "Export to onnx or to a dense folder, or leave such tensors dense with strict=False."
     if tensor.action != "compress":

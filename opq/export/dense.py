@@ -17,15 +17,18 @@ def save_dense(file: str | os.PathLike[str], path: str | os.PathLike[str], *, ba
     Tied tensors are written under each of their names, so that any loader finds them; they are decoded once.
 
     Args:
-        base: of a file of differences, as of `opq.load`.
+        file: an opq file.
+        path: the safetensors file to write.
+        base: the network that the file was compressed against, if it was compressed with `base=`; see `opq.load`.
 
     Returns:
-        the size of the new file in bytes.
+        The size of the new file in bytes.
 
     Raises:
         FileFormatError: the file is incomplete or damaged.
-        WrongBaseError: the file has a base, and none or another one is given.
-        WriteError: the output cannot be written, or such a file cannot hold a name; no incomplete file remains.
+        WrongBaseError: the file was compressed against a base, and no base or another one is given.
+        WriteError: the output cannot be written, or a tensor has a name that safetensors does not allow; no incomplete
+            file remains.
         OptionError: the output is the file itself.
     """
     refuse_inputs(path, [file])

@@ -1,6 +1,6 @@
-"""The YAML block at the head of a model card, as far as a card made from another card needs it.
+"""The YAML block at the head of a model card (its front matter), as far as is needed to make a card from another card.
 
-A block is kept line by line and not parsed: whatever a key holds goes on as it was written.
+Values are not parsed: the lines of each key are copied as they were written.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _ITEM = re.compile(r"\s*-\s+(.+?)\s*$")
 
 
 def split(card: str) -> tuple[dict[str, str], str]:
-    """The lines of each key of the front matter, and the text below it; without a front matter all is text."""
+    """The lines of each key of the front matter, and the text below it. Without a front matter, everything is text."""
     lines = card.lstrip("\ufeff").splitlines()
     if not lines or lines[0].rstrip() != LIMIT:
         return {}, card
@@ -37,7 +37,7 @@ def _blocks(lines: Iterable[str]) -> dict[str, str]:
 
 
 def items(block: str) -> list[str]:
-    """The entries of a list, written within brackets or one a line; a single value is a list of one."""
+    """The entries of a list, written in brackets or on one line each; a single value counts as a list of one."""
     first, *below = block.splitlines() or [""]
     value = first.partition(":")[2].partition(" #")[0].strip()
     if value.startswith("[") and value.endswith("]"):
@@ -48,5 +48,5 @@ def items(block: str) -> list[str]:
 
 
 def joined(blocks: dict[str, str]) -> str:
-    """The front matter of some blocks, in their order."""
+    """The front matter with the lines of these keys, in their order."""
     return "\n".join((LIMIT, *blocks.values(), LIMIT)) + "\n"

@@ -1,4 +1,4 @@
-"""A folder in Hugging Face layout: `from_pretrained` loads it without this package."""
+"""Folders in Hugging Face layout: dense, so that `from_pretrained` loads them without opq, or with the opq file."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def save_folder(file: str | os.PathLike[str], folder: str | os.PathLike[str], li
 
     Args:
         file: an opq file of a Hugging Face model.
-        folder: the folder to fill; made where it is not there.
+        folder: the folder to fill; it is created if needed.
         like: the folder (or `hf:ORG/NAME`) that the model came from.
 
     Returns:
-        the size of `model.safetensors` in bytes.
+        The size of `model.safetensors` in bytes.
 
     Raises:
         ExportError: `like` has no config.json.
         OptionError: the new folder is `like`.
-        FileFormatError: the file is not whole.
+        FileFormatError: the file is incomplete or damaged.
         WriteError: the output cannot be written.
     """
     target, origin = Path(folder), config_folder(like)
@@ -44,7 +44,7 @@ def save_folder(file: str | os.PathLike[str], folder: str | os.PathLike[str], li
 
 
 def config_folder(like: str | os.PathLike[str]) -> Path:
-    """The local folder of a Hugging Face model, which has a config.json."""
+    """The local folder of a Hugging Face model; raises `ExportError` if it has no configuration."""
     from opq.sources import zoo
 
     text = os.fspath(like)
@@ -68,9 +68,23 @@ def save_compressed_folder(
 ) -> Path:
     """Writes the opq file itself as `model.opq.safetensors` beside configuration and tokenizer, with a model card.
 
-    The card has the figures of the file above the card of the original, whose licence and tags it takes over. That
-    folder is ready to upload: after `import opq.hub` the `from_pretrained` of transformers loads it, and
-    `opq.hub.from_pretrained` does. Returns its path. Raises as `save_folder`.
+    The folder is ready to upload. After `import opq.hub`, `from_pretrained` of transformers loads it;
+    `opq.hub.from_pretrained` loads it with any version of transformers. The card gives the figures of the file, then
+    the text of the original model's card, and keeps its licence and tags.
+
+    Args:
+        file: an opq file of a Hugging Face model.
+        folder: the folder to fill; it is created if needed.
+        like: the folder (or `hf:ORG/NAME`) that the model came from.
+
+    Returns:
+        The path of the folder.
+
+    Raises:
+        ExportError: `like` has no config.json.
+        OptionError: the new folder is `like`.
+        FileFormatError: the file is incomplete or damaged.
+        WriteError: the output cannot be written.
     """
     from opq.export.model_card import model_card
 
@@ -93,7 +107,7 @@ def save_compressed_folder(
 
 
 def _card_of(origin: Path) -> str:
-    """The model card that came with a model; nothing where it has none that could be copied."""
+    """The text of the model card that came with a model; empty if it has none."""
     if Path(CARD) not in side_files.listed(origin):
         return ""
     return (origin / CARD).read_text(encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""The model card section of a compressed model, in Markdown."""
+"""The model card of a compressed model, in Markdown."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opq.file.reader import Reader
 from opq.report.accounting import NOTHING, of_codes
 
 LONGEST = 200
-"""Characters of a name that a card shows: the published methods' have ten."""
+"""The most characters of a name that a card shows, far more than any real name has."""
 TAGS = ("opq", "compressed")
 _REPLACED = ("tags", "base_model", "base_model_relation", "model-index")
 _OWN_CALL = """import opq.hub
@@ -31,14 +31,15 @@ _REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 def model_card(
     reader: Reader, *, source: str, repository: str = "ORG/NAME", original: str = "", library: str | None = None
 ) -> str:
-    """Markdown with the figures of a file and the two lines that load it, above what the model's own card says.
+    """Markdown with the figures of a file and the lines of Python that load it, followed by the original model's card.
 
     Args:
         reader: the open file.
-        source: the name of the model that was compressed: `hf:ORG/NAME`, or a folder, whose path stays unsaid.
-        repository: the Hugging Face repository that will hold it.
-        original: the card of that model: its licence, languages and tags go on, and its text follows.
-        library: whose `from_pretrained` loads the folder, which hubs show; what the original's card says comes first.
+        source: the model that was compressed: `hf:ORG/NAME`, or a folder, of which only the last name is shown.
+        repository: the Hugging Face repository that will hold the file.
+        original: the card of the model that was compressed. Its licence, languages and tags are kept; its text follows.
+        library: the library whose `from_pretrained` loads the folder, which hubs show. If the original card names one,
+            that name is kept.
     """
     blocks, text = front_matter.split(original)
     if library is not None:
@@ -50,14 +51,14 @@ def model_card(
 
 
 def hub_name(source: str) -> str | None:
-    """The ORG/NAME of a source on the hub; None of a local folder, however it was named."""
+    """The ORG/NAME of a source on the hub; None for a local folder, even one that is written `hf:FOLDER`."""
     name = source.removeprefix("hf:").partition("@")[0]
     is_repository = source.startswith("hf:") and _REPOSITORY.fullmatch(name) and what_is(name) != "a folder"
     return name if is_repository else None
 
 
 def _fronted(blocks: Mapping[str, str], base: str | None) -> dict[str, str]:
-    """The front matter of the compressed model: that of its original, whose scores are not this one's."""
+    """The front matter of the compressed model: that of its original, but without the original's scores."""
     kept = {key: block for key, block in blocks.items() if key not in _REPLACED}
     tags = dict.fromkeys((*front_matter.items(blocks.get("tags", "")), *TAGS))
     if base is not None:
@@ -94,7 +95,7 @@ Without this package: the file is a safetensors file whose layout `docs/format.m
 
 
 def code(text: str) -> str:
-    """Text of unknown origin as code within a line of Markdown: nothing in it ends the code, the line or the page."""
+    """Untrusted text as inline code of Markdown: nothing in it can end the code, the line or the page."""
     shown = printable(text)
     shown = shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."
     ticks = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))

@@ -1,6 +1,6 @@
-"""Surgery on a graph of ONNX: an initializer of floats becomes integers and what restores them.
+"""Replaces a floating-point initializer of an ONNX graph by integers and the nodes that restore the floats.
 
-The restored values are those of the file bit for bit: `codes x scale` in float32, then rounded to the type that the
+The restored values are those of the file, bit for bit: `codes x scale` in float32, then rounded to the type that the
 graph computes in, as the reader does.
 """
 
@@ -12,23 +12,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int16]
+from opq.base.arrays import Codes, Floats32
+
 FLOATING = ("FLOAT", "FLOAT16", "BFLOAT16")
-"""Types of initializers that may hold weights; the wider ones hold none that a file has."""
+"""Types of initializers that may hold tensors of a file; no compressed tensor has a wider type."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Grid:
+class GridTensor:
     """One compressed tensor of the file."""
 
     name: str
-    codes: Ints
+    codes: Codes
     step: float
 
 
-def put(graph: Any, value: Any, codes: Ints, scale: Floats) -> str:
-    """One initializer becomes integers behind a DequantizeLinear; after a Gather of rows, only those are restored."""
+def put(graph: Any, value: Any, codes: Codes, scale: Floats32) -> str:
+    """Replaces one initializer by integers and a DequantizeLinear, and gives their type, such as `int8`.
+
+    An embedding's matrix, which only Gather nodes read, stays in integers; the rows that they gather are restored.
+
+    Args:
+        codes: in the initializer's shape.
+        scale: a scalar, or one number for each index of the first axis.
+    """
     import onnx_ir as ir
 
     users, name = list(value.uses()), str(value.name)
@@ -49,7 +56,7 @@ def put(graph: Any, value: Any, codes: Ints, scale: Floats) -> str:
 
 
 def _restored(graph: Any, value: Any, held: list[Any], *, per_row: bool) -> Any:
-    """What takes the place of an initializer: its codes restored at the head of the graph, in its shape."""
+    """Adds nodes at the head of the graph that restore an initializer in its shape, and gives the restored value."""
     import onnx_ir as ir
 
     name, first = value.name, graph[0]
@@ -66,7 +73,7 @@ def _restored(graph: Any, value: Any, held: list[Any], *, per_row: bool) -> Any:
 
 
 def _cast(graph: Any, node: Any, like: Any, name: str) -> Any:
-    """The node's float32 output in the type of `like`, under a name and with its shape."""
+    """The node's float32 output, converted to the type of `like`, with its shape and under a new name."""
     import onnx_ir as ir
 
     found = node.outputs[0]
@@ -80,7 +87,7 @@ def _cast(graph: Any, node: Any, like: Any, name: str) -> Any:
 
 
 def _dequantized(graph: Any, gather: Any, rows: Any, scale: Any, name: str) -> None:
-    """A DequantizeLinear between a Gather of codes and those who used its rows."""
+    """Adds a DequantizeLinear between a Gather of codes and the nodes that use its rows."""
     import onnx_ir as ir
 
     users = list(rows.uses())
@@ -100,8 +107,8 @@ def _initializer(graph: Any, tensor: Any) -> Any:
     return value
 
 
-def _narrowest(codes: Ints, *, nibbles: bool) -> tuple[npt.NDArray[Any], str]:
-    """The codes in the narrowest type of ONNX that holds them; int4 only where asked for, since Gather takes none."""
+def _narrowest(codes: Codes, *, nibbles: bool) -> tuple[npt.NDArray[Any], str]:
+    """The codes in the narrowest type of ONNX that holds them; int4 only with `nibbles`, since Gather refuses it."""
     low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
     if nibbles and low >= -8 and high <= 7:
         import ml_dtypes

@@ -1,13 +1,13 @@
-"""ONNX with the integer codes kept: int4, int8 or int16 initializers, each behind one `DequantizeLinear`.
+"""ONNX files that keep the integer codes: int4, int8 or int16 initializers, each followed by a `DequantizeLinear`.
 
-torch exports the dense network; afterwards every initializer that holds a tensor of the plan's grid is taken back to
-its codes. Exporters rename, transpose and scale weights (a BatchNorm goes into the convolution before it, one factor
-per output channel), so initializers are recognised by their values: `codes x step`, its transpose, or
-`codes x step x s_c` along the first axis; of recurrent layers gates are reordered and directions stacked
-(`onnx_recurrent`). What is recognised as none of these stays dense and is listed.
+torch exports the dense network. Afterwards every initializer that holds a quantized tensor is replaced by the tensor's
+codes. Exporters rename, transpose and scale weights (a BatchNorm is merged into the convolution before it, as one
+factor `s_c` per output channel c), so initializers are recognised by their values: `codes x step`, the transpose of
+that, or `codes x step x s_c`. In recurrent layers the gates are in another order and the directions are stacked
+(`onnx_recurrent`). An initializer that is not recognised stays dense and is listed.
 
-Codes with one scale are stored flat, with a `Reshape` behind: onnxruntime fuses a DequantizeLinear that stands right
-before a MatMul into a product that rounds the *activations* to 8 bits, and the outputs would not be the same.
+Codes with a single scale are stored flat and followed by a `Reshape`. Otherwise onnxruntime would merge the
+DequantizeLinear with a MatMul after it into a product that rounds the *activations* to 8 bits, which changes outputs.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from opq.base.arrays import Codes, Floats32
 from opq.base.atomic import refuse_inputs, written_aside
 from opq.base.extras import brief, need
 from opq.base.process_state import same_random_state, silenced
 from opq.base.tables import counted
 from opq.errors import ExportError
 from opq.export import onnx_recurrent
-from opq.export.onnx_graph import FLOATING, Floats, Grid, Ints, put
+from opq.export.onnx_graph import FLOATING, GridTensor, put
 from opq.file.loading import load
 from opq.file.reader import Reader
 from opq.models.batch import Batch, as_batch
@@ -39,21 +40,21 @@ from opq.sources.base import InputHint
 OPSET = 21
 """The first opset whose DequantizeLinear takes int4 and int16."""
 LARGEST = 2**31 - 2**20
-"""Bytes that a protobuf file can hold, with room for the graph."""
+"""The most bytes of tensors in one protobuf file, which is limited to 2 GiB; the rest is for the graph itself."""
 _ROUNDINGS = 4e-7
-"""Relative error of two roundings to float32: how far `codes x step x s_c` may be from what the exporter wrote."""
+"""How far the exporter's value may differ from `codes x step x s_c`, relatively: the error of two float32 roundings."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Exported:
-    """What went into an ONNX file."""
+    """The content of an ONNX file that was written."""
 
     bytes: int
-    """Of the file."""
+    """Size of the file in bytes."""
     integers: dict[str, str]
-    """Tensor -> type of its codes: int4, int8 or int16."""
+    """The tensors whose codes the file holds, with the type of the codes: int4, int8 or int16."""
     dense: tuple[str, ...]
-    """Compressed tensors that the graph holds as floats, or not at all."""
+    """The compressed tensors that the graph holds as floats, or does not use."""
 
     def __repr__(self) -> str:
         held = f"{counted(len(self.integers), 'tensor')} as integers, {len(self.dense):,} as floats"
@@ -68,21 +69,21 @@ def save_onnx(
     example_inputs: Any = None,
     hint: InputHint | None = None,
 ) -> Exported:
-    """Writes the network of an opq file as ONNX, its codes as integers, weights restored by `DequantizeLinear`.
+    """Writes the network of an opq file as ONNX: codes as integers, which `DequantizeLinear` nodes turn into weights.
 
-    The axis `batch` (and of token ids `sequence`) is left open, the same in all inputs and outputs; outputs have the
-    names that the model gives them. `model` comes back as it was.
+    The axis `batch`, and for token ids also `sequence`, may have any size, the same in all inputs and outputs. Outputs
+    have the names that the model gives them. `model` is left unchanged.
 
     Args:
         file: an opq file.
         path: the ONNX file to write.
-        model: the network that was compressed; its values are taken from the file.
-        example_inputs: what its forward takes, where the model does not say.
-        hint: what the source knows of the inputs (`Source.input_hint`).
+        model: the network that was compressed; the values of its tensors are taken from the file.
+        example_inputs: inputs of its forward (a tensor, tuple or dict), if they cannot be guessed from the model.
+        hint: what the source knows about the inputs (`Source.input_hint`).
 
     Raises:
         MismatchError: file and model differ.
-        ExportError: torch cannot export the network, or the result is beyond 2 GB.
+        ExportError: torch cannot export the network, or the result is larger than 2 GB.
         MissingExtraError: onnx or onnxscript is not installed.
         WriteError: the output cannot be written; nothing is left behind.
     """
@@ -114,7 +115,11 @@ def program_of(
     hint: InputHint | None = None,
     optimized: bool = True,
 ) -> Any:
-    """torch's ONNX program of the network of a file; not optimized, its initializers are the network's own tensors."""
+    """torch's ONNX program of the network of a file.
+
+    Args:
+        optimized: whether torch may merge and fold tensors; otherwise the initializers are the network's own tensors.
+    """
     need("onnx", "onnx")
     need("onnxscript", "onnx")
     network = load(file, copy.deepcopy(model)).eval().cpu()
@@ -127,11 +132,11 @@ def program_of(
 
 
 AXES = ("batch", "sequence")
-"""Names of the axes that are left open, in all inputs and outputs."""
+"""Names of the first and second axis, if they may have any size, in all inputs and outputs."""
 
 
 def output_names(network: nn.Module, batch: Batch) -> list[str]:
-    """The model's own names of its outputs, in order: fields of what its forward gives, else output, output_1, ..."""
+    """Names of the outputs, in order: fields or keys of the forward's result, otherwise output, output_1 and so on."""
     with torch.no_grad():
         given = network(*batch.args, **batch.kwargs)
     return _names(given, "") or ["output"]
@@ -152,10 +157,10 @@ def _names(value: Any, path: str) -> list[str]:
 
 
 def _open_axes_named(graph: Any, outputs: Sequence[str]) -> None:
-    """One symbol for the batch of all inputs and outputs, one for the length of token ids, the outputs' own names.
+    """Gives the open axes of all inputs and outputs the names of `AXES`, and the outputs the names in `outputs`.
 
-    torch calls the open axes of each input by a symbol of its own, also where they have to be equal. Two open axes are
-    one here where they stand in the same place: a network takes one batch.
+    torch uses a new symbol for each open axis of each input, even for axes that must have equal sizes. Here open axes
+    in the same place get the same name, since a network takes one batch at a time.
     """
     import onnx_ir as ir
 
@@ -176,8 +181,8 @@ def _open_axes_named(graph: Any, outputs: Sequence[str]) -> None:
             value.name = name
 
 
-def _grid(reader: Reader, tensor: TensorPlan) -> Grid:
-    return Grid(tensor.name, reader.codes(tensor.name), tensor.step)
+def _grid(reader: Reader, tensor: TensorPlan) -> GridTensor:
+    return GridTensor(tensor.name, reader.codes(tensor.name), tensor.step)
 
 
 def _traced(network: nn.Module, batch: Batch, optimized: bool) -> Any:
@@ -199,7 +204,7 @@ def _traced(network: nn.Module, batch: Batch, optimized: bool) -> Any:
                 optimize=optimized,
                 dynamic_shapes=shapes if not (batch.args and batch.kwargs) else None,
             )  # fmt: skip
-        except Exception as error:  # a stranger's forward may fail to export in any way; the cause is kept
+        except Exception as error:  # a user's forward may fail to export in any way; the cause is kept
             remedy = "Pass example_inputs= that the forward takes, or export the dense model with torch.onnx yourself."
             raise ExportError(
                 f"torch cannot export {type(network).__name__}", got=brief(error), remedy=remedy
@@ -210,14 +215,14 @@ def _size(graph: Any) -> int:
     return sum(int(v.const_value.nbytes) for v in graph.initializers.values() if v.const_value is not None)
 
 
-def _replaced(graph: Any, grid: Grid, size: int) -> str | None:
-    """Puts a tensor's codes where the graph holds its values; the type of the codes, None where it holds none."""
+def _replaced(graph: Any, grid: GridTensor, size: int) -> str | None:
+    """Puts a tensor's codes where the graph holds its values, and gives their type; None if it does not hold them."""
     kinds = [put(graph, value, *found) for value in list(_candidates(graph, grid, size))
              if (found := recognised(value.const_value.numpy(), grid)) is not None]  # fmt: skip
     return kinds[0] if kinds else None
 
 
-def _candidates(graph: Any, grid: Grid, size: int) -> Iterator[Any]:
+def _candidates(graph: Any, grid: GridTensor, size: int) -> Iterator[Any]:
     """The floating-point initializers of the tensor's size."""
     for value in graph.initializers.values():
         held = value.const_value
@@ -225,8 +230,11 @@ def _candidates(graph: Any, grid: Grid, size: int) -> Iterator[Any]:
             yield value
 
 
-def recognised(values: Floats, grid: Grid) -> tuple[Ints, Floats] | None:
-    """Codes in the initializer's shape and their scale, one number or one for each of the first axis."""
+def recognised(values: Floats32, grid: GridTensor) -> tuple[Codes, Floats32] | None:
+    """The codes in the initializer's shape, and the scale: a scalar, or one number for each index of the first axis.
+
+    None if the values are not those of the tensor.
+    """
     for codes in (grid.codes, grid.codes.T):
         if codes.shape != values.shape:
             continue
@@ -238,8 +246,8 @@ def recognised(values: Floats, grid: Grid) -> tuple[Ints, Floats] | None:
     return None
 
 
-def _scales(codes: Ints, values: Floats) -> Floats | None:
-    """`s` with `values = codes x s_c` along the first axis, to the rounding of float32; None where there is none."""
+def _scales(codes: Codes, values: Floats32) -> Floats32 | None:
+    """The factors s_c with `values = codes x s_c`, c along the first axis, up to rounding; None if there are none."""
     flat, target = codes.reshape(len(codes), -1).astype(np.float64), values.reshape(len(codes), -1).astype(np.float64)
     energy = np.square(flat).sum(1)
     scale = np.divide((flat * target).sum(1), energy, out=np.ones_like(energy), where=energy > 0).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Codes of recurrent layers in a graph of ONNX, whose LSTM, GRU and RNN hold them in another order.
+"""Codes of recurrent layers in an ONNX graph, whose LSTM, GRU and RNN nodes order the gates differently from torch.
 
-Their matrices are (directions, gates x hidden, inputs), the gates of an LSTM input, output, forget, cell where torch
-has input, forget, cell, output, and those of a GRU update, reset, new where torch has reset, update, new.
+Matrices of these nodes are (directions, gates x hidden, inputs). The gates of an LSTM are input, output, forget, cell
+(in torch input, forget, cell, output), those of a GRU update, reset, new (in torch reset, update, new).
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from opq.export.onnx_graph import FLOATING, Grid, Ints, put
+from opq.base.arrays import Codes
+from opq.export.onnx_graph import FLOATING, GridTensor, put
 
 GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
-"""Which of torch's gates stands at each place of ONNX's."""
+"""For each gate in ONNX's order, its number in torch's order."""
 _MATRICES = (1, 2)
-"""Places of the two matrices among a node's inputs."""
+"""Which inputs of a node are its two matrices."""
 
 
-def replaced(graph: Any, grids: Iterable[Grid]) -> dict[str, str]:
-    """Puts codes where recurrent layers hold their values; tensor -> type of its codes.
+def replaced(graph: Any, grids: Iterable[GridTensor]) -> dict[str, str]:
+    """Puts codes where recurrent layers hold their values, and gives the type of the codes by tensor.
 
-    A matrix of several directions becomes integers where all of its directions are recognised.
+    A matrix of several directions is replaced only if all its directions are recognised.
     """
     matrices = {id(value): (value, gates) for value, gates in _matrices(graph)}
     if not matrices:
@@ -39,7 +40,7 @@ def replaced(graph: Any, grids: Iterable[Grid]) -> dict[str, str]:
 
 
 def _matrices(graph: Any) -> Iterator[tuple[Any, tuple[int, ...]]]:
-    """The initializers that recurrent nodes multiply by, with the order of their gates."""
+    """The initializers that are matrices of recurrent nodes, with the order of their gates."""
     for node in graph:
         if node.op_type in GATES:
             for place in _MATRICES:
@@ -48,8 +49,8 @@ def _matrices(graph: Any) -> Iterator[tuple[Any, tuple[int, ...]]]:
                     yield value, GATES[node.op_type]
 
 
-def _recognised(values: Any, gates: tuple[int, ...], grids: Iterable[Grid]) -> Grid | None:
-    """The tensor of the file whose values these are, in torch's order of gates."""
+def _recognised(values: Any, gates: tuple[int, ...], grids: Iterable[GridTensor]) -> GridTensor | None:
+    """The tensor of the file that has these values when its gates are put into ONNX's order; None if there is none."""
     for grid in grids:
         if grid.codes.shape == values.shape:
             dense = _reordered(grid.codes, gates).astype(np.float32) * np.float32(grid.step)
@@ -58,6 +59,6 @@ def _recognised(values: Any, gates: tuple[int, ...], grids: Iterable[Grid]) -> G
     return None
 
 
-def _reordered(codes: Ints, gates: tuple[int, ...]) -> Ints:
+def _reordered(codes: Codes, gates: tuple[int, ...]) -> Codes:
     blocks = np.split(codes, len(gates))
     return np.concatenate([blocks[gate] for gate in gates])

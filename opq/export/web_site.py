@@ -1,8 +1,8 @@
-"""A folder that any static server can serve: an ONNX graph without its weights, and the opq file that holds them.
+"""A web page that runs a network: a folder with an ONNX graph without weights and the opq file that holds them.
 
-In the page `opq.js` decodes the file and `network.js` hands the tensors to onnxruntime-web as the graph's external
-data. torch exports the network without optimization, so that nothing is folded into its weights: the graph's
-initializers are then the tensors of the file, bit by bit, and each is found by its values.
+In the browser `opq.js` decodes the file, and `network.js` passes the tensors to onnxruntime-web as the graph's external
+data. torch exports the network without optimization, so that weights are not changed: the graph's initializers then
+equal the tensors of the file bit for bit, and are recognised by their values. Any static server can serve the folder.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from opq.sources.base import InputHint
 
 FILE, GRAPH, TENSORS = "model.opq.safetensors", "network.onnx", "network.json"
 PAGES = {"opq.js": "opq.js", "network.js": "network.js", "index.html": "site.html"}
-"""Files of the folder that are the same for every network, by their names here."""
+"""Files that are the same for every network: name in the folder -> name in this package."""
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-"""What the page needs of onnxruntime-web, from its folder `dist`."""
+"""The files of onnxruntime-web that the page needs, from the package's folder `dist`."""
 LEAST = 16
-"""Elements of an initializer from which on it is taken from the file: fewer are smaller than their description."""
+"""Initializers with fewer elements stay in the graph: a reference to the file would take more bytes than they do."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Site:
-    """What went into a folder for a page."""
+    """The content of a folder that was written."""
 
     bytes: int
-    """Of the graph and the opq file together."""
+    """Size of the graph and the opq file together, in bytes."""
     tensors: dict[str, str]
-    """Place of an initializer's values, by which the graph asks for them -> the tensor of the file that is there."""
+    """For each location of external data that the graph refers to, the tensor of the file that belongs there."""
     inside: int
     """Bytes of the initializers that the graph holds itself."""
 
@@ -60,12 +60,12 @@ def save_web(
 
     Args:
         file: an opq file.
-        folder: the folder to fill; made where it is not there.
-        model: the network that was compressed; its values are taken from the file.
-        example_inputs: what its forward takes, where the model does not say.
-        hint: what the source knows of the inputs (`Source.input_hint`).
-        runtime: the folder `dist` of the npm package onnxruntime-web, of which the page needs three files; without
-            it, copy them into the folder `ort` yourself.
+        folder: the folder to fill; it is created if needed.
+        model: the network that was compressed; the values of its tensors are taken from the file.
+        example_inputs: inputs of its forward (a tensor, tuple or dict), if they cannot be guessed from the model.
+        hint: what the source knows about the inputs (`Source.input_hint`).
+        runtime: the folder `dist` of the npm package onnxruntime-web, from which three files are copied; without it,
+            copy them into the folder `ort` yourself.
 
     Raises:
         MismatchError: file and model differ.
@@ -109,7 +109,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _emptied(proto: Any, file: str | os.PathLike[str]) -> dict[str, str]:
-    """Makes external what the file holds too, and leaves out what is for debugging; place -> tensor of the file."""
+    """Takes values that the file holds, and notes for debugging, out of the graph; location -> tensor of the file."""
     import onnx
 
     found: dict[str, str] = {}
@@ -122,7 +122,7 @@ def _emptied(proto: Any, file: str | os.PathLike[str]) -> dict[str, str]:
         name = held.get(_key(tuple(value.dims), value.raw_data))
         if name is not None:
             place = f"tensor{len(found)}"
-            _make_external(value, place)
+            make_external(value, place)
             found[place] = name
     for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
         part.ClearField("metadata_props")
@@ -130,7 +130,8 @@ def _emptied(proto: Any, file: str | os.PathLike[str]) -> dict[str, str]:
     return found
 
 
-def _make_external(value: Any, location: str) -> None:
+def make_external(value: Any, location: str) -> None:
+    """Takes the values from an initializer: they are looked for at a place."""
     import onnx
 
     value.data_location = onnx.TensorProto.EXTERNAL

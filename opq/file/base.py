@@ -70,6 +70,12 @@ class Base:
     specs: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
     """Shape and element type by name."""
     read: Callable[[str], torch.Tensor]
+    source: Any = None
+    """The `opq.sources.base.Source` behind it, whose tensors can be read in pieces; None for opq files."""
+
+    def __reduce__(self) -> tuple[Callable[..., Base], tuple[str, dict[str, torch.Tensor]]]:
+        """Elsewhere it is its tensors: what it was read from need not be there."""
+        return in_memory, (self.label, {name: self.read(name) for name in self.specs})
 
     @functools.cached_property
     def name(self) -> BaseName:
@@ -97,6 +103,11 @@ class Base:
             )
 
 
+def in_memory(label: str, tensors: Mapping[str, torch.Tensor]) -> Base:
+    """A base of tensors that are there already."""
+    return Base(label, {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}, tensors.__getitem__)
+
+
 def open_base(source: Any) -> Base:
     """A base from whatever holds weights: as `open_source` takes it, or an opq file or folder, decoded.
 
@@ -110,7 +121,7 @@ def open_base(source: Any) -> Base:
     if isinstance(source, str | os.PathLike) and (found := _compressed(source)) is not None:
         return found
     opened = open_source(source)
-    return Base(opened.label, {s.name: (s.shape, s.dtype) for s in opened.specs}, opened.tensor)
+    return Base(opened.label, {s.name: (s.shape, s.dtype) for s in opened.specs}, opened.tensor, opened)
 
 
 def _compressed(path: str | os.PathLike[str]) -> Base | None:

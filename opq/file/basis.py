@@ -5,26 +5,46 @@ A reader needs it for nothing. A file without a note was made from the weights a
 
 from __future__ import annotations
 
+import itertools
 import json
 
 from opq.file.header import METADATA
 
 BY = "by"
 """The member of the metadata."""
-_SYNTHETIC = "a probe of the model on synthetic inputs: sensitivities, error feedback"
-_REAL = "a probe of the model on calibration inputs: sensitivities, error feedback"
+SYNTHETIC = "a probe of the model on synthetic inputs: sensitivities"
+"""What a plan rests on that no codes are made of yet, and a file whose errors were not fed back."""
+REAL = "a probe of the model on calibration inputs: sensitivities"
+UNFED = "sensitivities"
+"""The note of a file whose errors were not fed back."""
+WEIGHTS = "weights"
+"""The note of a file that a probe would have made worse."""
+
+
+def noted(*, calibrated: bool, renormalised: bool, felt: bool = True) -> str:
+    """The note of a file whose codes rest on a probe.
+
+    Args:
+        calibrated: whether its inputs were real.
+        renormalised: whether BatchNorm was.
+        felt: whether it has sensitivities; without gradients it has none.
+    """
+    return f"{'calibration' if calibrated else 'probe'}{'' if felt else '-unfelt'}{'+norms' if renormalised else ''}"
+
+
+def _told(calibrated: bool, renormalised: bool, felt: bool) -> str:
+    """What such a note says."""
+    did = [*["sensitivities"] * felt, "error feedback", *["re-normalised BatchNorm"] * renormalised]
+    inputs = "calibration" if calibrated else "synthetic"
+    without = "" if felt else "; sensitivities by the weights, because its outputs have no gradients"
+    return f"a probe of the model on {inputs} inputs: {', '.join(did)}{without}"
+
+
 NOTES = {
-    "probe": _SYNTHETIC,
-    "probe+norms": f"{_SYNTHETIC}, re-normalised BatchNorm",
-    "calibration": _REAL,
-    "calibration+norms": f"{_REAL}, re-normalised BatchNorm",
-}
+    noted(calibrated=calibrated, renormalised=renormalised, felt=felt): _told(calibrated, renormalised, felt)
+    for calibrated, renormalised, felt in itertools.product((False, True), repeat=3)
+} | {UNFED: SYNTHETIC, WEIGHTS: "the weights, because on other inputs a probe of the model did worse"}
 """Every note that there is, with what it says."""
-
-
-def noted(*, calibrated: bool, renormalised: bool) -> str:
-    """The note of a file whose codes rest on a probe."""
-    return ("calibration" if calibrated else "probe") + ("+norms" if renormalised else "")
 
 
 def note_of(data: memoryview) -> str:

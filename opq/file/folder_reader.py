@@ -20,7 +20,8 @@ from opq.base.format_v1 import COMMON, LARGEST_FOLDER_INDEX, PARAMETERS, VERSION
 from opq.base.format_v1 import FOLDER_INDEX as INDEX
 from opq.base.paths import what_is
 from opq.base.tables import counted, printable
-from opq.errors import CorruptFileError, FileFormatError, MismatchError, MissingFileError
+from opq.errors import CorruptFileError, FileFormatError, MismatchError, MissingFileError, WrongBaseError
+from opq.file.base import BaseName, open_base
 from opq.file.header import check_version, no_twins
 from opq.file.reader import MAX_EXPANSION, Reader
 from opq.plan import Plan
@@ -37,25 +38,30 @@ class FolderReader:
     Args:
         path: the folder, or the index in it.
         max_expansion: as in `Reader`, for every shard.
+        base: as in `Reader`; it is looked at once.
 
     Raises:
+        WrongBaseError: as in `Reader`.
         MissingFileError: there is no index, or a shard that it names is missing.
         CorruptFileError: the index is damaged, or the shards do not hold what it says.
         FileFormatError: a shard is incomplete or damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, max_expansion: float = MAX_EXPANSION):
+    def __init__(self, path: str | os.PathLike[str], *, max_expansion: float = MAX_EXPANSION, base: Any = None):
         path = Path(path)
         self.index = path / INDEX if what_is(path) == "a folder" else path
         where = read_index(self.index)
         self.shards: dict[str, Reader] = {}
+        self._base = None if base is None else open_base(base)
         try:
             for name in dict.fromkeys(where.values()):
                 with _naming(name):
-                    self.shards[name] = Reader(self.index.parent / name, max_expansion=max_expansion)
+                    self.shards[name] = Reader(self.index.parent / name, max_expansion=max_expansion, base=self._base)
             self._where = where
+            if len({shard.base for shard in self.shards.values()}) > 1:
+                raise CorruptFileError("shards of different bases", remedy="Fetch the folder again.")
             self.plan = _joined(self.shards, where)
-        except FileFormatError:
+        except (FileFormatError, WrongBaseError):
             self.close()
             raise
 
@@ -82,7 +88,7 @@ class FolderReader:
     @property
     def basis(self) -> str:
         """As `Reader.basis`; that of the first shard."""
-        return next((shard.basis for shard in self.shards.values()), "")
+        return self.plan.basis
 
     def shard(self, name: str) -> Reader:
         """The shard that holds a tensor."""
@@ -117,8 +123,19 @@ class FolderReader:
     def parts(self) -> Iterator[Reader]:
         """Shard by shard, each opened anew, so that its mapped pages are released before the next shard is mapped."""
         for name in self.shards:
-            with Reader(self.index.parent / name, max_expansion=float("inf")) as part:
+            path = self.index.parent / name
+            with Reader(path, max_expansion=float("inf"), base=self._base) as part:
                 yield part
+
+    @property
+    def base(self) -> BaseName | None:
+        """As `Reader.base`; the same of all shards."""
+        return next((shard.base for shard in self.shards.values()), None)
+
+    def check_base(self) -> None:
+        """As `Reader.check_base`."""
+        for shard in self.shards.values():
+            shard.check_base()
 
     def close(self) -> None:
         """Releases the files."""
@@ -135,9 +152,9 @@ class FolderReader:
 def open_reader(
     path: str | os.PathLike[str], *, max_expansion: float = MAX_EXPANSION, base: Any = None
 ) -> Reader | FolderReader:
-    """A reader of a file, of a folder, or of the index in it; a folder has no base."""
+    """A reader of a file, of a folder, or of the index in it."""
     if what_is(path) == "a folder" or os.fspath(path).endswith(".index.json"):
-        return FolderReader(path, max_expansion=max_expansion)
+        return FolderReader(path, max_expansion=max_expansion, base=base)
     return Reader(path, max_expansion=max_expansion, base=base)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,12 +56,8 @@ def read_entries(data: memoryview, label: str) -> tuple[dict[str, Entry], int, B
     metadata = header.pop(METADATA, None)
     check_version(metadata, label, newest=BASED if is_based(metadata) else VERSION)
     named = BaseName.of(metadata)
-    entries = {name: _entry(name, fields) for name, fields in header.items()}
-    end = 0
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
-        if entry.start != end:
-            raise CorruptFileError(f"{label}: entries overlap or leave a gap", got=f"{name!r} at {entry.start}")
-        end = entry.stop
+    entries = {name: entry_of(name, fields) for name, fields in header.items()}
+    end = filled(entries, f"{label}: ")
     if 8 + length + end > len(data):
         raise TruncatedFileError(f"{label} is cut off", got=f"{len(data)} bytes", wanted=8 + length + end)
     if 8 + length + end < len(data):
@@ -103,19 +98,44 @@ def check_version(metadata: object, label: str, *, newest: int = VERSION) -> Non
         raise CorruptFileError(f"{label} has no version", got=version, wanted="at least 1")
 
 
-def _entry(name: str, fields: object) -> Entry:
+def entry_of(name: str, fields: object, *, foreign: bool = False) -> Entry:
+    """One member of a header; raises `CorruptFileError` where it cannot be an entry.
+
+    Args:
+        foreign: whether other programs may have written it: then it may have more fields, and a type that is not known
+            here.
+    """
     wrong = CorruptFileError(f"the header describes {name!r} wrongly", got=str(fields)[:200])
-    if not isinstance(fields, dict) or set(fields) != {"dtype", "shape", "data_offsets"}:
+    wanted = {"dtype", "shape", "data_offsets"}
+    if not isinstance(fields, dict) or not (wanted <= set(fields) if foreign else wanted == set(fields)):
         raise wrong
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [-1]
     if not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers) or len(offsets) != 2:
         raise wrong
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+    if not isinstance(dtype, str) or not (foreign or dtype in DTYPES) or offsets[0] > offsets[1]:
         raise wrong
-    if offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype].itemsize:
+    if dtype in DTYPES and offsets[1] - offsets[0] != _product(shape) * DTYPES[dtype].itemsize:
         raise wrong
     return Entry(dtype, tuple(shape), *offsets)
+
+
+def _product(shape: list[int]) -> int:
+    """The number of elements, or some number above 2^63 in its place: a hostile shape shall not cost time."""
+    product = 1
+    for n in shape:
+        product = min(product * n, 1 << 64)
+    return product
+
+
+def filled(entries: Mapping[str, Entry], label: str = "") -> int:
+    """The number of bytes behind a header; raises `CorruptFileError` unless its entries fill them without overlap."""
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != end:
+            raise CorruptFileError(f"{label}entries overlap or leave a gap", got=f"{name!r} at {entry.start}")
+        end = entry.stop
+    return end
 
 
 def entries_header(entries: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:

@@ -55,7 +55,7 @@ class Reader:
 
     Raises:
         MissingFileError: there is no such file, or it cannot be opened.
-        WrongBaseError: `base` is another network.
+        WrongBaseError: `base` is another network, or the file has none.
         ForeignFileError: the file is not an opq file.
         NewerFormatError: it was written in a later version of the format.
         TruncatedFileError: it is shorter than its header says.
@@ -80,14 +80,16 @@ class Reader:
         self._closed = False
         self._data = _opened(source)
         label = os.fspath(source) if isinstance(source, str | os.PathLike) else "the file in memory"
-        self._label, self._note = printable(label), ""
+        self._label = printable(label)
         entries, begin, self.base = read_entries(self._data, label)
         self.plan, places, start = _index(self._data, entries, begin)
         self._places = dict(zip(self.plan.names, places, strict=True))
         self._checked: set[str] = set()
         self._spans = self._laid_out(entries, begin, start)
         self._limit(max_expansion)
-        self._note = basis.note_of(self._data)
+        self.plan = self.plan.replace(basis=basis.sentence(basis.note_of(self._data), self.plan.method))
+        if self.base is None and base is not None:
+            raise WrongBaseError(f"{label} has no base", got="base=", remedy="Leave base= out.")
         self._base = None if self.base is None or base is None else open_base(base)
         if self.base is not None and self._base is not None:
             self._base.check(self.base, label)
@@ -110,7 +112,7 @@ class Reader:
     @property
     def basis(self) -> str:
         """What the codes rest on, in words: a probe of the model and what came of it, or the weights alone."""
-        return basis.sentence(self._note, self.plan.method)
+        return self.plan.basis
 
     def kind(self, name: str) -> str:
         """How a tensor is stored: one of `opq.base.format_v1.KIND_NAMES`."""

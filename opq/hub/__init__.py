@@ -1,10 +1,10 @@
-"""Hugging Face repositories that hold an opq file: load one as any other model, or fill a folder to upload.
+"""Hugging Face repositories that hold an opq file: loads one like any other model, or fills a folder to upload.
 
-import opq.hub
-from transformers import AutoModel
-model = AutoModel.from_pretrained("ORG/NAME")
+    import opq.hub
+    from transformers import AutoModel
+    model = AutoModel.from_pretrained("ORG/NAME")
 
-Importing this module is what teaches transformers to open such repositories.
+When this module is imported, transformers learns to open such repositories (see `register`).
 """
 
 from __future__ import annotations

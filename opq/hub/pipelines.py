@@ -1,4 +1,4 @@
-"""Pipelines of diffusers: a folder of models, one folder each, and a model_index.json that names their classes."""
+"""Pipelines of diffusers: a folder with one folder for each model, and a model_index.json that names their classes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from opq.streaming import Streamed, compress_folder
 
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
-"""Those whose classes are built; a pipeline may name others, and code of its own, which are left to diffusers."""
+"""The libraries whose models are built here; diffusers itself builds what a pipeline takes from others."""
 
 
 def is_pipeline(folder: str | os.PathLike[str]) -> bool:
-    """Whether a folder is that of a pipeline of diffusers."""
+    """Whether a folder holds a pipeline of diffusers."""
     return what_is(Path(folder) / INDEX) == "a file"
 
 
@@ -41,31 +41,34 @@ def compress_pipeline(
     ratio: float | None = None,
     constraints: Sequence[Constraint] = (),
     probe: bool | None = None,
+    trellis: bool | None = None,
     seed: int = 0,
     progress: Progress | bool | None = None,
     workers: int | None = None,
 ) -> dict[str, Streamed]:
-    """Compresses every model of a diffusers pipeline (UNet, VAE, text encoders), each into the folder of its name.
+    """Compresses every model of a diffusers pipeline (UNet, VAE, text encoders), each into a folder of the same name.
 
-    Schedulers, tokenizers and all other small files come along. `diffusers_components` loads what comes out.
+    Schedulers, tokenizers and all other small files are copied. `diffusers_components` loads the compressed models.
 
     Args:
-        folder: of the pipeline, with its model_index.json.
+        folder: the folder of the pipeline, with its model_index.json.
         output: the folder to fill.
-        bits: budget of each model, as of `opq.compress_folder`.
-        ratio: the same; exactly one of the two.
-        constraints: as of `opq.compress_folder`, for each model.
-        probe: as of `opq.compress_folder`; models of diffusers itself are compressed by their weights alone.
-        seed: of the synthetic inputs.
-        progress: as of `opq.compress_folder`.
-        workers: threads; by default one a core.
+        bits: the budget of each model, in bits per weight: 8 x bytes of its files / number of its weights.
+        ratio: the budget of each model, as bytes of its source / bytes of its files. Give exactly one of the two.
+        constraints: constraints for each model, as for `opq.compress_folder`.
+        probe: whether to measure sensitivities, as for `opq.compress_folder`; models whose class is one of diffusers
+            are compressed from their weights alone.
+        trellis: as for `opq.compress_folder`.
+        seed: the seed of the synthetic inputs.
+        progress: a callback, or whether to draw a bar, as for `opq.compress_folder`.
+        workers: the number of threads; by default one for each core.
 
     Returns:
-        what came of each model, by its name in the pipeline.
+        The result for each model, by its name in the pipeline.
 
     Raises:
-        SourceError: the folder is no pipeline, or holds no model with weights.
-        OpqError: as `opq.compress_folder`.
+        SourceError: the folder is no pipeline, or none of its models has weights.
+        OpqError: any error of `opq.compress_folder`.
     """
     Budget.of(bits=bits, ratio=ratio, size=None)
     origin, target = Path(folder), Path(output)
@@ -82,6 +85,7 @@ def compress_pipeline(
             ratio=ratio,
             constraints=constraints,
             probe=probe,
+            trellis=trellis,
             seed=seed,
             progress=progress,
             workers=workers,
@@ -93,16 +97,19 @@ def compress_pipeline(
 def diffusers_components(
     name: str | os.PathLike[str], *, revision: str | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, nn.Module]:
-    """The compressed models of a pipeline, dense, to be handed to `DiffusionPipeline.from_pretrained`.
+    """Loads the compressed models of a pipeline as dense models, to be passed to `DiffusionPipeline.from_pretrained`.
 
     Args:
-        name: a folder that `compress_pipeline` filled, or a repository with its content.
+        name: a folder that `compress_pipeline` filled, or a repository with the content of such a folder.
         revision: a branch, tag or commit of the repository.
-        dtype: the element type of their floating-point weights; by default that of their files.
+        dtype: the element type of all floating-point weights; by default the type that the files say.
+
+    Returns:
+        The models, in evaluation mode, by their names in the pipeline.
 
     Raises:
-        SourceError: the folder is no pipeline, or diffusers cannot build a model of it.
-        FileFormatError: a file is not whole.
+        SourceError: the folder is no pipeline, holds no opq files, or names a model that diffusers cannot build.
+        FileFormatError: a file is incomplete or damaged.
         MissingExtraError: diffusers or transformers is not installed.
     """
     folder = Path(name)
@@ -119,7 +126,7 @@ def diffusers_components(
 
 
 def _named(folder: Path) -> dict[str, tuple[str, str]]:
-    """Library and class of each part that the pipeline names."""
+    """The library and the class of each part that the pipeline names."""
     try:
         index = json_object(folder / INDEX)
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Whether transformers can be taught to open opq files, and the call that does it."""
+"""Registers opq with transformers where its version allows it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from opq.base.extras import need
 from opq.errors import OpqWarning, SourceError
 
 OLDEST = 5
-"""The first major version of transformers whose loading asks a file for one tensor after the other."""
+"""The first major version of transformers that reads files tensor by tensor."""
 
 
 def register() -> None:
-    """Teaches transformers to open repositories that hold an opq file; importing `opq.hub` has done it already.
+    """Teaches transformers to open repositories that hold an opq file; importing `opq.hub` calls this where possible.
 
-    Afterwards `transformers.AutoModel.from_pretrained`, that of every other class and what is built upon them open a
-    folder or repository whose config.json says `"quant_method": "opq"`. Tensors are decoded one by one while the model
-    is loaded, into the element type and onto the device that were asked for; the model is an ordinary dense one.
+    Afterwards `from_pretrained` of every model class of transformers, and everything that calls it, opens a folder or
+    repository whose config.json says `"quant_method": "opq"`. Tensors are decoded one by one while the model is loaded,
+    into the element type and onto the device that were requested. The result is an ordinary dense model.
 
     Raises:
         MissingExtraError: transformers is not installed.
-        SourceError: it is too old, or does not import.
+        SourceError: transformers is too old, or cannot be imported.
 
     Example:
         >>> import opq.hub
@@ -44,7 +44,7 @@ def register() -> None:
 
 
 def register_if_able() -> None:
-    """`register` where transformers is there and imports; a warning where it is too old."""
+    """Calls `register` if transformers can be imported; warns if it is too old."""
     if importlib.util.find_spec("transformers") is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""The two calls for repositories that need no transformers of a certain version: fetch and load, and fill."""
+"""Loads a repository that holds an opq file, and fills a folder to upload, with any version of transformers."""
 
 from __future__ import annotations
 
@@ -23,16 +23,21 @@ _NEEDED = ("*.opq.safetensors", "*.json", "*.txt", "*.model")
 def from_pretrained(
     name: str | os.PathLike[str], *, revision: str | None = None, trust_remote_code: bool = False
 ) -> nn.Module:
-    """The dense model of a repository (or folder) that holds an opq file, or its shards, and a config.json.
+    """Loads the dense model of a repository or folder that holds an opq file (or its shards) and a config.json.
 
     Args:
+        name: a folder, or the name of a repository, such as `ORG/NAME`.
         revision: a branch, tag or commit of the repository.
-        trust_remote_code: run Python code that the repository brings; without it, a model that needs it is an error.
+        trust_remote_code: whether to run Python code that the repository brings. Without it, a model that needs such
+            code is an error.
+
+    Returns:
+        The model, in evaluation mode.
 
     Raises:
-        SourceError: no such repository or folder, no opq file in it or several of which config.json names none,
-            or a config that transformers does not know.
-        FileFormatError: the file is not whole.
+        SourceError: the repository or folder does not exist, holds no opq file, or holds several and config.json names
+            none of them; or transformers does not know its config.
+        FileFormatError: the file is incomplete or damaged.
         MissingExtraError: transformers or huggingface_hub is not installed.
     """
     need("transformers", "hf")
@@ -43,17 +48,25 @@ def from_pretrained(
 
 
 def save_pretrained(file: str | os.PathLike[str], folder: str | os.PathLike[str], like: str | os.PathLike[str]) -> Path:
-    """Fills a folder to upload: the opq file, configuration and tokenizer of `like`, a model card. Returns its path.
+    """Fills a folder to upload: the opq file, the configuration and tokenizer of `like`, and a model card.
+
+    Args:
+        file: an opq file of a Hugging Face model.
+        folder: the folder to fill; it is created if needed.
+        like: the folder, or `hf:ORG/NAME`, of the model that was compressed.
+
+    Returns:
+        The path of the folder.
 
     Raises:
-        ExportError: `like` is no Hugging Face folder or `hf:` name.
+        ExportError: `like` is neither a Hugging Face folder nor an `hf:` name.
         WriteError: the folder cannot be filled.
     """
     return save_compressed_folder(file, folder, like)
 
 
 def _weights(folder: Path, name: str) -> Path:
-    """The opq file of a folder, or the index of its shards: the one that config.json names, or the only one."""
+    """The opq file that config.json names; otherwise the index of the shards; otherwise the only opq file."""
     if (named := named_file(folder)) is not None and what_is(folder / named) == "a file":
         return folder / named
     if what_is(folder / FOLDER_INDEX) == "a file":
@@ -66,7 +79,7 @@ def _weights(folder: Path, name: str) -> Path:
 
 
 def fetched(name: str, revision: str | None) -> Path:
-    """The repository's files, in the local cache."""
+    """Downloads a repository into the local cache, and gives the folder."""
     hub: Any = need("huggingface_hub", "hf")
     try:
         return Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(_NEEDED)))

@@ -4,6 +4,7 @@ Other folders use:
 
 - `attachment`: how a model shows that it carries the compression module.
 - `batch`: a batch of a model's inputs, whatever its forward takes.
+- `divided`: which dimension of each of a user's tensors counts the samples.
 - `observe`: observing a live model and leaving it exactly as it was.
 - `outputs`: the floating-point tensors in the output of a forward.
 - `record`: all that a forward may change in a model, recorded and put back.
@@ -13,4 +14,4 @@ Other folders use:
 
 from __future__ import annotations
 
-__all__ = ["attachment", "batch", "observe", "outputs", "record", "targets", "wrappers"]
+__all__ = ["attachment", "batch", "divided", "observe", "outputs", "record", "targets", "wrappers"]

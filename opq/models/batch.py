@@ -6,24 +6,24 @@ import dataclasses
 import inspect
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from opq.errors import OptionError
 from opq.models.observe import device_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Batch:
-    """The arguments of one call of a model's forward; one dimension of every tensor counts the samples."""
+    """The arguments of one call of a model's forward; one dimension of most tensors counts the samples."""
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    dim: int | None = 0
-    """That dimension; None where the batch cannot be divided, as a graph's nodes."""
+    dim: int | tuple[int | None, ...] | None = 0
+    """That dimension; None where the batch cannot be divided, as a graph's nodes. Where tensors differ, that of each,
+    in their order, and None for what all samples share, such as a mask of attention."""
 
     def __call__(self, model: nn.Module) -> Any:
         """The model's output on this batch."""
@@ -45,13 +45,22 @@ class Batch:
     @property
     def samples(self) -> int:
         """How many samples the batch holds: the size of its first tensor in their dimension."""
-        dim = self.dim or 0
-        return next((int(t.shape[dim]) for t in self.tensors if t.dim() > dim), 1)
+        dims = self.dim if isinstance(self.dim, tuple) else itertools.repeat(self.dim or 0)
+        pairs = zip(self.tensors, dims, strict=False)
+        return next((int(t.shape[dim]) for t, dim in pairs if dim is not None and t.dim() > dim), 1)
+
+    @property
+    def dims(self) -> tuple[int | None, ...]:
+        """The dimension of each tensor that counts the samples; None for what they share."""
+        if isinstance(self.dim, tuple):
+            return self.dim
+        dim, total = self.dim, self.samples
+        return tuple(dim if dim is not None and t.dim() > dim and t.shape[dim] == total else None for t in self.tensors)
 
     @property
     def images(self) -> torch.Tensor | None:
         """The batch's only tensor, if it holds images: (samples, channels, height, width)."""
-        found = list(self.tensors) if self.dim == 0 else []
+        found = list(self.tensors) if self.dim in (0, (0,)) else []
         return found[0] if len(found) == 1 and found[0].dim() == 4 and found[0].is_floating_point() else None
 
     def parts(self, size: int) -> Iterator[Batch]:
@@ -62,19 +71,24 @@ class Batch:
         if self.dim is None:
             yield self
             return
-        total, dim = self.samples, self.dim
+        total = self.samples
         count = max(1, min(math.ceil(total / size), total // 2))
         edges = [total * i // count for i in range(count + 1)]
         for start, stop in itertools.pairwise(edges):
-            length = stop - start
-            yield self.map(
-                lambda t, a=start, n=length: t.narrow(dim, a, n) if t.dim() > dim and t.shape[dim] == total else t
-            )
+            yield self.along(lambda t, dim, a=start, n=stop - start: t.narrow(dim, a, n))
 
     def only(self, wanted: torch.Tensor) -> Batch:
         """The samples that are wanted, (samples) bool."""
-        total = self.samples
-        return self.map(lambda t: t[wanted.to(t.device)] if t.dim() and t.shape[0] == total else t)
+        return self.rows(wanted.nonzero().flatten())
+
+    def rows(self, numbers: torch.Tensor) -> Batch:
+        """The samples of these numbers, int64, in their order; each may come more than once."""
+        return self.along(lambda t, dim: t.index_select(dim, numbers.to(t.device)))
+
+    def along(self, change: Any) -> Batch:
+        """The batch with every tensor changed that has a dimension of samples, which `change` is given too."""
+        dims = iter(self.dims)
+        return self.map(lambda t: t if (dim := next(dims)) is None else change(t, dim))
 
     def map(self, change: Any) -> Batch:
         """The batch with every tensor changed."""
@@ -108,32 +122,6 @@ def as_batch(model: nn.Module, given: Any) -> Batch:
     return Batch((given,))
 
 
-def gathered(model: nn.Module, batches: Iterable[Any], samples: int) -> Batch:
-    """The first `samples` samples of a user's batches as one batch; raises `OptionError` if their shapes differ."""
-    calls: list[Batch] = []
-    held = 0
-    for given in batches:
-        calls.append(as_batch(model, given))
-        held += calls[-1].samples
-        if held >= samples:
-            break
-    if not calls:
-        raise OptionError("calibration= holds no batch", remedy="Pass an iterable of batches that the forward takes.")
-    try:
-        whole = Batch(
-            tuple(_joined([c.args[i] for c in calls]) for i in range(len(calls[0].args))),
-            {k: _joined([c.kwargs[k] for c in calls]) for k in calls[0].kwargs},
-        )
-    except (RuntimeError, KeyError, IndexError, TypeError) as error:
-        raise OptionError(
-            "the batches of calibration= do not fit together",
-            got=str(error).splitlines()[0],
-            wanted="the same keys, and shapes equal but for the first dimension",
-            remedy="Pad all batches to one length.",
-        ) from error
-    return next(whole.map(lambda t: t[:samples] if t.dim() else t).parts(samples))
-
-
 def binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether a function of this signature accepts these arguments."""
     try:
@@ -141,15 +129,6 @@ def binds(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[s
     except TypeError:
         return False
     return True
-
-
-def _joined(values: list[Any]) -> Any:
-    """The same argument of several calls as one: tensors are concatenated, dicts joined by key, of others the first."""
-    if isinstance(values[0], torch.Tensor) and values[0].dim():
-        return torch.cat(values)
-    if isinstance(values[0], Mapping):
-        return {k: _joined([v[k] for v in values]) for k in values[0]}
-    return values[0]
 
 
 def mapped(value: Any, change: Any) -> Any:

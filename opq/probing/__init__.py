@@ -1,12 +1,14 @@
-"""What inputs, synthetic or real, tell of a network: sensitivities, moments, re-normalised BatchNorm.
+"""What a network does on inputs, synthetic or real: sensitivities, input moments, BatchNorm statistics.
 
 Other folders use:
 
 - `inputs`: synthetic inputs for a model without data.
 - `layers`: which layers of a model have inputs that can be observed, and how these become rows.
-- `sensitivity`: the probe of a model, without data.
+- `renorm`: BatchNorm statistics for a quantized network.
+- `sensitivity`: `probe`, which measures all of this.
+- `units`: errors of outputs, relative to how these vary.
 """
 
 from __future__ import annotations
 
-__all__ = ["inputs", "layers", "sensitivity"]
+__all__ = ["inputs", "layers", "renorm", "sensitivity", "units"]

@@ -1,7 +1,7 @@
-"""What a forward's arguments are, told by their names and by the model's configuration.
+"""Guesses the kind and shape of a forward's arguments from their names and from the model's configuration.
 
-Names mean the same in nearly all libraries (`input_ids`, `pixel_values`, `input_features`, `timestep`); sizes come
-from the configuration, under the names that transformers, diffusers and the reference codes use.
+An argument's name means the same in nearly all libraries (`input_ids`, `pixel_values`, `input_features`, `timestep`).
+Sizes are read from the configuration, under the names that transformers, diffusers and the papers' own code use.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from opq.probing.forms import Form
 from opq.probing.shapes import EMBEDDINGS, RECURRENT, TOKENS, entries, forms_of
 
 VOCABULARY = 1000
-"""Token ids to draw from where the model does not say how many it has."""
+"""How many token ids to draw from where the model does not say how many it has."""
 RAW = 16_000
-"""Samples of synthetic recordings: one second."""
+"""Length of a synthetic recording, in samples: one second."""
 FRAMES = 128
-"""Frames of synthetic spectrograms where nothing says how many the model takes."""
+"""Frames of a synthetic spectrogram where nothing says how many the model takes."""
 CONTEXT = 77
-"""Tokens of the text that a diffusion model is led by, as CLIP's encoder gives."""
+"""Length of the encoded text that conditions a diffusion model, in tokens: that of CLIP's text encoder."""
 LEVELS = 1000
-"""Noise levels of a diffusion model."""
+"""How many noise levels a diffusion model has."""
 
 Rule = Callable[[Facts, nn.Module], Iterator[Form]]
 
 
 def named(name: str, facts: Facts, model: nn.Module) -> list[Form]:
-    """What an argument of this name takes, surest first; empty where name and configuration do not tell."""
+    """Forms of an argument of this name, the likeliest first; none where name and configuration do not tell."""
     rule = next((rule for pattern, rule in RULES if re.fullmatch(pattern, name)), None)
     return [] if rule is None else list(dict.fromkeys(rule(facts, model)))
 
 
 def guessed(name: str, model: nn.Module) -> list[Form]:
-    """What it takes by the layers of the model: those whose names resemble the argument's first."""
+    """Forms that the model's layers can take, those of layers whose names resemble the argument's first."""
     found = entries(model)
     alike = [m for path, m in found if any(_alike(name, part) for part in path.split("."))]
     forms = [f for m in alike[:2] for f in forms_of(m, model)] + [
@@ -110,7 +110,7 @@ _HEARING = ("audio_config", "audio_encoder", "encoder", "encoder_config", "codec
 
 
 def _features(facts: Facts, model: nn.Module) -> Iterator[Form]:
-    """Log-mel spectrograms: of Whisper's kind where its encoder has so many places, else frames by bins."""
+    """Log-mel spectrograms: in Whisper's layout where the configuration has Whisper's names, then frames by bins."""
     bins = facts.number(
         *("num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "feature_size", "n_mels"),
         *("num_mels", "n_mel_channels", "model_in_dim", "spectrogram_bins", "input_dim"),
@@ -130,7 +130,7 @@ def _features(facts: Facts, model: nn.Module) -> Iterator[Form]:
 
 
 def _recording(facts: Facts, model: nn.Module) -> Iterator[Form]:
-    """Raw sound: standardised for encoders that convolve it, as it is for codecs; else a spectrogram (AST)."""
+    """Raw sound: standardised for encoders that convolve it, unchanged for codecs. Or a spectrogram, as AST takes."""
     channels, convolves = facts.number("audio_channels", first=_HEARING), facts.says("conv_kernel", "conv_stride")
     bins, length = facts.number("num_mel_bins", first=_HEARING), facts.number("max_length", first=_HEARING)
     if bins and length and not convolves:
@@ -151,12 +151,12 @@ def _spoken(facts: Facts, model: nn.Module) -> Iterator[Form]:
 
 
 def diffuses(model: nn.Module) -> bool:
-    """Whether the model is one of diffusers."""
+    """Whether the model's class comes from the diffusers library."""
     return any(kind.__module__.startswith("diffusers.") for kind in type(model).__mro__)
 
 
 def _noisy(facts: Facts, model: nn.Module) -> Iterator[Form]:
-    """What a model of diffusers works on: images or latents, videos, sequences, vectors."""
+    """What a model of diffusers denoises: images or latents, videos, sequences, vectors."""
     if not diffuses(model):
         return
     channels = facts.number("in_channels", "latent_channels") or 3
@@ -207,7 +207,7 @@ def _text_places(facts: Facts, model: nn.Module) -> Iterator[Form]:
 
 
 def _hint_image(facts: Facts, model: nn.Module) -> Iterator[Form]:
-    """An image that a ControlNet follows: twice as large as the latents for each layer between its first and last."""
+    """The image that a ControlNet is conditioned on; each layer between its first and last halves its sides."""
     side, channels = facts.number("sample_size") or 32, facts.number("conditioning_channels") or 3
     layers = next(facts.values("conditioning_embedding_out_channels"), (0, 0, 0, 0))
     larger = 2 ** (len(layers) - 1) if isinstance(layers, (list, tuple)) else 8
@@ -253,4 +253,4 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (r"adj(acency)?(_matrix|_t)?", _adjacency),
     (r"h|hx|h_?0|hidden|state", _state),
 )
-"""Rules by a pattern of the argument's whole name."""
+"""Which rule gives an argument's forms: the first whose pattern matches the whole name."""

@@ -1,8 +1,9 @@
-"""Sound that resembles speech, and the spectrograms that networks of speech take.
+"""Synthetic sound that resembles speech, and the spectrograms that speech networks take.
 
-Noise and pulses, shaped every few milliseconds by a spectrum with formants: voiced and unvoiced sounds and pauses of a
-speaker of random pitch, with the long-term spectrum of speech (level up to 500 Hz, about 9 dB an octave less above,
-Byrne and others 1994) and the loudness of recordings (about -26 dB of full scale).
+Pulses (voiced sounds), noise (unvoiced sounds) and pauses follow one another, filtered by a spectrum with formants that
+changes every few milliseconds. Each speaker has a random pitch. The long-term spectrum is that of speech: flat up to
+500 Hz, then falling by about 9 dB per octave (Byrne and others 1994). Recordings are about as loud as usual, 26 dB
+below full scale.
 """
 
 from __future__ import annotations
@@ -12,25 +13,28 @@ import math
 import torch
 
 RATE = 16_000
-"""Samples a second."""
+"""Samples per second."""
 HOP, WINDOW = 160, 400
-"""Of a spectrogram, in samples: 10 and 25 ms, as nearly all extractors of features have."""
+"""Step and length of a spectrogram's windows in samples: 10 and 25 ms, as nearly all feature extractors have."""
 _FFT, _STEP = 512, 128
-"""Of the shaping."""
+"""Length and step of the windows in which the spectrum is shaped, in samples."""
 _SOUND = 10
-"""Frames of shaping (80 ms) that one sound lasts."""
+"""Duration of one sound, in steps of the shaping: 80 ms."""
 _VOICED, _PAUSE = 0.65, 0.15
+"""Fractions of the sounds that are voiced, and that are silent."""
 _FORMANTS = ((250, 900), (900, 2500), (2300, 3500))
-"""Hertz between which they lie."""
+"""The range of each formant's frequency in Hertz."""
 _AT_ONCE = 8
+"""Recordings that are made at one time."""
 _LOUDNESS = 0.05
+"""Root mean square of a recording, relative to full scale."""
 
 
 def speech(samples: int, length: int, generator: torch.Generator, *, ends: bool = False) -> torch.Tensor:
     """Recordings (samples, length) at 16 kHz.
 
     Args:
-        ends: each falls silent after 30 to 100 per cent of its length.
+        ends: whether each recording falls silent after 30 to 100 per cent of its length.
     """
     parts = [_spoken(min(_AT_ONCE, samples - start), length, generator, ends) for start in range(0, samples, _AT_ONCE)]
     return torch.cat(parts)
@@ -60,7 +64,7 @@ def _spoken(samples: int, length: int, generator: torch.Generator, ends: bool) -
 
 
 def _envelope(samples: int, sounds: int, frames: int, voiced: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Gains (samples, frequencies, frames): formants over a falling spectrum, flatter where nothing is voiced."""
+    """Gains (samples, frequencies, frames): formants on a falling spectrum, which falls less in unvoiced sounds."""
     hertz = torch.fft.rfftfreq(_FFT, 1 / RATE)[None, :, None]
     octaves = (hertz.clamp(min=500) / 500).log2()
     gain = torch.exp(-math.log(10) * (1 + 8 * voiced) / 20 * octaves)
@@ -73,7 +77,7 @@ def _envelope(samples: int, sounds: int, frames: int, voiced: torch.Tensor, gene
 
 
 def _pulses(samples: int, length: int, generator: torch.Generator) -> torch.Tensor:
-    """A pulse a period of the voice, of power about 1: pitches of 80 to 250 Hz that move by a tenth."""
+    """One pulse per period of the voice, of power about 1; the pitch is 80 to 250 Hz and varies by about a tenth."""
     pitch = 80 * (250 / 80) ** torch.rand((samples, 1), generator=generator)
     bends = 1 + 0.1 * torch.randn((samples, 1, length // RATE * 4 + 2), generator=generator).clamp(-2, 2)
     phase = (pitch * _stretched(bends, length) / RATE).double().cumsum(1)
@@ -82,13 +86,13 @@ def _pulses(samples: int, length: int, generator: torch.Generator) -> torch.Tens
 
 
 def _smooth(values: torch.Tensor, frames: int) -> torch.Tensor:
-    """A value a sound (samples, 1, sounds), held and joined over so many frames (samples, 1, frames)."""
+    """Spreads one value per sound (samples, 1, sounds) over frames (samples, 1, frames), with smooth transitions."""
     held = values.repeat_interleave(_SOUND, dim=2)[:, :, : frames + 2]
     return torch.nn.functional.avg_pool1d(held, 3, stride=1)[:, :, :frames]
 
 
 def _stretched(values: torch.Tensor, length: int) -> torch.Tensor:
-    """(samples, 1, few) as (samples, length), straight between."""
+    """Interpolates (samples, 1, few) linearly to (samples, length)."""
     return torch.nn.functional.interpolate(values, length, mode="linear", align_corners=True)[:, 0]
 
 
@@ -96,11 +100,11 @@ def _normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator)
 
 
-# --- what extractors of features make of it --------------------------------------------------
+# --- features, as the extractors of speech networks compute them -----------------------------
 
 
 def standard(wave: torch.Tensor) -> torch.Tensor:
-    """Every row (samples, length) of mean 0 and deviation 1."""
+    """Shifts and scales every row of (samples, length) to mean 0 and standard deviation 1."""
     wave = wave - wave.mean(1, keepdim=True)
     return wave / wave.std(1, keepdim=True).clamp(min=1e-7)
 
@@ -111,7 +115,7 @@ def log_mel(wave: torch.Tensor, bins: int) -> torch.Tensor:
 
 
 def whisper_mel(wave: torch.Tensor, bins: int) -> torch.Tensor:
-    """Log-mel spectrograms as Whisper's extractor of features scales them (Radford and others 2022)."""
+    """Log-mel spectrograms (samples, bins, length / HOP), scaled as for Whisper (Radford and others 2022)."""
     decades = mel_power(wave, bins).clamp(min=1e-10).log10()
     return (decades.maximum(decades.amax((1, 2), keepdim=True) - 8) + 4) / 4
 
@@ -127,7 +131,10 @@ def mel_power(wave: torch.Tensor, bins: int) -> torch.Tensor:
 
 
 def mel_bands(bins: int) -> torch.Tensor:
-    """Triangles of equal area (bins, WINDOW / 2 + 1), equally spread on the mel scale 2595 log10(1 + f / 700)."""
+    """Triangular filters (bins, WINDOW / 2 + 1) of equal area, evenly spaced on the mel scale 2595 log10(1 + f / 700).
+
+    `f` is the frequency in Hertz.
+    """
     highest = 2595 * math.log10(1 + RATE / 2 / 700)
     corners = 700 * (10 ** (torch.linspace(0, highest, bins + 2) / 2595) - 1)
     hertz = torch.fft.rfftfreq(WINDOW, 1 / RATE)

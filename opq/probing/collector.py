@@ -24,17 +24,18 @@ from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched, watching
 from opq.models.outputs import counted, weighing
 from opq.models.record import Record
-from opq.probing import inside
-from opq.probing.layers import Layer, inputs_of
+from opq.probing import inside, recurrent
+from opq.probing.layers import CONVOLUTIONS, Layer, inputs_of
 from opq.probing.renorm import Statistics, Tally
-from opq.quantizing.moment import DAMPING_REAL, Moment, widths
+from opq.quantizing.moment import DAMPING_REAL, Moment
 
 PRIOR = 0.5
-"""Trace of `W'W` in the moment of a head, as a fraction of the trace of S: after pooling a head has one input for each
-sample only. docs/research.md, "What was tried"."""
-ROWS, FEWEST = 4, 16384
-"""Inputs that are used, for each coordinate and at least; of a convolution so many positions. Half and twice as many
-were no better than chance (docs/research.md)."""
+"""How much `W'W` adds to the moment S of a head, which after pooling has only one input for each sample: the trace of
+what is added, as a fraction of the trace of S. docs/research.md, "What was tried"."""
+ROWS, FEWEST, PLENTY = 4, 16384, 64
+"""How many inputs of a layer are used: `ROWS` for each coordinate, but at least `FEWEST`; of a convolution, so many
+positions, but at most `PLENTY` for each coordinate. With half or twice as many, results differed by no more than chance
+(docs/research.md)."""
 TILE = 512
 """Side of the squares in which a moment is summed. A choice of speed; fixed, so that the sums do not depend on the
 number of threads."""
@@ -47,7 +48,7 @@ class Dense:
     statistics: Statistics
     """Mean and variance at every BatchNorm's input."""
     outputs: list[torch.Tensor]
-    """The outputs of the first micro-batch that errors are measured on, 0 on tokens that do not count."""
+    """The outputs of the first micro-batch, as errors are measured on them: 0 at padding tokens."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
@@ -105,7 +106,7 @@ class _Sums:
         self._share, self._samples = 1.0, 0
 
     def expect(self, part: Batch, samples: int) -> None:
-        """Announces the next micro-batch, of `samples` samples in all."""
+        """Announces the next micro-batch `part`; the whole batch has `samples` samples."""
         self._mask, self._share, self._samples = part.mask, part.samples / samples, samples
 
     def see(self, module_name: str, module: nn.Module, given: Sequence[torch.Tensor]) -> None:
@@ -118,17 +119,18 @@ class _Sums:
     def _add(self, name: str, given: Sequence[torch.Tensor], within: Mapping[str, torch.Tensor]) -> None:
         """Adds the inputs of one layer."""
         layer = self._wanted[name]
-        positions = math.ceil(max(FEWEST, ROWS * layer.width) * self._share)
+        rows = max(FEWEST, ROWS * layer.width)
+        rows = min(rows, PLENTY * layer.width) if isinstance(layer.module, CONVOLUTIONS) else rows
         given, within = [self._real(x) for x in given], {n: x.float() for n, x in within.items()}
-        x = inputs_of(layer, given, positions, self._counts[name], within)
+        x = inputs_of(layer, given, math.ceil(rows * self._share), self._counts[name], within)
         if name not in self._sums:
-            self._sums[name] = [x.new_zeros(x.shape[0], w, w) for w in widths(layer.width)]
-        for piece, total in zip(torch.split(x, widths(layer.width), dim=-1), self._sums[name], strict=True):
+            self._sums[name] = [x.new_zeros(x.shape[0], w, w) for w in layer.widths]
+        for piece, total in zip(torch.split(x, list(layer.widths), dim=-1), self._sums[name], strict=True):
             _add_products(piece, total, self._threads)
         self._counts[name] += int(x.shape[1])
 
     def moments(self, damping: float) -> dict[str, Moment]:
-        """The means, of the layers that were run."""
+        """The moment of every layer that was run; layers whose sums are not finite are left out with a warning."""
         for name, blocks in self._sums.items():
             for total in blocks:
                 total.div_(self._counts[name])
@@ -145,15 +147,17 @@ class _Sums:
         return {name: self._moment(name, blocks, damping) for name, blocks in found.items()}
 
     def _moment(self, name: str, blocks: Sequence[torch.Tensor], damping: float) -> Moment:
-        """The moment of one layer. A head has too few inputs, so its moment is completed by one from its weights.
+        """The moment of one layer. A head has too few inputs, so a multiple of `W'W` is added to its moment.
 
-        The inputs that a layer was trained on vary in the directions that its weights distinguish, and `W'W` is the
-        moment of these.
+        The inputs that a layer was trained on vary most in the directions that its weights `W` respond to, and `W'W`
+        is large in these directions.
         """
         layer, inputs = self._wanted[name], self._counts[name]
+        if recurrent.matrices(layer.module):  # synthetic sequences resemble real ones less than images do
+            damping = max(damping, DAMPING_REAL)
         if inputs > self._samples or inputs >= layer.width:
             return Moment(layer.layout, tuple(blocks), damping)
-        pieces = torch.split(layer.weight.detach().float(), widths(layer.width), dim=-1)
+        pieces = torch.split(layer.weight.detach().float(), list(layer.widths), dim=-1)
         for piece, total in zip(pieces, blocks, strict=True):
             own = piece.transpose(1, 2) @ piece
             trace, of_own = (m.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] for m in (total, own))
@@ -161,7 +165,7 @@ class _Sums:
         return Moment(layer.layout, tuple(blocks), max(damping, DAMPING_REAL))
 
     def _real(self, x: torch.Tensor) -> torch.Tensor:
-        """The inputs in float32; of texts (samples, length, d) only the tokens that are not padding."""
+        """The inputs in float32; of inputs (samples, length, d) with a mask, only those of tokens that it counts."""
         x = x.detach().float()
         masked = self._mask is not None and x.dim() == 3 and x.shape[:2] == self._mask.shape
         return x[self._mask] if masked else x

@@ -1,4 +1,4 @@
-"""What a model's configuration says of its inputs, whatever library wrote it."""
+"""Reads from a model's configuration what it says about the inputs, whichever library the model comes from."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from torch import nn
 
 _HOLDERS = ("config", "cfg", "dims", "args", "hparams")
-"""Attributes under which models keep their configuration."""
+"""Attributes in which models keep their configuration."""
 _WITHIN = ("text_config", "vision_config", "audio_config", "encoder", "decoder", "encoder_config", "decoder_config",
            "audio_encoder", "text_encoder", "backbone_config", "question_encoder", "codec_config")  # fmt: skip
-"""Configurations inside others."""
+"""Names of configurations that stand inside others."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Facts:
-    """The numbers of a configuration and of those inside it; it may be an object or a mapping, or not there at all."""
+    """The values of a configuration and of those inside it. A configuration is an object or a mapping."""
 
     configs: Mapping[str, Any]
-    """By name; the whole one has the name ''."""
+    """The configurations by name; the outer one has the name ''. Empty where the model has none."""
 
     @classmethod
     def of(cls, model: nn.Module) -> Facts:
-        """What the model itself holds, or the only of its submodules that does."""
+        """The configuration of the model, or of the first of its children that has one."""
         for module in (model, *model.children()):
             for holder in _HOLDERS:
                 config = getattr(module, holder, None)
@@ -37,7 +37,7 @@ class Facts:
         return bool(self.configs)
 
     def values(self, *names: str, first: tuple[str, ...] = ()) -> Iterator[Any]:
-        """What stands under the first of the names, in the configurations named `first`, the whole one, the others."""
+        """All values under these names: in the configurations named `first`, then the outer one, then the others."""
         order = [*(f for f in first if f in self.configs), "", *(c for c in self.configs if c not in first)]
         for config in dict.fromkeys(order):
             for name in names:
@@ -46,7 +46,7 @@ class Facts:
                     yield value
 
     def number(self, *names: str, first: tuple[str, ...] = ()) -> int | None:
-        """The first positive whole number under one of the names; of a list its first member counts."""
+        """The first value under these names that is a positive integer, or a list that begins with one."""
         for value in self.values(*names, first=first):
             value = value[0] if isinstance(value, (list, tuple)) and value else value
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
@@ -54,7 +54,7 @@ class Facts:
         return None
 
     def sizes(self, *names: str, dims: int, first: tuple[str, ...] = ()) -> tuple[int, ...] | None:
-        """The first value that gives `dims` sizes: a number for all of them, or a list, or height and width."""
+        """The first value that gives `dims` sizes: one number for all of them, a list, or `height` and `width`."""
         for value in self.values(*names, first=first):
             value = [value.get(k) for k in ("height", "width")] if isinstance(value, Mapping) else value
             sizes = [value] * dims if isinstance(value, int) else value
@@ -63,7 +63,7 @@ class Facts:
         return None
 
     def says(self, *names: str) -> bool:
-        """Whether a value that is not false, none or empty stands under one of the names."""
+        """Whether one of the names has a value that Python takes for true."""
         return any(bool(value) for value in self.values(*names))
 
 
@@ -72,5 +72,5 @@ def _entry(config: Any, name: str) -> Any:
         return config.get(name)
     try:
         return getattr(config, name, None)
-    except Exception:  # a stranger's configuration may compute what it says
+    except Exception:  # an attribute may be a property, which may fail in any way
         return None

@@ -1,4 +1,4 @@
-"""Inputs on which a network computes: where NaN or infinity appear, and what to try then."""
+"""Where NaN or infinity first appears in a network, and which other inputs to try then."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from opq.models.outputs import floating
 from opq.models.record import Record
 
 FEWEST = 0.25
-"""Part of the samples that is enough to go on with."""
+"""The smallest fraction of the samples that the probe goes on with alone."""
 SMALLER = (0.1, 0.01)
-"""By what synthetic inputs are multiplied where they are too large."""
+"""Factors by which synthetic inputs are multiplied where they may be too large."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Trouble:
-    """Where a forward first gives NaN or infinity."""
+    """Where a forward first gives NaN or infinity, and for which samples it does not."""
 
     where: str
-    """Of the first micro-batch that has it, in words; empty where the forward is finite."""
+    """The place in words, such as `module 'fc'`, in the first micro-batch that has one; empty where all is finite."""
     good: torch.Tensor
-    """Which samples are finite as far as the first module that is not, bool."""
+    """For each sample, whether its values are finite at the place where its micro-batch first has others; bool."""
 
 
 @torch.no_grad()
 def trouble(model: nn.Module, batch: Batch, *, micro_batch: int) -> Trouble:
-    """Runs the batch through the model, which comes back untouched, and looks at what every module takes and gives."""
+    """Runs the batch through the model, which comes back untouched, and checks every module's inputs and outputs."""
     good, where, done = torch.ones(batch.samples, dtype=torch.bool), "", 0
     with untouched(model), batch_statistics(model):
         record = Record(model)
@@ -49,7 +49,7 @@ def trouble(model: nn.Module, batch: Batch, *, micro_batch: int) -> Trouble:
 
 
 class _Looking:
-    """Hooks on every module, until one of them gives what is not finite."""
+    """Hooks on every module that note the first values that are not finite."""
 
     def __init__(self, model: nn.Module, samples: int):
         self.where, self.bad = "", torch.zeros(samples, dtype=torch.bool)
@@ -92,7 +92,7 @@ class _Looking:
 
 
 def others(batch: Batch, good: torch.Tensor, *, synthetic: bool) -> Iterator[tuple[str, Batch]]:
-    """What to try in place of a batch, each with its name: its good samples, and of noise less extreme one."""
+    """Batches to try in place of one, each with a name: its good samples; if it is synthetic, also milder noise."""
     if int(good.sum()) >= max(2, FEWEST * len(good)) and not bool(good.all()):
         yield f"{int(good.sum())} of the {len(good)} inputs", batch.only(good)
     if synthetic and any(t.is_floating_point() for t in batch.tensors):

@@ -1,4 +1,4 @@
-"""What one call of a forward looks like before any value is drawn: which arguments, of which kind and shape."""
+"""Describes one call of a forward before any value is drawn: which arguments, of which kind and shape."""
 
 from __future__ import annotations
 
@@ -12,37 +12,44 @@ from opq.models.batch import Batch
 from opq.probing.making import TEXTS, Maker
 
 Kind = Literal["signal", "series", "tokens", "ones", "places", "zeros", "speech", "standard speech", "mel", "fbank",
-               "edges", "adjacency"]  # fmt: skip
+               "power", "edges", "adjacency"]  # fmt: skip
 _UNBATCHED = ("zeros", "edges", "adjacency")
-"""Kinds that are one for all samples."""
+"""Kinds of which one tensor serves all samples."""
 LONG = 1000
-"""Frames of a spectrogram from which on it tells as much as several short inputs."""
+"""Frames from which on a spectrogram tells as much as several short inputs."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Form:
     """One argument: `shape` is that of one sample, without the batch dimension.
 
-    Kinds: `signal`, noise of mean 0 and deviation 1, like images where it has their shape; `series` (length, width),
-    noise that changes slowly; `tokens`, integers below `below`; `ones`, a mask that hides nothing; `places`, 0, 1, 2
-    and so on; `speech` (channels, length) or (length,), `standard speech` the same of deviation 1; `mel`
-    (bins, frames) and `fbank` (frames, bins), log-mel spectrograms of speech. One for all samples, of the shape as it
-    is: `zeros`; `edges`, of a graph whose nodes are the samples; `adjacency`, its matrix, rows of sum 1.
+    Kinds:
+
+    - `signal`: noise of mean 0 and standard deviation 1, resembling images where it has their shape;
+    - `series` (length, width): noise that changes slowly along the first dimension;
+    - `tokens`: integers from 0 to `below` - 1;
+    - `ones`: a mask that hides nothing; `places`: the positions 0, 1, 2 and so on;
+    - `speech` (channels, length) or (length,): synthetic recordings; `standard speech`: the same of deviation 1;
+    - `mel` (bins, frames) and `fbank` (frames, bins): log-mel spectrograms of speech; `power` (frames, bins): without
+      the logarithm.
+
+    Kinds without a batch dimension, one tensor for all samples: `zeros`; `edges`, those of a graph whose nodes are the
+    samples; `adjacency`, the matrix of such a graph, each row of sum 1.
     """
 
     kind: Kind
     shape: tuple[int, ...] = ()
     below: int = 0
     scale: float = 1.0
-    """Deviation of an `fbank`."""
+    """Standard deviation of an `fbank`."""
 
     @property
     def long(self) -> bool:
-        """Whether one sample of it is worth several."""
+        """Whether it is a long spectrogram, of which one sample tells as much as several short inputs."""
         return self.kind in ("mel", "fbank") and max(self.shape) >= LONG
 
     def draw(self, make: Maker) -> torch.Tensor:
-        """Values for all of the maker's rows."""
+        """Draws values for `make.rows` samples."""
         match self.kind:
             case "tokens":
                 return make.tokens(self.below, *self.shape)
@@ -64,10 +71,12 @@ class Form:
                 return make.mel(*self.shape)
             case "fbank":
                 return make.fbank(self.shape, self.scale)
+            case "power":
+                return make.power(*self.shape)
         return make.signal(self.shape)
 
     def __str__(self) -> str:
-        """Python that makes two samples of it, for a user to write better values into."""
+        """Python code that makes two samples, as a pattern that a user can put better values into."""
         sizes = ", ".join(map(str, (2, *self.shape)))
         match self.kind:
             case "tokens":
@@ -87,12 +96,12 @@ class Form:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Call:
-    """Arguments by place and by name; a mapping among them is passed as a dict."""
+    """Positional and keyword arguments of a forward; a mapping among them is passed as a dict."""
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Form] = dataclasses.field(default_factory=dict)
     dim: int | None = 0
-    """Which dimension of the tensors counts the samples; None where a batch cannot be divided."""
+    """Which dimension of the tensors is the batch; None where a batch cannot be divided."""
 
     @property
     def forms(self) -> Iterator[Form]:
@@ -101,14 +110,14 @@ class Call:
             yield from value.values() if isinstance(value, Mapping) else (value,)
 
     def rows(self, samples: int) -> int:
-        """How many of its inputs are as good as so many samples: short texts tell less, long recordings more."""
+        """How many inputs to make for `samples` samples: twice as many short texts, a quarter as many long sounds."""
         first = next(self.forms)
         if any(form.long for form in self.forms):
             return max(2, samples // 4)
         return TEXTS * samples if first.kind == "tokens" and first.shape else samples
 
     def batch(self, make: Maker) -> Batch:
-        """The call with values, of as many rows as the maker's samples are worth."""
+        """Draws all values, for `self.rows(make.rows)` inputs."""
         make = dataclasses.replace(make, rows=self.rows(make.rows))
 
         def drawn(value: Any) -> Any:

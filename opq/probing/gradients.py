@@ -1,9 +1,9 @@
-"""How much the outputs feel an error in each tensor (docs/mathematics.md, "Sensitivity").
+"""How much an error in each tensor changes the outputs (docs/mathematics.md, "Sensitivity").
 
-`a_i` is the mean over the tensor's weights of the diagonal Gauss-Newton term `E_{x,v} [(d v'f(x) / d w)^2]` with
-`v ~ N(0, I)` on the outputs and `x` synthetic; outputs of several units are divided by theirs (`opq.probing.units`).
-With an independent `v` per sample one backward pass per micro-batch gives the sum over its samples, since the cross
-terms vanish in expectation.
+The sensitivity `a_i` of tensor i is the mean over its weights w of the diagonal Gauss-Newton term
+`E_{x,v} [(d v'f(x) / d w)^2]`, where f is the network, x a synthetic input and `v ~ N(0, I)` a random vector of the
+outputs' shape. Outputs of different scales are first divided by their scale (`opq.probing.units`). With an independent
+v for each sample, one backward pass gives the sum over a micro-batch, since the cross terms vanish in expectation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import nn
 
-from opq.errors import OpqError, ProbeError
+from opq.base.calls import warn
+from opq.base.extras import brief
+from opq.errors import OpqError, ProbeError, ProbeWarning
 from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched
 from opq.models.outputs import counted, floating, weighing
@@ -24,9 +26,13 @@ from opq.probing import robust
 from opq.probing.units import Units
 
 ACTIVATIONS = 0.75
-"""Part of the memory allowed that activations kept for a backward pass may take; the rest is for their gradients."""
+"""The fraction of the allowed memory for the activations of a backward pass; the rest is for the gradients of these and
+of the weights, and for what a convolution needs beside them."""
 VARIED = 8
-"""Samples on which the units of outputs are measured at least, where there are as many."""
+"""The fewest samples on which the units of outputs are measured, where there are as many."""
+DRAWN = 256
+"""The fewest random numbers on the outputs that one average is over: micro-batches times the outputs of one sample. A
+choice: a sensitivity then has an error of about sqrt(2 / 256), 9 %."""
 
 SampleProgress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""
@@ -36,9 +42,13 @@ class NotFiniteError(ProbeError):
     """Some inputs give gradients that are NaN or infinite."""
 
     name: str = ""
-    """The last parameter of which that is so."""
+    """The last parameter with such a gradient."""
     good: torch.Tensor
-    """Which samples were not in such a micro-batch, bool."""
+    """For each sample, whether all gradients of its micro-batch were finite; bool."""
+
+
+class _NoGradientError(ProbeError):
+    """The forward gives nothing that can be differentiated."""
 
 
 def sensitivity(
@@ -48,37 +58,67 @@ def sensitivity(
     seed: int = 0,
     micro_batch: int = 16,
     memory: int = 2**30,
+    enough: int | None = None,
     progress: SampleProgress | None = None,
 ) -> dict[str, float]:
     """`a_i` of every floating-point parameter that the outputs depend on, by name (tied ones under every name).
 
-    Rounded to four digits, so that the order in which threads add does not show. Micro-batches are smaller than
-    `micro_batch` where the activations of a backward pass would take more than `memory` bytes.
+    The numbers are rounded to four digits, so that they do not depend on the order in which threads add. Micro-batches
+    are smaller than `micro_batch` where the activations of a backward pass would take more than `memory` bytes.
+
+    None, with a `ProbeWarning`, where the forward cannot be differentiated.
+
+    Args:
+        enough: samples after which it stops if the outputs are many (`DRAWN`); by default all are used.
 
     Raises:
-        ProbeError: the forward or backward pass fails, or no output is a floating-point tensor.
+        NotFiniteError: some gradients are NaN or infinite.
+        ProbeError: the forward fails.
     """
     try:
-        return _sensitivity(model, batch, torch.Generator().manual_seed(seed), (micro_batch, memory), progress)
+        return _sensitivity(model, batch, torch.Generator().manual_seed(seed), (micro_batch, memory, enough), progress)
+    except _NoGradientError as error:
+        why = error.fact
     except OpqError:
         raise
-    except Exception as error:  # a stranger's forward may fail in any way; the cause is kept
-        raise ProbeError(
-            f"{type(model).__name__} fails on the probe's inputs", got=f"{type(error).__name__}: {error}"
-        ) from error
+    except Exception as error:  # a user's forward may fail in any way; the cause is kept
+        why = brief(error)
+        if not _runs(model, batch, micro_batch):
+            raise ProbeError(f"{type(model).__name__} fails on the probe's inputs", got=why) from error
+    warn(
+        f"{type(model).__name__} has no gradients: {why}. Sensitivities are then by its weights, and errors are fed "
+        "back as elsewhere.",
+        ProbeWarning,
+    )
+    return {}
+
+
+@torch.no_grad()
+def _runs(model: nn.Module, batch: Batch, micro_batch: int) -> bool:
+    """Whether the forward works where no gradient is asked for."""
+    with untouched(model), batch_statistics(model):
+        try:
+            next(batch.to(model).parts(micro_batch))(model)
+        except Exception:
+            return False
+        return True
 
 
 def _sensitivity(
-    model: nn.Module, batch: Batch, generator: torch.Generator, most: tuple[int, int], progress: SampleProgress | None
+    model: nn.Module,
+    batch: Batch,
+    generator: torch.Generator,
+    most: tuple[int, int, int | None],
+    progress: SampleProgress | None,
 ) -> dict[str, float]:
-    total, done = batch.samples, 0
+    total, done, drawn, enough = batch.samples, 0, 0, most[2]
     good, last, units = torch.ones(total, dtype=torch.bool), "", None
     with differentiable(model):
         names = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
         parameters = {id(p): p for p in names.values()}
         sums = dict.fromkeys(parameters, 0.0)
         batch = batch.to(model)
-        record, size = Record(model), at_once(model, batch, most)
+        record, size = Record(model), at_once(model, batch, most[:2])
         of_tokens = robust.tables(model)
         for part in batch.parts(size):
             outputs = _outputs(model, part)
@@ -88,24 +128,27 @@ def _sensitivity(
             squares = _squares([o for _, o in felt], v, list(parameters.values()), of_tokens)
             record.restore()
             for key, square in zip(parameters, squares, strict=True):
-                sums[key] += square / total
-            done += part.samples
+                sums[key] += square
+            done, drawn = done + part.samples, drawn + sum(o.numel() for o in v) // part.samples
             bad = [n for n, square in zip(parameters, squares, strict=True) if not math.isfinite(square)]
             if bad:
                 good[done - part.samples : done] = False
                 last = next(name for name, p in names.items() if id(p) == bad[-1])
+            finished = done == total or (enough is not None and done >= enough and drawn >= DRAWN)
             if progress is not None:
-                progress(done, total)
+                progress(total if finished else done, total)
+            if finished:
+                break
     if last:
         error = NotFiniteError(f"the gradient of {last} is NaN or infinite on the probe's inputs")
         error.name, error.good = last, good
         raise error
-    return {n: float(f"{sums[id(p)]:.4g}") for n, p in names.items() if sums[id(p)] > 0}
+    return {n: float(f"{sums[id(p)] / done:.4g}") for n, p in names.items() if sums[id(p)] > 0}
 
 
 @contextlib.contextmanager
 def differentiable(model: nn.Module) -> Iterator[None]:
-    """The model in batch-statistics mode with a gradient for every parameter, those frozen by the user too."""
+    """The model in batch-statistics mode, with gradients for all parameters, also for those that the user froze."""
     with untouched(model), batch_statistics(model), torch.enable_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point():
@@ -114,12 +157,12 @@ def differentiable(model: nn.Module) -> Iterator[None]:
 
 
 def at_once(model: nn.Module, batch: Batch, most: tuple[int, int]) -> int:
-    """Samples of a micro-batch whose backward pass keeps within so many samples and bytes."""
+    """The size of micro-batches for backward passes that keep within `most`, a number of samples and of bytes."""
     return min(most[0], max(2, int(ACTIVATIONS * most[1]) // _bytes_per_sample(model, batch)))
 
 
 def _bytes_per_sample(model: nn.Module, batch: Batch) -> int:
-    """Of what the backward pass needs of the forward one, measured on two samples."""
+    """Bytes per sample that the forward pass keeps for the backward one, measured on two samples."""
     saved = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -137,16 +180,16 @@ def _bytes_per_sample(model: nn.Module, batch: Batch) -> int:
 
 
 def _outputs(model: nn.Module, part: Batch) -> list[torch.Tensor]:
-    """What errors are measured on, and what depends on the weights at all where that does not."""
+    """The outputs that errors are measured on; if none of them depends on the weights, all floating-point outputs."""
     output = part(model)
     for found in (weighing(output), floating(output)):
         if any(o.requires_grad for o in found):
             return found
-    raise ProbeError("the forward's outputs do not depend on the weights", got=type(output).__name__)
+    raise _NoGradientError("no output follows the weights smoothly")
 
 
 def _units(model: nn.Module, batch: Batch, part: Batch, outputs: Sequence[torch.Tensor]) -> Units:
-    """Of the first micro-batch's outputs, or of a larger one's where that is small."""
+    """The units of the first micro-batch's outputs; if it has fewer than `VARIED` samples, of a larger one's."""
     if part.samples < VARIED and part.samples < batch.samples:
         part, record = next(batch.parts(VARIED)), Record(model)
         with torch.no_grad():
@@ -158,7 +201,7 @@ def _units(model: nn.Module, batch: Batch, part: Batch, outputs: Sequence[torch.
 def _noise(
     output: torch.Tensor, mask: torch.Tensor | None, units: Units, number: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Fresh `v ~ N(0, I)` on one output, as it counts; 0 on tokens that do not count."""
+    """A new `v ~ N(0, I)` for one output, divided by the output's unit; 0 at padding tokens."""
     return units.scaled(counted(torch.randn(output.shape, generator=generator).to(output), mask), number)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from opq.probing import inside
-from opq.quantizing.moment import Layout, widths
+from opq.quantizing.moment import WIDEST, Layout, widths
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -19,11 +19,19 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layer:
+    """A weight of a module, and how the module's inputs become the rows that it is multiplied by."""
+
     module_name: str
     module: nn.Module
     layout: Layout
     weight_name: str
-    width: int
+    widths: tuple[int, ...]
+    """Coordinates of the layer's inputs, by blocks that have a moment each; d in sum."""
+
+    @property
+    def width(self) -> int:
+        """The number of coordinates, d."""
+        return sum(self.widths)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -33,11 +41,11 @@ class Layer:
     @property
     def bytes(self) -> int:
         """Bytes of the moment and its factor in float32."""
-        return sum(8 * self.layout.groups * w * w for w in widths(self.width))
+        return sum(8 * self.layout.groups * w * w for w in self.widths)
 
 
-def layers(model: nn.Module) -> dict[str, Layer]:
-    """The layers that error feedback supports, by weight name.
+def layers(model: nn.Module, *, widest: int = WIDEST) -> dict[str, Layer]:
+    """The layers that error feedback supports, by weight name; a moment has at most `widest` coordinates.
 
     Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Hugging Face's Conv1D, the input projection of MultiheadAttention; of
     LSTM, GRU, RNN and their cells the matrices of inputs and of hidden states; the stacked experts of transformers. A
@@ -52,14 +60,14 @@ def layers(model: nn.Module) -> dict[str, Layer]:
         for weight_name, weight in module.named_parameters(recurse=False):
             layout = _layout(module, weight_name)
             if layout is not None:
-                width = int(layout.matrix(weight).shape[-1])
-                layer = Layer(name, module, layout, weight_name, width)
+                blocks = widths(int(layout.matrix(weight).shape[-1]), widest)
+                layer = Layer(name, module, layout, weight_name, tuple(blocks))
                 found.setdefault(names[id(weight)], layer)
     return found
 
 
 def _layout(module: nn.Module, weight_name: str) -> Layout | None:
-    if isinstance(module, nn.MultiheadAttention):  # its three blocks of rows see queries, keys and values
+    if isinstance(module, nn.MultiheadAttention):  # three blocks of rows, multiplied by queries, keys and values
         return Layout(groups=3) if weight_name == "in_proj_weight" else None
     if (found := inside.layouts(module)) and weight_name in found:
         return found[weight_name]
@@ -83,13 +91,14 @@ def inputs_of(
 
     Args:
         given: the tensors with which the module was called.
-        phase: how many rows were taken before; a convolution then gives other positions of its output grid.
+        positions: about how many rows to give; there may be fewer.
+        phase: how many rows were taken before; a convolution uses other positions of its output grid each time.
         within: what weights that no hook sees are multiplied by, by their names.
     """
     module, layout = layer.module, layer.layout
     if isinstance(module, CONVOLUTIONS):
         return _patches(module, given[0], layout, positions, phase)
-    if isinstance(module, TRANSPOSED):  # a row for each channel and tap of the kernel, whatever they overlap with
+    if isinstance(module, TRANSPOSED):  # the weight maps one position's channels to all taps: overlaps do not matter
         x = given[0].flatten(-len(module.kernel_size))
         x = x.reshape(-1, layout.groups, x.shape[-2] // layout.groups, x.shape[-1])
         return _some(x.permute(1, 0, 3, 2).flatten(1, 2), positions)
@@ -107,32 +116,68 @@ def _some(x: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def _patches(module: nn.Module, x: torch.Tensor, layout: Layout, positions: int, phase: int) -> torch.Tensor:
-    """The patches of a convolution at some positions of its output grid, the same in all samples."""
+    """The patches under a convolution's kernel at some positions of its output grid, the same for all samples."""
     assert isinstance(module, CONVOLUTIONS)
-    dims = len(module.kernel_size)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    dims, padding = len(module.kernel_size), module._reversed_padding_repeated_twice
     x = x.unsqueeze(0) if x.dim() == dims + 1 else x
-    x = nn.functional.pad(x, module._reversed_padding_repeated_twice, mode=mode)
-    sizes, samples = x.shape[2:], x.shape[0]
+    if module.padding_mode != "zeros":
+        x, padding = nn.functional.pad(x, padding, mode=module.padding_mode), [0] * len(padding)
+    samples, front, back = x.shape[0], padding[::2][::-1], padding[1::2][::-1]
     reach = [dil * (k - 1) for dil, k in zip(module.dilation, module.kernel_size, strict=True)]
-    grid = [(n - r - 1) // s + 1 for n, r, s in zip(sizes, reach, module.stride, strict=True)]
+    whole = [f + n + b for f, n, b in zip(front, x.shape[2:], back, strict=True)]
+    grid = [(n - r - 1) // s + 1 for n, r, s in zip(whole, reach, module.stride, strict=True)]
     chosen = spread(math.prod(grid), math.ceil(positions / samples), phase // samples)
-    strides = [math.prod(sizes[i + 1 :]) for i in range(dims)]
-    corner = torch.zeros_like(chosen)
-    for n, step, stride in reversed(list(zip(grid, module.stride, strides, strict=True))):
-        corner += chosen % n * step * stride
-        chosen = chosen // n
-    flat, taps = x.flatten(2), product(*(range(k) for k in module.kernel_size))
-    offsets = [sum(t * dil * s for t, dil, s in zip(tap, module.dilation, strides, strict=True)) for tap in taps]
-    seen = torch.stack([flat.index_select(2, (corner + o).to(x.device)) for o in offsets], dim=2)
-    seen = seen.reshape(samples, layout.groups, -1, len(offsets), len(corner))
-    return seen.permute(1, 0, 4, 2, 3).reshape(layout.groups, samples * len(corner), -1)
+    index, outside = _taps(module, x.shape[2:], chosen, grid, front)
+    seen = _pixels(x, index.to(x.device))
+    if bool(outside.any()):
+        seen.masked_fill_(outside[:, :, None].to(x.device), 0.0)
+    rows, channels = samples * len(chosen), seen.shape[-1]
+    if layout.groups == channels:  # one transposition of a matrix, which is much faster than a general one
+        return seen.reshape(-1, channels).t().contiguous().view(channels, rows, -1)
+    seen = seen.reshape(rows, -1, layout.groups, channels // layout.groups)
+    return seen.permute(2, 0, 3, 1).reshape(layout.groups, rows, -1)
+
+
+def _taps(
+    module: nn.Module, sizes: Sequence[int], chosen: torch.Tensor, grid: Sequence[int], front: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which pixels of an image the kernel covers at some of its positions.
+
+    Args:
+        chosen: numbers of positions on the `grid` of all, (positions,).
+        front: pixels of padding before the image, for each dimension.
+
+    Returns:
+        Numbers of pixels (positions, taps) int64, and whether the kernel is on padding there, in place of which the
+        nearest pixel is named.
+    """
+    assert isinstance(module, CONVOLUTIONS)
+    ranges = (range(k) for k in module.kernel_size)
+    taps, index = torch.tensor(list(product(*ranges))), torch.zeros((), dtype=torch.int64)
+    outside = torch.zeros((), dtype=torch.bool)
+    for i, size in enumerate(sizes):
+        corner = chosen // math.prod(grid[i + 1 :]) % grid[i] * module.stride[i] - front[i]
+        pixel = corner[:, None] + taps[:, i] * module.dilation[i]
+        outside = outside | (pixel < 0) | (pixel >= size)
+        index = index * size + pixel.clamp(0, size - 1)
+    return index, outside
+
+
+def _pixels(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Some pixels of images (samples, channels, ...), as (samples, *index.shape, channels)."""
+    flat = x.flatten(2)
+    if flat.stride(1) == 1:  # channels last in memory: each pixel is one piece
+        found = flat.transpose(1, 2).index_select(1, index.flatten())
+    else:
+        found = flat.index_select(2, index.flatten()).transpose(1, 2)
+    return found.reshape(len(x), *index.shape, x.shape[1])
 
 
 def spread(total: int, count: int, phase: int) -> torch.Tensor:
     """`count` numbers below `total` (all of them, if there are fewer), evenly spread, ascending; int64, (count,).
 
-    They are members of a golden-ratio sequence from the `phase`-th on, so that another phase gives other numbers.
+    They are `count` successive members of a golden-ratio sequence, beginning with the `phase`-th, so that another phase
+    gives other numbers.
     """
     if count >= total:
         return torch.arange(total)

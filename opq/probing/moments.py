@@ -15,11 +15,14 @@ from torch import nn
 from opq.models.batch import Batch
 from opq.probing.collector import Collector, Dense
 from opq.probing.layers import Layer, layers
-from opq.quantizing.moment import DAMPING, Layout, Moment
+from opq.quantizing.moment import DAMPING, WIDEST, Factors, Layout, Moment
 
 
 class Moments(Mapping[str, Moment]):
-    """`S_i` of every layer that error feedback supports. The model must not change while this is in use."""
+    """The input moment `S_i` of every layer that error feedback supports, by weight name.
+
+    The model must not change while this is in use.
+    """
 
     def __init__(
         self,
@@ -29,10 +32,17 @@ class Moments(Mapping[str, Moment]):
         micro_batch: int = 16,
         memory: int = 2**30,
         damping: float = DAMPING,
+        widest: int = WIDEST,
     ):
-        """`memory`: bytes of moments and their factors held at one time."""
+        """Observes nothing yet.
+
+        Args:
+            memory: bytes of moments and their factors that are held at one time.
+            damping: added to the diagonal of each moment before it is factored, as a fraction of the diagonal's mean.
+            widest: the most coordinates of one moment; wider layers have several.
+        """
         self._collector = Collector(model, batch, micro_batch, damping)
-        self._layers = layers(model)
+        self._layers = layers(model, widest=widest)
         self._memory = memory
 
     def __iter__(self) -> Iterator[str]:
@@ -45,13 +55,16 @@ class Moments(Mapping[str, Moment]):
         return name in self._layers
 
     def __getitem__(self, name: str) -> Moment:
-        """The moment of one weight's inputs; raises `KeyError` if its layer is not supported, or is never run."""
+        """The moment of one weight's inputs; raises `KeyError` if its layer is not supported, or is never run.
+
+        It takes a pass of its own where not all are kept, or where `of` has given its factors already.
+        """
         layer = self._layers[name]
-        found = self._first[0] if self.fit else self._collector.moments({name: layer})
-        return found[name]
+        kept = self._first[0][name].moment if self.fit else None
+        return kept or self._collector.moments({name: layer})[name]
 
     def layout(self, name: str) -> Layout | None:
-        """How a weight is a stack of matrices; None if its layer is not supported."""
+        """How a weight is viewed as a stack of matrices; None if its layer is not supported."""
         return self._layers[name].layout if name in self._layers else None
 
     @functools.cached_property
@@ -64,11 +77,11 @@ class Moments(Mapping[str, Moment]):
         wanted = set(names)
         return list(_grouped({n: layer for n, layer in self._layers.items() if n in wanted}, self._memory))
 
-    def of(self, group: Iterable[str]) -> dict[str, Moment | None]:
-        """The moments of one group, by at most one pass; None for a weight that the network never uses."""
+    def of(self, group: Iterable[str]) -> dict[str, Factors | None]:
+        """The factors of one group, computed in at most one pass; None for a weight that the network never uses."""
         names = list(group)
         wanted = {name: self._layers[name] for name in names}
-        found = self._first[0] if self.fit else self._collector.moments(wanted)
+        found = self._first[0] if self.fit else _factors(self._collector.moments(wanted))
         return {name: found.get(name) for name in names}
 
     @property
@@ -77,9 +90,14 @@ class Moments(Mapping[str, Moment]):
         return self._first[1]
 
     @functools.cached_property
-    def _first(self) -> tuple[dict[str, Moment], Dense]:
+    def _first(self) -> tuple[dict[str, Factors], Dense]:
         """The first pass: statistics and outputs of the dense network, and all moments if they fit in memory."""
-        return self._collector.both(self._layers if self.fit else {})
+        moments, dense = self._collector.both(self._layers if self.fit else {})
+        return _factors(moments), dense
+
+
+def _factors(moments: Mapping[str, Moment]) -> dict[str, Factors]:
+    return {name: Factors(moment) for name, moment in moments.items()}
 
 
 def _grouped(found: Mapping[str, Layer], memory: int) -> Iterator[tuple[str, ...]]:

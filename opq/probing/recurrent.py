@@ -85,7 +85,8 @@ def _layer(module: nn.RNNBase, number: int) -> nn.RNNBase:
         options["proj_size"] = module.proj_size
     if isinstance(module, nn.RNN):
         options["nonlinearity"] = module.nonlinearity
-    layer = type(module)(some.shape[1], module.hidden_size, **options, dtype=some.dtype, device=some.device)
+    kind: Any = type(module)
+    layer: nn.RNNBase = kind(some.shape[1], module.hidden_size, **options, dtype=some.dtype, device=some.device)
     layer.load_state_dict(weights)
     return layer.eval()
 

@@ -41,7 +41,8 @@ def renormalise(
         batch: the inputs, synthetic or real.
         dense: the result of `statistics` for the dense network, if it is known already.
 
-    BatchNorms without running statistics, with those of a new module, or that are never run, are left out.
+    Three kinds of BatchNorm are left out: those without running statistics, those whose statistics are still the
+    initial ones, and those that are never run.
     """
     dense = statistics(model, {}, batch, micro_batch=micro_batch) if dense is None else dense
     moved = statistics(model, state, batch, micro_batch=micro_batch)
@@ -64,7 +65,7 @@ def renormalise(
 
 
 def _untrained(mean: torch.Tensor, variance: torch.Tensor) -> bool:
-    """Whether the statistics are those of a new module: of no data, so that `sqrt(var / v)` compares two strangers."""
+    """Whether the statistics are the initial ones, 0 and 1, which say nothing about any data."""
     return not bool(mean.any()) and bool((variance == 1).all())
 
 
@@ -90,7 +91,7 @@ class Tally:
         self._counts: dict[str, int] = {}
 
     def see(self, name: str, module: nn.Module, given: Sequence[torch.Tensor]) -> None:
-        """Adds one call."""
+        """Adds the mean and variance at the input of one call."""
         x = given[0].float()
         dims = [0, *range(2, x.dim())]
         m = x.mean(dims, keepdim=True)

@@ -1,4 +1,4 @@
-"""The probe of a model: inputs for it, and what these tell, of sensitivities, moments, statistics and outputs."""
+"""The probe of a model: runs it on inputs and measures sensitivities, input moments, BatchNorm statistics, outputs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from opq.base.stages import stage
 from opq.base.tables import Column, printable
 from opq.errors import OpqError, ProbeError, ProbeWarning
 from opq.models.attachment import check_detached
-from opq.models.batch import Batch, gathered
-from opq.models.observe import batch_statistics, untouched
+from opq.models.batch import Batch
+from opq.models.divided import gathered
+from opq.models.observe import batch_statistics, device_of, untouched
 from opq.models.outputs import counted, weighing
 from opq.models.wrappers import unwrapped
 from opq.probing import evidence, finite, texts
@@ -33,23 +34,24 @@ from opq.probing.units import error_of
 from opq.quantizing.moment import DAMPING, DAMPING_REAL
 from opq.sources.base import InputHint
 
-SAMPLES, REAL_SAMPLES = 64, 512
-"""Synthetic inputs made, and real ones taken, where the caller does not say how many."""
-
+REAL_SAMPLES = 512
+"""How many real inputs are used at most, where the caller does not say."""
+FELT = 16
+"""Sensitivities are measured on at least so many samples, and on a quarter of all. docs/research.md compares 64."""
 
 _FELT = (Column("tensor", least=24), Column("sensitivity", right=True))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Probe:
-    """What synthetic (or calibration) inputs tell about a model; the model must not change while it is used."""
+    """What a model does on synthetic or calibration inputs; the model must not change while a probe of it is used."""
 
     model: nn.Module = dataclasses.field(repr=False)
 
     sensitivity: Mapping[str, float]
-    """`a_i` of every floating-point parameter that the outputs depend on, by name."""
+    """The sensitivity `a_i` of every floating-point parameter that the outputs depend on, by name."""
     moments: Moments
-    """`S_i` by weight name, computed when asked for."""
+    """The second moments `S_i` of layers' inputs by weight name, computed when they are first requested."""
     batch: Batch
     """The inputs, for re-normalisation."""
     micro_batch: int = 16
@@ -74,7 +76,11 @@ class Probe:
         return tables.html(_FELT, ((printable(n), f"{a:.4g}") for n, a in ranked), total=len(ranked))
 
     def renormalised(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """New running means and variances for the network with `state` in place of its own tensors."""
+        """New running means and variances of BatchNorm for the quantized network `state`, by buffer name.
+
+        Args:
+            state: tensors by state-dict name; those that it lacks are taken from the model.
+        """
         dense = self.moments.dense.statistics
         return renormalise(self.model, state, self.batch, micro_batch=self.micro_batch, dense=dense)
 
@@ -82,8 +88,8 @@ class Probe:
         """How far `state` moves the outputs of a micro-batch, relative to how they vary from sample to sample.
 
         Of scores of words: the divergence from the dense network's distribution of words, in nats a token.
-        BatchNorm in batch-statistics mode, so this is the error that re-normalisation leaves. It ranks plans. NaN where
-        the data decide the outputs' shapes, so that none can be compared.
+        BatchNorm is in batch-statistics mode, so this is the error that re-normalisation leaves. Plans are ranked by
+        it. It is NaN where no output has the same shape as before, since the data decide the shapes.
         """
         part = next(self.batch.to(self.model).parts(self.micro_batch))
         with torch.no_grad(), untouched(self.model), batch_statistics(self.model):
@@ -93,12 +99,12 @@ class Probe:
         return texts.divergence(before[0], after[0], part.mask) if self.words else error_of(before, after)
 
     def sensitivities(self, names: Iterable[str], *, alpha: float = 0.5) -> dict[str, float]:
-        """`a_i^alpha` for the solver; a tensor that the outputs never felt gets the middle of the others."""
+        """`a_i^alpha` by name, as the solver takes it; a tensor without a sensitivity gets the median of the others."""
         return weights(self.sensitivity, names, alpha)
 
 
 def weights(felt: Mapping[str, float], names: Iterable[str], alpha: float) -> dict[str, float]:
-    """`a_i^alpha` of some tensors; one that was never felt gets the middle of the others."""
+    """`a_i^alpha` of some tensors by name; a tensor without a sensitivity gets the median of the others."""
     names = list(names)
     known = sorted(felt[n] for n in names if felt.get(n, 0.0) > 0)
     middle = known[len(known) // 2] if known else 1.0
@@ -119,23 +125,27 @@ def probe(
     memory: int = 2**30,
     progress: SampleProgress | bool | None = None,
 ) -> Probe:
-    """Sensitivities and input moments of a model from synthetic inputs; the model comes back untouched.
+    """Measures sensitivities and input moments of a model, on synthetic inputs unless `calibration` is given.
+
+    The model comes back untouched.
 
     Args:
-        input_size: shape of one sample without the batch dimension, or shapes by the names of the forward's arguments;
-            by default asked of the model.
+        input_size: shape of one sample without the batch dimension, or such shapes by the names of the forward's
+            arguments; by default they are guessed from the model.
         example_inputs: anything the forward takes, to be imitated in shape and kind.
         calibration: batches of real inputs to use instead of synthetic ones.
+        hint: what the source knows about the inputs (`Source.input_hint`).
         quick: random tokens for a language model, not texts that it writes itself: for that it runs once a token.
-        samples: inputs in all; by default 64 synthetic ones, and up to 512 of `calibration`.
+        samples: inputs in all; by default 64 synthetic ones, or 32 images of 128 x 128 pixels and more for a network
+            with BatchNorm, and up to 512 of `calibration`.
         seed: the same seed gives the same probe.
-        micro_batch: samples in memory at one time, at most.
-        memory: bytes of activations, and of second moments, held at one time.
+        micro_batch: the most samples that are run at one time.
+        memory: the most bytes of activations, and again of second moments, that are held at one time.
         progress: called with (samples done, samples in all); True for a bar, False for none. By default a bar appears
             after two seconds, on a terminal or in a notebook only.
 
     Raises:
-        ProbeError: the forward cannot be run, or gives nothing that can be differentiated.
+        ProbeError: the forward cannot be run. One without gradients gives no sensitivities, and a `ProbeWarning`.
         AttachError: the compression module is attached to the model.
 
     Example:
@@ -148,23 +158,21 @@ def probe(
     """
     model = unwrapped(model)
     check_detached(model)
-    words = False
-    if calibration is not None:
-        batch = gathered(model, calibration, samples or REAL_SAMPLES)
-    else:
-        with ordinary_arithmetic():
-            batch = synthetic(
+    with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
+        if calibration is not None:
+            batch, words = gathered(model, calibration, samples or REAL_SAMPLES), False
+        else:
+            batch, words = made_up(
                 model,
                 input_size=input_size,
                 example_inputs=example_inputs,
                 hint=hint,
-                samples=samples or SAMPLES,
+                quick=quick,
+                samples=samples,
                 seed=seed,
+                see=functools.partial(told, "texts"),
             )
-    with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
-        if not (quick or any(given is not None for given in (calibration, example_inputs, input_size))):
-            batch, random = texts.written(model, batch, seed=seed, see=functools.partial(told, "texts")), batch
-            words = batch is not random
+        batch = _by_pixels(model, batch)
         measured = functools.partial(_measured, model, (micro_batch, memory), calibration is None, seed, told)
         try:
             batch, felt = measured(batch)
@@ -176,16 +184,55 @@ def probe(
     return Probe(model, felt, moments, batch, micro_batch, words)
 
 
+def made_up(
+    model: nn.Module,
+    *,
+    input_size: Sequence[int] | Mapping[str, Sequence[int]] | None,
+    example_inputs: Any,
+    hint: InputHint | None,
+    quick: bool,
+    samples: int | None,
+    seed: int,
+    see: texts.Seen | None = None,
+) -> tuple[Batch, bool]:
+    """Synthetic inputs of a model, and whether they are texts that it has written itself; options as of `probe`."""
+    with ordinary_arithmetic():
+        batch = synthetic(
+            model, input_size=input_size, example_inputs=example_inputs, hint=hint, samples=samples, seed=seed
+        )
+    if quick or example_inputs is not None or input_size is not None:
+        return batch, False
+    written = texts.written(model, batch, seed=seed, see=see)
+    return written, written is not batch
+
+
+def _by_pixels(model: nn.Module, batch: Batch) -> Batch:
+    """Images stored pixel by pixel, as processors convolve them fastest, where the forward takes them so."""
+    if batch.images is None or device_of(model).type != "cpu":
+        return batch
+    with torch.no_grad(), untouched(model), batch_statistics(model):
+        stored = batch.map(lambda images: images.contiguous(memory_format=torch.channels_last))
+        try:
+            next(stored.to(model).parts(2))(model)
+        except Exception:  # a stranger's forward may see a tensor in another shape, which its memory must allow
+            return batch
+    return stored
+
+
 def _measured(
     model: nn.Module, most: tuple[int, int], made: bool, seed: int, told: Progress, batch: Batch
 ) -> tuple[Batch, dict[str, float]]:
-    """Sensitivities, and the inputs that they are of."""
+    """The sensitivities, with the inputs on which they were measured."""
     tell: SampleProgress | None = functools.partial(told, "probe")
     if made:
         with stage("evidence"):
             batch, tell = _with_evidence(model, batch, most, tell)
+    enough, (micro_batch, memory) = max(FELT, batch.samples // 4), most
     with stage("sensitivity"):
-        return batch, sensitivity(model, batch, seed=seed, micro_batch=most[0], memory=most[1], progress=tell)
+        felt = sensitivity(
+            model, batch, seed=seed, micro_batch=micro_batch, memory=memory, enough=enough, progress=tell
+        )
+    return batch, felt
 
 
 def _elsewhere(
@@ -196,10 +243,10 @@ def _elsewhere(
     made: bool,
     measured: Callable[[Batch], tuple[Batch, dict[str, float]]],
 ) -> tuple[Batch, dict[str, float]]:
-    """The same on other inputs than those that give NaN or infinity, with a warning that says where.
+    """The result of `measured` on other inputs, where those given lead to NaN or infinity; warns where they do.
 
     Raises:
-        ProbeError: none is found.
+        ProbeError: no other inputs give finite numbers either.
     """
     found = finite.trouble(model, batch, micro_batch=micro_batch)
     where = found.where or f"the gradient of {error.name!r}"
@@ -213,14 +260,16 @@ def _elsewhere(
     raise ProbeError(
         f"{where} is NaN or infinite on the probe's inputs",
         got=type(model).__name__,
-        remedy="Pass inputs that the model is made for: calibration= or example_inputs=, or probe=False.",
+        remedy="Pass inputs that the model is made for: calibration= or example_inputs=, or probe=False."
+        if made
+        else "Leave out of calibration= what the model itself answers with NaN, or pass probe=False.",
     )
 
 
 def _with_evidence(
     model: nn.Module, batch: Batch, most: tuple[int, int], progress: SampleProgress | None
 ) -> tuple[Batch, SampleProgress | None]:
-    """Images that the network takes for something; and the progress of what is left, each pass counted."""
+    """The batch with images that show evidence of a class, and a progress callback for the passes that are left."""
     if not evidence.applies(model, batch):
         return batch, progress
     before, passes = evidence.STEPS * batch.samples, (evidence.STEPS + 1) * batch.samples
@@ -235,7 +284,7 @@ def _with_evidence(
         batch = evidence.decided(model, batch, micro_batch=size, see=lambda done: see(evidence.STEPS * done))
     except OpqError:
         raise
-    except Exception as error:  # a stranger's network may refuse to be differentiated: noise will do
+    except Exception as error:  # a network may not be differentiable in its inputs: the noise is used as it is
         fact = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
         warn(
             f"the images of the probe stay plain noise: {type(model).__name__} has no gradient for them, {fact}",

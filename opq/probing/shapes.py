@@ -1,4 +1,4 @@
-"""What the layers that a model begins with can take."""
+"""Guesses what a model takes from its layers, above all from the one that it begins with."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from opq.probing.layers import CONVOLUTIONS, TRANSPOSED
 from opq.probing.recurrent import CELLS, RECURRENT
 
 IMAGE_SIDES = (224, 32, 28, 64, 96, 299, 16, 8)
-"""Sides in pixels to try, after the one that the network's strides suggest."""
+"""Sides of images in pixels to try, after the one that the network's strides suggest."""
 LATENT_SIDES = (8, 4, 16, 1, 7, 32)
-"""The same for what a transposed convolution enlarges."""
+"""The same for inputs of transposed convolutions."""
 TOKENS = 24
-"""Tokens of one synthetic text where the model allows as many, and members of any sequence but those of TIMES."""
+"""Length of a synthetic text in tokens, where the model allows as many, and of other sequences without time."""
 TIMES = 160
-"""Members of the sequences of a recurrent network: 1.6 seconds of a spectrogram."""
+"""Length of a recurrent network's sequences: 1.6 seconds of a spectrogram."""
+SATURATED = 4.0
+"""From this sum on a gate is open or closed, and tanh is 1 to three digits. A choice; the units of the networks tried
+have sums of 0.5 to 2, those of a speaker encoder on spectrograms of power 8."""
+BANDS = (16, 256)
+"""Widths that spectrograms have."""
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _KNOWN = (
     *(*CONVOLUTIONS, *TRANSPOSED, *RECURRENT, *CELLS, *EMBEDDINGS),
@@ -27,7 +32,7 @@ _KNOWN = (
 
 
 def entries(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The layers with weights whose inputs are known by their kind, in the order in which the model lists them."""
+    """The layers whose kind says what they take, with their names, in the order in which the model lists them."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, _KNOWN)]
 
 
@@ -37,7 +42,7 @@ def first_weighted(model: nn.Module) -> nn.Module | None:
 
 
 def calls(model: nn.Module) -> Iterator[Call]:
-    """Calls with one argument."""
+    """Calls with one argument, the likeliest first."""
     first = first_weighted(model)
     if isinstance(first, RECURRENT) and not first.batch_first:  # time comes before the samples
         yield from (Call((form,), dim=1) for form in forms_of(first, model) if form.kind == "series")
@@ -47,7 +52,7 @@ def calls(model: nn.Module) -> Iterator[Call]:
 
 
 def forms_of(module: nn.Module, model: nn.Module) -> Iterator[Form]:
-    """What one layer of the model can take."""
+    """Forms that one layer of the model can take, the likeliest first."""
     if isinstance(module, EMBEDDINGS):
         yield from (Form("tokens", shape, module.num_embeddings) for shape in ((TOKENS,), ()))
     elif isinstance(module, nn.MultiheadAttention):
@@ -57,7 +62,7 @@ def forms_of(module: nn.Module, model: nn.Module) -> Iterator[Form]:
     elif isinstance(module, nn.Bilinear):
         yield from (Form("signal", (module.in1_features,)), Form("signal", (module.in2_features,)))
     elif isinstance(module, RECURRENT):
-        yield from (Form("series", (TIMES, module.input_size)), Form("signal", (TOKENS, module.input_size)))
+        yield from _sequences(module)
     elif isinstance(module, CELLS):
         yield Form("signal", (module.input_size,))
     elif isinstance(module, CONVOLUTIONS):
@@ -68,8 +73,21 @@ def forms_of(module: nn.Module, model: nn.Module) -> Iterator[Form]:
         yield from (Form("signal", (module.in_channels, *[side] * dims)) for side in LATENT_SIDES)
 
 
+def _sequences(module: nn.RNNBase) -> Iterator[Form]:
+    """Forms for a recurrent module.
+
+    Inputs of deviation 1 make sums of deviation `|w|` in a unit with input weights `w`. Where these would saturate the
+    units, inputs must be much smaller, as the power in bands of a recording is.
+    """
+    width = module.input_size
+    weights = module.get_parameter("weight_ih_l0").detach().float()
+    if float(weights.square().sum(1).mean().sqrt()) > SATURATED and BANDS[0] <= width <= BANDS[1]:
+        yield Form("power", (TIMES, width))
+    yield from (Form("series", (TIMES, width)), Form("signal", (TOKENS, width)))
+
+
 def _flat(features: int) -> Iterator[Form]:
-    """What a linear layer can take: vectors, sequences of them, images that are flattened before it."""
+    """Forms for a linear layer: vectors, sequences of vectors, and images that the model flattens before it."""
     yield from (Form("signal", (features,)), Form("signal", (TOKENS, features)))
     for channels in (1, 3):
         side = math.isqrt(features // channels)
@@ -78,7 +96,7 @@ def _flat(features: int) -> Iterator[Form]:
 
 
 def _bare(model: nn.Module) -> Iterator[Form]:
-    """What matrices outside known layers can be multiplied by, from either side."""
+    """Forms that fit one of the two sides of a matrix that belongs to no known layer."""
     known = {id(p) for _, module in entries(model) for p in module.parameters(recurse=False)}
     sizes = [n for p in model.parameters() if p.dim() == 2 and id(p) not in known for n in p.shape]
     for size in dict.fromkeys(sizes[:8]):
@@ -86,7 +104,7 @@ def _bare(model: nn.Module) -> Iterator[Form]:
 
 
 def _sides(model: nn.Module, dims: int) -> Iterator[int]:
-    """About seven pixels after all the strides, as image classifiers have, then the usual sizes."""
+    """Sides of images: first one that leaves seven or eight pixels after all strides, then the usual ones."""
     strides = 1
     for module in model.modules():
         stride = getattr(module, "stride", None)

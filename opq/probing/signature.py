@@ -1,4 +1,4 @@
-"""Calls that fit a forward's signature: which of its arguments to pass, and each as its name and the model tell."""
+"""Calls that fit a forward's signature: which arguments to pass, and a form for each from its name and the model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from opq.probing.facts import Facts
 from opq.probing.forms import Call, Form
 
 MAIN = ("input_ids", "pixel_values", "input_features", "input_values")
-"""What models of transformers look at, listen to and read."""
+"""The main inputs of models of transformers: text, images, sound."""
 HEARD = ("input_features", "input_values")
+"""Those of them that are sound."""
 _BESIDE = ("timestep", "encoder_hidden_states", "class_labels", "pooled_projections", "img_ids", "txt_ids")
-"""Arguments with a default that models of diffusers do not run without."""
+"""Arguments that have a default, though models of diffusers do not run without them."""
 _MOST = 48
-"""Calls to try with one set of arguments."""
+"""The most calls to try with one set of arguments."""
 _GRAPH = ("edges", "adjacency")
+"""Kinds of arguments that make a batch one graph, which cannot be divided."""
 
 
 def calls(model: nn.Module, *, boldly: bool = False) -> Iterator[Call]:
@@ -38,7 +40,7 @@ def calls(model: nn.Module, *, boldly: bool = False) -> Iterator[Call]:
 
 
 def by_sizes(model: nn.Module, sizes: Mapping[str, Iterable[int]]) -> Call:
-    """The call whose arguments have these names and shapes of one sample; integers where their names say so."""
+    """The call with arguments of these names and shapes (of one sample); their kinds are guessed from the names."""
     facts, kwargs = Facts.of(model), dict[str, Form]()
     for name, size in sizes.items():
         shape = tuple(size)
@@ -58,7 +60,7 @@ def by_sizes(model: nn.Module, sizes: Mapping[str, Iterable[int]]) -> Call:
 
 
 def to_write(model: nn.Module) -> str:
-    """`example_inputs=` of a model that nothing runs through, as far as its signature tells, in Python."""
+    """Python code of an `example_inputs=` for a model that accepts no guess, as far as its signature tells."""
     facts, parameters = Facts.of(model), _parameters(model)
     names = next(_sets(model, parameters, facts), ())
     found = {name: next(iter(named(name, facts, model) or guessed(name, model)), None) for name in names}
@@ -70,13 +72,13 @@ def to_write(model: nn.Module) -> str:
 
 
 def _parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
-    """The arguments that can be passed by name, as the model lists them."""
+    """The arguments that can be passed by name, in the order of the signature."""
     usual = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {p.name: p for p in inspect.signature(model.forward).parameters.values() if p.kind in usual}
 
 
 def _sets(model: nn.Module, parameters: Mapping[str, inspect.Parameter], facts: Facts) -> Iterator[tuple[str, ...]]:
-    """Which arguments to pass: those without default, and of the others what such models need."""
+    """Sets of arguments to pass: always those without a default, with different choices of the others."""
     required = [name for name, p in parameters.items() if p.default is p.empty]
     main = str(getattr(model, "main_input_name", ""))
     main = main if main in parameters else next((name for name in MAIN if name in parameters), "")
@@ -95,12 +97,12 @@ def _sets(model: nn.Module, parameters: Mapping[str, inspect.Parameter], facts: 
 
 
 def _masked(names: list[str], parameters: Mapping[str, inspect.Parameter]) -> list[str]:
-    """The names, and the mask of the text among them, where the forward takes one: else padding is guessed."""
+    """The names, and `attention_mask` if the forward takes one for its text: without it models guess the padding."""
     return [*names, "attention_mask"] if "input_ids" in names and "attention_mask" in parameters else names
 
 
 def _combinations(forms: list[list[Form]]) -> Iterator[tuple[Form, ...]]:
-    """One form for each argument; those first whose members are all near the front."""
+    """Choices of one form for each argument, the likeliest first: the smallest sum of places in the lists."""
     count = math.prod(map(len, forms))
     if count > 20_000:
         forms = [few[: max(2, round(20_000 ** (1 / len(forms))))] for few in forms]

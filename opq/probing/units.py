@@ -1,15 +1,17 @@
-"""The units that outputs come in: an error counts by how far its output varies from sample to sample.
+"""Units of outputs: errors are measured relative to how much an output varies from sample to sample.
 
-A detector gives boxes in pixels beside scores below one, two heads may differ by a factor of a thousand: summed as
-they are, the one would be all that matters. So outputs are cut into groups of one unit, and every group counts by its
-squared error over its squared variation `V_g`, however many channels it has, once for each of its positions `p_g`:
+A detector gives boxes in pixels and scores below one; two heads may differ by a factor of a thousand. If squared errors
+were simply summed, only the larger outputs would matter. So outputs are divided into groups, each of one unit, and the
+squared error of a group is divided by its squared variation `V_g`. The groups' errors are averaged with the number of
+positions `p_g` (such as tokens or pixels) as weights; the number of channels does not matter:
 
     error = sum over groups g of  c_g sum_{k in g} (f_k - f^_k)^2,      c_g = p_g / (V_g  sum over groups of p),
     V_g = sum_{k in g} (f_k - mean over samples)^2
 
-Each output is a group; it is cut further where the deviations of its channels, sorted, leave a gap of a factor `GAP`.
-Of an only group the division would be a common factor, which changes no allocation: nothing is divided then. Numbers
-that are all whole, such as labels, count nothing beside others.
+Here `f_k` is an element of the dense network's outputs and `f^_k` the same element for the quantized network. Each
+output is a group. It is divided further where the deviations of its channels, sorted, leave a gap of a factor `GAP`.
+A single group is not divided by `V_g`, since a common factor changes no allocation. Outputs that hold only whole
+numbers, such as labels, have no weight beside others.
 """
 
 from __future__ import annotations
@@ -21,37 +23,37 @@ from collections.abc import Sequence
 import torch
 
 GAP = 30.0
-"""Between the deviations of two units; the classes of classifiers, sorted, leave gaps below 2."""
+"""The least ratio of deviations between two units. The sorted deviations of classifiers' outputs have gaps below 2."""
 PART = 1 / 32
-"""Of the channels, that a unit has at least: fewer are outliers, as features have them."""
+"""The smallest fraction of the channels that makes a unit; fewer are outliers, which features often have."""
 NOTHING = 1e-7
-"""Deviations of channels below this part of the largest are no unit."""
+"""Channels whose deviation is below this fraction of the largest make no unit of their own."""
 CHANNELS = 4096
-"""More than this are positions or words, all of one unit."""
+"""Dimensions of more than this are taken for positions or words, all of one unit."""
 ROUNDING = 1e-5
-"""Smaller relative distances from the mean say nothing."""
+"""Distances from the mean below this, relative to the value, are taken for rounding errors."""
 POSITIONS = 64
-"""Tokens or pixels of one output that count, at most."""
+"""The most positions, tokens or pixels, with which one output counts."""
 WHOLE = 2.0**20
-"""The largest label or count; numbers of float32 that are larger have less than 4 bits behind the point."""
+"""The largest number that is taken for a label or a count; larger float32 numbers have less than 4 fractional bits."""
 FEWEST = 8
-"""Values that the deviation of a channel is measured on at least."""
+"""The fewest values from which the deviation of a channel is measured."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Units:
-    """What an error of each output counts."""
+    """The weights of errors in each output."""
 
     shares: tuple[torch.Tensor, ...]
-    """`c_g` of each output, 0 where it does not vary: of no dimensions, or one number a channel."""
+    """`c_g` of each output, as a scalar or as one number per channel; 0 where the output does not vary."""
     varied: float
-    """`sum of V_g`."""
+    """The sum of all `V_g`."""
     plain: bool
-    """Whether there is one output of one unit, or none that varies: errors are then summed as they are."""
+    """Whether there is only one unit, or no output varies: squared errors are then summed without weights."""
 
     @classmethod
     def of(cls, outputs: Sequence[torch.Tensor]) -> Units:
-        """Of some outputs, the samples along their first dimension."""
+        """The units of some outputs, with samples along their first dimension."""
         outputs = [output.detach().float() for output in outputs]
         squares = [_squares(output) for output in outputs]
         cuts = [_cut(o, square) for o, square in zip(outputs, squares, strict=True)]
@@ -77,7 +79,7 @@ class Units:
         return sum(float((s * _fitted(w, s)).sum()) for s, w in zip(squares, self.shares, strict=True))
 
     def scaled(self, v: torch.Tensor, number: int) -> torch.Tensor:
-        """Noise on one of the outputs, as it counts."""
+        """Noise `v` for output `number`, scaled so that its square has the output's weight."""
         if self.plain:
             return v
         share = self.shares[number % len(self.shares)]  # where the data decide how many outputs there are
@@ -87,7 +89,7 @@ class Units:
 def _squares(output: torch.Tensor) -> torch.Tensor:
     """Squared distances from the mean over samples, or over everything where there is one sample.
 
-    0 where they are not finite or no more than rounding, and where the output is whole numbers.
+    They are 0 where they are not finite or no larger than rounding errors, and where all numbers are whole.
     """
     centre = output.mean(0) if output.dim() and len(output) > 1 else output.mean()
     squares = (output - centre).square()
@@ -96,14 +98,14 @@ def _squares(output: torch.Tensor) -> torch.Tensor:
 
 
 def _whole(output: torch.Tensor) -> bool:
-    """Whether an output is labels or counts; above `WHOLE` nearly every float32 is whole, and that says nothing."""
+    """Whether an output holds labels or counts: whole numbers of at most `WHOLE` (most larger floats are whole)."""
     return torch.equal(output, output.round()) and float(output.abs().amax() if output.numel() else 0.0) <= WHOLE
 
 
 def _cut(output: torch.Tensor, squares: torch.Tensor) -> torch.Tensor | None:
-    """Shaped as the channels of an output, the number of the group of each; None where all are of one unit."""
+    """The group of each channel, in a shape that broadcasts to the output; None where all are of one unit."""
     if output.dim() < 2 or output.numel() == 0 or float(output.abs().max()) <= 1:
-        return None  # numbers between -1 and 1, probabilities above all, have a unit in common
+        return None  # numbers between -1 and 1, such as probabilities, are taken to have one unit
     dims = dict.fromkeys((output.dim() - 1, 1) if output.dim() == 3 else (1, output.dim() - 1))
     for dim in dims:
         channels = output.shape[dim]
@@ -117,7 +119,7 @@ def _cut(output: torch.Tensor, squares: torch.Tensor) -> torch.Tensor | None:
 
 
 def _groups(power: torch.Tensor) -> torch.Tensor:
-    """The number of the group of each channel, by its mean square."""
+    """The group of each channel, from the channels' mean squares."""
     rising, order = power.sort()
     gaps = (rising[1:] > GAP**2 * rising[:-1]) & (rising[:-1] > NOTHING**2 * rising[-1])
     fewest, starts = max(1.0, PART * len(power)), [0]
@@ -130,7 +132,7 @@ def _groups(power: torch.Tensor) -> torch.Tensor:
 
 
 def _positions(output: torch.Tensor) -> int:
-    """Vectors in one sample of an output: channels are the last of three dimensions, else the second."""
+    """The number of positions in one sample; channels are the last of three dimensions, otherwise the second."""
     shape = output.shape[1:2] if output.dim() == 3 else output.shape[2:]
     return min(POSITIONS, math.prod(shape))
 
@@ -145,7 +147,7 @@ def _powers(squares: torch.Tensor, cut: torch.Tensor | None) -> torch.Tensor:
 
 
 def _fitted(share: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """What values count; their mean where these have other channels than those that were looked at."""
+    """The weights of the elements of `values`; the mean weight where their channels are others than those measured."""
     same = share.dim() in (0, values.dim()) and all(
         s in (1, n) for s, n in zip(share.shape, values.shape, strict=False)
     )
@@ -153,9 +155,9 @@ def _fitted(share: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def error_of(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
-    """How far outputs have moved, relative to how they vary; those of other shapes than before are left out.
+    """How far outputs have moved, relative to how they vary; outputs whose shape has changed are left out.
 
-    NaN where none can be compared, infinity where some are finite no more.
+    It is NaN where no output can be compared, and infinite where outputs that were finite no longer are.
     """
     pairs = [(b.double(), a.double()) for b, a in zip(before, after, strict=False) if b.shape == a.shape]
     if not pairs:

@@ -17,11 +17,11 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from opq.base.arrays import Floats32
+from opq.base.arrays import Floats32, Reals
 from opq.errors import OptionError
 from opq.plan import TensorPlan
 from opq.quantizing import trellis
-from opq.quantizing.moment import Moment
+from opq.quantizing.moment import Factors, Moment
 
 LEAF = 8
 """Coordinates at which halving stops: so many are fed back one by one. A choice of speed; it changes the order in which
@@ -36,27 +36,35 @@ def numpy_seconds(coordinates: int, *, on_paths: bool) -> float:
 
 
 def feedback(
-    w: torch.Tensor, plan: TensorPlan, moment: Moment, *, leaf: int = LEAF, rows_at_once: int = ROWS_AT_ONCE
+    w: torch.Tensor,
+    plan: TensorPlan,
+    moment: Moment | Factors,
+    *,
+    leaf: int = LEAF,
+    rows_at_once: int = ROWS_AT_ONCE,
+    bits: Reals | None = None,
 ) -> torch.Tensor:
     """The codes of `w` on the plan's grid with error feedback: int16, same shape, on the CPU.
 
     Args:
         w: the weight tensor, which `moment.layout` turns into a stack of matrices.
-        moment: the second moment of the layer's inputs.
+        moment: the second moment of the layer's inputs, or its factors.
         leaf: coordinates at which halving stops.
         rows_at_once: rows of the matrix that are swept together; on a trellis a multiple of a path's rows.
+        bits: on a trellis, what each `k` costs (`trellis.costs`), where `w` is only a part of the weights.
     """
-    return sweep(w, [plan], moment, leaf=leaf, rows_at_once=rows_at_once)[0]
+    return sweep(w, [plan], moment, leaf=leaf, rows_at_once=rows_at_once, bits=bits)[0]
 
 
 @torch.no_grad()
 def sweep(
     w: torch.Tensor,
     plans: Sequence[TensorPlan],
-    moment: Moment,
+    moment: Moment | Factors,
     *,
     leaf: int = LEAF,
     rows_at_once: int = ROWS_AT_ONCE,
+    bits: Reals | None = None,
 ) -> list[torch.Tensor]:
     """`feedback` on the grids of several plans in one pass, which costs little more than for one plan.
 
@@ -70,7 +78,7 @@ def sweep(
         raise OptionError(f"tensor {plans[0].name!r}: paths down its inputs", got="a trellis", wanted="a grid")
     matrix = moment.layout.matrix(w.detach().float().cpu())
     groups, rows, width = matrix.shape
-    grid = _Paths.of(matrix, plans[0]) if on_paths else _Grid.of(plans)
+    grid = _Paths.of(matrix, plans[0], bits) if on_paths else _Grid.of(plans)
     at_once = rows if on_paths and groups > 1 else rows_at_once
     codes = torch.empty((len(plans), groups, rows, width), dtype=torch.int16)
     start = 0
@@ -175,19 +183,23 @@ class _Paths:
     step: np.float32
     bits: Floats32
     """What each `k` costs, see `trellis.nearest`."""
+    price: np.float32
+    """Of a bit."""
 
     @classmethod
-    def of(cls, matrix: torch.Tensor, plan: TensorPlan) -> _Paths:
+    def of(cls, matrix: torch.Tensor, plan: TensorPlan, bits: Reals | None) -> _Paths:
         step = np.float32(plan.step)
-        return cls(step, trellis.costs(matrix.numpy() / step))
+        costs = trellis.costs(matrix.numpy() / step) if bits is None else bits
+        return cls(step, costs, np.float32(trellis.price(plan.rate)))
 
     def codes(self, x: Floats32) -> Floats32:
         """The codes of `x` (groups, 1, rows), as floats; paths run down the rows of all groups, as in the weight."""
-        return trellis.nearest(x.reshape(-1, 1) / self.step, self.bits).reshape(x.shape).astype(np.float32)
+        found = trellis.nearest(x.reshape(-1, 1) / self.step, self.bits, price=float(self.price))
+        return found.reshape(x.shape).astype(np.float32)
 
     def feed(self, loops: ModuleType, arrays: tuple[Floats32, ...], part: tuple[int, int]) -> None:
         """`_Sweep._one_by_one` in machine code."""
-        loops.feed_paths(*arrays, self.step, self.bits, np.float32(trellis.PRICE), trellis.REGISTERS, *part)
+        loops.feed_paths(*arrays, self.step, self.bits, self.price, trellis.REGISTERS, *part)
 
     def compiles(self, values: torch.Tensor) -> bool:
         """Whether `feed` can be used for values (groups, d, 1, rows): up to `trellis.TALLEST` rows in all."""

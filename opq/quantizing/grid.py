@@ -45,7 +45,7 @@ def quantize(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
 def _on_paths(w: torch.Tensor, plan: TensorPlan) -> torch.Tensor:
     """Codes along the trellis' paths, which run down the first axis."""
     scaled = w.detach().to("cpu", torch.float32).reshape(w.shape[0], -1).numpy() / np.float32(plan.step)
-    codes = trellis.nearest(scaled, trellis.costs(scaled))
+    codes = trellis.nearest(scaled, trellis.costs(scaled), price=trellis.price(plan.rate))
     return torch.from_numpy(codes).reshape(w.shape).to(w.device)
 
 

@@ -113,7 +113,7 @@ def search(x: Floats32, bits: Floats32, price: float, states: npt.NDArray[np.int
     Args:
         x: (rows, columns).
         bits: as in `trellis.nearest`.
-        price: `trellis.PRICE`.
+        price: of a bit.
         states: (64,) the number here of each state of `trellis`, whose order decides between equal costs.
         out: (rows, columns), filled with codes.
     """

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import threading
 
 import torch
 
 WIDEST = 4096
-"""The most coordinates that share one moment; wider layers have one for each block of about equal width. A choice: a
-moment of 4096 coordinates takes 64 MiB, and factoring it takes time in proportion to the cube of its width."""
+"""The most coordinates that share one moment; wider layers have several moments, each for a block of coordinates, of
+about equal widths. A choice: a moment of 4096 coordinates takes 64 MiB, and factoring it takes time in proportion to
+the cube of its width."""
 DAMPING = 0.05
 """Added to the diagonal of S before it is factored, as a fraction of its mean. Found by trying 0.005 to 0.5:
 docs/research.md, "What was tried"."""
@@ -68,6 +70,25 @@ class Moment:
         return sum(int(block.shape[-1]) for block in self.blocks)
 
 
+class Factors:
+    """What error feedback needs of a moment; the moment itself, as large again, is released once they are computed."""
+
+    def __init__(self, moment: Moment):
+        self.layout = moment.layout
+        self.moment: Moment | None = moment
+        """None once the factors are computed."""
+        self._lock = threading.Lock()
+        self._factors: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
+
+    @property
+    def factors(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """`Moment.factors`."""
+        with self._lock:
+            if self.moment is not None:
+                self._factors, self.moment = self.moment.factors, None
+            return self._factors
+
+
 def factor(s: torch.Tensor, damping: float) -> torch.Tensor:
     """`N` unit upper triangular: `S + damping mean(diag S) I = N D N'`, D diagonal, for a stack of S (groups, d, d).
 
@@ -89,7 +110,7 @@ def factor(s: torch.Tensor, damping: float) -> torch.Tensor:
     return lower.div_(lower.diagonal(dim1=-2, dim2=-1).clone()[:, None]).flip(1, 2)
 
 
-def widths(width: int) -> list[int]:
-    """A width in equal blocks of at most `WIDEST`."""
-    count = math.ceil(width / WIDEST)
+def widths(width: int, widest: int = WIDEST) -> list[int]:
+    """The widths of the blocks of a layer of `width` coordinates: about equal, at most `widest`, `width` in sum."""
+    count = math.ceil(width / widest)
     return [width * (i + 1) // count - width * i // count for i in range(count)]

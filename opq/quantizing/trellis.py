@@ -21,13 +21,14 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+from collections.abc import Iterable
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from opq.base import compiled
-from opq.base.arrays import Codes, Reals
+from opq.base.arrays import Codes, Ints, Reals
 from opq.base.format_v1 import FROM_PARITY, FROM_SHIFT, LARGEST_PATH, RUN, STATES
 from opq.errors import CorruptFileError, MismatchError
 
@@ -42,20 +43,19 @@ _ONE = np.uint8(1)
 _FROM_SHIFTS, _FROM_PARITIES = np.uint8(FROM_SHIFT), np.uint8(FROM_PARITY)
 
 PRICE = 0.35
-"""The price of a bit, in squares of the (fine) step of squared error: the slope `-dD/dR = 2 ln 2 D` at high rates, with
+"""The price of a bit at high rates, in squares of the (fine) step of squared error: the slope `-dD/dR = 2 ln 2 D`, with
 `D = ERROR`, is 0.36."""
 
-LEAST = 1.5
-"""Bits per weight from which on a trellis pays. For Laplacian weights it gains half a decibel at 2 bits and nothing at
-1.5; docs/research.md compares 1.5 and 2."""
+LEAST = 1.25
+"""Bits per weight from which on a trellis pays: for Laplacian weights it then gains nothing, for Gaussian ones 0.15
+bits; docs/research.md has both."""
 
 ERROR = 0.26
-"""Mean squared error in squares of the (fine) step, as long as not nearly all codes are 0. Measured: 0.26 at 4 bits,
-0.27 at 2 bits."""
+"""Mean squared error at high rates, in squares of the (fine) step."""
 
-SAVED = 0.2
-"""Bits per weight by which the codes are shorter than those of a plain grid of the same error, coded with classes.
-Measured; it only predicts the size in the first round (more than 1 dB is about 0.2 bits)."""
+SAVED = 0.18
+"""Bits per weight by which the codes are shorter than those of a plain grid of the same error. Measured for Gaussian
+weights from 2 bits on; others and lower rates save less. It only predicts the size in the first round."""
 
 AT_ONCE = 1 << 11
 """Paths searched together in numpy. A choice that trades the overhead of numpy calls for memory; codes are the same."""
@@ -68,7 +68,28 @@ _NARROW, _narrow = 1 << 8, threading.Lock()
 mostly wait for the interpreter's lock, and together took a fifth longer (measured when the 64 states came in)."""
 
 
-def step(rate: float, distortion: float, largest: float) -> float | None:
+def price(rate: float) -> float:
+    """The price of a bit at a rate in bits per weight on the trellis; a rate of 0 is one that is not known.
+
+    At low rates zeros should be preferred to the nearest code. Of the prices 0.35, 0.5, 0.7, 1 and 1.4, the best for
+    Laplacian and for Gaussian weights are 0.35 at 3 bits, 0.5 at 2, 0.7 at 1.5 and 1 at 1.2.
+    """
+    return PRICE * (1 + _excess(rate)) if rate else PRICE
+
+
+def error(rate: float) -> float:
+    """Mean squared error in squares of the (fine) step, at that price.
+
+    Measured for Laplacian and Gaussian weights: 0.26 at 3 bits, 0.29 at 2, 0.33 at 1.5 and 0.37 at 1.2.
+    """
+    return ERROR + 0.2 * PRICE * _excess(rate)
+
+
+def _excess(rate: float) -> float:
+    return float(4 ** (1.5 - max(rate, 0.75)))
+
+
+def step(rate: float, distortion: float, largest: float, *, least: float = LEAST) -> float | None:
     """The (fine) step at which a trellis has the error of a plain grid, in fewer bits; None where a trellis does not
     pay.
 
@@ -78,9 +99,10 @@ def step(rate: float, distortion: float, largest: float) -> float | None:
         rate: bits per weight on the plain grid.
         distortion: mean squared error on the plain grid.
         largest: the largest magnitude, for which there must be a code.
+        least: the rate from which on a trellis pays.
     """
-    fine = math.sqrt(distortion / ERROR)
-    return fine if rate >= LEAST and largest < fine * (2 * LARGEST_PATH - 1) else None
+    fine = math.sqrt(distortion / error(rate - SAVED))
+    return fine if rate >= least and largest < fine * (2 * LARGEST_PATH - 1) else None
 
 
 def numpy_seconds(weights: int) -> float:
@@ -110,8 +132,7 @@ def numbers(k: Codes, out: Codes | None = None) -> Codes:
     Raises:
         CorruptFileError: the `n` of a `k` does not fit 16 bits.
     """
-    if k.size and not -LARGEST_PATH <= int(k.min()) <= int(k.max()) <= LARGEST_PATH:
-        raise CorruptFileError("a path beyond 16 bits", got=(int(k.min()), int(k.max())), wanted=f"+-{LARGEST_PATH}")
+    _check_size(k)
     out = np.empty(k.shape, k.dtype) if out is None else out
     if out is not k:
         out[...] = k
@@ -122,6 +143,36 @@ def numbers(k: Codes, out: Codes | None = None) -> Codes:
             some = n[row : row + down, column : column + across]
             some[:] = 2 * some + _shifts(some)
     return out
+
+
+def _check_size(k: Codes) -> None:
+    if k.size and not -LARGEST_PATH <= int(k.min()) <= int(k.max()) <= LARGEST_PATH:
+        raise CorruptFileError("a path beyond 16 bits", got=(int(k.min()), int(k.max())), wanted=f"+-{LARGEST_PATH}")
+
+
+class Follower:
+    """`numbers` of rows that come in pieces, from the first row of a tensor on."""
+
+    def __init__(self) -> None:
+        self._row = 0
+        self._before: list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = []
+        """Parities and shifts of up to six rows of the present run, the latest first, eight columns to a byte."""
+
+    def __call__(self, k: Codes) -> Codes:
+        """`n` of the next rows (rows, columns), in the place of `k`; raises as `numbers` does."""
+        _check_size(k)
+        for row in k:
+            if self._row % RUN == 0:
+                self._before = []
+            shift = np.zeros(-(-len(row) // 8), np.uint8)
+            for behind, what in ((1, 1), (6, 1), (2, 0), (4, 0)):
+                if behind <= len(self._before):
+                    shift ^= self._before[behind - 1][what]
+            self._before = [(np.packbits((row & 1).astype(np.uint8)), shift), *self._before[:5]]
+            self._row += 1
+            row *= 2
+            row += np.unpackbits(shift, count=len(row))
+        return k
 
 
 def _piece(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -197,22 +248,23 @@ _SHIFT, _PARITY = np.array([[0, 0, 1, 1], [0, 1, 0, 1]], np.float32)[:, :, None]
 """For every kind, whether the coarse grid is shifted, and the parity of `k`: (4, 1) each."""
 
 
-def nearest(x: Reals, bits: Reals, *, at_once: int = AT_ONCE) -> Codes:
-    """The codes `n` of numbers `x` that minimise the sum of `(x - n)^2 + PRICE bits[k]`: int16, (rows, columns).
+def nearest(x: Reals, bits: Reals, *, price: float = PRICE, at_once: int = AT_ONCE) -> Codes:
+    """The codes `n` of numbers `x` that minimise the sum of `(x - n)^2 + price bits[k]`: int16, (rows, columns).
 
     Args:
         x: numbers in units of the step, (rows, columns); paths run down the columns.
         bits: the bits of each `k` from `-len(bits) / 2` on, as `costs` gives them. No other `k` is used.
+        price: of a bit.
         at_once: paths that numpy searches together; the codes do not depend on it.
     """
     rows, columns = x.shape
     if rows > (most := at_once * RUN):
         parts = np.split(x, range(most, rows, most))
-        return np.concatenate([nearest(some, bits, at_once=at_once) for some in parts])
+        return np.concatenate([nearest(some, bits, price=price, at_once=at_once) for some in parts])
     n, across = np.empty((rows, columns), np.int16), max(1, at_once // max(-(-rows // RUN), 1))
     loops = LOOPS(numpy_seconds(x.size)) if x.dtype == np.float32 else None
     if loops is not None:
-        loops.search(np.ascontiguousarray(x), bits, np.float32(PRICE), REGISTERS, n)
+        loops.search(np.ascontiguousarray(x), bits, np.float32(price), REGISTERS, n)
         return n
     for start in range(0, columns if rows else 0, across):
         part = slice(start, start + across)
@@ -220,12 +272,12 @@ def nearest(x: Reals, bits: Reals, *, at_once: int = AT_ONCE) -> Codes:
         number, length, width = runs.shape
         down = runs.transpose(1, 0, 2).reshape(length, number * width)
         with _narrow if down.shape[1] < _NARROW else contextlib.nullcontext():
-            found = _viterbi(down, bits).reshape(length, number, width).transpose(1, 0, 2)
+            found = _viterbi(down, bits, np.float32(price)).reshape(length, number, width).transpose(1, 0, 2)
         n[:, part] = found.reshape(-1, width)[:rows]
     return n
 
 
-def _viterbi(x: Reals, bits: Reals) -> Codes:
+def _viterbi(x: Reals, bits: Reals, price: np.float32) -> Codes:
     """The best path down each column of `x` (length, paths): codes of the same shape.
 
     Shapes: `k`, `n` and `prices` are (length, 4 kinds, paths), `cost` is (S, paths).
@@ -236,7 +288,7 @@ def _viterbi(x: Reals, bits: Reals) -> Codes:
     reach = min(middle, LARGEST_PATH) // 2 * 2  # even, so that clipping keeps parities
     np.clip(k, _PARITY - reach, _PARITY + reach - 2, out=k)
     n = 2 * k + _SHIFT
-    prices = (x[:, None] - n) ** 2 + PRICE * bits[k.astype(np.intp) + middle]
+    prices = (x[:, None] - n) ** 2 + price * bits[k.astype(np.intp) + middle]
     cost = np.full((STATES, width), np.float32(1e30))
     cost[0] = 0
     second, both = np.empty((length, STATES, width), np.bool_), np.empty((2, STATES, width), np.float32)
@@ -264,6 +316,24 @@ def costs(x: Reals) -> Reals:
     Args:
         x: numbers in units of the step, of any shape.
     """
+    return prices([counted(x)])
+
+
+def prices(parts: Iterable[Ints]) -> Reals:
+    """`costs` of numbers that are counted in several parts, whatever their order."""
+    total = np.zeros(0, np.int64)
+    for counts in parts:
+        wide, narrow = (total, counts) if len(total) > len(counts) else (counts.copy(), total)
+        around = (len(wide) - len(narrow)) // 2
+        wide[around : around + len(narrow)] += narrow
+        total = wide
+    smooth = total + 0.5
+    bits: Reals = -np.log2(smooth / smooth.sum()).astype(np.float32)
+    return bits
+
+
+def counted(x: Reals) -> Ints:
+    """How often numbers, of any shape, are rounded to each `k` from `-middle` to `middle - 1` on either grid."""
     flat = x.reshape(-1)
     middle = int(np.abs(flat).max(initial=0)) + 2  # twice the largest `k` met: error feedback leads further out
     counts = np.zeros(2 * middle, np.int64)
@@ -272,6 +342,4 @@ def costs(x: Reals) -> Reals:
         loops.counted(np.ascontiguousarray(flat), middle, counts)
     for shift in (0, 1) if loops is None else ():
         counts += np.bincount(np.rint((flat - shift) / 2).astype(np.int64) + middle, minlength=2 * middle)
-    smooth = counts + 0.5
-    bits: Reals = -np.log2(smooth / smooth.sum()).astype(np.float32)
-    return bits
+    return counts

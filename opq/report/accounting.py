@@ -10,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
-from opq.plan import Plan
+from opq.base.arrays import Codes, Ints
+from opq.base.counts import entropy
+from opq.plan import Plan, TensorPlan
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,6 +51,20 @@ class Nominal:
 
 
 NOTHING = Nominal(0, 0, 0.0)
+
+
+def information(tensor: TensorPlan, values: Codes | Ints, counts: Ints) -> float:
+    """Zeroth-order entropy, in bytes in all, of a tensor's codes as the file holds them.
+
+    Of a trellis it holds `k = floor(n / 2)`: the parity of `n` follows from the codes above.
+
+    Args:
+        values: the codes that occur, each once.
+        counts: how often they occur, above 0.
+    """
+    if tensor.codebook == "trellis":
+        counts = np.bincount(np.unique(values >> 1, return_inverse=True)[1], weights=counts)
+    return entropy(counts) / 8
 
 
 def nominal(plan: Plan, codes: Mapping[str, torch.Tensor]) -> Nominal:

@@ -16,9 +16,10 @@ from opq.allocation import laplace
 from opq.allocation.curve import THETAS, Curve, lower_hull
 from opq.allocation.stats import TensorStats
 from opq.base.arrays import Floats, Ints
-from opq.base.counts import entropy
 from opq.file.reader import Reader
 from opq.plan import Plan, TensorPlan
+from opq.report import trellises
+from opq.report.accounting import information
 from opq.sources.base import Source
 
 POINTS = 48
@@ -53,8 +54,13 @@ class Drawn:
 
     @property
     def entropy_bytes(self) -> float:
-        """Zeroth-order entropy of all codes together, in bytes."""
-        return entropy(self.counts) / 8
+        """Zeroth-order entropy of all codes together as the file holds them, in bytes."""
+        return information(self.plan, self.codes, self.counts)
+
+    @property
+    def on_trellis(self) -> bool:
+        """Whether the codes follow the paths of a trellis: then there is no dead zone."""
+        return self.plan.codebook == "trellis"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -127,8 +133,14 @@ def _drawn(reader: Reader, tensor: TensorPlan, size: int, source: Source | None)
         stats = TensorStats.of(values, name=tensor.name)
         reach = max(stats.max_abs, tensor.step)
         heights, edges = np.histogram(values.float().numpy(), bins=160, range=(-reach, reach), density=True)
-        return Drawn(tensor, size, codes, counts, stats.mean_abs, Curve.of(stats), (edges, heights))
-    return Drawn(tensor, size, codes, counts, tau, laplacian_curve(tau) if tau else None)
+        curve = _as_coded(Curve.of(stats), tensor, stats.mean_abs)
+        return Drawn(tensor, size, codes, counts, stats.mean_abs, curve, (edges, heights))
+    return Drawn(tensor, size, codes, counts, tau, _as_coded(laplacian_curve(tau), tensor, tau) if tau else None)
+
+
+def _as_coded(curve: Curve, tensor: TensorPlan, tau: float) -> Curve:
+    """A tensor's curve on plain grids, or on a trellis if its codes follow one."""
+    return trellises.on_trellis(curve, tau) if tensor.codebook == "trellis" and tau else curve
 
 
 def _squares(tensor: TensorPlan) -> bool:
@@ -142,7 +154,8 @@ def _squares(tensor: TensorPlan) -> bool:
 def fitted(codes: Ints, counts: Ints, tensor: TensorPlan) -> float:
     """The maximum-likelihood `tau` of a Laplacian for the codes; 0 if all of them are zero.
 
-    Maximises `sum counts log P_k(tau)`, `P_k` the mass of the cell that code k stands for.
+    Maximises `sum counts log P_k(tau)`, `P_k` the mass of the cell that code k stands for. On a trellis the cells of
+    its two grids overlap: see `opq.report.trellises`.
     """
     from scipy.optimize import minimize_scalar
 
@@ -150,15 +163,17 @@ def fitted(codes: Ints, counts: Ints, tensor: TensorPlan) -> float:
     n = np.bincount(inverse, weights=counts)
     if k[-1:].sum() == 0:
         return 0.0
+    around = math.log(tensor.step * max(float(k @ n) / float(n.sum()), 1e-4))
     threshold = max(tensor.threshold, 1e-12 * tensor.step)
     low = np.where(k == 0, 0.0, np.maximum((k - 1 + tensor.rounding) * tensor.step, threshold))
     high = np.where(k == 0, threshold, np.maximum((k + tensor.rounding) * tensor.step, threshold * (1 + 1e-9)))
 
     def surprise(log_tau: float) -> float:
         tau = math.exp(log_tau)
+        if tensor.codebook == "trellis":
+            return -float(n @ trellises.log_masses(k.astype(float), tensor.step / tau))
         return -float(n @ (-low / tau + np.log(-np.expm1(-(high - low) / tau))))
 
-    around = math.log(tensor.step * max(float(k @ n) / float(n.sum()), 1e-4))
     found = minimize_scalar(surprise, bounds=(around - 8, around + 8), method="bounded", options={"xatol": 1e-4})
     return math.exp(float(found.x))
 
@@ -208,6 +223,7 @@ def of_histogram(tensor: Drawn) -> dict[str, Any]:
         "size": plan.size,
         "step": plan.step,
         "threshold": plan.threshold,
+        "trellis": tensor.on_trellis,
         "sparsity": tensor.sparsity,
         "tau": tensor.tau,
         "codes": tensor.codes.tolist(),

@@ -8,14 +8,12 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from opq.base.counts import entropy
 from opq.base.tables import counted, printable
 from opq.file.folder_reader import open_reader
 from opq.plan import Plan
-from opq.report.accounting import NOTHING, Nominal, of_codes
+from opq.report.accounting import NOTHING, Nominal, information, of_codes
 from opq.report.table import Report
 
 
@@ -33,7 +31,7 @@ class TensorFigures:
     sparsity: float
     """Fraction of codes that are zero; 0 for a kept tensor."""
     entropy_bytes: float
-    """Empirical zeroth-order entropy of the codes, in bytes; 0 for a kept tensor."""
+    """Empirical zeroth-order entropy of the codes as the file holds them, in bytes; 0 for a kept tensor."""
     coded_bytes: int
     """Bytes of the payload, frequency tables included; 0 for a shared tensor."""
 
@@ -110,10 +108,12 @@ def examine(path: str | os.PathLike[str]) -> Inspection:
         plan, sizes, file_bytes, basis = reader.plan, reader.sizes, reader.bytes, reader.basis
         figures, counts = [], NOTHING
         for tensor in plan:
-            information = sparsity = 0.0
+            held = sparsity = 0.0
             if tensor.action == "compress":
                 codes = reader.codes(tensor.name)
-                information, sparsity = _entropy(codes), float(np.mean(codes == 0)) if codes.size else 0.0
+                values, counted_codes = np.unique(codes, return_counts=True)
+                held = information(tensor, values, counted_codes)
+                sparsity = float(np.mean(codes == 0)) if codes.size else 0.0
                 counts += of_codes(torch.from_numpy(codes)) if tensor.stepped and codes.size else NOTHING
             figures.append(
                 TensorFigures(
@@ -125,7 +125,7 @@ def examine(path: str | os.PathLike[str]) -> Inspection:
                     step=tensor.step,
                     dead_zone=tensor.dead_zone,
                     sparsity=sparsity,
-                    entropy_bytes=information,
+                    entropy_bytes=held,
                     coded_bytes=sizes.get(tensor.name, 0),
                 )
             )
@@ -155,8 +155,3 @@ def _summed(path: Path, file_bytes: int, plan: Plan, figures: tuple[TensorFigure
         tensors=figures,
         plan=plan,
     )
-
-
-def _entropy(codes: npt.NDArray[np.int16]) -> float:
-    """Zeroth-order entropy of the codes, in bytes in all."""
-    return entropy(np.unique(codes, return_counts=True)[1]) / 8

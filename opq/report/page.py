@@ -90,6 +90,7 @@ def data(drawn: Figures, *, rows: int = ROWS, histograms: int = HISTOGRAMS) -> d
         "uncurved": sum(t.curve is None for t in own),
         "basis": drawn.basis,
         "measured": drawn.measured,
+        "trellised": sum(t.on_trellis and t.curve is not None for t in own),
         "reasons": reasons(drawn.tensors),
         "curves": curves(own),
         "histograms": [of_histogram(t) for k, t in enumerate(gridded) if k in shown],

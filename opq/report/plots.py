@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["overview", "bytes", "allocation", "histogram", "curves", "entropy"]
 CODES, KEPT, OTHER, CHOSEN = "#2b6cb0", "#c9822b", "#8893a1", "#c2255c"
+LIGHT = "#8db4dd"
+"""The codes of the other one of a trellis' two grids."""
 _HIGHEST = 10.0
 """Bits per weight up to which curves are drawn. A choice: few tensors get more."""
 
@@ -26,8 +28,9 @@ def plot(drawn: Figures, kind: Kind = "overview", *, tensor: str | None = None, 
 
     Args:
         kind: `bytes`, what the file's bytes are; `allocation`, bits per weight and sparsity of each tensor;
-            `histogram`, the codes of one tensor with dead zone and fitted Laplacian; `curves`, rate-distortion curves
-            with the chosen points; `entropy`, coded bytes against the entropy of the codes; `overview`, four of them.
+            `histogram`, the codes of one tensor with fitted Laplacian, and its dead zone or the two grids of its
+            trellis; `curves`, rate-distortion curves with the chosen points; `entropy`, coded bytes against the
+            entropy of the codes; `overview`, four of them.
         tensor: for `histogram`; the largest by default.
         ax: axes to draw on, instead of a new figure.
 
@@ -79,8 +82,12 @@ def _histogram(drawn: Figures, ax: Axes, tensor: str | None) -> None:
     seen = (t.counts > 2e-5 * n) | (np.abs(t.codes) < 2)
     q, counts = t.codes[seen], t.counts[seen]
     width = np.where(q == 0, 2 * threshold, step)
-    ax.bar(q * step, counts / n / width, width=width * 0.85, color=np.where(q == 0, OTHER, CODES), label="codes")
-    ax.axvspan(-threshold, threshold, color=CHOSEN, alpha=0.13, lw=0, label="dead zone")
+    if t.on_trellis:
+        colours, label = np.where(q % 2 == 0, CODES, LIGHT), "codes, by their grid"
+    else:
+        colours, label = np.where(q == 0, OTHER, CODES), "codes"
+        ax.axvspan(-threshold, threshold, color=CHOSEN, alpha=0.13, lw=0, label="dead zone")
+    ax.bar(q * step, counts / n / width, width=width * 0.85, color=colours, label=label)
     if t.weights is not None:
         edges, heights = t.weights
         ax.stairs(np.where(heights > 0, heights, np.nan), edges, color="black", lw=0.8, label="weights")
@@ -89,7 +96,8 @@ def _histogram(drawn: Figures, ax: Axes, tensor: str | None) -> None:
         ax.plot(x, np.exp(-np.abs(x) / t.tau) / (2 * t.tau), color=KEPT, label="Laplacian")
     reach = (np.abs(q).max() + 0.8) * step
     ax.set(yscale="log", xlim=(-reach, reach), ylim=(0.3 / n / step, None), xlabel="weight", ylabel="density")
-    ax.set_title(f"{t.plan.name}: step {step:.3g}, {t.sparsity:.0%} zero", fontsize=10)
+    kind = "trellis of step" if t.on_trellis else "step"
+    ax.set_title(f"{t.plan.name}: {kind} {step:.3g}, {t.sparsity:.0%} zero", fontsize=10)
     ax.legend(frameon=False, fontsize=8)
 
 

@@ -88,7 +88,7 @@ def from_files(
         label=label,
         origin="folder",
         specs=marked(guess_kinds(specs), config),
-        read=Reader(files, spans),
+        read=TensorFiles(files, spans),
         files=files,
         folder=folder,
         ignored=tuple(dict.fromkeys(note for header in headers.values() for note in header.notes)),
@@ -123,7 +123,7 @@ def _check_expansion(path: Path, total: int, what: str) -> None:
         raise CorruptSourceError(f"{path} expands beyond its size", got=got, wanted=f"at most {limit:,}")
 
 
-class Reader:
+class TensorFiles:
     """Reads tensors by name from their files; between two calls at most one checkpoint stays mapped."""
 
     def __init__(self, files: Mapping[str, Path], spans: Mapping[str, Span]):

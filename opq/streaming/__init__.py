@@ -5,6 +5,7 @@
 - `model_blocks`, `block_probe`, `block_feedback`: the probe and error feedback, one block of the model at a time
 - `rounds`, `size`: the budget in bytes of all files, predicted and then corrected
 - `second_pass`, `shards`, `encode`: writing all output files; one of them; one tensor, piece by piece
+- `paths`: the search of a trellis, piece by piece
 - `work_folder`, `resume`: the output folder with its lock and state; resuming an interrupted run
 - `team`: the processes that work together; `clock`: how long their stages take
 - `result`: what is returned; `dense`: from a compressed folder back to an ordinary sharded one

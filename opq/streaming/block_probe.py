@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -88,7 +89,11 @@ class Carried:
     """Rows of the output matrix in memory at one time."""
 
     def sensitivities(self) -> Felt:
-        """`a_i` of every matrix that the outputs depend on, by the source's names."""
+        """`a_i` of every matrix that the outputs depend on, by the source's names.
+
+        Raises:
+            ProbeError: one is NaN or infinite; the text names that nearest to the outputs.
+        """
         parts = range(min(PROBED, self.blocks.parts))
         self.team.first(self._check_space)
         self.team.each(lambda: self._forward(self._mine(range(self.blocks.parts))))
@@ -98,6 +103,10 @@ class Carried:
             for part in parts:
                 for name, square in self._get("felt", stage, part)[1].items():
                     total[name] = total.get(name, 0.0) + square / (PART * len(parts))
+        if wrong := [name for name, square in total.items() if not math.isfinite(square)]:
+            raise ProbeError(
+                f"the gradient of {wrong[-1]} is NaN or infinite on synthetic texts", remedy="Use --no-probe."
+            )
         return total
 
     def inputs(self, k: int) -> dict[str, Inputs]:
@@ -120,6 +129,16 @@ class Carried:
                 same = (layout, *((p.data_ptr(), p.shape) for p in pieces))
                 found[names[name]] = shared.setdefault(same, Inputs(pieces, layout))
         return found
+
+    @property
+    def transposed(self) -> frozenset[str]:
+        """The matrices that are stored as (inputs, outputs), by the source's names."""
+        return frozenset(
+            self.blocks.named(k)[name]
+            for k, block in enumerate(self.blocks.blocks)
+            for name, layer in layers(block).items()
+            if layer.layout.transposed
+        )
 
     # --- sweeps ------------------------------------------------------------------------------
 

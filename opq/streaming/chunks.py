@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from opq.compression.differences import Differences, difference
 from opq.errors import CorruptSourceError, MissingShardError
 from opq.file.header import payload_starts
 from opq.sources.base import Source
@@ -37,6 +39,15 @@ class Tensors:
             mine = (n for n, p in source.files.items() if p == path and n in starts)
             self._spans |= {name: _Span(path, starts[name]) for name in mine}
 
+    @property
+    def whole(self) -> Tensors:
+        """Of differences to a base, the tensors of the network itself."""
+        return self
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The element type of what `read` gives."""
+        return self.source.by_name[name].dtype
+
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Elements `start` to `stop` of a tensor in row-major order, flat.
 
@@ -51,6 +62,42 @@ class Tensors:
         data = np.empty((stop - start) * width, np.uint8)
         _fill(span.path, span.start + start * width, data)
         return torch.from_numpy(data).view(spec.dtype) if data.size else torch.empty(0, dtype=spec.dtype)
+
+
+class DifferenceTensors(Tensors):
+    """Reads ranges of the differences to a base. Of one that is an opq file, whole tensors are decoded: two at most."""
+
+    def __init__(self, source: Differences):
+        super().__init__(source)
+        self._new, self._base = Tensors(source.whole), source.base
+        self._old = None if self._base.source is None else Tensors(self._base.source)
+        self._decoded = functools.lru_cache(maxsize=2)(self._base.read)
+
+    @property
+    def whole(self) -> Tensors:
+        return self._new
+
+    def dtype(self, name: str) -> torch.dtype:
+        return torch.float32 if self._differs(name) else super().dtype(name)
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        new = self._new.read(name, start, stop)
+        if not self._differs(name):
+            return new
+        if self._old is not None:
+            old = self._old.read(name, start, stop)
+        else:
+            old = self._decoded(name).reshape(-1)[start:stop]
+        return difference(new, old)
+
+    def _differs(self, name: str) -> bool:
+        spec = self.source.by_name[name]
+        return spec.dtype.is_floating_point and self._base.fits(name, spec.shape)
+
+
+def tensors_of(source: Source) -> Tensors:
+    """The tensors of a source, or of its differences to a base."""
+    return DifferenceTensors(source) if isinstance(source, Differences) else Tensors(source)
 
 
 def _fill(path: Path, offset: int, data: npt.NDArray[np.uint8]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +14,14 @@ import torch
 from opq.base.arrays import Codes
 from opq.base.atomic import refuse_inputs, written_aside
 from opq.base.dtypes import torch_dtype
+from opq.base.format_v1 import RUN
 from opq.base.pool import Pool, pool
 from opq.coding import entropy
 from opq.errors import WriteError
 from opq.file.folder_reader import FolderReader
 from opq.file.reader import Reader
 from opq.plan import LARGEST_CODE, TensorPlan
+from opq.quantizing import trellis
 from opq.quantizing.grid import dequantize
 from opq.sources import hub_config, side_files
 from opq.sources.folders import weights_name
@@ -26,7 +29,11 @@ from opq.streaming.work_folder import check_space, shard_name
 
 
 def save_dense_folder(
-    folder: str | os.PathLike[str], output: str | os.PathLike[str], *, workers: int | None = None
+    folder: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    base: Any = None,
 ) -> int:
     """Writes every shard of a compressed folder as an ordinary safetensors file, with index and side files.
 
@@ -36,16 +43,19 @@ def save_dense_folder(
         folder: a folder that `opq.compress_folder` has written.
         output: the folder to fill; it is created if needed.
         workers: threads; by default one for each core.
+        base: of a folder of differences, the network that it was compressed against.
 
     Returns:
         bytes of the new weight files.
 
     Raises:
         FileFormatError: a shard is incomplete or damaged.
+        WrongBaseError: the folder has a base, and none or another one is given. Nothing was written.
         WriteError: the output cannot be written; no incomplete file remains in it.
     """
     target = Path(output)
-    with FolderReader(folder) as reader, pool(workers) as threads:
+    with FolderReader(folder, base=base) as reader, pool(workers) as threads:
+        reader.check_base()
         origin = reader.index.parent
         refuse_inputs(target, [origin])
         try:
@@ -89,12 +99,32 @@ def pieces(reader: Reader, tensor: TensorPlan, threads: Pool) -> Iterator[bytes]
     """The bytes of a dense tensor, in order; large tensors chunk by chunk, decoded in parallel."""
     holder = reader.plan[tensor.like or tensor.name]
     kind = reader.kind(holder.name)
-    if kind != "grid" or not entropy.is_large(holder.shape):
+    if reader.base is not None or kind not in ("grid", "trellis") or not entropy.is_large(holder.shape):
         flat = reader.tensor(tensor.name).contiguous().reshape(-1)
         yield flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
         return
     large, rebuild = entropy.Large.of(reader._payload(holder.name), holder.shape), Rebuild(holder)
-    yield from threads.ordered(lambda k: rebuild(large.codes(k)), range(len(large.chunks)))
+    if kind == "grid":
+        yield from threads.ordered(lambda k: rebuild(large.codes(k)), range(len(large.chunks)))
+        return
+    chunks, width = threads.ordered(large.codes, range(len(large.chunks))), holder.size // holder.shape[0]
+    rows = (chunk.reshape(-1, width) for chunk in chunks)
+    if width * RUN > entropy.CHUNK:
+        follow = trellis.Follower()
+        yield from (rebuild(follow(k).reshape(-1)) for k in rows)
+    else:
+        yield from threads.ordered(lambda k: rebuild(trellis.numbers(k, out=k).reshape(-1)), _whole_runs(rows))
+
+
+def _whole_runs(chunks: Iterator[Codes]) -> Iterator[Codes]:
+    """Rows of codes, at least `RUN` a chunk but for the last, as whole runs of a trellis, but for the last."""
+    left = next(chunks)
+    for chunk in chunks:
+        rows = np.concatenate([left, chunk])
+        whole = len(rows) // RUN * RUN
+        yield rows[:whole]
+        left = rows[whole:]
+    yield left
 
 
 class Rebuild:

@@ -2,15 +2,16 @@
 
 Large tensors are cut into the entropy coder's chunks of whole rows. There are three sweeps: count symbols and sum
 magnitudes; count symbols by class; encode, decode again and compare. Codes stay in memory between sweeps, in one byte
-for each weight if that is enough, unless the tensor is too large; then it is read and quantized again.
+for each weight if that is enough, unless the tensor is too large; then it is read and quantized again, or, on a
+trellis, whose search takes longer than the disk, its codes are in an unnamed file.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -28,19 +29,9 @@ from opq.plan import LARGEST_CODE, TensorPlan
 from opq.quantizing.grid import quantize
 from opq.streaming.clock import Clock
 from opq.streaming.limits import LIMITS
+from opq.streaming.paths import Held, Map, Narrow, Read, searched
 
-Narrow = npt.NDArray[np.int8] | npt.NDArray[np.int16]
-Read = Callable[[int, int], torch.Tensor]
-"""Elements from `start` to `stop` of a tensor, flat."""
-
-
-T = TypeVar("T")
-
-
-class Map(Protocol):
-    """`map`, or a parallel version of it, with results in the order of the items."""
-
-    def __call__(self, work: Callable[[int], T], items: Iterable[int], /) -> Iterator[T]: ...
+__all__ = ["Coded", "Narrow", "Quantizer", "Read", "encode", "joined", "narrow"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,7 +55,7 @@ class Quantizer:
     """`opq.quantizing.grid.quantize` for pieces: the same codes, by a lookup table for types of at most 16 bits."""
 
     def __init__(self, plan: TensorPlan):
-        self.plan, dtype = plan, torch_dtype(plan.dtype)
+        self.plan, self._dtype = plan, (dtype := torch_dtype(plan.dtype))
         self._table: Narrow | None = None
         if dtype.itemsize <= 2:
             self._pattern = np.uint8 if dtype.itemsize == 1 else np.uint16
@@ -75,7 +66,7 @@ class Quantizer:
 
     def __call__(self, weights: torch.Tensor) -> Narrow:
         """The codes of a flat piece."""
-        if self._table is None:
+        if self._table is None or weights.dtype != self._dtype:  # differences to a base are float32
             return quantize(weights, self.plan).numpy()
         return self._table.take(weights.view(torch.uint8).numpy().view(self._pattern))
 
@@ -96,22 +87,27 @@ def encode(
     read: Read,
     clock: Clock,
     run: Map = map,
-    codes: Narrow | None = None,
+    codes: Held | None = None,
     *,
     cached: int = LIMITS.cached,
+    spool: Path | None = None,
 ) -> Coded:
     """The payload of one compressed tensor, verified by decoding.
 
     Args:
-        plan: the tensor's plan, on a grid.
+        plan: the tensor's plan, on a grid or a trellis.
         read: reads its weights.
         run: `map`, or a parallel version of it.
-        codes: of the whole tensor, flat, if they are not simply its rounded weights.
+        codes: of the whole tensor, flat and as the file holds them, if they are not simply those of its weights.
         cached: up to so many weights, codes stay in memory between the sweeps.
+        spool: the folder for the codes of larger tensors on a trellis; by default they stay in memory.
 
     Raises:
         WriteError: the bytes do not decode to the codes.
     """
+    if codes is None and plan.codebook == "trellis":
+        with searched(plan, read, clock, run, spool=spool if plan.size > cached else None) as found:
+            return encode(plan, read, clock, run, found)
     parts = entropy.chunks(plan.shape)
     if len(parts) == 1 or not entropy.is_large(plan.shape):
         return _whole(plan, read, clock, codes)
@@ -136,7 +132,7 @@ def encode(
     return Coded.of([data])
 
 
-def _whole(plan: TensorPlan, read: Read, clock: Clock, given: Narrow | None) -> Coded:
+def _whole(plan: TensorPlan, read: Read, clock: Clock, given: Held | None) -> Coded:
     flat = _Chunks(plan, read, clock, [((0, 0), slice(0, plan.size))], given).codes(0)
     codes = flat.reshape(plan.shape)
     with clock("encode"):
@@ -160,18 +156,22 @@ class _Chunks:
         read: Read,
         clock: Clock,
         parts: list[tuple[tuple[int, int], slice]],
-        codes: Narrow | None = None,
+        codes: Held | None = None,
         *,
         keep: bool = True,
     ):
         self.plan, self.parts = plan, parts
-        self._read, self._clock, self._quantizer = read, clock, Quantizer(plan)
-        self._kept: list[Narrow | None] = [None if codes is None else codes[part] for _, part in parts]
+        self._read, self._clock, self._given = read, clock, codes
+        self._quantizer = Quantizer(plan) if codes is None else None
+        self._kept: list[Narrow | None] = [None for _ in parts]
         self._keep = keep
 
     def narrow(self, k: int) -> Narrow:
+        if self._given is not None:
+            return self._given[self.parts[k][1]]
         found = self._kept[k]
         if found is None:
+            assert self._quantizer is not None
             part = self.parts[k][1]
             with self._clock("read"):
                 weights = self._read(part.start, part.stop)

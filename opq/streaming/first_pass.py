@@ -7,17 +7,22 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from opq.compression.coders import probe_source
 from opq.compression.copies import tied
 from opq.compression.options import Options
-from opq.compression.prior import prior
+from opq.compression.prior import guessed
 from opq.compression.problem import Problem
 from opq.compression.roles import Role, assign
+from opq.compression.trellised import least_rate, may_follow, numpy_seconds, sample
 from opq.errors import PatternError
 from opq.probing.sensitivity import weights
+from opq.quantizing.trellis import LOOPS
 from opq.sources.base import Source
 from opq.streaming.block_probe import Carried
 from opq.streaming.measure import Measure, measure, packed, scale_square, scales_of, ties, unpacked
+from opq.streaming.paths import block
 from opq.streaming.task import Task
 
 
@@ -25,11 +30,16 @@ def prepared(task: Task) -> tuple[Task, Problem[Measure]]:
     """The task, in which equal tensors are now tied, and the allocation problem."""
     roles = roles_of(task.source, task.options)
     found = measures(task, [role for role in roles if role.action == "compress"])
-    same = json.loads(task.team.first(lambda: json.dumps(ties(task.source, found, task.tensors)).encode()))
+    same = json.loads(task.team.first(lambda: json.dumps(ties(task.source, found, task.tensors.whole)).encode()))
     if same:
         task = dataclasses.replace(task, source=tied(task.source, same))
         roles = roles_of(task.source, task.options)
     found = {r.name: found[r.name] for r in roles if r.action == "compress"}
+    is_transposed = (task.carried.transposed if task.carried else frozenset()).__contains__
+    trellised = may_follow(roles, is_transposed) if task.options.trellis else frozenset()
+    LOOPS.prepare(numpy_seconds(roles, trellised, fed=task.carried is not None), task.options.progress)
+    with task.clock("curves"):
+        rates = least_rates(task, trellised, found)
     with task.clock("solve"):
         return task, Problem(
             options=task.options,
@@ -37,7 +47,23 @@ def prepared(task: Task) -> tuple[Task, Problem[Measure]]:
             stats=found,
             sensitivities=sensitivities(task, roles, found),
             curves={name: one.curve for name, one in found.items()},
+            trellised=rates,
         )
+
+
+def least_rates(task: Task, names: frozenset[str], found: Mapping[str, Measure]) -> dict[str, float]:
+    """Of the tensors that may be on a trellis, the rate from which on it pays, as for a single file."""
+
+    def one(name: str) -> float:
+        spec = task.source.by_name[name]
+        width = spec.size // spec.shape[0]
+        pieces = [block(lambda a, b: task.tensors.read(name, a, b), width, *piece) for piece in sample(spec.shape)]
+        return least_rate(torch.cat(pieces), found[name].curve, found[name].max_abs)
+
+    def work() -> bytes:
+        return json.dumps(dict(zip(sorted(names), task.pool.ordered(one, sorted(names)), strict=True))).encode()
+
+    return dict(json.loads(task.team.first(work)))
 
 
 def roles_of(source: Source, options: Options) -> tuple[Role, ...]:
@@ -97,7 +123,7 @@ def sensitivities(task: Task, roles: Sequence[Role], found: dict[str, Measure]) 
     elif options.probe and (probed := probe_source(source, options)) is not None:
         a = _alike(source, found) | probed.sensitivities(found, alpha=alpha)
     else:
-        a = prior(source, found, options.budget) if options.weighs and not given else _alike(source, found)
+        a = guessed(source, found, options.budget) if options.weighs and not given else _alike(source, found)
     a |= given
     return a | {r.name: r.sensitivity for r in roles if r.name in a and r.sensitivity is not None}
 

@@ -56,13 +56,17 @@ class Measure:
 
 
 class Counter:
-    """Statistics of a tensor that is read in pieces: the same as `TensorStats.of` for the whole tensor."""
+    """Statistics of a tensor that is read in pieces: the same as `TensorStats.of` for the whole tensor.
 
-    def __init__(self, spec: TensorSpec):
-        self.spec = spec
-        self._patterns = np.uint8 if spec.dtype.itemsize == 1 else np.uint16
-        narrow = spec.dtype.itemsize <= 2
-        self._total: Any = np.zeros(1 << 8 * spec.dtype.itemsize, np.int64) if narrow else TensorStats.empty()
+    Args:
+        dtype: the element type of the pieces; by default that of the tensor.
+    """
+
+    def __init__(self, spec: TensorSpec, dtype: torch.dtype | None = None):
+        self.spec, dtype = spec, dtype or spec.dtype
+        self._patterns = np.uint8 if dtype.itemsize == 1 else np.uint16
+        narrow = dtype.itemsize <= 2
+        self._total: Any = np.zeros(1 << 8 * dtype.itemsize, np.int64) if narrow else TensorStats.empty()
 
     def count(self, flat: torch.Tensor) -> npt.NDArray[np.int64] | TensorStats:
         """The statistics of one piece; `add` joins them, in any order."""
@@ -121,7 +125,8 @@ def measure(specs: Iterable[TensorSpec], tensors: Tensors, pool: Pool, clock: Cl
         with clock("curves"):
             return Measure.of(counter.stats())
 
-    jobs = [(c, s, min(s + PIECE, c.spec.size)) for c in map(Counter, specs) for s in range(0, c.spec.size, PIECE)]
+    counters = [Counter(spec, tensors.dtype(spec.name)) for spec in specs]
+    jobs = [(c, s, min(s + PIECE, c.spec.size)) for c in counters for s in range(0, c.spec.size, PIECE)]
     waiting: list[tuple[str, Future[Measure]]] = []
     for (counter, _, stop), counted in zip(jobs, pool.ordered(piece, jobs), strict=True):
         counter.add(counted)

@@ -31,16 +31,18 @@ class Identities:
 
     source: Source
     files: Mapping[Path, tuple[object, ...]]
+    base: str = ""
+    """Of the base, if the differences to one are compressed."""
 
     @classmethod
-    def of(cls, source: Source) -> Identities:
+    def of(cls, source: Source, base: str = "") -> Identities:
         """Reads at most 16 MB of each file."""
-        return cls(source, {path: _identity(path) for path in sorted(set(source.files.values()))})
+        return cls(source, {path: _identity(path) for path in sorted(set(source.files.values()))}, base)
 
     def tensor(self, name: str) -> tuple[object, ...]:
         """The identity of the file that contains a tensor; values in memory are never recognised again."""
         path = self.source.files.get(name)
-        return (_HERE, id(self.source)) if path is None else self.files[path]
+        return (_HERE, id(self.source)) if path is None else (*self.files[path], self.base)
 
     @property
     def key(self) -> str:
@@ -59,7 +61,7 @@ class Identities:
         """Identifies a whole run: the source, and every option that changes bytes."""
         names = ("bits", "ratio", "size", "method", "overrides", "constraints", "sensitivities", "alpha", "seed")
         hashed = hashlib.sha256(self.key.encode())
-        hashed.update(repr([(name, getattr(options, name)) for name in (*names, "probe")]).encode())
+        hashed.update(repr([(name, getattr(options, name)) for name in (*names, "probe", "trellis")]).encode())
         hashed.update(repr((shard_size, roles.SMALLEST, probed)).encode())
         return hashed.hexdigest()
 

@@ -130,7 +130,8 @@ class Rounds:
 
     def fixed(self, plan: Plan, taken: Samples) -> float:
         """Bytes besides the codes."""
-        return len(self.target.index) + prediction.fixed_bytes(self.task.source, plan, self.target.shards, taken)
+        task, shards = self.task, self.target.shards
+        return len(self.target.index) + prediction.fixed_bytes(task.source, plan, shards, taken, note=task.basis.note)
 
     def samples(self, plan: Plan, growth: _Growth) -> tuple[Samples, _Growth]:
         """Samples of every compressed tensor, divided among the ranks; and the growth by error feedback, measured again
@@ -140,7 +141,8 @@ class Rounds:
         mine = [plan.compressed[k] for k in task.team.mine([min(size, prediction.WHOLE) for size in sizes])]
 
         def work() -> bytes:
-            return prediction.text_of(prediction.samples(mine, task.tensors, task.pool, task.clock, small=small))
+            own = prediction.samples(mine, task.tensors, task.pool, task.clock, small=small, plain=self.problem.plain)
+            return prediction.text_of(own)
 
         taken: Samples = {}
         for part in task.team.each(work):
@@ -162,7 +164,15 @@ class Rounds:
             for k in mine:
                 inputs = carried.inputs(k)
                 chosen = [t for t in plan.compressed if t.name in inputs]
-                taken |= prediction.samples(chosen, task.tensors, task.pool, task.clock, small=small, inputs=inputs)
+                taken |= prediction.samples(
+                    chosen,
+                    task.tensors,
+                    task.pool,
+                    task.clock,
+                    small=small,
+                    plain=self.problem.plain,
+                    inputs=inputs,
+                )
             return prediction.text_of(taken)
 
         fed: Samples = {}

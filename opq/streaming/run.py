@@ -24,17 +24,20 @@ from opq.base.calls import refusing, warn
 from opq.base.format_v1 import FOLDER_INDEX
 from opq.base.pool import pool
 from opq.base.progress import Progress
+from opq.compression.differences import Differences
 from opq.compression.method import DataFree, Opq, RateDistortion
 from opq.compression.options import Options
 from opq.compression.roles import Override
 from opq.constraints import Constraint
 from opq.errors import OptionError, ProbeWarning, RankError
+from opq.file.base import Base, open_base
+from opq.file.basis import UNFED, noted
 from opq.methods.calling import KEYWORDS, asked
 from opq.sources import SourceLike, hub_config, open_source, side_files
 from opq.sources.base import Source
 from opq.streaming import work_folder as folders
 from opq.streaming.block_probe import Carried
-from opq.streaming.chunks import Tensors
+from opq.streaming.chunks import Tensors, tensors_of
 from opq.streaming.clock import Clock
 from opq.streaming.first_pass import prepared
 from opq.streaming.limits import LIMITS, Limits
@@ -43,7 +46,7 @@ from opq.streaming.result import Streamed
 from opq.streaming.resume import History, Identities
 from opq.streaming.rounds import Rounds
 from opq.streaming.second_pass import Target, check_room, finish
-from opq.streaming.task import Task
+from opq.streaming.task import Basis, Task
 from opq.streaming.team import Team
 from opq.streaming.work_folder import Work
 
@@ -66,10 +69,12 @@ def compress_folder(
     sensitivities: Mapping[str, float] | None = None,
     probe: bool | None = None,
     alpha: float | None = None,
+    trellis: bool | None = None,
     seed: int = 0,
     dequantize: bool = False,
     trust_remote_code: bool = False,
     progress: Progress | bool | None = None,
+    base: SourceLike | None = None,
     shard_size: int = SHARD_SIZE,
     workers: int | None = None,
 ) -> Streamed:
@@ -85,7 +90,7 @@ def compress_folder(
         bits: budget as 8 x bytes of all files / elements of the floating-point tensors.
         ratio: budget as bytes of the source's tensors / bytes of all files.
         size: budget in bytes of all files, a number or a text such as `"2GB"`. Exactly one of the three.
-        method: `"rd"` or `"opq"`, or an object of `opq.methods` that is one of them, without a trellis or a sparsity.
+        method: `"rd"` or `"opq"`, or an object of `opq.methods` that is one of them, without a sparsity.
         overrides: glob pattern -> `"keep"`, `"compress"` or numbers (`bits`, `min_bits`, `max_bits`, `sensitivity`).
         constraints: objects of `opq.constraints`, solved through cvxpy.
         sensitivities: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
@@ -94,12 +99,16 @@ def compress_folder(
             was done. True: sensitivities are measured on the whole model, which must fit in memory, if it cannot be
             run in blocks. False: no probe. docs/scaling.md has the details.
         alpha: exponent of the probe's sensitivities, 0 to 1; by default 1.
+        trellis: of `rd`: whether tensors that get 1.25 bits per weight or more are quantized on a trellis, as in
+            `opq.compress`; by default they are, unless there are `constraints=`.
         seed: of the synthetic inputs; the same seed gives the same bytes.
         dequantize: for a checkpoint that is quantized already: whether to decode its weights and compress these;
             otherwise its codes, scales and zero points are kept as they are.
         trust_remote_code: whether to run Python code that comes with a model's folder or repository.
         progress: called with (stage, done, total); True for a bar, False for none. By default a bar appears after two
             seconds, on a terminal or in a notebook only.
+        base: another version of the network that everybody who loads the folder has, too, as in `opq.compress`: the
+            differences to it are compressed. Whole tensors of it are then in memory, one or two at a time.
         shard_size: bytes of an output shard, as nearly as whole tensors allow.
         workers: threads; by default one for each core.
 
@@ -149,8 +158,14 @@ def streamed(
     """`compress_folder` with options that are checked already."""
     opened = open_source(source, dequantize=options.dequantize, trust_remote_code=options.trust_remote_code)
     refuse_inputs(folder, {*opened.inputs, *(path.parent for path in opened.inputs)})
-    team, clock, tensors, identities = Team.join(), Clock(), Tensors(opened), Identities.of(opened)
-    blocks, basis = _blocks(opened, options, tensors, team)
+    team, clock, named = Team.join(), Clock(), ""
+    if options.base is not None:
+        base = open_base(options.base)
+        refuse_inputs(folder, _places(options.base, base))
+        opened = Differences.of(opened, base)
+        named = str(opened.base.name)
+    tensors, identities = tensors_of(opened), Identities.of(opened, named)
+    blocks, basis = _blocks(opened, options, tensors.whole, team)
     digest = identities.run(options, shard_size, probed=blocks is not None)
     with pool(workers) as threads, _taken(folder, digest, team, opened) as work:
         carried = None
@@ -169,19 +184,28 @@ def streamed(
             clock=clock,
             tensors=tensors,
             carried=carried,
+            basis=basis,
         )
-        return _streamed(task, basis)
+        return _streamed(task)
 
 
-def _streamed(task: Task, basis: str) -> Streamed:
+def _places(given: Any, base: Base) -> Iterator[str | os.PathLike[str]]:
+    """The files and folders that a base was read from."""
+    if isinstance(given, str | os.PathLike):
+        yield given
+    for path in () if base.source is None else base.source.inputs:
+        yield from (path, path.parent)
+
+
+def _streamed(task: Task) -> Streamed:
     """Runs the stages of a task."""
     task, problem = prepared(task)
     target = Target.of(task, problem.stats)
-    task.team.once(lambda: check_room(task, target))
+    task.team.once(lambda: check_room(task, target, (stats.size for stats in problem.stats.values())))
     written = Rounds(task, problem, target, History.of(task.work, task.team)).run()
     task.team.once(lambda: finish(task, target))
     return Streamed(
-        plan=written.plan,
+        plan=written.plan.replace(basis=task.basis.words),
         label=task.source.label,
         elements=task.source.elements,
         source_bytes=task.source.bytes,
@@ -192,27 +216,27 @@ def _streamed(task: Task, basis: str) -> Streamed:
         rounds=written.rounds,
         seconds=dict(task.clock.seconds),
         cpu_seconds=dict(task.clock.cpu),
-        basis=basis,
         left_out=task.source.ignored,
     )
 
 
-def _blocks(source: Source, options: Options, tensors: Tensors, team: Team) -> tuple[Blocks | None, str]:
-    """The model in blocks, if it is to be probed and can be; and in words what the compression is based on."""
-    blocks, basis = None, "the weights alone: no probe was asked for"
+def _blocks(source: Source, options: Options, tensors: Tensors, team: Team) -> tuple[Blocks | None, Basis]:
+    """The model in blocks, if it is to be probed and can be; and what the compression is based on."""
+    blocks, basis = None, Basis("the weights alone: no probe was asked for")
     if options.probe is not False:
         try:
             blocks = open_blocks(source, tensors, options.seed)
-            basis = f"sensitivities and error feedback block by block, {len(blocks.ids)} synthetic texts"
+            said = f"sensitivities and error feedback block by block, {len(blocks.ids)} synthetic texts"
+            basis = Basis(said, noted(calibrated=False, renormalised=False))
         except UNAVAILABLE as error:
             if options.probe:
-                basis = "sensitivities by the probe of the whole model, no error feedback"
+                basis = Basis("sensitivities by the probe of the whole model, no error feedback", UNFED)
             else:
-                basis = f"the weights alone: {error}"
+                basis = Basis(f"the weights alone: {error}")
                 if source.folder is not None and source.buildable:
-                    warn(f"{source.label} is compressed by {basis}", ProbeWarning)
-    if len(said := set(team.each(basis.encode))) > 1:
-        got = "; ".join(sorted(words.decode() for words in said))
+                    warn(f"{source.label} is compressed by {basis.words}", ProbeWarning)
+    if len(every := set(team.each(basis.words.encode))) > 1:
+        got = "; ".join(sorted(words.decode() for words in every))
         raise RankError("the processes see different models", got=got, remedy="Install the same packages everywhere.")
     return blocks, basis
 

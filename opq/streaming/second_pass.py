@@ -11,7 +11,7 @@ from opq.file.folder_reader import INDEX, index_bytes
 from opq.plan import Plan
 from opq.sources import hub_config, side_files
 from opq.streaming import work_folder as folders
-from opq.streaming.shards import Shards, finished, part_of, partition
+from opq.streaming.shards import Shards, base_name, finished, part_of, partition
 from opq.streaming.task import Task
 
 
@@ -43,24 +43,39 @@ class Target:
         return folders.shard_name(number, len(self.shards))
 
 
-def check_room(task: Task, target: Target) -> None:
-    """Raises `WriteError` if the disk has no room for the files."""
+def check_room(task: Task, target: Target, sizes: Iterable[int]) -> None:
+    """Raises `WriteError` if the disk has no room for the files, and for codes that do not stay in memory.
+
+    Args:
+        sizes: the weights of each compressed tensor.
+    """
+    held = max((size for size in sizes if size > task.limits.cached and task.options.trellis), default=0)
     there = sum(p.stat().st_size for p in task.work.folder.glob("model-*.opq.safetensors"))
     largest = max(target.size / len(target.shards), task.shard_size / 4)
-    folders.check_space(task.work.folder, target.size - there + min(largest * task.team.size, target.size))
+    spools = min(largest * task.team.size, target.size) + held * task.team.size
+    folders.check_space(task.work.folder, target.size - there + spools)
 
 
 def write(task: Task, plan: Plan, target: Target) -> int:
     """Writes every shard of a plan, except those that exist already. Returns the bytes of all files."""
     parts = [part_of(plan, names) for names in target.shards]
     mine = task.team.mine([sum(t.size for t in part) for part in parts])
-    shards = Shards(task.source, task.tensors, task.pool, task.clock, task.work, task.carried, task.limits)
+    shards = Shards(
+        task.source,
+        task.tensors,
+        task.pool,
+        task.clock,
+        task.work,
+        carried=task.carried,
+        limits=task.limits,
+        note=task.basis.note,
+    )
 
     def work() -> bytes:
         sizes = {}
         for done, k in enumerate(mine):
             path = task.work.folder / target.name(k)
-            size = finished(path, parts[k])
+            size = finished(path, parts[k], base_name(task.source))
             sizes[k] = shards.write(path, parts[k], plan) if size is None else size
             task.options.progress("shards", done + 1, len(mine))
         return json.dumps(sizes).encode()

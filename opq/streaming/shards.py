@@ -15,8 +15,10 @@ import torch
 
 from opq.base.atomic import written_aside
 from opq.base.pool import Pool
+from opq.compression.differences import Differences
 from opq.errors import FileFormatError, WriteError
 from opq.file import stored, writer
+from opq.file.base import BaseName
 from opq.file.folder_reader import check_payloads
 from opq.file.index import Place
 from opq.file.kept import keep
@@ -30,6 +32,7 @@ from opq.streaming.chunks import Tensors
 from opq.streaming.clock import Clock
 from opq.streaming.encode import Coded, Narrow
 from opq.streaming.limits import LIMITS, Limits
+from opq.streaming.paths import Map
 from opq.streaming.work_folder import Work
 
 STREAMED = 1 << 22
@@ -73,7 +76,8 @@ def kept_items(source: Source, part: Plan, whole: Plan) -> tuple[list[stored.Sto
     small = part.replace(tensors=tuple(t for t in part if t.name not in large))
     names = {t.name for t in small}
     mine = dataclasses.replace(source, specs=tuple(s for s in source.specs if s.name in names))
-    return keep(mine, small, {}, whole=whole), large
+    items = keep(mine, small, {}, whole=whole)
+    return [source.finished(i) for i in items] if isinstance(source, Differences) else items, large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +92,8 @@ class Shards:
     carried: Carried | None = None
     """The inputs of the matrices of each block, if errors are fed back."""
     limits: Limits = LIMITS
+    note: str = ""
+    """What the codes rest on, one of `opq.file.basis.NOTES`."""
 
     def write(self, path: Path, part: Plan, whole: Plan) -> int:
         """Writes one file as `opq.file.writer.pack` would: to a temporary name, read back, renamed. Returns its size.
@@ -100,7 +106,9 @@ class Shards:
             with tempfile.TemporaryFile(dir=inner) as spool, written_aside(path, within=inner) as out:
                 places, offsets, small = self._payloads(part, whole, spool)
                 large = writer.own_entries(part, {n: p for n, p in places.items() if p.kind != "share"})
-                header, common = writer.frame(part, [places[t.name] for t in part], large, small)
+                header, common = writer.frame(
+                    part, [places[t.name] for t in part], large, small, note=self.note, base=base_name(self.source)
+                )
                 with self.clock("write"):
                     out.write(header)
                     for name in large:
@@ -144,13 +152,10 @@ class Shards:
             ordinary = [t for t in group if t.size <= self.limits.alone]
             one = functools.partial(self._one, codes)
             for tensor, coded in zip(ordinary, self.pool.weighed(one, ordinary, lambda t: t.size), strict=True):
-                yield tensor.name, "grid", 0, coded
+                yield tensor.name, tensor.codebook, 0, coded
             for tensor in (t for t in group if t.size > self.limits.alone):
                 found = codes.get(tensor.name)
-                coded = encode.encode(
-                    tensor, self._reads(tensor), self.clock, self.pool.ordered, found, cached=self.limits.cached
-                )
-                yield tensor.name, "grid", 0, coded
+                yield tensor.name, tensor.codebook, 0, self._encoded(tensor, found, self.pool.ordered)
 
     def _grouped(self, part: Plan) -> Iterator[tuple[list[TensorPlan], dict[str, Narrow]]]:
         """The compressed tensors; those of one block together, with their codes by error feedback."""
@@ -169,12 +174,20 @@ class Shards:
         return None if self.carried is None else self.carried.blocks.block_of(name)
 
     def _one(self, codes: dict[str, Narrow], tensor: TensorPlan) -> Coded:
-        return encode.encode(
-            tensor, self._reads(tensor), self.clock, codes=codes.get(tensor.name), cached=self.limits.cached
-        )
+        return self._encoded(tensor, codes.get(tensor.name), map)
 
-    def _reads(self, tensor: TensorPlan) -> encode.Read:
-        return lambda start, stop: self.tensors.read(tensor.name, start, stop)
+    def _encoded(self, tensor: TensorPlan, codes: Narrow | None, run: Map) -> Coded:
+        """The payload of a compressed tensor; `codes` are those by error feedback, if any."""
+        limit, inner = self.limits.cached, self.work.inner
+        return encode.encode(
+            tensor,
+            lambda start, stop: self.tensors.read(tensor.name, start, stop),
+            self.clock,
+            run,
+            codes,
+            cached=limit,
+            spool=inner,
+        )
 
     def _raw(self, name: str) -> Coded:
         """A kept tensor in lazy parts: one sweep for length and checksum, another for the bytes."""
@@ -188,7 +201,7 @@ class Shards:
 
     def _bytes(self, name: str, start: int, stop: int) -> bytes:
         with self.clock("read"):
-            return self.tensors.read(name, start, stop).view(torch.uint8).numpy().tobytes()
+            return self.tensors.whole.read(name, start, stop).view(torch.uint8).numpy().tobytes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,11 +237,16 @@ def _check(path: Path, part: Plan) -> None:
         raise WriteError(f"{path} does not read back as it was written", remedy="Write it again.")
 
 
-def finished(path: Path, part: Plan) -> int | None:
+def base_name(source: Source) -> BaseName | None:
+    """How files name the base of a source; None where it has none."""
+    return source.base.name if isinstance(source, Differences) else None
+
+
+def finished(path: Path, part: Plan, base: BaseName | None = None) -> int | None:
     """The size of a shard that an earlier run wrote by the same plan; None if there is none, or it is damaged."""
     if path.is_file():
         with contextlib.suppress(FileFormatError), Reader(path, max_expansion=float("inf")) as reader:
-            if reader.plan == part:
+            if reader.plan == part and reader.base == base:
                 check_payloads(reader, path)
                 return path.stat().st_size
     return None

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from opq.base.arrays import Codes
 from opq.base.counts import entropy as entropy_of
@@ -26,13 +27,15 @@ from opq.compression.problem import Problem
 from opq.file import writer
 from opq.file.index import Place
 from opq.plan import Plan, TensorPlan, as_stored
+from opq.quantizing import trellis
 from opq.sources.base import Source
 from opq.streaming.block_feedback import fed_rows
 from opq.streaming.block_probe import Inputs
 from opq.streaming.chunks import Tensors
 from opq.streaming.clock import Clock
 from opq.streaming.encode import Quantizer
-from opq.streaming.shards import kept_items, part_of
+from opq.streaming.paths import on_paths
+from opq.streaming.shards import base_name, kept_items, part_of
 
 WHOLE = 1 << 21
 """In checkpoints of at most `SMALL` weights, tensors up to this size are sampled completely. A choice of speed."""
@@ -88,16 +91,31 @@ def predicted(tensor: TensorPlan, samples: Mapping[str, Sample]) -> float:
     return tensor.rate * tensor.size / 8 * sample.ratio + sample.header
 
 
-def take(plan: TensorPlan, tensors: Tensors, clock: Clock, *, whole: bool, inputs: Inputs | None = None) -> Sample:
-    """The sample of one tensor; with error feedback if the inputs of its matrix are given."""
+def take(
+    plan: TensorPlan,
+    tensors: Tensors,
+    clock: Clock,
+    *,
+    whole: bool,
+    inputs: Inputs | None = None,
+    plain: TensorPlan | None = None,
+) -> Sample:
+    """The sample of one tensor; with error feedback if the inputs of its matrix are given.
+
+    Args:
+        plain: for a tensor on a trellis, the plain grid of the same error.
+    """
     rows, columns, rest = classes_of_weights.view(plan.shape)
     width = columns * rest
     spans = [(0, rows)] if whole else _spans(plan, rows, width)
     fed = None if inputs is None else fed_rows(plan, spans, inputs, tensors, clock)
     with clock("sample"):
-        quantizer = Quantizer(plan)
-        plain = np.concatenate([quantizer(tensors.read(plan.name, a * width, b * width)) for a, b in spans])
-        codes = (plain if fed is None else fed).astype(np.int16)
+        weights = torch.cat([tensors.read(plan.name, a * width, b * width) for a, b in spans])
+        found = (
+            fed if fed is not None else on_paths(weights.view(-1, width), plan) if plan.codebook == "trellis" else None
+        )
+        rounded = Quantizer(plain or plan)(weights)
+        codes = (rounded if found is None else found).reshape(-1).astype(np.int16)
         if whole:
             draft = entropy.draft(codes.reshape(plan.shape))
             header = len(draft.header.finish())
@@ -105,7 +123,8 @@ def take(plan: TensorPlan, tensors: Tensors, clock: Clock, *, whole: bool, input
             if exact < 64:
                 return Sample(1.0, draft.size - exact / 8)
             return Sample(8 * (draft.size - header) / exact, header)
-        return _estimated(codes.reshape(-1, columns, rest), plan.shape, _entropy(plain))
+        saved = trellis.SAVED * codes.size if plan.codebook == "trellis" else 0.0
+        return _estimated(codes.reshape(-1, columns, rest), plan.shape, _entropy(rounded) - saved)
 
 
 def _spans(plan: TensorPlan, rows: int, width: int) -> list[tuple[int, int]]:
@@ -156,14 +175,21 @@ def samples(
     clock: Clock,
     *,
     small: bool,
+    plain: Callable[[TensorPlan], TensorPlan],
     inputs: Mapping[str, Inputs] | None = None,
 ) -> dict[str, Sample]:
-    """The samples of some tensors."""
+    """The samples of some tensors.
+
+    Args:
+        small: whether tensors of up to `WHOLE` weights are sampled completely.
+        plain: the plain grid of the same error as a tensor's plan.
+        inputs: those of matrices whose errors are fed back.
+    """
     given = inputs or {}
 
     def one(tensor: TensorPlan) -> Sample:
         whole = small and tensor.size <= WHOLE
-        return take(tensor, tensors, clock, whole=whole, inputs=given.get(tensor.name))
+        return take(tensor, tensors, clock, whole=whole, inputs=given.get(tensor.name), plain=plain(tensor))
 
     return dict(zip((t.name for t in chosen), pool.weighed(one, chosen, lambda t: min(t.size, _MOST)), strict=True))
 
@@ -185,8 +211,10 @@ def growth(plain: Mapping[str, Sample], fed: Mapping[str, Sample], roles: Mappin
     return {name: own.get(name, mean[role]) for name, role in roles.items() if role in mean and name in plain}
 
 
-def fixed_bytes(source: Source, plan: Plan, shards: Sequence[Sequence[str]], taken: Mapping[str, Sample]) -> float:
-    """Bytes of headers, indexes and kept tensors of all files."""
+def fixed_bytes(
+    source: Source, plan: Plan, shards: Sequence[Sequence[str]], taken: Mapping[str, Sample], *, note: str = ""
+) -> float:
+    """Bytes of headers, indexes and kept tensors of all files, which have this note on what their codes rest on."""
     plan = as_stored(plan)
     total = 0.0
     for names in shards:
@@ -195,14 +223,14 @@ def fixed_bytes(source: Source, plan: Plan, shards: Sequence[Sequence[str]], tak
         places = {item.name: writer.foreseen(item, part[item.name]) for item in items}
         places |= {name: Place("raw", source.by_name[name].nbytes) for name in large}
         kept = sum(place.length for place in places.values())
-        places |= {t.name: Place("grid", max(1, round(predicted(t, taken)))) for t in part.compressed}
+        places |= {t.name: Place(t.codebook, max(1, round(predicted(t, taken)))) for t in part.compressed}
         own = writer.own_entries(part, places)
         described = [places.get(t.name, Place("share", 0)) for t in part]
         marked = [
             dataclasses.replace(p, checksum=0x5A5A5A5A) if t.name in own else p
             for t, p in zip(part, described, strict=True)
         ]
-        header, common = writer.frame(part, marked, own, b"")
+        header, common = writer.frame(part, marked, own, b"", note=note, base=base_name(source))
         total += len(header) + len(common) + kept
     return total
 

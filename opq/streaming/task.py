@@ -16,6 +16,15 @@ from opq.streaming.team import Team
 from opq.streaming.work_folder import Work
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Basis:
+    """What the compression is based on."""
+
+    words: str
+    note: str = ""
+    """The note in the files, one of `opq.file.basis.NOTES`."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
     """One compression of a folder."""
@@ -33,4 +42,5 @@ class Task:
     clock: Clock
     tensors: Tensors
     carried: Carried | None
-    """The probe in blocks; None if the compression is based on the weights alone."""
+    """The probe in blocks; None if the compression is not based on it."""
+    basis: Basis

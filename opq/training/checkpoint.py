@@ -88,8 +88,8 @@ _FIELDS = {"plan", "model", "optimizer", "scaler", "epoch", "step", "total", "op
 
 
 def plan_digest(plan: Plan) -> int:
-    """CRC-32 of the plan's canonical JSON."""
-    return zlib.crc32(plan.to_json().encode())
+    """CRC-32 of the plan's canonical JSON, without the words on what it rests on."""
+    return zlib.crc32(plan.replace(basis="").to_json().encode())
 
 
 # --- model and optimizer, whole or sharded --------------------------------------------------

@@ -11,7 +11,8 @@ from opq.compression.result import Result
 from opq.models.wrappers import unwrapped
 from opq.plan import Plan
 from opq.sources import open_source
-from opq.training.attaching import dense_state_dict, plan_in_force, proved_codes
+from opq.training.attaching import plan_in_force
+from opq.training.proving import dense_state_dict, proved_codes
 
 
 def collect(model: nn.Module, plan: Plan | Result) -> Result:

@@ -103,7 +103,7 @@ class FixedGrid(Attachment):
         self.numbers = 1.0 / plan.step, plan.step, plan.rounding - 0.5
         self.scales = _number(self.numbers[0]), _number(self.numbers[1])
         self.digest = digest(mask)
-        """CRC-32 of the mask at attach; `opq.training.attaching.proved_codes` proves that it still holds."""
+        """CRC-32 of the mask at attach; `opq.training.proving.proved_codes` proves that it still holds."""
         self.register_buffer("mask", mask)
 
     def forward(self, w: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,13 @@
-"""What changed between two checkpoints, as a file of its own, and the new checkpoint from the old one and that.
+"""Updates: a file with what changed between two checkpoints, which turns the old one into the new one.
 
 Other folders use:
 
-- `applying`: an old checkpoint and an update -> the new checkpoint, byte for byte.
 - `making`: two checkpoints -> the update between them.
+- `applying`: an old checkpoint and an update -> the new checkpoint, byte for byte.
+
+Inside: `checkpoint` and `anatomy` take files apart into heads and segments (the bytes of one tensor); `envelope` and
+`contents` are the file of an update and its index; `patterns`, `elements`, `differences` and `recoded` turn segments
+into integers and code their differences; `renewing` makes new files from old ones and payloads.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A file taken apart: its head, and the bytes of each of its tensors."""
+"""Takes a file apart into its head and its segments, each of which holds the bytes of one tensor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from opq.errors import CorruptFileError, MissingFileError
 from opq.file import index
 from opq.file.base import VERSION as BASED
 from opq.file.base import is_based
-from opq.file.header import METADATA, VERSION, check_version, no_twins
+from opq.file.header import METADATA, VERSION, Entry, check_version, entry_of, filled, no_twins
 from opq.file.payload import Coded
 from opq.file.stored import PAYLOADS
 from opq.plan import TensorPlan
@@ -28,32 +28,33 @@ class Segment:
 
     name: str
     start: int
-    """Of its bytes in the file."""
+    """Where its bytes begin in the file."""
     stop: int
+    """Where they end."""
     dtype: str
-    """By its safetensors name; of payloads of codes and of unknown types `U8`."""
+    """The type of its elements by its safetensors name; `U8` for payloads of codes and for unknown types."""
     shape: tuple[int, ...]
     codes: tuple[str, TensorPlan] | None = None
-    """Of a payload of integer codes: its kind, and the tensor's plan."""
+    """For a payload of integer codes, its kind and the tensor's plan."""
 
     @property
     def length(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self.stop - self.start
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Anatomy:
-    """What a file consists of: the pieces of its head and its segments fill it."""
+    """The parts of a file: the pieces of its head and its segments together are all its bytes."""
 
     head: tuple[tuple[int, int], ...]
-    """Where the pieces of the head lie: length and header; of an opq file also the index."""
+    """Start and stop of each piece of the head: the header with its length, and in an opq file also the index."""
     segments: tuple[Segment, ...]
-    """In the order of their bytes, empty ones left out."""
+    """In the order of their bytes, without empty ones."""
 
 
 class Bytes:
-    """A file on disk, read piece by piece; it is not mapped, as mapped pages count as memory for as long as they stay.
+    """A file on disk, read piece by piece. It is not mapped, since mapped pages would count as used memory.
 
     Raises:
         MissingFileError: there is no such file, or it cannot be read.
@@ -70,7 +71,7 @@ class Bytes:
             raise MissingFileError(f"cannot open {path}", got=error.strerror or error) from error
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes `start` to `stop`; raises `CorruptFileError` where the file ends before."""
+        """The bytes from `start` to `stop`; raises `CorruptFileError` if the file ends before."""
         try:
             self._file.seek(start)
             parts = []
@@ -84,7 +85,7 @@ class Bytes:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def pieces(self, step: int = 1 << 22) -> Iterator[bytes]:
-        """All of it, in order."""
+        """The whole file in pieces of `step` bytes, in order."""
         for start in range(0, self.size, step):
             yield self.read(start, min(start + step, self.size))
 
@@ -99,10 +100,10 @@ class Bytes:
 
 
 def head_of(file: Bytes) -> bytes:
-    """The pieces of a safetensors file's head, one after the other.
+    """The bytes of a safetensors file's head, its pieces joined.
 
     Raises:
-        CorruptFileError: it is no safetensors file.
+        CorruptFileError: the file is no safetensors file.
     """
     if file.size < 8:
         raise CorruptFileError(f"{file.path} is no safetensors file", got=f"{file.size} bytes", wanted="at least 8")
@@ -121,28 +122,27 @@ def head_of(file: Bytes) -> bytes:
 
 
 def taken_apart(head: bytes, size: int) -> Anatomy:
-    """The anatomy of a file of `size` bytes with such a head; nothing else of the file is looked at.
+    """The anatomy of a file of `size` bytes, from its head alone.
 
     Raises:
-        CorruptFileError: the head is none, or that of a file of another size.
+        CorruptFileError: the bytes are not a head, or the head is that of a file of another size.
     """
     base = 8 + int.from_bytes(head[:8], "little")
     if len(head) < 10 or base > len(head):
         raise CorruptFileError("a head ends in its header", got=f"{len(head)} bytes")
     metadata, entries = _entries(head[:base])
     common = _common(metadata, entries)
-    end = 0
-    for name, (_, _, start, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
-        if start != end:
-            raise CorruptFileError("entries overlap or leave a gap", got=f"{name!r} at {start}")
-        end = stop
+    end = filled(entries)
     if base + end != size:
         raise CorruptFileError("the header is that of a file of another size", got=base + end, wanted=size)
     if common is None:
         if len(head) != base:
             raise CorruptFileError("a head goes on after its header", got=len(head), wanted=base)
         pieces: tuple[tuple[int, int], ...] = ((0, base),)
-        found = [Segment(n, base + a, base + b, d if d in DTYPES else "U8", s) for n, (d, s, a, b) in entries.items()]
+        found = [
+            Segment(name, base + e.start, base + e.stop, e.dtype if e.dtype in DTYPES else "U8", e.shape)
+            for name, e in entries.items()
+        ]
     else:
         check_version(metadata, "the file", newest=BASED if is_based(metadata) else VERSION)
         start, stop = base + common[0], base + common[1]
@@ -152,13 +152,13 @@ def taken_apart(head: bytes, size: int) -> Anatomy:
         ):
             raise CorruptFileError("the index is longer than its entry")
         pieces = ((0, base), (start, start + len(head) - base))
-        own = {name: (base + a, base + b) for name, (_, _, a, b) in entries.items() if name != COMMON}
+        own = {name: (base + e.start, base + e.stop) for name, e in entries.items() if name != COMMON}
         found = _payloads(head[base + 8 :], own, start + len(head) - base, stop)
     return Anatomy(pieces, tuple(sorted((s for s in found if s.length), key=lambda s: s.start)))
 
 
 def _payloads(data: bytes, own: dict[str, tuple[int, int]], start: int, end: int) -> list[Segment]:
-    """The payloads that an index names: entries of their own, the others from `start` to `end`."""
+    """The payloads that an index names. Some have an entry of their own; the others fill `start` to `end` in order."""
     found = []
     plan, places = index.decode(data)
     for tensor, place in zip(plan, places, strict=True):
@@ -178,11 +178,8 @@ def _payloads(data: bytes, own: dict[str, tuple[int, int]], start: int, end: int
     return found
 
 
-_Fields = dict[str, tuple[str, tuple[int, ...], int, int]]
-
-
-def _entries(head: bytes) -> tuple[Any, _Fields]:
-    """Metadata, and of each entry its type, shape, start and stop."""
+def _entries(head: bytes) -> tuple[Any, dict[str, Entry]]:
+    """The metadata, and the entries by name."""
     try:
         header = json.loads(head[8:], object_pairs_hook=no_twins)
     except (ValueError, RecursionError) as error:
@@ -190,32 +187,11 @@ def _entries(head: bytes) -> tuple[Any, _Fields]:
     if not isinstance(header, dict):
         raise CorruptFileError("a header that is no object", got=type(header).__name__)
     metadata = header.pop(METADATA, None)
-    return metadata, {name: _fields(name, fields) for name, fields in header.items()}
+    return metadata, {name: entry_of(name, fields, foreign=True) for name, fields in header.items()}
 
 
-def _fields(name: str, fields: Any) -> tuple[str, tuple[int, ...], int, int]:
-    wrong = CorruptFileError(f"the header describes {name!r} wrongly", got=str(fields)[:200])
-    if not isinstance(fields, dict):
-        raise wrong
-    dtype, shape, offsets = (fields.get(k) for k in ("dtype", "shape", "data_offsets"))
-    if not (isinstance(dtype, str) and isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2):
-        raise wrong
-    if not all(type(n) is int and 0 <= n < 1 << 62 for n in (*shape, *offsets)) or offsets[0] > offsets[1]:
-        raise wrong
-    if dtype in DTYPES and offsets[1] - offsets[0] != _product(shape) * DTYPES[dtype].itemsize:
-        raise wrong
-    return dtype, tuple(shape), offsets[0], offsets[1]
-
-
-def _product(shape: list[int]) -> int:
-    product = 1
-    for n in shape:
-        product = min(product * n, 1 << 64)
-    return product
-
-
-def _common(metadata: Any, entries: _Fields) -> tuple[int, int] | None:
-    """Where the common entry of an opq file lies, None of any other file."""
+def _common(metadata: Any, entries: dict[str, Entry]) -> tuple[int, int] | None:
+    """Start and stop of the common entry of an opq file; None for any other file."""
     if not isinstance(metadata, dict) or COMMON not in metadata or COMMON not in entries:
         return None
-    return entries[COMMON][2:]
+    return entries[COMMON].start, entries[COMMON].stop

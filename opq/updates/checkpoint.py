@@ -1,4 +1,4 @@
-"""A checkpoint on disk: one file, or all files of a folder; each known by its SHA-256 and taken apart."""
+"""A checkpoint on disk: one file, or all files of a folder; each has a fingerprint and can be taken apart."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from opq.updates.contents import Fingerprint, is_inside
 
 SUFFIX = ".safetensors"
 LARGEST_WHOLE = 1 << 20
-"""Bytes of a file of another kind that is held as a head; a larger one is a segment of bytes."""
+"""The size in bytes up to which a file that is no safetensors file is treated as a head; a larger one is a segment."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,24 +25,24 @@ class Part:
     """One file of a checkpoint, open."""
 
     name: str
-    """Relative to the folder; of one file its name."""
+    """The path relative to the folder; if the checkpoint is one file, the file's name."""
     file: Bytes
 
     @property
     def whole(self) -> bool:
-        """Whether it is taken as bytes: no safetensors file."""
+        """Whether it is no safetensors file, and so treated as plain bytes."""
         return not self.name.endswith(SUFFIX)
 
     @functools.cached_property
     def head(self) -> bytes:
-        """The bytes of its head; of other files all, where they are few."""
+        """The bytes of its head. A small file that is no safetensors file is all head; a larger one has none."""
         if self.whole:
             return self.file.read(0, self.file.size) if self.file.size <= LARGEST_WHOLE else b""
         return head_of(self.file)
 
     @functools.cached_property
     def anatomy(self) -> Anatomy:
-        """Its pieces; raises `CorruptFileError` with its name."""
+        """Its head and segments; a `CorruptFileError` names the file."""
         try:
             return anatomy_of(self.head, self.file.size, whole=self.whole)
         except CorruptFileError as error:
@@ -50,7 +50,11 @@ class Part:
             raise CorruptFileError(fact, got=error.got, wanted=error.wanted, remedy=error.remedy) from error
 
     def fingerprint(self, tell: Callable[[int], None] = lambda done: None) -> Fingerprint:
-        """Name, size and SHA-256; reads all of it."""
+        """Name, size and SHA-256; reads the whole file.
+
+        Args:
+            tell: called with the number of bytes that are read, after each piece.
+        """
         digest, done = hashlib.sha256(), 0
         for piece in self.file.pieces():
             digest.update(piece)
@@ -60,7 +64,7 @@ class Part:
 
 
 def anatomy_of(head: bytes, size: int, *, whole: bool) -> Anatomy:
-    """The anatomy of a file with such a head; `whole`: of another kind than safetensors."""
+    """The anatomy of a file of `size` bytes; `whole`: whether it is no safetensors file."""
     if not whole:
         return taken_apart(head, size)
     if size <= LARGEST_WHOLE:
@@ -79,7 +83,7 @@ def opened(
     """Whether a checkpoint is a folder, and its files by name, in the order of their names.
 
     Args:
-        names: of a folder, the files to open; those that are not there are left out. All by default.
+        names: the files of a folder to open, without those that do not exist; by default all.
 
     Raises:
         MissingFileError: there is no such checkpoint, or it cannot be read.
@@ -97,7 +101,7 @@ def opened(
 
 
 def _listed(folder: Path) -> list[str]:
-    """All files below a folder but for hidden ones, by their names with slashes."""
+    """The paths of all files below a folder, with slashes and relative to it; without hidden files and folders."""
     found = []
 
     def refuse(error: OSError) -> None:
@@ -119,5 +123,5 @@ def _listed(folder: Path) -> list[str]:
 
 
 def segments(parts: Iterable[Part]) -> list[tuple[Part, Segment]]:
-    """The segments of all files, numbered as an update numbers them: file by file, in the order of their bytes."""
+    """The segments of all files, in the order in which an update numbers them: by file, then by place in the file."""
     return [(part, segment) for part in parts for segment in part.anatomy.segments]

@@ -1,4 +1,4 @@
-"""The elements of a segment as integers, and those of an old one as their reference."""
+"""Reads the elements of an old segment as integers, as the reference for a new segment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opq.updates.checkpoint import Part
 from opq.updates.patterns import Element, Patterns
 
 Old = tuple[Part, Segment]
-"""An old segment, and the file that it is in."""
+"""An old segment, with the file that holds it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,12 +21,12 @@ class Reference:
 
     kind: Element
     dtype: str
-    """Of the new segment."""
+    """The type of the new segment."""
     old: Old | None = None
-    """None: with zeros."""
+    """The old segment; with None, elements are compared with zeros."""
 
     def __call__(self, start: int, stop: int) -> Patterns:
-        """The reference of some elements; beyond the end of the old segment 0."""
+        """The reference of the elements from `start` to `stop`; 0 after the end of the old segment."""
         found = np.zeros(stop - start, self.kind.dtype)
         if self.old is None:
             return found
@@ -42,10 +42,10 @@ class Reference:
 
 
 def comparable(new: Segment, old: Segment) -> bool:
-    """Whether the elements of an old segment are of the type of a new one, and of more meaning than bytes."""
+    """Whether two segments hold elements of the same type, and not payloads of codes."""
     return new.dtype == old.dtype and new.codes is None and old.codes is None
 
 
 def castable(new: Segment, old: Segment) -> bool:
-    """Whether those of an old one can be cast to it."""
+    """Whether the elements of an old segment can be cast to the type of a new one."""
     return patterns.castable(old.dtype, new.dtype)

@@ -1,4 +1,4 @@
-"""Two checkpoints -> the update between them."""
+"""Makes the update between two checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from opq.base.progress import Progress, shown
 from opq.coding import text
 from opq.coding.stack import StackWriter
 from opq.errors import CorruptFileError
-from opq.updates import contents, differences, patterns
+from opq.updates import differences, envelope, patterns
 from opq.updates.anatomy import Segment
 from opq.updates.checkpoint import Part, opened, segments
 from opq.updates.contents import LONGEST_HEAD, Contents, Head, Method, NewFile, Row
@@ -24,9 +24,9 @@ from opq.updates.elements import Old, Reference, castable, comparable
 from opq.updates.recoded import Recoded
 
 DOUBTFUL = 0.75
-"""A difference of this part of a tensor's bytes is compared with the tensor coded for itself."""
+"""Differences that take more than this fraction of a tensor's bytes are compared with coding the tensor by itself."""
 PIECE = 1 << 22
-"""Bytes that are compared or copied at once."""
+"""Bytes that are compared or copied at one time."""
 
 
 @checked_names
@@ -38,27 +38,27 @@ def delta(
     portable: bool = False,
     progress: Progress | bool | None = None,
 ) -> int:
-    """Writes the update from one checkpoint to another: a file from which, with the old one, `opq.apply` makes the new
-    one again, byte for byte.
+    """Writes the update from one checkpoint to another, from which `opq.apply` makes the new one again, byte for byte.
 
-    Tensors that are equal to the old ones cost next to nothing; of others the differences are coded, of opq files
-    those of the codes. Works on any safetensors files, on opq files, and on folders of either, whose other files
+    Tensors that have not changed take almost no bytes. For the others the differences are coded; in opq files, those
+    of the codes. Both checkpoints may be safetensors files, opq files, or folders of them; all other files of a folder
     are part of the update too. Memory is bounded by the largest tensor.
 
     Args:
         old: the checkpoint that the receiver has, a file or a folder.
-        new: the one that it is to have, a file or a folder.
+        new: the checkpoint that the receiver is to have, a file or a folder.
         output: the update to write.
-        portable: send large payloads of codes as they are instead of having the receiver code them again. That needs
-            the same version of pcodec on both sides, which the update names and `opq.apply` asks for.
+        portable: whether large payloads of codes are sent as they are. By default only their changes are sent, and the
+            receiver codes the new codes again. That needs the same version of pcodec on both sides; the update names
+            the version, and `opq.apply` asks for it.
         progress: called with (stage, done, total); True for a bar, False for none.
 
     Returns:
-        the size of the update in bytes.
+        The size of the update in bytes.
 
     Raises:
-        FileFormatError: a file is not there, or no whole safetensors file.
-        OptionError: the output is one of the checkpoints, or a folder holds what no update can.
+        FileFormatError: a file does not exist, or is not a complete safetensors file.
+        OptionError: the output is one of the checkpoints, or a folder holds something that an update cannot hold.
         WriteError: the output cannot be written; nothing is left behind.
 
     Example:
@@ -80,7 +80,7 @@ def delta(
         maker = Maker(olds, portable=portable)
         amount = sum(part.file.size for part in news.values())
         with written_aside(output) as out:
-            contents.reserve(out)
+            envelope.reserve(out)
             sent = Sent(out)
             made: list[NewFile] = []
             done = 0
@@ -90,11 +90,11 @@ def delta(
                 tell("compare", done, amount)
             known = tuple(maker.known[name] for name in olds)
             whole = Contents((one, other), known, tuple(made), maker.pcodec)
-            return contents.complete(out, whole, sent.length, sent.checksum)
+            return envelope.complete(out, whole, sent.length, sent.checksum)
 
 
 class Sent:
-    """Payloads on their way into the file."""
+    """Writes payloads into the file and keeps their total length and checksum."""
 
     def __init__(self, out: BinaryIO):
         self._out, self.length, self.checksum = out, 0, 0
@@ -109,7 +109,7 @@ class Sent:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Coded:
-    """One way to hold a tensor."""
+    """One way to give a tensor, with its payload."""
 
     method: Method
     payload: list[bytes]
@@ -121,7 +121,7 @@ class _Coded:
 
 
 class Maker:
-    """Finds for every new file what it has of the old ones."""
+    """Describes new files by means of the old ones."""
 
     def __init__(self, olds: Mapping[str, Part], *, portable: bool):
         self.known = {name: part.fingerprint() for name, part in olds.items()}
@@ -135,8 +135,8 @@ class Maker:
             self._numbers.setdefault(segment.name, []).append(number)
 
     def file(self, part: Part, sent: Sent) -> NewFile:
-        """One new file; its payloads go out."""
-        anatomy = part.anatomy  # raises before anything is read
+        """Describes one new file, and writes its payloads."""
+        anatomy = part.anatomy  # first, since it raises for a damaged file before all of it is read
         mine = part.fingerprint()
         for number, known in enumerate(self.known.values()):
             if (known.size, known.digest) == (mine.size, mine.digest):
@@ -147,7 +147,11 @@ class Maker:
         return NewFile(mine, whole=part.whole, head=head, rows=tuple(rows))
 
     def _counterpart(self, part: Part) -> int | None:
-        """The old file that a new one most likely comes from: that of the same name, or the first of its kind."""
+        """The number of the old file that a new one most likely comes from.
+
+        It is the file of the same name. If there is none, it is the first safetensors file for a safetensors file, and
+        None for any other file.
+        """
         if part.name in self._names:
             return self._names.index(part.name)
         alike = [k for k, old in enumerate(self._olds) if old.whole == part.whole]
@@ -198,7 +202,7 @@ class Maker:
         return True
 
     def _ways(self, part: Part, segment: Segment, number: int | None) -> Iterator[_Coded]:
-        """The ways worth trying, the best first as a rule."""
+        """The ways that are worth trying, the one that is usually best first."""
         old = None if number is None else self._segments[number]
         if segment.codes is not None:
             if old is not None and number is not None and (made := self._codes(part, segment, old)) is not None:
@@ -217,7 +221,7 @@ class Maker:
             yield _Coded("alone", self._coded(part, segment, None))
 
     def _coded(self, part: Part, segment: Segment, old: Old | None) -> list[bytes]:
-        """The chunks of a segment against an old one, or against zeros."""
+        """The chunks of a segment as differences to an old one, or to zeros."""
         kind = patterns.element(segment.dtype)
         reference = Reference(kind, segment.dtype, old)
         length = differences.block(segment.shape)
@@ -231,14 +235,14 @@ class Maker:
         return framed([chunk(place) for place in differences.chunks(segment.length // kind.width, length)])
 
     def _codes(self, part: Part, segment: Segment, old: Old) -> list[bytes] | None:
-        """New codes against old ones of the same shape; None where there are none, or they would not come back."""
+        """New codes as differences to old codes; None if the old ones have another shape, or the bytes would change."""
         new, before = recoded(part, segment), recoded(*old)
         if new is None or before is None or new.codes.shape != before.codes.shape:
             return None
         if new.paged and self._portable:
             return None
         if new.payload() != part.file.read(segment.start, segment.stop):
-            return None  # another version of this package, or of pcodec, wrote it
+            return None  # the payload was written by another version of this package or of pcodec
         if new.paged:
             self.pcodec = importlib.metadata.version("pcodec")
         length = differences.block(new.codes.shape)
@@ -251,12 +255,12 @@ class Maker:
 
 
 def framed(chunks: Sequence[bytes]) -> list[bytes]:
-    """Chunks with the lengths of all but the last before them."""
+    """Chunks after a list of their lengths, without that of the last."""
     return [b"".join(len(chunk).to_bytes(4, "little") for chunk in chunks[:-1]), *chunks]
 
 
 def recoded(part: Part, segment: Segment) -> Recoded | None:
-    """A payload of codes; None where the segment is none, or damaged."""
+    """A payload of codes, taken apart; None if the segment is not one, or is damaged."""
     if segment.codes is None:
         return None
     try:

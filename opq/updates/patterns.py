@@ -1,4 +1,4 @@
-"""The bytes of elements as integers in the order of the numbers that they stand for."""
+"""Turns the bytes of numbers into integers of the same order: the larger number has the larger integer."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ Patterns = npt.NDArray[np.signedinteger[Any]]
 """int8, int16, int32 or int64."""
 
 _FRACTION = {"F16": 10, "BF16": 7, "F32": 23, "F64": 52}
-"""Bits of the mantissa of the types that can be cast, and whose exponents make classes."""
+"""Bits of the mantissa, for types that can be cast and that are classed by exponent."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Element:
-    """How the elements of a type are taken: as integers of `width` bytes."""
+    """How the elements of a type are read as integers."""
 
     width: int
+    """Bytes of each integer."""
     floating: bool
-    """Whether the integers are sign and magnitude, to be put in order."""
+    """Whether the bits are a sign and a magnitude, as those of floats."""
     fraction: int = 0
-    """Bits below the exponent; 0 where exponents make no classes."""
+    """Bits of the mantissa, which stand below the exponent; 0 for types that are not classed by exponent."""
 
     @property
     def dtype(self) -> np.dtype[np.signedinteger[Any]]:
+        """The integers' type, little-endian."""
         return np.dtype(f"<i{self.width}")
 
 
 def element(dtype: str) -> Element:
-    """Of a type by its safetensors name; complex numbers are pairs, what is not known is bytes."""
+    """How a type is read, by its safetensors name. A complex number is read as two floats."""
     if dtype == "C64":
         return element("F32")
     known = DTYPES[dtype]
@@ -42,7 +44,7 @@ def element(dtype: str) -> Element:
 
 
 def in_order(data: bytes, kind: Element) -> Patterns:
-    """The integers of elements: of floats the larger one for the larger number, -0 just before +0."""
+    """The integers of elements; a larger float has a larger integer, and -0 comes just before +0."""
     p: Patterns = np.frombuffer(data, kind.dtype)
     return _turned(p) if kind.floating else p
 
@@ -53,24 +55,27 @@ def out_of_order(m: Patterns, kind: Element) -> bytes:
 
 
 def _turned(p: Patterns) -> Patterns:
-    """Of negative integers all bits but the sign turned over: its own inverse."""
+    """Inverts all bits but the sign of negative integers, which is its own inverse."""
     found: Patterns = p ^ ((p >> (8 * p.itemsize - 1)) & np.iinfo(p.dtype).max)
     return found
 
 
 def exponents(m: Patterns, kind: Element) -> npt.NDArray[np.int64]:
-    """The exponent fields of floats in order."""
+    """The exponent fields of floats that `in_order` turned into integers."""
     p = m ^ (m >> (8 * m.itemsize - 1))  # the magnitude
     return (p >> kind.fraction).astype(np.int64)
 
 
 def castable(old: str, new: str) -> bool:
-    """Whether numbers of one type say what those of another one are about."""
+    """Whether both are floating-point types, and different ones, so that one tells about the other's numbers."""
     return old != new and old in _FRACTION and new in _FRACTION
 
 
 def cast(data: bytes, old: str, new: str) -> bytes:
-    """Elements of another type: exact, or to the nearest, ties to even, by way of F32; what is not finite becomes 0."""
+    """Casts elements from one type to another; numbers that are not finite become 0.
+
+    A cast is exact where possible. Otherwise numbers are rounded to the nearest, ties to even, first to F32.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         values = _floats(data, old)
         values = np.where(np.isfinite(values), values, values.dtype.type(0))

@@ -1,6 +1,6 @@
-"""A payload of integer codes taken apart so that it can be made again, byte for byte, from the codes alone.
+"""Takes a payload of integer codes apart so that it can be made again, byte for byte.
 
-Beside the codes there are the codebook, where there is one, and the model by which the symbols lie in the stack.
+The parts are the codes, the codebook (for kinds that have one), and the model with which the codes were coded.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from opq.plan import TensorPlan
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Recoded:
-    """What a payload of codes consists of."""
+    """The parts of a payload of codes."""
 
     book: bytes
-    """The codebook; empty where the kind has none."""
+    """The bytes of the codebook; empty for kinds without one."""
     coding: Coding
     codes: Codes
 
     @classmethod
     def of(cls, payload: bytes, kind: str, plan: TensorPlan) -> Recoded:
-        """Of the bytes of a payload.
+        """Takes the bytes of a payload apart.
 
         Raises:
-            CorruptFileError: they are none of this kind.
+            CorruptFileError: they are not a payload of this kind.
         """
         start, shape = _shape(payload, kind, plan)
         data = memoryview(payload)[start:]
@@ -50,18 +50,18 @@ class Recoded:
         return cls(payload[:start], coding, codes)
 
     def payload(self) -> bytes:
-        """The bytes again; raises `CorruptFileError` where the model has no place for these codes."""
+        """Makes the bytes again; raises `CorruptFileError` if the model cannot code these codes."""
         if not _fit(self.codes, self.coding):
             raise CorruptFileError("codes that their model cannot code")
         return self.book + entropy.write(entropy.Draft(self.coding, self.codes.shape), self.codes)
 
     @property
     def paged(self) -> bool:
-        """Whether other versions of pcodec may write other bytes."""
+        """Whether the codes are coded by pcodec, of which other versions may write other bytes."""
         return self.coding.kind == "pages"
 
     def head(self) -> bytes:
-        """All but the codes."""
+        """Codebook and model with their lengths, which is all but the codes."""
         stack = StackWriter()
         self.coding.put(stack)
         model = stack.finish()
@@ -69,10 +69,10 @@ class Recoded:
 
 
 def taken(data: memoryview, kind: str, plan: TensorPlan) -> tuple[bytes, Coding, tuple[int, ...], memoryview]:
-    """What `head` wrote: codebook, model, the shape of the codes, and what follows.
+    """The inverse of `Recoded.head`: the codebook, the model, the shape of the codes, and the bytes that follow.
 
     Raises:
-        CorruptFileError: these are not such bytes.
+        CorruptFileError: the bytes are not those of a head.
     """
     first, second = int.from_bytes(data[:4], "little"), int.from_bytes(data[4:8], "little")
     if 8 + first + second > len(data):

@@ -1,6 +1,6 @@
 /** Reads `.opq.safetensors` files and folders of shards, to the very same numbers as the Python package `opq`. */
 
-/** The format version that this module reads. */
+/** The format version that this module reads; also the next one, which only files with a base have. */
 export declare const VERSION: 1;
 
 /** Element types, as safetensors spells them. */
@@ -95,9 +95,17 @@ export interface ReadOptions {
   signal?: AbortSignal;
 }
 
+/** A network by the SHA-256 of its tensors, in hexadecimal, and their bytes; docs/format.md says how it is computed. */
+export interface BaseName {
+  readonly digest: string;
+  readonly size: number;
+}
+
 /** An open file, or a folder of shards. */
 export interface Model {
   readonly plan: Plan;
+  /** Of a file of differences: the network that they are to. Without it plan and codes can be had, but no weights. */
+  readonly base: BaseName | null;
   /** Bytes of the file. */
   readonly size: number;
   /** All tensors, in the source's order. */
@@ -132,10 +140,21 @@ export interface OpenOptions {
   workers?: number;
   /** The most bytes that the dense tensors may take for each byte of the file (64 MiB are allowed in any case). */
   maxExpansion?: number;
+  /**
+   * The network that a file of differences was compressed against: an open model, what `open` opens, or an ordinary
+   * safetensors file. It is read whole; a base that is another one is an error.
+   */
+  base?: Source | Base;
   /** In place of the global `fetch`. */
   fetch?: (input: string, init: RequestInit) => Promise<Response>;
   /** Sent with every request. */
   headers?: Record<string, string>;
+}
+
+/** What a base has to have of an open model. */
+export interface Base {
+  tensors(): readonly { readonly name: string; readonly shape: readonly number[]; readonly dtype: DType }[];
+  tensor(name: string): Promise<Tensor>;
 }
 
 /**
@@ -149,7 +168,8 @@ export type Source =
 export declare function open(source: Source, options?: OpenOptions): Promise<Model>;
 
 export type OpqErrorCode =
-  | "foreign" | "newer" | "truncated" | "corrupt" | "too-large" | "missing" | "network" | "mismatch" | "closed";
+  | "foreign" | "newer" | "truncated" | "corrupt" | "too-large" | "missing" | "network" | "mismatch" | "closed"
+  | "base";
 
 /** The one error of this module. */
 export declare class OpqError extends Error {

@@ -5,9 +5,10 @@
  * specification; names here are its names. Nothing that a file says is believed before it is checked.
  */
 
-/** The format version that this module reads. */
+/** The format version that this module reads; of files with a base the next one. */
 export const VERSION = 1;
 
+const BASED = 2;
 const COMMON = "opq";
 const INDEX = "model.opq.safetensors.index.json";
 const LARGEST_HEADER = 1e8;
@@ -38,6 +39,7 @@ const REMEDIES = {
   network: "Try again.",
   mismatch: "model.tensors() lists names and kinds.",
   closed: "Read before model.close(), or open the file again.",
+  base: "Pass the network that the file was compressed against as {base}.",
 };
 
 /** The one error of this module. `code` says which sort, `tensor` which tensor it is about, if one. */
@@ -189,6 +191,78 @@ function crc32(bytes) {
   return ~c >>> 0;
 }
 
+// --- SHA-256 ----------------------------------------------------------------------------------
+
+const [shaStart, shaRounds] = (() => {
+  const primes = [];
+  for (let n = 2; primes.length < 64; n++) if (primes.every((p) => n % p)) primes.push(n);
+  const fractions = (power) => Int32Array.from(primes, (p) => (p ** power % 1) * 2 ** 32);
+  return [fractions(1 / 2).subarray(0, 8), fractions(1 / 3)];
+})();
+
+/** The SHA-256 of pieces, one after the other. */
+class Sha256 {
+  constructor() {
+    this.state = shaStart.slice();
+    this.words = new Int32Array(64);
+    this.block = new Uint8Array(64);
+    this.size = 0;
+  }
+
+  add(bytes) {
+    let at = 0;
+    const held = this.size % 64;
+    this.size += bytes.length;
+    if (held) {
+      at = Math.min(64 - held, bytes.length);
+      this.block.set(bytes.subarray(0, at), held);
+      if (held + at < 64) return;
+      this.mix(this.block, 0);
+    }
+    for (; at + 64 <= bytes.length; at += 64) this.mix(bytes, at);
+    this.block.set(bytes.subarray(at));
+  }
+
+  mix(bytes, at) {
+    const { state, words: w } = this;
+    for (let i = 0; i < 16; i++, at += 4) w[i] = (bytes[at] << 24) | (bytes[at + 1] << 16) | (bytes[at + 2] << 8) | bytes[at + 3];
+    for (let i = 16; i < 64; i++) {
+      const [x, y] = [w[i - 15], w[i - 2]];
+      const before = ((x >>> 7) | (x << 25)) ^ ((x >>> 18) | (x << 14)) ^ (x >>> 3);
+      const behind = ((y >>> 17) | (y << 15)) ^ ((y >>> 19) | (y << 13)) ^ (y >>> 10);
+      w[i] = (w[i - 16] + before + w[i - 7] + behind) | 0;
+    }
+    let [a, b, c, d, e, f, g, h] = state;
+    for (let i = 0; i < 64; i++) {
+      const turned = ((e >>> 6) | (e << 26)) ^ ((e >>> 11) | (e << 21)) ^ ((e >>> 25) | (e << 7));
+      const one = (h + turned + ((e & f) ^ (~e & g)) + shaRounds[i] + w[i]) | 0;
+      const other = ((a >>> 2) | (a << 30)) ^ ((a >>> 13) | (a << 19)) ^ ((a >>> 22) | (a << 10));
+      h = g;
+      g = f;
+      f = e;
+      e = (d + one) | 0;
+      d = c;
+      const two = (other + ((a & b) ^ (a & c) ^ (b & c))) | 0;
+      c = b;
+      b = a;
+      a = (one + two) | 0;
+    }
+    [a, b, c, d, e, f, g, h].forEach((value, i) => (state[i] += value));
+  }
+
+  /** The digest in hexadecimal; nothing can be added any more. */
+  hex() {
+    const bits = 8 * this.size;
+    const end = new Uint8Array(((119 - (this.size % 64)) % 64) + 9);
+    end[0] = 128;
+    const view = new DataView(end.buffer);
+    view.setUint32(end.length - 8, Math.floor(bits / 2 ** 32));
+    view.setUint32(end.length - 4, bits);
+    this.add(end);
+    return Array.from(this.state, (word) => (word >>> 0).toString(16).padStart(8, "0")).join("");
+  }
+}
+
 // --- the stack --------------------------------------------------------------------------------
 
 const TOTAL = 2 ** 24;
@@ -203,7 +277,7 @@ function shares(weights) {
     sum += weights[s];
     if (weights[s] > weights[most]) most = s;
   }
-  const found = new Array(weights.length);
+  const found = new Int32Array(weights.length);
   let missing = TOTAL;
   for (let s = 0; s < weights.length; s++) {
     const weight = weights[s];
@@ -217,16 +291,17 @@ function shares(weights) {
   return found;
 }
 
-/** Frequencies made ready for many symbols: their sums, and for each 2^14 states the first symbol that may be meant. */
-function ready(frequencies) {
+/** Frequencies made ready for so many symbols: their sums, and for each 2^shift states the first symbol that may be meant. */
+function ready(frequencies, amount = Infinity) {
   const starts = new Int32Array(frequencies.length + 1);
   for (let s = 0; s < frequencies.length; s++) starts[s + 1] = starts[s] + frequencies[s];
-  const guess = new Uint8Array(1024);
-  for (let k = 0, s = 0; k < 1024; k++) {
-    while (starts[s + 1] <= k << 14) s++;
+  const shift = amount < 8192 ? 17 : 14; // few symbols do not repay a long list
+  const guess = new Uint8Array(TOTAL >> shift);
+  for (let k = 0, s = 0; k < guess.length; k++) {
+    while (starts[s + 1] <= k << shift) s++;
     guess[k] = s;
   }
-  return { starts, guess };
+  return { starts, guess, shift };
 }
 
 /** A stack of symbols: an asymmetric numeral system of 64-bit state `x = (top * 2^24 + middle) * 2^24 + low`. */
@@ -279,11 +354,11 @@ class Stack {
   }
 
   /** Many symbols into `out`, each plus `offset`. */
-  many({ starts, guess }, out, from, to, offset) {
+  many({ starts, guess, shift }, out, from, to, offset) {
     let { top, middle, low, left } = this;
     const { words } = this;
     for (let i = from; i < to; i++) {
-      let s = guess[low >>> 14];
+      let s = guess[low >>> shift];
       while (starts[s + 1] <= low) s++;
       out[i] = s + offset;
       const start = starts[s];
@@ -338,14 +413,12 @@ class Stack {
   }
 
   float(bits) {
-    const view = new DataView(new ArrayBuffer(8));
     if (bits < 64) {
-      view.setUint32(0, this.number(bits) * 2 ** (32 - bits));
-      return view.getFloat32(0);
+      floatBits[0] = this.number(bits) * 2 ** (32 - bits);
+      return float[0];
     }
-    view.setUint32(4, this.number(32));
-    view.setUint32(0, this.number(32));
-    return view.getFloat64(0);
+    const low = this.number(32);
+    return new Float64Array(Uint32Array.of(low, this.number(32)).buffer)[0];
   }
 
   /** Finite numbers that share a width. */
@@ -441,30 +514,31 @@ const LENGTHS = [
 
 /** The frequencies of the symbols `first, first + 1, ...`, read as the roots of their weights. */
 function table(stack, first, size) {
-  const known = new Map();
+  const end = first + size - 1;
+  const roots = new Array(size).fill(0);
   const mean = (magnitude) => {
-    const up = magnitude < 0 ? undefined : known.get(magnitude);
-    const down = magnitude <= 0 ? undefined : known.get(-magnitude);
-    if (up === undefined || down === undefined) return up ?? down ?? 0;
-    return Math.floor((up + down + 1) / 2);
+    const up = magnitude >= Math.max(first, 0) && magnitude <= end;
+    const down = magnitude > 0 && -magnitude >= first && -magnitude <= end;
+    if (up && down) return (roots[magnitude - first] + roots[-magnitude - first] + 1) >> 1;
+    return up ? roots[magnitude - first] : down ? roots[-magnitude - first] : 0;
   };
-  const rank = (symbol) => 2 * Math.abs(symbol) - (symbol > 0 ? 1 : 0);
-  const symbols = Array.from({ length: size }, (_, k) => first + k).sort((a, b) => rank(a) - rank(b));
-  for (const symbol of symbols) {
-    let predicted = symbol < 0 ? known.get(-symbol) : undefined;
-    if (predicted === undefined) {
-      const last = mean(Math.abs(symbol) - 1);
-      const before = mean(Math.abs(symbol) - 2);
-      predicted = before > last ? Math.floor((last * last) / before) : last;
+  let some = false;
+  for (let magnitude = Math.max(0, first, -end), last = mean(magnitude - 1), before = mean(magnitude - 2); magnitude <= Math.max(-first, end); magnitude++) {
+    for (const symbol of magnitude ? [magnitude, -magnitude] : [0]) {
+      if (symbol < first || symbol > end) continue;
+      const mirrored = symbol < 0 && magnitude <= end && magnitude >= first;
+      const predicted = mirrored ? roots[magnitude - first] : before > last ? Math.floor((last * last) / before) : last;
+      const code = stack.ofLength(stack.take(LENGTHS[Math.min(bitLength(predicted), 9)]));
+      const root = code < 2 * predicted ? predicted + signed(code) : code;
+      if (root > 2 ** 17) throw corrupt("a frequency is too large", { got: root, wanted: "at most 131072" });
+      roots[symbol - first] = root;
+      some ||= root > 0;
     }
-    const code = stack.ofLength(stack.take(LENGTHS[Math.min(bitLength(predicted), 9)]));
-    const root = code < 2 * predicted ? predicted + signed(code) : code;
-    if (root > 2 ** 17) throw corrupt("a frequency is too large", { got: root, wanted: "at most 131072" });
-    known.set(symbol, root);
+    before = last;
+    last = mean(magnitude);
   }
-  const weights = Array.from({ length: size }, (_, k) => known.get(first + k) ** 2);
-  if (!weights.some(Boolean)) throw corrupt("a frequency table is empty");
-  return shares(weights);
+  if (!some) throw corrupt("a frequency table is empty");
+  return shares(roots.map((root) => root * root));
 }
 
 const LAST = 111;
@@ -482,11 +556,12 @@ function geometric(scale) {
   if (geometrics[scale]) return geometrics[scale];
   const one = 1n << 36n;
   const rho = one - ((one >> BigInt(scale >> 1)) * (scale & 1 ? 5n : 7n)) / 10n;
+  const squares = [rho];
   const power = (exponent) => {
     let result = one;
-    for (let square = rho; exponent; exponent >>= 1) {
-      if (exponent & 1) result = (result * square) >> 36n;
-      square = (square * square) >> 36n;
+    for (let k = 0; exponent >> k; k++) {
+      squares[k] ??= (squares[k - 1] * squares[k - 1]) >> 36n;
+      if ((exponent >> k) & 1) result = (result * squares[k]) >> 36n;
     }
     return result;
   };
@@ -517,17 +592,17 @@ function takeClasses(stack, axes) {
     throw corrupt("more classes than there can be", { got: first + number, wanted: `at most ${MOST_CLASSES}` });
   }
   const [rows, columns, kernel] = axes.map((length) => takeAxis(stack, length));
-  const across = new Uint8Array(columns.length * kernel.length);
+  const across = new Int16Array(columns.length * kernel.length);
   for (let j = 0; j < across.length; j++) across[j] = columns[Math.floor(j / kernel.length)] + kernel[j % kernel.length];
   return { first, number, rows, columns: sorted(across) };
 }
 
 function takeAxis(stack, length) {
-  const axis = new Uint8Array(length);
+  const axis = new Int16Array(length);
   const size = length > 1 ? stack.uniform(16) + 1 : 1;
   if (size === 1) return axis;
   if (!stack.uniform(2)) {
-    stack.many(ready(table(stack, 0, size)), axis, 0, length, 0);
+    stack.many(ready(table(stack, 0, size), length), axis, 0, length, 0);
     return axis;
   }
   if (length > 65536) throw corrupt("classes one after the other on a long axis", { got: length, wanted: "at most 65536" });
@@ -711,7 +786,8 @@ function takeCoding(stack, axes) {
       throw corrupt("a range of symbols that no codes have", { got: `${low} to ${low + size - 1}` });
     }
     const classes = takeClasses(stack, axes);
-    const models = Array.from({ length: classes ? classes.number : 1 }, () => ready(table(stack, low, size)));
+    const number = classes ? classes.number : 1;
+    const models = Array.from({ length: number }, () => ready(table(stack, low, size), product(axes) / number));
     return { kind, low, behind: low <= -32 || low + size > 32, classes, models };
   }
   const offset = checked(stack.sint());
@@ -850,16 +926,17 @@ function smallCodes(payload, shape) {
 
 /** The codes `n` on a trellis whose paths `k` the file holds, in place. */
 function onTrellis(k, shape) {
-  for (let i = 0; i < k.length; i++) if (k[i] > 16383 || k[i] < -16383) throw corrupt("a path beyond 16 bits", { got: k[i] });
   const rows = shape.length ? shape[0] : 1;
   const columns = k.length / rows;
   const states = new Uint8Array(k.length && columns);
   for (let t = 0, i = 0; i < k.length; t++) {
     if (t % 128 === 0) states.fill(0);
     for (let j = 0; j < columns; j++, i++) {
+      const path = k[i];
+      if (path > 16383 || path < -16383) throw corrupt("a path beyond 16 bits", { got: path });
       const shifted = states[j] & 1;
-      states[j] = (states[j] >> 1) ^ (shifted * 0o41) ^ ((k[i] & 1) * 0o12);
-      k[i] = 2 * k[i] + shifted;
+      states[j] = (states[j] >> 1) ^ (shifted * 0o41) ^ ((path & 1) * 0o12);
+      k[i] = 2 * path + shifted;
     }
   }
   return k;
@@ -1152,12 +1229,16 @@ function parseJson(source) {
 
 const utf8 = (bytes) => new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
 
-function checkVersion(metadata, label) {
+/** Raises an error unless metadata give a version that can be read, of a file with a base also the next one. */
+function checkVersion(metadata, label, newest = VERSION) {
   const version = metadata instanceof Map ? metadata.get(COMMON) : undefined;
+  if (metadata instanceof Map && metadata.has("opq_update")) {
+    throw new OpqError("foreign", `${label} is an update, not a network`, { remedy: "Make the network of it and of the old one first: opq apply." });
+  }
   if (version === undefined || version === null) throw new OpqError("foreign", `${label} was not written by opq`);
   if (typeof version !== "string" || !/^[0-9]{1,8}$/.test(version)) throw corrupt(`${label} has no version`, { got: JSON.stringify(version) });
-  if (Number(version) > VERSION) {
-    throw new OpqError("newer", `${label} is of a newer format`, { got: version, wanted: `at most ${VERSION}` });
+  if (Number(version) > newest) {
+    throw new OpqError("newer", `${label} is of a newer format`, { got: version, wanted: `at most ${newest}` });
   }
   if (Number(version) < 1) throw corrupt(`${label} has no version`, { got: version, wanted: "at least 1" });
 }
@@ -1328,7 +1409,7 @@ const FIRST = 1 << 16;
 
 /** What is behind an address: with ranges where the server has them, else the whole as it comes. */
 async function ofUrl(url, options) {
-  const answer = await fetched(url, `bytes=0-${FIRST - 1}`, options);
+  const answer = await fetched(url, options.whole ? undefined : `bytes=0-${FIRST - 1}`, options);
   if (answer.status !== 206 || !answer.body) {
     return answer.status === 416 || !answer.body ? new Memory(new Uint8Array(0)) : new Held(new Flow(answer.body, options));
   }
@@ -1511,14 +1592,17 @@ class Model {
   #source;
   #options;
   #tensors;
+  #base;
   #closed = false;
 
-  constructor(source, options, { plan, tensors, size }) {
+  constructor(source, options, { plan, tensors, size, base }, added) {
     this.#source = source;
     this.#options = options;
     this.#tensors = new Map(tensors.map((tensor) => [tensor.name, tensor]));
+    this.#base = added;
     this.plan = plan;
     this.size = size;
+    this.base = base;
   }
 
   /** All tensors, in the source's order. */
@@ -1624,8 +1708,14 @@ class Model {
           : Kind.of(dtype === "I64" ? BigInt(tensor.number) : tensor.number);
         return { name, shape, dtype: NAMES[as] ?? dtype, data: converted(data, dtype, as) };
       }
-      const task = recipe(tensor, payload, as);
-      const data = await decoded(task, workersWanted(this.#options.workers));
+      const relative = this.base && as !== "codes" && RELATIVE.has(kind);
+      if (relative && !this.#base) {
+        throw new OpqError("base", "the file holds differences to another network", { got: "no base", wanted: inWords(this.base) });
+      }
+      const added = relative && this.#base.like(tensor);
+      const task = recipe(tensor, payload, added ? "codes" : as);
+      const found = await decoded(task, workersWanted(this.#options.workers));
+      const data = added ? onBase(await added(), found, tensor, as) : found;
       return { name, shape: as === "codes" ? task.shape : shape, dtype: NAMES[as] ?? dtype, data };
     } catch (error) {
       throw named(error, name);
@@ -1654,9 +1744,8 @@ function described({ payload, checksum, start, stop, length, number, ...told }) 
   return { ...told, shape: [...told.shape], step, bytes: length, bits: size ? (8 * length) / size : 0 };
 }
 
-/** The entries of a safetensors file, and where their bytes begin. */
-async function takeEntries(source, label, sized) {
-  const { size } = source;
+/** The header of a safetensors file, and where the bytes of its entries begin. */
+async function takeHeader(source, label) {
   const truncated = (fact, got, wanted) => new OpqError("truncated", `${label} ${fact}`, { got: `${got} bytes`, wanted });
   const front = await source.read(0, 9);
   if (front.length < 8) throw truncated("has no header", front.length, "at least 8");
@@ -1666,38 +1755,62 @@ async function takeEntries(source, label, sized) {
   }
   const bytes = await source.read(8, 8 + length);
   if (bytes.length < length) throw truncated("ends in its header", 8 + bytes.length, 8 + length);
-  let header;
   try {
-    header = parseJson(utf8(bytes));
+    const header = parseJson(utf8(bytes));
+    const metadata = header.get("__metadata__");
+    header.delete("__metadata__");
+    return { header, metadata, begin: 8 + length, truncated };
   } catch (cause) {
     if (cause instanceof OpqError) throw cause;
     throw new OpqError("foreign", `${label} has no JSON header`, { got: cause.message, cause });
   }
-  checkVersion(header.get("__metadata__"), label);
-  header.delete("__metadata__");
+}
+
+/** The entries of a header, which lie one behind the other, and where the last one ends. */
+function takeEntries({ header, begin }, label) {
   const entries = new Map();
-  for (const [name, fields] of header) entries.set(name, takeEntry(name, fields, 8 + length));
-  let end = 8 + length;
+  for (const [name, fields] of header) entries.set(name, takeEntry(name, fields, begin));
+  let end = begin;
   for (const [name, entry] of [...entries].sort(([, a], [, b]) => a.start - b.start || a.stop - b.stop)) {
     if (entry.start !== end) throw corrupt(`${label}: entries overlap or leave a gap`, { got: JSON.stringify(name) });
     end = entry.stop;
   }
+  return { entries, end };
+}
+
+const goesOn = (label, end) => corrupt(`${label} goes on after its end`, { wanted: `${end} bytes` });
+
+/** The entries of an opq file, the bytes of the common one, and the base that the file names. */
+async function takeFile(source, label, sized) {
+  const { size } = source;
+  const header = await takeHeader(source, label);
+  const { metadata, truncated } = header;
+  const based = metadata instanceof Map && metadata.get(COMMON) === `${BASED}` && metadata.has("opq_base");
+  checkVersion(metadata, label, based ? BASED : VERSION);
+  const base = based ? takeBaseName(metadata.get("opq_base")) : null;
+  const { entries, end } = takeEntries(header, label);
   sized(end);
-  const goesOn = () => corrupt(`${label} goes on after its end`, { wanted: `${end} bytes` });
   if (size !== undefined && size < end) throw truncated("is cut off", size, end);
-  if (size > end) throw goesOn();
+  if (size > end) throw goesOn(label, end);
   const place = entries.get(COMMON);
   if (size === undefined && (!place || place.stop === end)) {
     const start = place ? place.start : end;
     const behind = await source.read(start, end + 1);
     if (behind.length < end - start) throw truncated("is cut off", start + behind.length, end);
-    if (behind.length > end - start) throw goesOn();
+    if (behind.length > end - start) throw goesOn(label, end);
     source.last = behind;
   }
   if (!place) throw corrupt(`${label} has no index`, { wanted: `an entry ${JSON.stringify(COMMON)}` });
   const common = source.last ?? (await source.read(place.start, place.stop));
   if (common.length < place.stop - place.start) throw truncated("is cut off", place.start + common.length, end);
-  return { entries, common, end };
+  return { entries, common, end, base };
+}
+
+/** How a file names its base. */
+function takeBaseName(text) {
+  const found = /^([0-9a-f]{64}) (0|[1-9][0-9]{0,17})$/.exec(text);
+  if (typeof text !== "string" || !found) throw corrupt("the file does not name its base", { got: JSON.stringify(text) });
+  return { digest: found[1], size: Number(found[2]) };
 }
 
 function takeEntry(name, fields, base) {
@@ -1771,7 +1884,7 @@ async function openFile(source, options) {
   const received = (bytes) => options.progress?.({ loaded: (loaded += bytes), total });
   const bytes = await sourceOf(source, { ...options, received });
   try {
-    const { entries, common, end } = await takeEntries(bytes, options.label, (end) => (total = end));
+    const { entries, common, end, base } = await takeFile(bytes, options.label, (end) => (total = end));
     const { dtype, start, stop } = entries.get(COMMON);
     if (dtype !== "U8" || stop - start < 8) throw corrupt("the index is too short", { got: `${stop - start} bytes`, wanted: "at least 8" });
     if (crc32(common.subarray(4)) !== uint32(common, 0)) throw corrupt("the index has a wrong checksum", { remedy: "Fetch the file again." });
@@ -1780,11 +1893,95 @@ async function openFile(source, options) {
     const { plan, tensors } = takeIndex(common.subarray(8, 8 + length));
     layOut(tensors, entries, common, 8 + length);
     limit(tensors, end, options.maxExpansion);
-    return new Model(bytes, options, { plan, tensors, size: end });
+    const added = base && options.base ? await openBase(options, base) : null;
+    return new Model(bytes, options, { plan, tensors, size: end, base }, added);
   } catch (error) {
     bytes.close?.();
     throw named(error);
   }
+}
+
+// --- a base: the network that a file's weights are differences to ---------------------------------
+
+const RELATIVE = new Set(["grid", "fine", "trellis"]);
+const inWords = ({ digest, size }) => `${size} bytes of tensors, SHA-256 ${digest}`;
+
+/** The tensors of a safetensors file of any writer, whose bytes are at hand. */
+class Plain {
+  #bytes;
+  #entries;
+
+  constructor(bytes, entries) {
+    this.#bytes = bytes;
+    this.#entries = entries;
+  }
+
+  tensors() {
+    return [...this.#entries].map(([name, { dtype, shape }]) => ({ name, dtype, shape }));
+  }
+
+  async tensor(name) {
+    const { dtype, shape, start, stop } = this.#entries.get(name);
+    return { name, dtype, shape, data: rawArray(this.#bytes.subarray(start, stop), { dtype, shape }) };
+  }
+}
+
+/** What `base` of the options is: an open model, or what can be opened, read whole, since it is needed twice. */
+async function opened(options) {
+  const { base } = options;
+  if (typeof base?.tensors === "function") return base;
+  const inner = { ...options, base: undefined, progress: undefined, whole: true, received() {} };
+  const from = addressOf(base);
+  if (Array.isArray(base) || /(\.index\.json|[/])$/.test(from?.pathname)) return open(base, inner);
+  const source = await sourceOf(from, inner);
+  const bytes = await source.read(0, Infinity);
+  const label = from instanceof URL ? from.href : (base.name ?? "the base");
+  const header = await takeHeader(new Memory(bytes), label);
+  if (header.metadata instanceof Map && header.metadata.has(COMMON)) return open(bytes, inner);
+  const { entries, end } = takeEntries(header, label);
+  if (end > bytes.length) throw header.truncated("is cut off", bytes.length, end);
+  if (end < bytes.length) throw goesOn(label, end);
+  return new Plain(bytes, entries);
+}
+
+/** The base that a file names; what is another network is an error. */
+async function openBase(options, wanted) {
+  const model = await opened(options);
+  const tensors = new Map(model.tensors().map((tensor) => [tensor.name, tensor]));
+  const sorting = (name) => Array.from(name, (c) => c.codePointAt(0).toString(16).padStart(6, "0")).join("");
+  const names = [...tensors.keys()].map((name) => [sorting(name), name]).sort(([a], [b]) => (a < b ? -1 : 1));
+  const digest = new Sha256();
+  let size = 0;
+  for (const [, name] of names) {
+    options.signal?.throwIfAborted();
+    const { dtype, shape, data } = await model.tensor(name);
+    digest.add(new TextEncoder().encode(`${name}\0${dtype}\0${shape.join(" ")}\0`));
+    digest.add(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    size += data.byteLength;
+  }
+  const found = { digest: digest.hex(), size };
+  if (inWords(found) !== inWords(wanted)) {
+    throw new OpqError("base", `another network than the base of ${options.label}`, { got: inWords(found), wanted: inWords(wanted) });
+  }
+  /** What gives the tensor that another one is added to, if there is one. */
+  const like = ({ name, shape }) => {
+    const { dtype, shape: own } = tensors.get(name) ?? {};
+    return /^B?F/.test(dtype) && own.join() === shape.join() && (() => model.tensor(name));
+  };
+  return { like };
+}
+
+/** The sums of what stands in a base and codes times step, in float64 and from there as every weight. */
+function onBase(base, codes, { dtype, number }, as) {
+  const out = emptyOf({ as, dtype, size: codes.length, length: 1 }, codes.length);
+  const piece = 2 ** 18;
+  for (let from = 0; from < codes.length; from += piece) {
+    const some = base.data.subarray(from, from + piece);
+    const sums = Float64Array.from(base.dtype === "F64" ? some : converted(some, base.dtype, "float32"));
+    for (let i = 0; i < sums.length; i++) sums[i] += codes[from + i] * number;
+    out.set(converted(rounded(sums, dtype), dtype, as), from);
+  }
+  return out;
 }
 
 // --- a folder of shards ---------------------------------------------------------------------------
@@ -1799,6 +1996,7 @@ class Folder {
     this.#where = where;
     this.plan = [...shards.values()][0].plan;
     this.size = size;
+    this.base = null;
   }
 
   tensors() {
@@ -1883,7 +2081,8 @@ async function openFolder(index, shardOf, options) {
  * Opens a file, or a folder of shards.
  *
  * `source`: an address (a folder's by its `...index.json`, or ending in `/`), a Blob or File, the Files of a folder in an
- * array, an ArrayBuffer or bytes, a ReadableStream of bytes, or a Response.
+ * array, an ArrayBuffer or bytes, a ReadableStream of bytes, or a Response. A file of differences needs the network that
+ * it was compressed against as `base`: an open model, such a source, or that of an ordinary safetensors file.
  */
 export async function open(source, options = {}) {
   const all = { maxExpansion: MAX_EXPANSION, fetch: (...call) => globalThis.fetch(...call), ...options };

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from opq.allocation import laplace
-from opq.allocation.curve import THETAS, Curve, _grid, measure
+from opq.allocation.curve import THETAS, Curve
+from opq.allocation.operating_points import measure, pairs
 from opq.allocation.stats import TensorStats
 from opq.coding.symbols import BEHIND, SYMBOL
 from opq.plan import LARGEST_CODE, TensorPlan
@@ -102,7 +103,7 @@ def test_hull_is_convex_and_below_every_point(kind: str, thetas: tuple[float, ..
     assert np.all(slopes < 0)
     assert np.all(slopes[1:] > slopes[:-1] / 1.001)
     assert set(curve.theta.tolist()) <= set(thetas)
-    step, theta = _grid(stats.max_abs, thetas)
+    step, theta = pairs(stats.max_abs, thetas)
     rate, distortion, _ = measure(stats, step, theta)
     above = distortion - np.interp(rate, curve.rate, curve.distortion)
     assert np.all(above > -1e-3 * distortion)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
+from limits import narrowed
 from safetensors.torch import load_file
 
 from opq.coding import classes as contexts
@@ -100,11 +101,9 @@ def test_odd_inputs_come_back(codes: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("scale", "kind", "over"), [(0.12, "tables", 1.001), (1.5, "pages", 1.002), (60, "pages", 1.003)]
 )
-def test_several_chunks_come_back_and_cost_little(
-    scale: float, kind: str, over: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@narrowed(chunk=1 << 20)
+def test_several_chunks_come_back_and_cost_little(scale: float, kind: str, over: float) -> None:
     """Large tensors are coded by pages, which decode fast, unless they are so sparse that pages cost too much."""
-    monkeypatch.setattr(entropy, "CHUNK", 1 << 20)
     codes = laplacian((3000, 1100), scale)
     payload = assert_round_trip(codes)
     assert entropy.draft(codes).coding.kind == kind
@@ -165,6 +164,13 @@ def test_real_weights_take_less_than_their_entropy(bits: float, saved: float, sh
     codes = [torch.round(w / step).to(torch.int16).numpy() for w in weights]
     coded = sum(len(encode(q)) for q in codes)
     assert coded < (1 - saved) * sum(map(entropy_bytes, codes))
+
+
+@pytest.mark.parametrize("codes", [(-29046, -28887), (100, 101), (32767, 32766), (-32767, -32766)])
+def test_large_codes_that_share_a_symbol_come_back(codes: tuple[int, ...]) -> None:
+    """A model has two symbols or more, also where one would do."""
+    given = np.array(codes, np.int16)
+    assert np.array_equal(decode(encode(given), given.shape), given)
 
 
 def test_few_codes_need_no_table() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -160,3 +161,25 @@ def test_what_has_no_meaning_is_refused(tmp_path: Path) -> None:
         opq.compress(new, base=old, bits=1, method="kmeans")
     with pytest.raises(OptionError, match="like= does not go with base="):
         opq.compress(new, base=old, like=tmp_path / "x", bits=1)
+
+
+def test_a_result_with_a_base_can_be_pickled_whatever_the_base_was_read_from(tmp_path: Path) -> None:
+    old, new = pair()
+    save_file(old, tmp_path / "old.safetensors")
+    opq.compress(old, bits=5).save(tmp_path / "old.opq.safetensors")
+    for base in (old, tmp_path / "old.safetensors", tmp_path / "old.opq.safetensors"):
+        result = opq.compress(new, base=base, bits=1.0)
+        data, wanted = pickle.dumps(result), result.state_dict()
+        if isinstance(base, Path):
+            base.unlink()
+        again = pickle.loads(data)
+        assert again.plan == result.plan
+        assert again.base.name == result.base.name
+        assert all(torch.equal(t, wanted[n]) for n, t in again.state_dict().items())
+
+
+def test_a_base_for_a_file_that_has_none_is_refused(tmp_path: Path) -> None:
+    old, new = pair()
+    opq.compress(new, bits=4).save(tmp_path / "new.opq.safetensors")
+    with pytest.raises(WrongBaseError, match=r"has no base.*Leave base= out"):
+        opq.load_state_dict(tmp_path / "new.opq.safetensors", base=old)

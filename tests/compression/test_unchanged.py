@@ -89,3 +89,10 @@ def test_like_goes_with_a_budget_of_one_file_and_methods_without_data(tmp_path: 
         opq.compress_folder(state, tmp_path / "out", bits=4, like=tmp_path / "old")  # type: ignore[call-arg]
     with pytest.raises(opq.OpqError):
         opq.compress(nn.Linear(8, 8), bits=4, like=tmp_path / "none")
+
+
+def test_like_with_constraints_is_refused(tmp_path: Path) -> None:
+    opq.compress("demo:digits", bits=4, probe=False).save(tmp_path / "a.opq.safetensors")
+    few = (opq.constraints.code_bits("*", max=4),)
+    with pytest.raises(OptionError, match="like= does not go with constraints="):
+        opq.compress("demo:digits", like=tmp_path / "a.opq.safetensors", constraints=few, probe=False)

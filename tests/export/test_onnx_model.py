@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from opq.export.onnx_graph import Grid
+from opq.export.onnx_graph import GridTensor
 from opq.export.onnx_model import recognised
 
 CODES = np.random.default_rng(0).integers(-9, 10, (6, 20)).astype(np.int16)
@@ -15,7 +15,7 @@ SCALES = np.random.default_rng(1).uniform(0.1, 2, (6, 1)).astype(np.float32)
 
 def test_values_are_recognised_through_the_roundings_of_an_exporter() -> None:
     values = CODES.astype(np.float32) * np.float32(STEP) * SCALES
-    found = recognised(values, Grid("w", CODES, STEP))
+    found = recognised(values, GridTensor("w", CODES, STEP))
     assert found is not None
     np.testing.assert_array_equal(found[0], CODES)
     np.testing.assert_allclose(found[1], STEP * SCALES.ravel(), rtol=1e-6)
@@ -27,4 +27,4 @@ def test_values_further_away_than_two_roundings_stay_as_they_are(error: float) -
     values = CODES.astype(np.float32) * np.float32(STEP) * SCALES
     row, column = np.argwhere(CODES)[3]
     values[row, column] *= 1 + error
-    assert recognised(values, Grid("w", CODES, STEP)) is None
+    assert recognised(values, GridTensor("w", CODES, STEP)) is None

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import fuzz
+import limits
 import pytest
 from file_helpers import codes_in
 
@@ -16,6 +17,7 @@ from opq.coding import class_tables
 from opq.coding.entropy import draft
 from opq.coding.symbols import any_behind
 from opq.errors import CorruptFileError, TruncatedFileError
+from opq.file import reader
 
 CASES = [5_000, pytest.param(fuzz.FULL, marks=pytest.mark.slow)]
 
@@ -44,7 +46,8 @@ def test_the_valid_files_are_read() -> None:
     assert fuzz.everything(fuzz.put_together(parts))[0] == parts.plan
 
 
-def test_the_valid_files_hold_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+@limits.narrowed(**fuzz.NARROW)
+def test_the_valid_files_hold_classes() -> None:
     """Small ones by tables, with bits behind symbols, told alone and after one another; large ones by pages."""
     _, items = fuzz.classes()
     small = draft(codes_in(items[0])).coding
@@ -55,8 +58,7 @@ def test_the_valid_files_hold_classes(monkeypatch: pytest.MonkeyPatch) -> None:
         for a in small.contexts.axes[:2]
     ]
     assert [after < alone for alone, after in ways] == [True, False]
-    for name, value in (("LARGE", 1 << 10), ("CHUNK", 1 << 9)):  # as `fuzz.narrowed` has them
-        monkeypatch.setattr(fuzz.entropy, name, value)
+
     pages, tables, equal = (draft(codes_in(item)).coding for item in fuzz.large()[1])
     assert (pages.kind, tables.kind, equal.kind) == ("pages", "tables", "constant")
     assert pages.classes > 1
@@ -80,16 +82,14 @@ def test_the_judge_sees_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     zeros = fuzz.Plan(method="x", tensors=(fuzz.planned("w", (999, 999)),))
     bomb = fuzz.put_together(fuzz.Parts(zeros, (fuzz.Place("grid", 4),), (bytes(4),)))
     assert fuzz.judge(fuzz.Case("bomb", bomb, True, fuzz.SIGNED), original) == "read"
-    monkeypatch.setattr(fuzz.reader, "SMALL", 1 << 30)
     monkeypatch.setattr(fuzz, "EXPANSION", 1.0)
-    with pytest.raises(fuzz.Wrong, match="bytes held"):
+    with limits.narrowed(memory=1 << 30), pytest.raises(fuzz.Wrong, match="bytes held"):
         fuzz.judge(fuzz.Case("bomb", bomb, True, fuzz.SIGNED), original)
 
 
+@limits.narrowed()  # the fuzzer makes them smaller
 def test_a_checksum_that_is_not_looked_at_is_found_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The fuzzer finds a reader that does not check."""
-    for module, name in ((fuzz.reader, "SMALL"), (fuzz.entropy, "LARGE"), (fuzz.entropy, "CHUNK")):
-        monkeypatch.setattr(module, name, getattr(module, name))
     monkeypatch.setattr(fuzz, "cuts", lambda data: iter(()))
     monkeypatch.setattr(fuzz, "headers", lambda data: iter(()))
 
@@ -97,6 +97,6 @@ def test_a_checksum_that_is_not_looked_at_is_found_out(monkeypatch: pytest.Monke
         def __ne__(self, other: object) -> bool:
             return False
 
-    monkeypatch.setattr(fuzz.reader, "zlib", SimpleNamespace(crc32=lambda data: Agreeable()))
+    monkeypatch.setattr(reader, "zlib", SimpleNamespace(crc32=lambda data: Agreeable()))
     figures = fuzz.run(1500, 0, tmp_path)
     assert any("damage taken for data" in wrong for wrong in figures["wrong"])

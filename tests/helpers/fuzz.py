@@ -27,13 +27,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import limits
 import numpy as np
 import torch
 from plans import kept, planned
 
 from opq.base.dtypes import DTYPES
 from opq.base.format_v1 import DTYPE_NAMES, KIND_NAMES
-from opq.coding import entropy
 from opq.errors import (
     CorruptFileError,
     FileFormatError,
@@ -42,7 +42,7 @@ from opq.errors import (
     NewerFormatError,
     TruncatedFileError,
 )
-from opq.file import index, reader
+from opq.file import index
 from opq.file.index import Place
 from opq.file.reader import Reader
 from opq.file.stored import Fine, Grid, Log, Product, Raw, Stored, Table, Trellis, raw_bytes
@@ -53,6 +53,8 @@ from opq.report.inspection import examine
 
 SMALLEST_LIMIT, EXPANSION = 1 << 16, 100.0
 """Bytes that any case may decode to, and bytes for each byte of it: far below a user's, so that a leak shows."""
+NARROW = {"memory": SMALLEST_LIMIT, "large": 1 << 10, "chunk": 1 << 9}
+"""Constants of the format, as small as the cases are (`limits.narrowed`)."""
 MEMORY = 64 << 20
 """Bytes by which the process may grow over all cases."""
 CPU_SECONDS = 20
@@ -142,9 +144,8 @@ def large() -> tuple[Plan, list[Stored]]:
 
 
 def narrowed() -> None:
-    """Limits of memory and of large tensors as small as the cases are."""
-    reader.SMALL = SMALLEST_LIMIT
-    entropy.LARGE, entropy.CHUNK = 1 << 10, 1 << 9
+    """Limits of memory and of large tensors as small as the cases are, for the rest of the process."""
+    limits.replace(**NARROW)
 
 
 class Parts(NamedTuple):

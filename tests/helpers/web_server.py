@@ -14,6 +14,7 @@ TYPES = {
     ".mjs": "text/javascript",
     ".wasm": "application/wasm",
     ".html": "text/html",
+    ".css": "text/css",
     ".json": "application/json",
 }
 

@@ -96,7 +96,7 @@ def test_classes_of_other_libraries_are_not_built(compressed: Path, tmp_path: Pa
         opq.hub.diffusers_components(folder)
 
 
-@pytest.mark.parametrize("option", [["--size", "1MB"], ["--trellis"], ["--keep", "*"], ["--method", "opq"]])
+@pytest.mark.parametrize("option", [["--size", "1MB"], ["--dry-run"], ["--keep", "*"], ["--method", "opq"]])
 def test_options_of_one_model_are_refused(option: list[str], pipeline: Path, tmp_path: Path) -> None:
     ran = CliRunner().invoke(app, ["compress", str(pipeline), "-o", str(tmp_path / "out"), *option])
     assert ran.exit_code == 1

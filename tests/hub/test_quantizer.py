@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from stream_helpers import small_llama
 
 import opq
 import opq.hub
-from opq.errors import CorruptFileError, FileFormatError, OpqWarning, SourceError
+from opq.errors import CorruptFileError, FileFormatError, OpqWarning, SourceError, WrongBaseError
 from opq.file.loading import load_state_dict
 from opq.hub import quantizer, registration
 from opq.streaming import compress_folder
@@ -103,12 +104,17 @@ def test_what_was_loaded_is_an_ordinary_model_and_is_saved_dense(repository: Pat
     assert not model.is_quantized
     assert not hasattr(model, "hf_quantizer")
     model.half().float().train()
-    model.save_pretrained(tmp_path / "dense")
+    size = sum(4 * p.numel() for p in model.parameters())
+    with pytest.warns(
+        OpqWarning, match=rf"writes the dense weights that {DATA} decoded to, {size:,} bytes, .*compress"
+    ):
+        copy.deepcopy(model).save_pretrained(tmp_path / "dense")
     config = json.loads((tmp_path / "dense" / "config.json").read_text())
     assert "quantization_config" not in config
     assert "transformers_weights" not in config
     assert (tmp_path / "dense" / "model.safetensors").stat().st_size > 4 * (repository / DATA).stat().st_size
     again = transformers.AutoModel.from_pretrained(tmp_path / "dense")
+    again.save_pretrained(tmp_path / "again")  # of a dense folder nothing is said
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
 
 
@@ -179,6 +185,13 @@ def test_a_file_that_is_cut_or_damaged_is_refused(copied: Path) -> None:
         transformers.AutoModel.from_pretrained(copied)
 
 
+def test_a_file_of_differences_is_refused_with_the_way_to_load_it(source: Path, copied: Path) -> None:
+    old = {name: value + 0.01 for name, value in load_state_of(source).items()}
+    opq.compress(load_state_of(source), bits=4, base=old).save(copied / DATA)
+    with pytest.raises(WrongBaseError, match=r"differences to another network.*opq.load\(file, model, base="):
+        transformers.AutoModel.from_pretrained(copied)
+
+
 def test_weights_do_not_stay_on_disk(repository: Path, tmp_path: Path) -> None:
     places = {"": "cpu", "encoder": "disk"}
     with pytest.raises(SourceError, match="cannot stay on disk"):
@@ -218,6 +231,10 @@ def test_registering_twice_is_registering_once() -> None:
     first = sys.modules["transformers.modeling_utils"].safe_open
     quantizer.open_opq_files()
     assert sys.modules["transformers.modeling_utils"].safe_open is first
+    quantizer.tell_what_is_saved()
+    save = transformers.PreTrainedModel.save_pretrained
+    quantizer.tell_what_is_saved()
+    assert transformers.PreTrainedModel.save_pretrained is save
 
 
 @pytest.mark.parametrize("why", ["version", "functions"])

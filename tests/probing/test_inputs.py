@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from opq.errors import OptionError, ProbeError
-from opq.models.batch import Batch, as_batch, gathered
+import opq
+from opq.errors import OptionError, ProbeError, ProbeWarning
+from opq.models.batch import Batch, as_batch
+from opq.models.divided import gathered
 from opq.probing import images
 from opq.probing.inputs import synthetic
 from opq.probing.making import TEXTS
@@ -194,6 +196,109 @@ def test_an_example_whose_first_dimension_is_no_batch_is_imitated_as_it_is() -> 
     assert batch.args[0].shape == (7, 4)
     assert torch.equal(batch.args[1], edges)
     assert [part.samples for part in batch.parts(2)] == [7]
+
+
+class Attending(nn.Module):
+    """Attention under a mask (L, L) that all samples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.attention(x, x, x, attn_mask=mask)[0]
+
+
+class Stateful(nn.Module):
+    """A recurrent layer that is given its first state, (layers, samples, width)."""
+
+    def __init__(self, *, batch_first: bool) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 8, 2, batch_first=batch_first)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return self.lstm(x, (h, c))[0]
+
+
+CAUSAL = torch.triu(torch.full((5, 5), -torch.inf), 1)
+STATES = (torch.zeros(2, 4, 8), torch.zeros(2, 4, 8))
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "dims"),
+    [
+        (Attending(), (torch.randn(4, 5, 16), CAUSAL), (0, None)),
+        (Attending(), (torch.randn(5, 5, 16), CAUSAL), (0, None)),
+        (Attending(), (torch.randn(1, 5, 16), CAUSAL), (0, None)),
+        (Stateful(batch_first=True), (torch.randn(4, 7, 6), *STATES), (0, 1, 1)),
+        (Stateful(batch_first=False), (torch.randn(7, 4, 6), *STATES), (1, 1, 1)),
+        (Stateful(batch_first=False), (torch.randn(4, 4, 6), *STATES), (1, 1, 1)),
+        (nn.Bilinear(3, 4, 5), (torch.randn(6, 3), torch.randn(6, 4)), (0, 0)),
+    ],
+)
+@pytest.mark.parametrize("real", [False, True])
+def test_what_counts_samples_and_what_they_share_is_found_out(
+    model: nn.Module, example: tuple[torch.Tensor, ...], dims: tuple[int | None, ...], real: bool
+) -> None:
+    samples = example[0].shape[dims[0] or 0]
+    batch = gathered(model, [example] * 3, 2 * samples) if real else synthetic(model, example_inputs=example, samples=9)
+    assert batch.dims == dims
+    assert batch.samples == (2 * samples if real else 9)
+    for part in batch.parts(3):
+        for t, whole, dim in zip(part.tensors, example, dims, strict=True):
+            assert t.shape == tuple(part.samples if d == dim else n for d, n in enumerate(whole.shape))
+            assert dim is not None or torch.equal(t, whole)
+    told = opq.probe(model, calibration=[example]) if real else opq.probe(model, example_inputs=example)
+    assert told.sensitivity
+
+
+def test_time_is_no_dimension_of_samples() -> None:
+    batch = synthetic(nn.LSTM(6, 8), example_inputs=torch.randn(7, 4, 6), samples=9)
+    assert (batch.dim, batch.args[0].shape) == (1, (7, 9, 6))
+
+
+def test_of_graphs_the_first_is_taken_and_of_other_masks_none() -> None:
+    class Graph(nn.Linear):
+        def forward(self, x: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            h = super().forward(x)
+            return h.index_add(0, edges[1], h[edges[0]])
+
+    graphs = [(torch.randn(7, 4), torch.arange(18).view(2, 9) % 7), (torch.randn(5, 4), torch.arange(8).view(2, 4) % 5)]
+    with pytest.warns(ProbeWarning, match="cannot be divided into samples: only the first is used"):
+        batch = gathered(Graph(4, 3), graphs, 64)
+    assert batch.dim is None
+    assert torch.equal(batch.args[0], graphs[0][0])
+    with pytest.raises(OptionError, match=r"do not fit together.*\(5, 5\) that the samples of a batch share differs"):
+        gathered(Attending(), [(torch.randn(4, 5, 16), CAUSAL), (torch.randn(4, 5, 16), 0 * CAUSAL.exp())], 64)
+
+
+def test_who_passed_inputs_is_not_told_to_pass_them() -> None:
+    with pytest.raises(ProbeError, match="Linear runs neither with example_inputs= nor with noise like it") as found:
+        synthetic(nn.Linear(3, 3), example_inputs=torch.randn(2, 4))
+    assert "Pass" not in found.value.remedy
+    with pytest.raises(ProbeError, match="does not run with the inputs that were passed") as found:
+        gathered(nn.Linear(3, 3), [torch.randn(2, 4)], 8)
+    assert "Pass" not in found.value.remedy
+    with pytest.raises(ProbeError, match="another input_size="):
+        synthetic(nn.Linear(3, 3), input_size=(4,))
+
+
+def test_a_forward_that_fails_leaves_the_model_as_it_was_for_the_next_candidate() -> None:
+    class Once(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.calls = nn.Linear(4, 3), list[int]()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls.append(len(x))
+            if len(self.calls) > 1:
+                raise RuntimeError("a second call")
+            return self.layer(x.mean(1))
+
+    model = Once()
+    (x,) = synthetic(model, samples=6).args
+    assert x.shape[0] == 6
+    assert model.calls == []
 
 
 def test_shapes_by_name() -> None:

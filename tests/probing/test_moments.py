@@ -1,4 +1,4 @@
-"""The moment of a head is completed by what its weights say."""
+"""Moments: what completes that of a head, and that they are released."""
 
 from __future__ import annotations
 
@@ -19,3 +19,17 @@ def test_the_weights_of_a_head_count_for_half_of_what_its_inputs_do() -> None:
     added = found - s
     assert float(added.trace()) == pytest.approx(0.5 * float(s.trace()), rel=1e-4)
     torch.testing.assert_close(added, own * (added.trace() / own.trace()), atol=1e-5, rtol=1e-4)
+
+
+def test_a_moment_is_released_for_its_factors_and_measured_again_when_asked_for() -> None:
+    torch.manual_seed(0)
+    moments = Moments(nn.Sequential(nn.Linear(4, 3)), Batch((torch.randn(30, 4),)))
+    before = moments["0.weight"]
+    assert moments["0.weight"] is before
+    kept = moments.of(["0.weight"])["0.weight"]
+    assert kept is not None
+    order, n = kept.factors[0]
+    assert kept.moment is None
+    torch.testing.assert_close((order, n), before.factors[0])
+    assert kept.factors[0][1] is n
+    torch.testing.assert_close(moments["0.weight"].blocks, before.blocks)

@@ -17,7 +17,7 @@ from states import same
 from torch import nn
 
 import opq
-from opq.errors import OptionError, ProbeError
+from opq.errors import OptionError, ProbeError, ProbeWarning
 from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched, watching
 from opq.models.outputs import floating
@@ -191,8 +191,8 @@ def test_models_that_cannot_be_probed_say_so() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x).argmax(1)
 
-    with pytest.raises(ProbeError, match="outputs do not depend on the weights"):
-        opq.probe(Integers(3, 4))
+    with pytest.warns(ProbeWarning, match="has no gradients: no output follows the weights smoothly"):
+        assert opq.probe(Integers(3, 4)).sensitivity == {}
     with pytest.raises(ProbeError, match="lazy modules without weights"):
         opq.probe(nn.Sequential(nn.LazyLinear(3)), input_size=(4,))
     with pytest.raises(OptionError, match="holds no batch"):
@@ -203,6 +203,45 @@ def test_progress_counts_the_samples() -> None:
     seen: list[tuple[int, int]] = []
     opq.probe(nn.Linear(3, 4), samples=10, micro_batch=4, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(3, 10), (6, 10), (10, 10)]
+
+
+@pytest.mark.parametrize(("outputs", "looked_at"), [(300, 16), (100, 24), (3, 64)])
+def test_with_many_outputs_a_quarter_of_the_samples_is_enough(outputs: int, looked_at: int) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(40, outputs), torch.randn(64, 40)
+    x[looked_at:] = 1e3  # would be felt
+    seen: list[tuple[int, int]] = []
+    told = {"micro_batch": 8, "progress": lambda done, total: seen.append((done, total))}
+    found = sensitivity(model, Batch((x,)), enough=16, **told)
+    assert len(seen) == looked_at / 8
+    assert seen[-1] == (64, 64)
+    assert found["weight"] == pytest.approx(float(x[:looked_at].square().mean()), rel=0.3)
+    assert sensitivity(model, Batch((x,)))["weight"] > 1e5 or looked_at == 64
+
+
+def test_images_are_stored_pixel_by_pixel_unless_the_forward_refuses() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(3, 4, 3), nn.Linear(400, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.conv(x).view(len(x), -1))
+
+    class Free(Flat):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.conv(x).flatten(1))
+
+    torch.manual_seed(0)
+    strict, free = Flat(), Free()
+    free.load_state_dict(strict.state_dict())
+    one, other = (opq.probe(model, input_size=(3, 12, 12), samples=8) for model in (strict, free))
+    assert one.batch.args[0].is_contiguous()
+    assert other.batch.args[0].is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(one.batch.args[0], other.batch.args[0])
+    assert one.sensitivity == pytest.approx(other.sensitivity, rel=2e-3)
+    for name in ("conv.weight", "out.weight"):
+        torch.testing.assert_close(one.moments[name].blocks, other.moments[name].blocks, atol=1e-5, rtol=1e-4)
 
 
 def test_little_memory_makes_small_micro_batches() -> None:

@@ -165,7 +165,7 @@ def test_the_probe_shows_a_model_its_own_texts_unless_it_is_to_be_quick() -> Non
     follows = [(x[:, 1:] == (x[:, :-1] + 1) % WORDS).float().mean() for x in (own, random)]
     assert follows[0] > 0.99 > 0.2 > follows[1]
     with pytest.raises(opq.errors.OptionError, match=r'"quick"'):
-        opq.compress(model, bits=4, probe="slow")  # type: ignore[arg-type]
+        opq.compress(model, bits=4, probe="slow")
 
 
 def test_a_tied_head_is_fed_back_under_the_tables_name() -> None:

@@ -29,11 +29,11 @@ from opq.probing.layers import inputs_of, layers, spread
 from opq.probing.moments import Moments
 from opq.probing.sensitivity import Probe
 from opq.probing.sensitivity import probe as make_probe
-from opq.quantizing import moment as moment_module
 from opq.quantizing.feedback import LEAF, feedback, sweep
 from opq.quantizing.grid import dequantize, quantize
 from opq.quantizing.moment import DAMPING, DAMPING_REAL, Layout, Moment, factor
 from opq.sources import open_source
+from opq.sources.base import Source
 
 
 def plan(shape: tuple[int, ...], step: float, theta: float = 0.6, threshold: float | None = None) -> TensorPlan:
@@ -187,6 +187,9 @@ def test_the_weight_matrix_times_its_inputs_is_the_layers_output(layer: nn.Modul
         wanted = layer(x)
     wanted = wanted.transpose(0, 1).reshape(found.shape) if dims else wanted.reshape(-1, 3).t()[None]
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    if dims == 2:  # however the pixels lie in memory
+        stored = x.contiguous(memory_format=torch.channels_last)
+        assert torch.equal(inputs_of(layer, [stored], layout, 10**9, 0), patches)
 
 
 def test_fewer_positions_are_positions_of_the_whole() -> None:
@@ -296,14 +299,19 @@ def network() -> nn.Sequential:
     return nn.Sequential(*features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
 
 
-def test_the_chosen_candidates_codes_are_those_of_the_first_round(monkeypatch: pytest.MonkeyPatch) -> None:
+def probed() -> tuple[Source, Problem[Any], Probe]:
+    """A small network with BatchNorm, its problem at 5 bits, and a probe of it."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16))
-    source, options = open_source(model.eval()), Options(bits=5)
+    source = open_source(model.eval())
     roles = assign(source.specs)
     stats = gather(source, roles)
-    problem = Problem.of(options, roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0))
-    probe = make_probe(model, input_size=(3, 16, 16), samples=8)
+    problem = Problem.of(Options(bits=5), roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0))
+    return source, problem, make_probe(model, input_size=(3, 16, 16), samples=8)
+
+
+def test_the_chosen_candidates_codes_are_those_of_the_first_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, problem, probe = probed()
     chosen, coder = weighed(DataFreeCoder(source, probe), problem, {})
     plan = as_stored(Fit(source, chosen, coder, silent).decide())
     fresh = list(DataFreeCoder(source, probe).codes(plan.compressed))
@@ -370,16 +378,11 @@ def test_codes_do_not_depend_on_the_memory_allowed_nor_on_the_order_of_the_tenso
 
 
 def test_choosing_alpha_leaves_the_coder_as_it_was() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16))
-    source, options = open_source(model.eval()), Options(bits=5)
-    roles = assign(source.specs)
-    stats = gather(source, roles)
-    problem = Problem.of(options, roles, stats=stats, sensitivities=dict.fromkeys(stats, 1.0))
-    coder = DataFreeCoder(source, make_probe(model, input_size=(3, 16, 16), samples=8))
+    source, problem, probe = probed()
+    coder = DataFreeCoder(source, probe)
     _, chosen = weighed(coder, problem, {})
     assert not coder.known
-    assert set(chosen.known) == set(stats)
+    assert set(chosen.known) == set(problem.stats)
 
 
 def test_a_moment_is_the_mean_of_the_outer_products() -> None:
@@ -391,11 +394,10 @@ def test_a_moment_is_the_mean_of_the_outer_products() -> None:
     torch.testing.assert_close(found["2.weight"].blocks[0][0], hidden.t() @ hidden / 40)
 
 
-def test_wide_layers_have_moments_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_layers_have_moments_in_blocks() -> None:
     model, batch = nn.Sequential(nn.Linear(10, 4)), Batch((torch.randn(50, 10),))
     whole = Moments(model, batch)["0.weight"]
-    monkeypatch.setattr(moment_module, "WIDEST", 4)
-    blocks = Moments(model, batch)["0.weight"]
+    blocks = Moments(model, batch, widest=4)["0.weight"]
     assert [b.shape[-1] for b in blocks.blocks] == [3, 3, 4]
     assert blocks.width == 10
     torch.testing.assert_close(blocks.blocks[1][0], whole.blocks[0][0, 3:6, 3:6])

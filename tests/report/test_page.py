@@ -19,10 +19,12 @@ import torch
 
 import opq
 from opq.allocation import laplace
+from opq.base.counts import entropy
 from opq.cli import app
 from opq.errors import FileFormatError, MissingExtraError, OptionError, TruncatedFileError
 from opq.plan import TensorPlan
-from opq.report import figures, groups, page
+from opq.quantizing import trellis
+from opq.report import accounting, figures, groups, page, trellises
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,45 @@ def test_fitted_scale(tau: float, step: float, theta: float) -> None:
     fields: dict[str, Any] = {"step": step, "threshold": theta * step, "rounding": theta}
     plan = TensorPlan(name="w", shape=(w.size,), dtype="F32", action="compress", reason="", **fields)
     assert figures.fitted(codes, counts, plan) == pytest.approx(tau, rel=0.03)
+
+
+@pytest.mark.parametrize(("tau", "step"), [(0.1, 0.009), (1.0, 0.4), (3e-4, 2.1e-4)])
+def test_a_trellis_is_drawn_as_it_quantizes(tau: float, step: float) -> None:
+    """Scale, zeros, rate and error of Laplacian weights, from the search itself."""
+    w = np.random.default_rng(0).laplace(scale=tau, size=(512, 64)).astype(np.float32)
+    x = w / np.float32(step)
+    n = trellis.nearest(x, trellis.costs(x))
+    codes, counts = np.unique(n.astype(np.int64), return_counts=True)
+    fields: dict[str, Any] = {"step": step, "threshold": step / 2, "codebook": "trellis"}
+    plan = TensorPlan(name="w", shape=w.shape, dtype="F32", action="compress", reason="", **fields)
+    assert figures.fitted(codes, counts, plan) == pytest.approx(tau, rel=0.04)
+    curve = trellises.on_trellis(figures.laplacian_curve(tau), tau)
+    rate = 8 * accounting.information(plan, codes, counts) / w.size
+    assert rate == pytest.approx(entropy(np.unique(trellis.paths(n), return_counts=True)[1]) / w.size)
+    error = float(((w - n * step) ** 2).mean())
+    assert 10 * math.log10(curve.distortion_at(rate) / error) == pytest.approx(0, abs=0.25)
+    zero = float(counts[codes == 0].sum() / n.size)
+    assert float(trellises.zero_fraction(np.array([step / tau]))[0]) == pytest.approx(zero, abs=0.025)
+    assert 1 - float(curve.sample(np.array([rate]))[3][0]) == pytest.approx(zero, abs=0.04)
+
+
+def test_the_probabilities_of_codes_on_a_trellis_add_up_to_one() -> None:
+    for step in (0.05, 0.4, 1.5):
+        assert np.exp(trellises.log_masses(np.arange(2000.0), step)).sum() == pytest.approx(1)
+
+
+def test_of_a_trellis_no_dead_zone_is_drawn(result: opq.Result) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    plain = opq.compress("demo:digits", bits=3, probe=False, trellis=False)
+    for made, zones in ((result, 0), (plain, 1)):
+        (ax,) = made.plot("histogram").axes
+        said = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert said.count("dead zone") == zones
+        held = page.data(figures.figures(made.reader))
+        assert {t["trellis"] for t in held["histograms"]} == {not zones}
+        assert held["trellised"] == (0 if zones else 5)
 
 
 def test_laplacian_curve_is_the_closed_form() -> None:
@@ -281,13 +322,12 @@ def test_many_tensors_in_a_browser(tmp_path: Path) -> None:
 
 def _same_as_the_solver(run: Callable[[str], Any], result: opq.Result) -> None:
     """The page's lambda for a number of bits is that of the solver on the same curves."""
-    from opq.allocation.curve import Curve
     from opq.allocation.rate_distortion import allocate
-    from opq.allocation.stats import TensorStats
 
-    source = opq.open_source("demo:digits")
-    plans = result.plan.compressed
-    curves = [Curve.of(TensorStats.of(source.tensor(t.name))) for t in plans]
+    drawn = figures.figures(result.reader, source=opq.open_source("demo:digits")).compressed
+    curves, plans = [t.curve for t in drawn if t.curve is not None], result.plan.compressed
+    assert len(curves) == len(plans)
+    assert {t.codebook for t in plans} == {"trellis"}
     sizes = [t.size for t in plans]
     for bits in (1.5, 2.5):
         wanted = allocate(curves, sizes, [t.sensitivity for t in plans], bits * sum(sizes))

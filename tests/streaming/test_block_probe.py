@@ -26,6 +26,7 @@ from opq.probing.inputs import texts
 from opq.probing.moments import Moments
 from opq.quantizing.feedback import feedback
 from opq.quantizing.grid import quantize
+from opq.report.inspection import examine
 from opq.streaming.block_probe import PROBED, Carried
 from opq.streaming.chunks import Tensors
 from opq.streaming.clock import Clock
@@ -173,6 +174,7 @@ def test_codes_are_those_of_feedback_on_the_whole_matrix(case: tuple[Any, Path],
     result = compress_folder(folder, tmp_path / "out", bits=3, shard_size=SHARD)
     assert len(result.shards) > 1
     assert result.basis == "sensitivities and error feedback block by block, 128 synthetic texts"
+    assert examine(tmp_path / "out").basis == "a probe of the model on synthetic inputs: sensitivities, error feedback"
     source = opq.open_source(folder)
     hint = source.input_hint
     assert hint is not None
@@ -189,6 +191,8 @@ def test_codes_are_those_of_feedback_on_the_whole_matrix(case: tuple[Any, Path],
                 assert tensor.rate < 1 or (codes != quantize(w, tensor).numpy()).mean() > 0.02
             else:
                 assert np.array_equal(codes, quantize(w, tensor).numpy())
+            transposed = tensor.name in moments and moments[tensor.name].layout.transposed
+            assert tensor.codebook == ("grid" if transposed or tensor.rate < 1.3 else "trellis")
     assert fed in (14, 8)
     assert differing < 0.01 * weights
 
@@ -300,8 +304,10 @@ def test_a_model_that_is_no_stack_is_said(tmp_path: Path) -> None:
     assert result.basis.startswith("the weights alone: the model does more between its blocks")
     again = compress_folder(tmp_path / "model", tmp_path / "again", bits=4, probe=False)
     assert again.basis == "the weights alone: no probe was asked for"
+    assert examine(tmp_path / "again").basis == "the weights alone"
     whole = compress_folder(tmp_path / "model", tmp_path / "whole", bits=4, probe=True)
     assert whole.basis == "sensitivities by the probe of the whole model, no error feedback"
+    assert examine(tmp_path / "whole").basis == "a probe of the model on synthetic inputs: sensitivities"
     assert len({t.sensitivity for t in whole.plan.compressed}) > 5
 
 
@@ -327,6 +333,15 @@ def test_a_block_that_overflows_is_said(tmp_path: Path) -> None:
         model.model.layers[1].mlp.up_proj.weight.mul_(1e30)
     model.save_pretrained(tmp_path / "model", max_shard_size="100KB")
     with pytest.raises(ProbeError, match="block 1 of the model gives NaN or infinity"):
+        compress_folder(tmp_path / "model", tmp_path / "out", bits=4)
+
+
+def test_a_gradient_that_overflows_is_said(tmp_path: Path) -> None:
+    model = saved("llama", tmp_path / "model")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e25)
+    model.save_pretrained(tmp_path / "model", max_shard_size="100KB")
+    with pytest.raises(ProbeError, match=r"the gradient of model.layers.1.* is NaN or infinite on synthetic texts"):
         compress_folder(tmp_path / "model", tmp_path / "out", bits=4)
 
 

@@ -24,6 +24,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "alpha": {"alpha": 1.0},
     "seed": {"seed": 1},
     "probe": {"probe": False},
+    "trellis": {"trellis": False},
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from limits import narrowed
 from plans import planned
 from safetensors.torch import load_file, save_file
 from stream_helpers import SHARD, checkpoint, contents, decoder, interrupted, killed, small_llama, weights
@@ -45,7 +46,7 @@ from opq.file import writer
 from opq.file.folder_reader import INDEX, FolderReader
 from opq.file.kept import keep
 from opq.file.reader import Reader
-from opq.file.stored import Grid
+from opq.file.stored import Grid, Trellis
 from opq.plan import TensorPlan
 from opq.quantizing.grid import dequantize, quantize
 from opq.sources.base import TensorSpec
@@ -115,8 +116,8 @@ CASES: dict[str, Callable[[], tuple[torch.Tensor, float]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_coding_in_pieces_is_coding_the_whole(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entropy, "CHUNK", 1 << 19)
+@narrowed(chunk=1 << 19)
+def test_coding_in_pieces_is_coding_the_whole(case: str) -> None:
     w, step = CASES[case]()
     plan = on_grid(w, step)
     codes = quantize(w, plan).numpy()
@@ -138,8 +139,8 @@ def test_coding_in_pieces_is_coding_the_whole(case: str, monkeypatch: pytest.Mon
     assert np.array_equal(np.concatenate(pieces[::-1]), codes.reshape(-1))
 
 
+@narrowed(chunk=1 << 19)
 def test_a_coder_that_lies_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entropy, "CHUNK", 1 << 19)
     w = weights(1300, 1024, seed=3)
     real = Coding.put_chunk
     monkeypatch.setattr(Coding, "put_chunk", lambda self, codes, rows: real(self, np.roll(codes, 1), rows))
@@ -157,18 +158,50 @@ def test_tied_tensors_stand_where_their_holder_does() -> None:
 # --- the whole -------------------------------------------------------------------------------
 
 
-def test_the_folder_is_what_packing_its_plan_gives(source: Path, whole: Path) -> None:
-    opened = opq.open_source(source)
+@pytest.fixture(scope="module")
+def plain(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`whole` on plain grids."""
+    folder = tmp_path_factory.mktemp("plain") / "out"
+    compress_folder(source, folder, bits=4, shard_size=SHARD, trellis=False)
+    return folder
+
+
+@pytest.mark.parametrize("codebook", ["grid", "trellis"])
+def test_the_folder_is_what_packing_its_plan_gives(codebook: str, source: Path, request: pytest.FixtureRequest) -> None:
+    whole: Path = request.getfixturevalue("whole" if codebook == "trellis" else "plain")
+    opened, kind = opq.open_source(source), Trellis if codebook == "trellis" else Grid
     with FolderReader(whole) as reader:
+        assert {t.codebook for t in reader.plan.compressed} == {codebook}
         assert reader.names == opened.names
         assert len(reader.shards) > 2
         for name, shard in reader.shards.items():
             part = part_of(reader.plan, shard.names)
             specs = tuple(s for s in opened.specs if s.name in shard.names)
             mine = dataclasses.replace(opened, specs=specs)
-            grids = [Grid(t.name, quantize(opened.tensor(t.name), t).numpy()) for t in part.compressed]
-            packed = writer.pack(part, [*grids, *keep(mine, part, {}, whole=reader.plan)])
+            coded = [kind(t.name, quantize(opened.tensor(t.name), t).numpy()) for t in part.compressed]
+            packed = writer.pack(part, [*coded, *keep(mine, part, {}, whole=reader.plan)])
             assert b"".join(packed.parts) == (whole / name).read_bytes()
+
+
+def test_a_folder_has_the_error_of_one_file_of_its_size(source: Path, whole: Path, plain: Path) -> None:
+    """Not quite: four headers and an index take bytes, too."""
+    opened = opq.open_source(source)
+
+    def error(state: dict[str, torch.Tensor]) -> float:
+        parts = (opened.tensor(n).float() - state[n].float() for n in opened.names if state[n].dim() > 1)
+        return sum(float(part.square().sum()) for part in parts)
+
+    size = sum(path.stat().st_size for path in whole.glob("*.opq.safetensors*"))
+    on_paths, on_grids = (error(opq.load_state_dict(folder)) for folder in (whole, plain))
+    assert on_paths < 0.85 * on_grids
+    result = opq.compress(source, size=size, probe=False)
+    assert error(result.state_dict()) == pytest.approx(on_paths, rel=0.1)
+
+
+def test_constraints_are_met_on_plain_grids(source: Path, tmp_path: Path) -> None:
+    constraints = [opq.constraints.bits("layers*", min=3)]
+    plan = compress_folder(source, tmp_path / "out", bits=4, constraints=constraints).plan
+    assert {t.codebook for t in plan.compressed} == {"grid"}
 
 
 def test_threads_do_not_change_a_byte(source: Path, whole: Path, tmp_path: Path) -> None:
@@ -494,7 +527,8 @@ def test_the_source_s_own_folder(source: Path) -> None:
     [
         ({"bits": 3, "method": "lamp"}, "method='lamp' does not stream"),
         ({"bits": 3, "sparsity": 0.5, "method": "opq"}, "sparsity= does not go with a folder"),
-        ({"bits": 3, "trellis": True}, "trellis= does not go with a folder"),
+        ({"bits": 3, "trellis": 8}, "trellis=: got 8"),
+        ({"bits": 3, "trellis": True, "method": "opq"}, "trellis= goes with|does not take trellis="),
         ({"bits": 3, "shard_size": 100}, "shard_size= is out of range"),
         ({"bits": 3, "ratio": 3}, "the budget is not one option"),
         ({"bits": 3, "sensitivities": {"nobody": 1.0}}, "sensitivities= names no compressed tensor: got nobody"),

@@ -27,10 +27,11 @@ from opq.file.loading import load
 from opq.models.attachment import is_attached
 from opq.quantizing.grid import dequantize, quantize
 from opq.training import kernel
-from opq.training.attaching import attach, dense_state_dict, detach, proved_codes
+from opq.training.attaching import attach, detach
 from opq.training.collecting import collect
 from opq.training.finetuning import finetune
 from opq.training.fixed_grid import FixedGrid
+from opq.training.proving import dense_state_dict, proved_codes
 
 
 @pytest.fixture(autouse=True, scope="module", params=["torch", "native"])

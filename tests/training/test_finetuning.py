@@ -32,9 +32,10 @@ from opq.errors import (
     WriteError,
 )
 from opq.file.loading import load_state_dict
-from opq.training.attaching import attach, dense_state_dict
+from opq.training.attaching import attach
 from opq.training.finetuning import finetune
 from opq.training.loop import Training
+from opq.training.proving import dense_state_dict
 
 BATCHES = learnable_batches()
 

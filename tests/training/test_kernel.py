@@ -26,9 +26,10 @@ from training_helpers import learnable_batches, mlp, plan_of
 import opq
 from opq.errors import MissingExtraError, NativeError, OpqWarning, WriteError
 from opq.training import kernel as native
-from opq.training.attaching import attach, dense_state_dict
+from opq.training.attaching import attach
 from opq.training.finetuning import Finetuned
 from opq.training.fixed_grid import FixedGrid
+from opq.training.proving import dense_state_dict
 
 LAYOUTS = {
     "rows": lambda n: torch.randn(n, 7),

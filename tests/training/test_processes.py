@@ -27,7 +27,8 @@ sys.path.insert(0, sys.argv[1])
 from training_helpers import learnable_batches, mlp, plan_of
 from opq.errors import AttachError, TrainingError
 from opq.training.finetuning import finetune
-from opq.training.attaching import attach, attached, proved_codes
+from opq.training.attaching import attach, attached
+from opq.training.proving import proved_codes
 from opq.training.processes import everywhere, rank
 from opq.models.wrappers import unwrapped
 

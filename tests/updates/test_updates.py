@@ -14,6 +14,7 @@ from file_helpers import bytes_of
 from fuzz import every_kind, laplace
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limits import narrowed
 from plans import planned
 from safetensors.torch import save, save_file
 
@@ -33,7 +34,8 @@ from opq.errors import (
 )
 from opq.file.stored import Grid
 from opq.file.writer import pack
-from opq.updates import applying, checkpoint, differences
+from opq.updates import applying, checkpoint
+from opq.updates.recoded import Recoded
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 OTHERS = (torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.int32)
@@ -167,10 +169,9 @@ def opq_file(path: Path, *, seed: int, flips: float = 0.0) -> Path:
 
 
 @pytest.mark.parametrize("portable", [False, True])
-def test_codes_that_moved_cost_their_moves(portable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@narrowed(large=1 << 14, chunk=1 << 13)
+def test_codes_that_moved_cost_their_moves(portable: bool, tmp_path: Path) -> None:
     """Of small tensors, and of large ones in pages."""
-    monkeypatch.setattr(differences.entropy, "LARGE", 1 << 14)
-    monkeypatch.setattr(differences.entropy, "CHUNK", 1 << 13)
     old, new = (opq_file(tmp_path / f"{k}.opq.safetensors", seed=k, flips=0.02 * k) for k in (0, 1))
     size = round_trip(old, new, portable=portable)
     with opq.Reader(new) as reader:
@@ -179,17 +180,16 @@ def test_codes_that_moved_cost_their_moves(portable: bool, tmp_path: Path, monke
     assert size < (pages + 6000 if portable else 0.4 * new.stat().st_size)
 
 
+@narrowed(large=1 << 14)
 def test_another_pcodec_is_asked_for_by_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(differences.entropy, "LARGE", 1 << 14)
     old, new = (opq_file(tmp_path / f"{k}.opq.safetensors", seed=k, flips=0.02 * k) for k in (0, 1))
     opq.delta(old, new, tmp_path / "update")
-    monkeypatch.setattr(applying.Recoded, "payload", lambda self: bytes(2 * self.codes.size))
+    monkeypatch.setattr(Recoded, "payload", lambda self: bytes(2 * self.codes.size))
     with pytest.raises(CorruptFileError, match="has another length"):
         opq.apply(old, tmp_path / "update", tmp_path / "again")
     monkeypatch.undo()
-    monkeypatch.setattr(differences.entropy, "LARGE", 1 << 14)
-    whole = applying.Recoded.payload
-    monkeypatch.setattr(applying.Recoded, "payload", lambda self: whole(self)[:-1] + b"?")
+    whole = Recoded.payload
+    monkeypatch.setattr(Recoded, "payload", lambda self: whole(self)[:-1] + b"?")
     monkeypatch.setattr(applying.importlib.metadata, "version", lambda name: "0.0.1")
     with pytest.raises(MissingExtraError, match=r"got pcodec 0\.0\.1, wanted pcodec .*portable=True"):
         opq.apply(old, tmp_path / "update", tmp_path / "again")

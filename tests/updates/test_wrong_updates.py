@@ -17,6 +17,7 @@ import pytest
 import torch
 from file_helpers import bytes_of
 from fuzz import every_kind, laplace
+from limits import narrowed
 from plans import planned
 from safetensors.torch import save
 
@@ -24,7 +25,7 @@ import opq
 from opq.errors import CorruptFileError, FileFormatError, TruncatedFileError, WrongBaseError
 from opq.file.stored import Grid
 from opq.file.writer import pack
-from opq.updates import applying, contents, differences
+from opq.updates import applying, contents, differences, envelope, patterns
 from opq.updates.anatomy import Bytes
 from opq.updates.contents import Contents
 
@@ -59,33 +60,31 @@ class Original:
 
 
 @pytest.fixture
-def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Original]:
+def originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Original]]:
     """Of dense files and of opq files, with every way to hold a tensor between them."""
-    monkeypatch.setattr(differences.entropy, "LARGE", 1 << 10)
-    monkeypatch.setattr(differences.entropy, "CHUNK", 1 << 9)
     monkeypatch.setattr(differences, "CHUNK", 1 << 9)
-    monkeypatch.setattr(differences, "FEW", 100)
     monkeypatch.setattr(applying, "SMALL", 1 << 16)
-    found = []
-    for k, make in enumerate((dense, compressed)):
-        old, new = tmp_path / f"{k}.old.safetensors", tmp_path / f"{k}.new.safetensors"
-        old.write_bytes(make(0))
-        new.write_bytes(make(1))
-        opq.delta(old, new, tmp_path / "update")
-        with Bytes(tmp_path / "update") as file:
-            said, base = contents.opened(file)
-            payloads = file.read(base, base + sum(sum(n.lengths) for n in said.new))
-        found.append(Original(old, new.read_bytes(), (tmp_path / "update").read_bytes(), said, payloads))
-    return found
+    with narrowed(large=1 << 10, chunk=1 << 9):
+        found = []
+        for k, make in enumerate((dense, compressed)):
+            old, new = tmp_path / f"{k}.old.safetensors", tmp_path / f"{k}.new.safetensors"
+            old.write_bytes(make(0))
+            new.write_bytes(make(1))
+            opq.delta(old, new, tmp_path / "update")
+            with Bytes(tmp_path / "update") as file:
+                said, base = envelope.opened(file)
+                payloads = file.read(base, base + sum(sum(n.lengths) for n in said.new))
+            found.append(Original(old, new.read_bytes(), (tmp_path / "update").read_bytes(), said, payloads))
+        yield found
 
 
 def signed(path: Path, said: Contents, payloads: bytes) -> bytes | None:
     """An update of any contents; None where there is no way to say this."""
     with open(path, "wb") as out:
-        contents.reserve(out)
+        envelope.reserve(out)
         out.write(payloads)
         try:
-            contents.complete(out, said, len(payloads), zlib.crc32(payloads))
+            envelope.complete(out, said, len(payloads), zlib.crc32(payloads))
         except (ValueError, OverflowError, IndexError, TypeError):
             return None
     return path.read_bytes()
@@ -193,7 +192,7 @@ def test_no_update_names_a_file_outside_its_folder(name: str, originals: list[Or
 def test_differences_of_any_integers_come_back() -> None:
     rng = np.random.default_rng(0)
     for dtype in ("F32", "F16", "BF16", "I64", "U8", "F8_E4M3"):
-        kind = differences.Element(**dataclasses.asdict(applying.patterns.element(dtype)))
+        kind = differences.Element(**dataclasses.asdict(patterns.element(dtype)))
         info = np.iinfo(kind.dtype)
         for spread in (0, 1, 40, info.max):
             reference = rng.integers(info.min, info.max, 20_000, dtype=kind.dtype, endpoint=True)

@@ -46,8 +46,18 @@ const SOURCES = {
   fetched: async ({ url }) => fetch(url),
 };
 
+const BASES = {
+  address: ({ at }) => pathToFileURL(at),
+  url: ({ at }) => at,
+  bytes: ({ at }) => readFileSync(at),
+  stream: ({ at }) => ReadableStream.from(cut(new Uint8Array(readFileSync(at)), 999)),
+  files: ({ at }) => at.map((path) => new File([readFileSync(path)], basename(path))),
+  model: ({ at }) => opq.open(pathToFileURL(at)),
+};
+
 async function answer(question, body) {
-  const { narrowed, from = "bytes", as, whole, ways = ["tensor"], options = {}, abort, go, one, close } = question;
+  const { narrowed, from = "bytes", as, whole, ways = ["tensor"], options = {}, abort, go, one, close, base } = question;
+  if (base) options.base = await BASES[base.from](base);
   if (narrowed) opq.narrowed(...narrowed);
   const progress = [];
   const controller = new AbortController();
@@ -64,7 +74,7 @@ async function answer(question, body) {
     throw error;
   });
   const tensors = model.tensors();
-  const results = { plan: model.plan, size: model.size, tensors, progress };
+  const results = { plan: model.plan, size: model.size, base: model.base, tensors, progress };
   if (close) model.close();
   if (one) return { ...results, one: told(await model.tensor(one, { as }), whole) };
   if (ways.includes("tensor")) {

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from limits import narrowed
 from paths import GOLDEN
 from plans import kept, planned
 from web_helpers import assert_same, laplace, made
@@ -21,7 +22,6 @@ from web_server import site
 import opq
 from opq.base.dtypes import DTYPES
 from opq.base.format_v1 import CODED_TYPES
-from opq.coding import entropy
 from opq.file.folder_reader import INDEX, FolderReader
 from opq.file.reader import Reader
 from opq.file.stored import Fine, Grid, Log, Product, Raw, Table, Trellis
@@ -121,11 +121,8 @@ def on_every_kind(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], 
 
 
 @pytest.mark.parametrize("dtype", CODED_TYPES)
-def test_every_kind_in_every_type_that_codes_stand_for(
-    js: node.Node, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(entropy, "LARGE", SMALL[1])
-    monkeypatch.setattr(entropy, "CHUNK", SMALL[2])
+@narrowed(large=SMALL[1], chunk=SMALL[2])
+def test_every_kind_in_every_type_that_codes_stand_for(js: node.Node, dtype: str, tmp_path: Path) -> None:
     path = tmp_path / "f.opq.safetensors"
     for shape, scale in (((300, 11), 1.5), ((3, 5, 2, 2), 40.0), ((400, 3), 3000.0), ((5,), 0.3), ((1, 7, 9), 0.0)):
         path.write_bytes(on_every_kind(np.random.default_rng(3), dtype, shape, scale))
@@ -236,9 +233,7 @@ def test_any_codes_are_read_to_the_same_numbers(
     js: node.Node, seed: int, shape: tuple[int, ...], dtype: str, scale: float, step: float
 ) -> None:
     rng = np.random.default_rng(seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(entropy, "LARGE", SMALL[1])
-        patch.setattr(entropy, "CHUNK", SMALL[2])
+    with narrowed(large=SMALL[1], chunk=SMALL[2]):
         channels = np.exp2(rng.integers(0, 4, shape[:1])).reshape(-1, *[1] * (len(shape) - 1)) if shape else 1
         codes = np.asarray(np.clip(laplace(rng, *shape, scale=scale) * channels, -32767, 32767).astype(np.int16))
         packed = pack(Plan(method="rd", tensors=(planned("w", shape, dtype, step=step),)), [Grid("w", codes)])

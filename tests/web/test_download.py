@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,34 @@ def test_tensors_come_while_the_file_is_still_downloading(js: node.Node, path: P
         assert_same(found, reader)
         assert not server.expired
         assert [name for name, _ in server.asked].index("go") == 3
+
+
+def index_first(data: bytes) -> bytes:
+    """The same file with the common entry before all others, which a writer may choose too."""
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    metadata, entries = header.pop("__metadata__"), {"opq": header.pop("opq"), **header}
+    parts, at = [], 0
+    for fields in entries.values():
+        start, stop = fields["data_offsets"]
+        parts.append(data[begin + start : begin + stop])
+        fields["data_offsets"] = [at, at := at + stop - start]
+    text = json.dumps({"__metadata__": metadata, **entries}).encode()
+    return len(text).to_bytes(8, "little") + text + b"".join(parts)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_file_whose_index_comes_first_is_used_while_it_comes_from_any_server(
+    js: node.Node, path: Path, ranges: bool, tmp_path: Path
+) -> None:
+    """Our writer puts the index at the end, where a server without ranges gives it last."""
+    data = index_first(path.read_bytes())
+    (tmp_path / "f.safetensors").write_bytes(data)
+    with site({"f.safetensors": data}, ranges=ranges) as server, Reader(tmp_path / "f.safetensors") as reader:
+        server.hold("f.safetensors", len(data) - 1000)
+        found = js.ask(**URL, url=server.url("f.safetensors"), ways=["stream"], go=server.url("go"))
+        assert_same(found, reader)
+        assert not server.expired
 
 
 @pytest.mark.parametrize("ranges", [True, False])

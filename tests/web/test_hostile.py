@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import fuzz
+import limits
 import node
 import numpy as np
 import pytest
@@ -17,9 +18,7 @@ from plans import planned
 from web_server import site
 
 from opq.base.dtypes import DTYPES
-from opq.coding import entropy
 from opq.errors import FileFormatError
-from opq.file import reader
 from opq.file.folder_reader import INDEX
 from opq.file.stored import Grid
 from opq.file.writer import pack
@@ -74,15 +73,10 @@ def differences(found: dict[str, Any], data: bytes) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("cases", CASES)
-def test_wrong_files_are_refused_as_in_python_or_read_to_the_same(
-    cases: int, js: node.Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@limits.narrowed(**fuzz.NARROW)
+def test_wrong_files_are_refused_as_in_python_or_read_to_the_same(cases: int, js: node.Node) -> None:
     """The cases of the Python reader's fuzzer."""
-    for module, name in ((reader, "SMALL"), (entropy, "LARGE"), (entropy, "CHUNK")):
-        monkeypatch.setattr(module, name, getattr(module, name))
-    fuzz.narrowed()
-    limits = [reader.SMALL, entropy.LARGE, entropy.CHUNK]
-    before = js.ask(GOOD.read_bytes(), narrowed=limits)["rss"]
+    before = js.ask(GOOD.read_bytes(), narrowed=[fuzz.NARROW[name] for name in ("memory", "large", "chunk")])["rss"]
     options = {"maxExpansion": fuzz.EXPANSION, "workers": 0}
     wrong, outcomes, peak = list[str](), Counter[str](), before
     for k, (_, case) in enumerate(fuzz.some(0, cases)):

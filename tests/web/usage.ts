@@ -1,4 +1,6 @@
 /** Uses all that `opq.d.ts` offers; only checked, never run. */
+import { bridgedCache, bridgedFetch } from "opq-web/bridge.js";
+import { load } from "opq-web/network.js";
 import opq, { open, OpqError, VERSION, type Model, type Tensor, type TensorInfo } from "opq-web";
 
 export async function everything(file: File, body: ReadableStream<Uint8Array>): Promise<number> {
@@ -9,10 +11,12 @@ export async function everything(file: File, body: ReadableStream<Uint8Array>): 
     workers: 2,
     maxExpansion: 100,
     headers: { Authorization: "none" },
+    base: "old.safetensors",
     fetch: (input, init) => fetch(input, init),
   });
-  await opq.open(file);
+  await opq.open(file, { base: model });
   await opq.open([file, file]);
+  const named: string | undefined = model.base?.digest;
   await opq.open(body);
   await opq.open(await fetch("model.opq.safetensors"));
   await opq.open(new Uint8Array(8));
@@ -45,5 +49,17 @@ export async function everything(file: File, body: ReadableStream<Uint8Array>): 
   if (new OpqError().code === "wrong") return 0;
   // @ts-expect-error: what a file says is not to be changed
   infos[0].name = "v";
-  return VERSION + bits + floats.length + halves.length + codes.length + model.size;
+  return VERSION + Number(named) + bits + floats.length + halves.length + codes.length + model.size;
+}
+
+/** `env` of transformers.js. */
+export function bridged(env: { fetch: typeof fetch; remoteHost: string; remotePathTemplate: string; customCache: unknown }): void {
+  env.fetch = bridgedFetch({ workers: 2, progress: ({ loaded }) => console.log(loaded) });
+  env.customCache = bridgedCache(env, { cache: { match: async () => undefined, put: async () => {} } });
+}
+
+/** A module like onnxruntime-web. */
+export async function run(ort: { InferenceSession: { create(graph: Uint8Array): Promise<{ inputNames: string[] }> } }): Promise<string> {
+  const { session, bytes, seconds } = await load(ort, { base: "https://example.org/", progress: ({ loaded }) => console.log(loaded) });
+  return `${session.inputNames[0]} ${bytes} ${seconds.decode}`;
 }

@@ -18,6 +18,7 @@ const size = (b) =>
         : (b / 1e9).toFixed(2) + " GB";
 const short = (x) =>
   x === 0 ? "0" : Math.abs(x) >= 1e-3 && Math.abs(x) < 1e4 ? String(+x.toPrecision(4)) : x.toExponential(2);
+const counted = (n, noun) => `${whole(n)} ${noun}${n === 1 ? "" : "s"}`;
 const sum = (list, f) => list.reduce((total, x) => total + f(x), 0);
 
 function element(tag, attributes = {}, ...children) {
@@ -107,7 +108,7 @@ function headline() {
   const bits = (8 * D.file_bytes) / D.elements,
     over = D.coded_bytes / D.entropy_bytes - 1;
   $("lead").textContent =
-    `Method ${D.method}${D.budget ? ", budget " + D.budget : ""}. ${whole(D.compressed)} tensors compressed, ${whole(D.kept)} kept or shared. By ${D.basis}.`;
+    `Method ${D.method}${D.budget ? ", budget " + D.budget : ""}. ${counted(D.compressed, "tensor")} compressed, ${whole(D.kept)} kept or shared. By ${D.basis}.`;
   $("tiles").append(
     tile(size(D.file_bytes), "file, " + whole(D.file_bytes) + " bytes"),
     tile((D.source_bytes / D.file_bytes).toFixed(2) + "×", "smaller than " + size(D.source_bytes)),
@@ -205,9 +206,10 @@ function drawCurves() {
     1,
     ...curved.map((t) => Math.min(t.curve.rate.at(-1), Math.max(8, (8 * t.entropy) / t.size + 1))),
   );
-  const clip = (t) => t.curve.rate.map((r, i) => i).filter((i) => t.curve.rate[i] <= top);
+  const drawnAt = (t) => [...t.curve.rate.filter((r) => r < top), Math.min(top, t.curve.rate.at(-1))];
+  const slopeAt = (t, rate) => interpolate(t.curve.rate, t.curve.slope, rate);
   const decades = (v) => v / Math.LN10;
-  const gains = curved.flatMap((t) => clip(t).map((i) => decades(t.logA + t.curve.slope[i])));
+  const gains = curved.flatMap((t) => drawnAt(t).map((rate) => decades(t.logA + slopeAt(t, rate))));
   const y = [Math.floor(Math.min(...gains)), Math.ceil(Math.max(...gains))];
   const ticks = nice(y[0], y[1], 6).filter(Number.isInteger);
   const level = chart("level", {
@@ -221,10 +223,9 @@ function drawCurves() {
   const relative = (t, d) => 10 * Math.log10(Math.max(d, 1e-30) / t.curve.distortion[0]);
   const curves = chart("curves", { x: [0, top], y: [-6 * top - 4, 0], xlabel: "bits per weight", ylabel: "error, dB" });
   for (const t of curved) {
-    const i = clip(t);
     const line = (axis, f) => {
-      const inside = i
-        .map((k) => [axis.px(t.curve.rate[k]), f(k)])
+      const inside = drawnAt(t)
+        .map((rate) => [axis.px(rate), f(rate)])
         .filter(([, b]) => b <= axis.height - axis.m.b && b >= axis.m.t);
       const d = path(inside);
       const drawn = element("path", { d, fill: "none", stroke: "var(--curve)", "stroke-width": 1.2 });
@@ -232,8 +233,8 @@ function drawCurves() {
       named(wide, () => `${t.name}: ${rateAt(t, axes.lambda).toFixed(2)} bits`);
       axis.svg.append(drawn, wide);
     };
-    line(level, (k) => level.py(decades(t.logA + t.curve.slope[k])));
-    line(curves, (k) => curves.py(relative(t, t.curve.distortion[k])));
+    line(level, (rate) => level.py(decades(t.logA + slopeAt(t, rate))));
+    line(curves, (rate) => curves.py(relative(t, interpolate(t.curve.rate, t.curve.distortion, rate))));
   }
   const water = element("line", {
     x1: level.m.l,
@@ -295,7 +296,7 @@ function show(logLambda) {
     tile(((8 * bytes) / D.elements).toFixed(3), "bits per weight"),
     tile((D.source_bytes / bytes).toFixed(2) + "×", "smaller"),
     tile((10 * Math.log10(errorAt(logLambda) / errorAt(here))).toFixed(2) + " dB", "weighted error against this file; 3 dB is double or half"),
-    tile(percent(zeros / weights), "zero"),
+    tile(percent(zeros / weights), "zero, predicted"),
     tile(short(Math.exp(logLambda)), "multiplier λ"),
   );
   $("budget").setAttribute("aria-valuetext", `${size(bytes)}, ${((8 * bytes) / D.elements).toFixed(2)} bits per weight`);
@@ -344,7 +345,10 @@ function budget() {
       ? "The curves were measured on the source's own weights."
       : "The file holds codes, not weights: these curves are the closed form of a Laplacian fitted to each tensor's codes (opq report FILE --source SOURCE measures the real ones).") +
     " Sizes are scaled so that this file's own point gives this file's own size; another budget is a prediction, good to a few per cent." +
-    (D.uncurved ? ` ${whole(D.uncurved)} tensors without a uniform grid, or all zero, stay as they are.` : "") +
+    (D.trellised
+      ? ` Of ${counted(D.trellised, "tensor")} on a trellis it is the curve on plain grids less the bits that a trellis saves, up to 0.2.`
+      : "") +
+    (D.uncurved ? ` ${counted(D.uncurved, "tensor")} without a uniform grid, or all zero, ${D.uncurved === 1 ? "stays as it is" : "stay as they are"}.` : "") +
     (curved.length < D.compressed - D.uncurved
       ? " Tensors whose names differ in numbers only are drawn as one: under one λ their curves add up."
       : "");
@@ -372,15 +376,16 @@ function drawHistogram(box, t, bare) {
   });
   saying(c.svg, `Histogram of the codes of ${t.name}: step ${short(t.step)}, ${percent(t.sparsity)} zero.`);
   const inside = (v) => Math.min(Math.max(v, span[0]), span[1]);
-  c.svg.append(
-    element("rect", {
-      x: c.px(inside(-t.threshold)),
-      width: c.px(inside(t.threshold)) - c.px(inside(-t.threshold)),
-      y: c.m.t,
-      height: c.height - c.m.t - c.m.b,
-      fill: "var(--dead)",
-    }),
-  );
+  if (!t.trellis)
+    c.svg.append(
+      element("rect", {
+        x: c.px(inside(-t.threshold)),
+        width: c.px(inside(t.threshold)) - c.px(inside(-t.threshold)),
+        y: c.m.t,
+        height: c.height - c.m.t - c.m.b,
+        fill: "var(--dead)",
+      }),
+    );
   t.codes.forEach((q, k) => {
     if (Math.abs(q) > reach) return;
     const half = q === 0 ? t.threshold : t.step / 2,
@@ -392,8 +397,8 @@ function drawHistogram(box, t, bare) {
       width: Math.max(c.px(b) - c.px(a), 0.5),
       y: c.py(tops[k]),
       height: c.py(floor) - c.py(tops[k]),
-      fill: q === 0 ? "var(--other)" : "var(--codes)",
-      opacity: 0.75,
+      fill: q === 0 && !t.trellis ? "var(--other)" : "var(--codes)",
+      opacity: t.trellis && q % 2 ? 0.4 : 0.75,
     });
     named(bar, () => `code ${q} → weight ${short(q * t.step)}: ${whole(t.counts[k])} of ${whole(n)}`);
     c.svg.append(bar);
@@ -445,7 +450,11 @@ function histograms() {
     $("which").value = t.name;
     drawHistogram("histogram", t, false);
     $("histogram-note").textContent =
-      `${t.name}, ${t.shape}: step ${short(t.step)}, dead zone ±${short(t.threshold)} (shaded, ${(t.threshold / t.step).toFixed(2)} steps), ${percent(t.sparsity)} zero. ` +
+      `${t.name}, ${t.shape}: step ${short(t.step)}, ` +
+      (t.trellis
+        ? "on a trellis: each weight is rounded to one of two grids of twice that step (dark and light), told by the codes above it, and there is no dead zone; "
+        : `dead zone ±${short(t.threshold)} (shaded, ${(t.threshold / t.step).toFixed(2)} steps), `) +
+      `${percent(t.sparsity)} zero. ` +
       `Bars: codes at their codebook values (red ticks), logarithmic. Orange: the Laplacian ${D.measured ? "with the tensor's mean magnitude" : "fitted to the codes"}, τ = ${short(t.tau)}.` +
       (t.weights ? " Thin line: the source's own weights." : "");
   };

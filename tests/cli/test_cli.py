@@ -10,10 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 import opq
 from opq import cli
+from opq.cli import printing
+from opq.cli.options import METHODS
 from opq.errors import OptionError
 from opq.file.stored import Grid, Raw, Stored
 from opq.file.writer import Packed, pack
@@ -100,6 +105,7 @@ def test_dry_run_writes_nothing(run: Run, checkpoint: Path, tmp_path: Path, monk
     code, out, _ = run("compress", checkpoint, "--bits", 4, "--dry-run")
     assert code == 0
     assert "predicted:" in out
+    assert "\nBy the weights alone: " in out
     plan = opq.Plan.from_json(run("compress", checkpoint, "--bits", 4, "--dry-run", "--json")[1])
     assert plan == opq.solve(checkpoint, bits=4, trellis=True)
     assert sorted(tmp_path.iterdir()) == before
@@ -158,36 +164,6 @@ def test_wrong_files(run: Run, checkpoint: Path, tmp_path: Path) -> None:
         assert "absent" in err
 
 
-@pytest.mark.parametrize(
-    ("said", "spelt"),
-    [
-        ("got bits=3.0, size=100", "got --bits 3.0, --size 100"),
-        ("exactly one of bits=, ratio=, size=", "exactly one of --bits, --ratio, --size"),
-        ("got bits=None, ratio=3", "got no --bits, --ratio 3"),
-        ("Pass input_size=, or probe=False.", "Pass --input-size, or --no-probe."),
-        ("method='opq' does not take trellis=: wanted", "--method opq does not take --trellis: wanted"),
-        ("that is bits=2.5. Raise", "that is --bits 2.5. Raise"),
-        ("Keep them with overrides={'a.b': 'keep'}, or scale them.", "Keep them with --keep 'a.b', or scale them."),
-        ("nets/bits=3/a.pt and 'x:size=2' and --size=4", "nets/bits=3/a.pt and 'x:size=2' and --size=4"),
-    ],
-)  # fmt: skip
-def test_messages_of_the_library_speak_the_shell_s_options(said: str, spelt: str) -> None:
-    assert cli.in_shell(said) == spelt
-
-
-def test_every_option_that_a_message_may_name_is_there() -> None:
-    from typer.main import get_command
-
-    commands = get_command(cli.app).commands.values()  # type: ignore[attr-defined]
-    known = {o for c in commands for p in c.params for o in (*p.opts, *p.secondary_opts)}
-    assert {o.removeprefix("no ") for o in (*cli.IN_SHELL.values(), *cli.FLAGS.values())} <= known
-
-
-def test_shapes_of_several_arguments() -> None:
-    assert cli._shapes("sample=4,8x8 timestep= ids=24") == {"sample": (4, 8, 8), "timestep": (), "ids": (24,)}
-    assert cli._shapes("3,224,224") == (3, 224, 224)
-
-
 @pytest.mark.parametrize("size", ["4kB", "0.004MB", "4000"])
 def test_sizes_with_units(run: Run, checkpoint: Path, tmp_path: Path, size: str) -> None:
     file = tmp_path / "net.opq.safetensors"
@@ -206,7 +182,7 @@ def test_the_version(run: Run) -> None:
         ("opq compress --siz", {"--size"}),
         ("opq compress dem", {"demo:digits"}),
         ("opq compress net", {"net.safetensors"}),
-        ("opq compress x --method ", set(cli.METHODS)),
+        ("opq compress x --method ", set(METHODS)),
         ("opq export f --to h", {"hf", "hub"}),
     ],
 )
@@ -392,6 +368,17 @@ def test_on_a_terminal_no_word_breaks_and_the_reason_stays(network: Path, width:
     start = head.index("why")
     said = [line[start:].split() for line in lines[lines.index(head) + 1 :] if len(line) > start]
     assert all(word in words for told in said[:-2] for word in told)
+
+
+@given(st.text(st.sampled_from("ab/ \n"), max_size=60), st.integers(8, 30), st.sampled_from([0, 6, 8]))
+def test_on_a_terminal_lines_break_between_words_only(text: str, width: int, begun: int) -> None:
+    terminal = Console(force_terminal=True, width=width)
+    shown = printing.wrapped(text, terminal, begun=begun)
+    assert shown.split() == text.split()
+    first, *others = shown.split("\n")
+    assert len(first) <= width - begun or " " not in first.strip()
+    assert all(len(line) <= width or " " not in line.strip() for line in others)
+    assert printing.wrapped(text, Console(force_terminal=False, width=width), begun=begun) == text
 
 
 def test_a_dry_run_shows_what_kept_tensors_take(run: Run, network: Path) -> None:
