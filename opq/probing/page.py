@@ -21,8 +21,9 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "dec
             "cls_token_id", "mask_token_id", "forced_bos_token_id", "image_token_id")  # fmt: skip
 _FEW = 2
 """Texts to try things with."""
-_SAME = 1e-3
-"""Scores that differ by less than this part of their deviation are the same but for rounding."""
+_SAME, _COARSE = 1e-3, 0.1
+"""Scores that differ by less than this part of their deviation are the same but for rounding; those of a model in half
+precision."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
@@ -117,7 +118,13 @@ class Page:
         one, two = few.read(ids), few.read(other)
         assert one is not None
         assert two is not None
-        return ids.shape[1] > 1 and same(one[:, :-1], two[:, :-1]) and not same(one[:, -1], two[:, -1])
+        return ids.shape[1] > 1 and self.same(one[:, :-1], two[:, :-1]) and not self.same(one[:, -1], two[:, -1])
+
+    def same(self, one: torch.Tensor, other: torch.Tensor) -> bool:
+        """Whether scores are equal but for rounding."""
+        kinds = {parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point()}
+        most = _SAME if kinds <= {torch.float32, torch.float64} else _COARSE
+        return float((one - other).abs().max()) <= most * float(one.std())
 
     @property
     def remembers(self) -> bool:
@@ -135,11 +142,6 @@ class Page:
         except Exception:  # fewer places than that, or whatever a stranger's forward says
             return False
         return scores is not None and bool(torch.isfinite(scores).all())
-
-
-def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether scores are equal but for rounding."""
-    return float((one - other).abs().max()) <= _SAME * float(one.std())
 
 
 def _texts(value: Any) -> bool:

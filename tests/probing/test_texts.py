@@ -179,4 +179,15 @@ def test_a_tied_head_is_fed_back_under_the_tables_name() -> None:
 def test_progress_counts_the_texts() -> None:
     seen: list[tuple[int, int]] = []
     texts.written(Follower(), Batch((_batch(rows=70),)), see=lambda done, total: seen.append((done, total)))
-    assert seen == [(64, 70), (70, 70)]
+    assert seen == [(16, 70), (32, 70), (48, 70), (64, 70), (70, 70)]
+
+
+def test_half_precision_writes_by_what_it_remembers() -> None:
+    model = _llama().to(torch.bfloat16)
+    page = Page.of(model, synthetic(model, samples=4))
+    with torch.no_grad():
+        assert page.goes_forward()
+    calls: list[int] = []
+    model.register_forward_pre_hook(lambda _, __, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
+    texts.written(model, synthetic(model, samples=4))
+    assert sum(length > 10 for length in calls) < 8 < sum(length == 1 for length in calls)
