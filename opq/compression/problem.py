@@ -127,7 +127,8 @@ class Problem(Generic[S]):
 
     def _on_grid(self, role: Role) -> tuple[float, float]:
         low, high = role.min_bits, role.max_bits
-        if high < self.trellised.get(role.name, math.inf) or (low, high) == (0.0, math.inf):
+        least = self.trellised.get(role.name, math.inf)
+        if least == math.inf or high < least or (low, high) == (0.0, math.inf):
             return low, high
         low, high = (bits + self._saved(role.name, bits + trellis.SAVED) for bits in (low, high))
         return min(low, high), high
