@@ -90,7 +90,7 @@ def _saved(weights: torch.Tensor, point: Point, largest: float) -> float:
 
 
 def _error(weights: torch.Tensor, codes: Codes, plan: TensorPlan) -> float:
-    return float(((weights.numpy() - np.float32(plan.step) * codes).astype(np.float64) ** 2).mean())
+    return float(((weights.numpy() - np.float64(plan.step) * codes) ** 2).mean())
 
 
 def numpy_seconds(roles: Iterable[Role], trellised: Collection[str], *, fed: bool) -> float:

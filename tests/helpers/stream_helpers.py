@@ -113,7 +113,7 @@ def killed(source: Path, out: Path, *, at: str, bits: float, shard_size: int) ->
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS, HELPERS))),
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS, HELPERS, ROOT / "examples" / "bench"))),
     }
     ended = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
     assert ended.returncode == -signal.SIGKILL

@@ -155,7 +155,6 @@ def test_options_that_do_not_go_together(options: dict[str, Any], says: str) -> 
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        (methods.RateDistortion(trellis=True), "trellis= does not go with a folder as output"),
         (methods.Opq(sparsity=0.5), "sparsity= does not go with a folder as output"),
         (methods.RateDistortion(calibration=[1]), "calibration= does not go with a folder as output"),
         (methods.Lamp(), "method='lamp' does not stream: wanted rd or opq"),

@@ -179,8 +179,9 @@ def test_the_weight_matrix_times_its_inputs_is_the_layers_output(layer: nn.Modul
     torch.manual_seed(0)
     dims = layer.weight.dim() - 2
     x = torch.randn(2, layer.in_channels, *[9] * dims) if dims else torch.randn(2, 7, 5)
-    layout = layers(layer)["weight"].layout
-    patches = inputs_of(layer, [x], layout, 10**9, 0)
+    found_layer = layers(layer)["weight"]
+    layout = found_layer.layout
+    patches = inputs_of(found_layer, [x], 10**9, 0, {})
     found = layout.matrix(layer.weight) @ patches.transpose(1, 2)
     with torch.no_grad():
         layer.bias.zero_()
@@ -189,13 +190,13 @@ def test_the_weight_matrix_times_its_inputs_is_the_layers_output(layer: nn.Modul
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
     if dims == 2:  # however the pixels lie in memory
         stored = x.contiguous(memory_format=torch.channels_last)
-        assert torch.equal(inputs_of(layer, [stored], layout, 10**9, 0), patches)
+        assert torch.equal(inputs_of(found_layer, [stored], 10**9, 0, {}), patches)
 
 
 def test_fewer_positions_are_positions_of_the_whole() -> None:
-    layer, x = nn.Conv2d(2, 3, 3), torch.randn(4, 2, 20, 20)
-    whole = {tuple(row.tolist()) for row in inputs_of(layer, [x], Layout(), 10**9, 0)[0]}
-    few, next_ones = ({tuple(row.tolist()) for row in inputs_of(layer, [x], Layout(), 100, n)[0]} for n in (0, 100))
+    layer, x = layers(nn.Conv2d(2, 3, 3))["weight"], torch.randn(4, 2, 20, 20)
+    whole = {tuple(row.tolist()) for row in inputs_of(layer, [x], 10**9, 0, {})[0]}
+    few, next_ones = ({tuple(row.tolist()) for row in inputs_of(layer, [x], 100, n, {})[0]} for n in (0, 100))
     assert len(few) == len(next_ones) == 100
     assert few | next_ones <= whole
     assert not few & next_ones
@@ -227,7 +228,7 @@ def test_transposed_convolutions_that_do_not_overlap_are_their_weight_matrix_tim
     x = torch.randn(2, layer.in_channels, *[5] * dims)
     layout = layers(layer)["weight"].layout
     assert torch.equal(layout.tensor(layout.matrix(layer.weight), tuple(layer.weight.shape)), layer.weight)
-    found = layout.matrix(layer.weight) @ inputs_of(layer, [x], layout, 10**9, 0).transpose(1, 2)
+    found = layout.matrix(layer.weight) @ inputs_of(layers(layer)["weight"], [x], 10**9, 0, {}).transpose(1, 2)
     with torch.no_grad():
         layer.bias.zero_()
         wanted = layer(x)
