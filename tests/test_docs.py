@@ -14,7 +14,7 @@ from paths import ROOT
 DOCS = ROOT / "docs"
 PAGES = ["quickstart.md", *sorted(f"howto/{p.name}" for p in (DOCS / "howto").glob("*.md"))]
 
-ELSEWHERE = re.compile(r"hf:|timm:|torchvision:|FILE|photographs/|ORG/NAME|PIPELINE|model\.opq")
+ELSEWHERE = re.compile(r"hf:|timm:|torchvision:|FILE|FOLDER|photographs/|ORG/NAME|PIPELINE|model\.opq")
 """Commands that fetch weights or name a file of the reader's own."""
 
 

@@ -134,8 +134,7 @@ def numbers(k: Codes, out: Codes | None = None) -> Codes:
     """
     _check_size(k)
     out = np.empty(k.shape, k.dtype) if out is None else out
-    if out is not k:
-        out[...] = k
+    out[...] = k
     n = out.reshape(len(k) if k.ndim else 1, -1) if k.size else out
     down, across = _piece(n.shape)
     for row in range(0, len(n) if k.size else 0, down):

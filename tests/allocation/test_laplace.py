@@ -150,7 +150,7 @@ def test_a_tensor_of_zeros_keeps_nothing() -> None:
 
 def test_the_half_dead_zones_in_the_documentation_are_those_of_the_best_quantizer() -> None:
     """And not those of a quantizer that reads codes back as centroids, which are smaller."""
-    page = (DOCS / "mathematics.md").read_text()
+    page = " ".join((DOCS / "mathematics.md").read_text().split())
     found = re.search(r"half of it is ([\d., ]+) steps at 0\.2, 0\.5, 1 and 2 bits and tends to 0\.5", page)
     assert found is not None
     for rate, half in zip((0.2, 0.5, 1.0, 2.0), found[1].split(", "), strict=True):

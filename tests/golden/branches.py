@@ -232,8 +232,19 @@ def empty() -> Made:
     return Plan(method="", tensors=()), []
 
 
+def alike() -> Made:
+    """Different large codes that share one symbol; the symbol beside it, which a model has too, is the next or the one
+    before."""
+    codes = {"low": (-29046, -28887, -29000), "high": (32767, 32766, 32000)}
+    each = {name: np.array(few * 40, np.int16).reshape(12, 10) for name, few in codes.items()}
+    return (
+        Plan(method="rd", tensors=tuple(planned(name, q.shape) for name, q in each.items())),
+        [Grid(name, q) for name, q in each.items()],
+    )
+
+
 WRITTEN: dict[str, Callable[[], Made]] = {
-    made.__name__: made for made in (contexts, paths, chunks, paged, roundings, names, empty)
+    made.__name__: made for made in (contexts, paths, chunks, paged, roundings, names, empty, alike)
 }
 
 

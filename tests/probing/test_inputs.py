@@ -186,9 +186,13 @@ def test_time_first_batches_are_divided_along_their_second_dimension() -> None:
 
 def test_an_example_whose_first_dimension_is_no_batch_is_imitated_as_it_is() -> None:
     class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(4, 4)
+
         def forward(self, x: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
             assert edges.shape == (2, 9)
-            return (x[edges[0]] - x[edges[1]]).cumsum(1)
+            return x[edges[0]] - self.mix(x)[edges[1]]
 
     x, edges = torch.randn(7, 4), torch.arange(18).view(2, 9) % 7
     batch = synthetic(Graph(), example_inputs=(x, edges))

@@ -60,7 +60,12 @@ def launch(source: Path, out: Path, kind: str) -> list[tuple[int, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    base = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"}
+    base = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "examples" / "bench"))),
+        "WORLD_SIZE": "2",
+    }
     base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     arguments = [sys.executable, "-c", WORKER, str(source), str(out), kind, f"{TESTS}{os.pathsep}{HELPERS}"]
     both = [
