@@ -64,7 +64,8 @@ ELSEWHERE = {
     writer: "Packed.size Packed.write Packed.verify Packed._same write_file size_of foreseen",
     grid: "quantize _on_paths _quantize dequantize",
     rounding: "rounded",
-    trellis: "step nearest numpy_seconds _viterbi costs",
+    trellis: "step nearest numpy_seconds _viterbi costs counted error price prices _excess "
+    "Follower.__init__ Follower.__call__",
 }
 """Functions that neither give nor read the bytes of a file: sizes, writing aside, dense files, how codes are chosen,
 and those that each kind of payload has for itself."""
