@@ -253,7 +253,8 @@ def test_a_signal_ends_in_one_line_and_leaves_nothing_behind(number: int, code: 
     save_file({"w": torch.randn(512, 512)}, tmp_path / "m.safetensors")
     (tmp_path / "out").write_bytes(b"old")
     slow = (
-        "import sys, time, opq.cli\n"
+        "import signal, sys, time, opq.cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit another\n"
         "sys.argv = ['opq', 'compress', 'm.safetensors', '--bits', '4', '-o', 'out', '--force']\n"
         "from opq.base import atomic\n"
         "def fsync(handle):\n    print('writing', flush=True); time.sleep(60)\n"
