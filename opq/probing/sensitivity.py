@@ -172,13 +172,13 @@ def probe(
                 seed=seed,
                 see=functools.partial(told, "texts"),
             )
-        batch = _by_pixels(model, batch)
         measured = functools.partial(_measured, model, (micro_batch, memory), calibration is None, seed, told)
         try:
             batch, felt = measured(batch)
         except NotFiniteError as error:
             batch, felt = _elsewhere(model, batch, error, micro_batch, calibration is None, measured)
     give_back()
+    batch = _by_pixels(model, batch)
     damping = DAMPING if calibration is None else DAMPING_REAL
     moments = Moments(model, batch, micro_batch=micro_batch, memory=memory, damping=damping)
     return Probe(model, felt, moments, batch, micro_batch, words)
@@ -207,7 +207,11 @@ def made_up(
 
 
 def _by_pixels(model: nn.Module, batch: Batch) -> Batch:
-    """Images stored pixel by pixel, as processors convolve them fastest, where the forward takes them so."""
+    """Images stored pixel by pixel, as processors convolve them fastest, where the forward takes them so.
+
+    For passes without gradients only: torch 2.13 may crash in a backward pass over images stored like this (seen with
+    a small ResNet of transformers).
+    """
     if batch.images is None or device_of(model).type != "cpu":
         return batch
     with torch.no_grad(), untouched(model), batch_statistics(model):
