@@ -122,11 +122,6 @@ def timed(method: str, field: str) -> Callable[[], float]:
     return lambda: one("codec", model="resnet-50 shapes", method=method)[field]
 
 
-def defaulted(model: str, field: str) -> Callable[[], float]:
-    """Of the default call at 3 bits."""
-    return lambda: one("datafree", model=model, method="rd, trellis", budget=3.0)[field]
-
-
 NNCODEC, AT_ITS_ERROR = "nncodec qp=-26", "rd at that error"
 SAID: dict[str, Callable[[], float | list[float]]] = {
     "156x": finetuned("lenet-300-100", 150, "ratio"),

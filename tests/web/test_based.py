@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,6 @@ pytestmark = pytest.mark.skipif(node.missing() is not None, reason=str(node.miss
 FILE = make.BASED / "new.opq.safetensors"
 ALL = ("tensor", "stream", "codes")
 HERE = {"workers": 0}
-
-
-@pytest.fixture(scope="module")
-def js() -> Iterator[node.Node]:
-    with node.Node() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,6 @@ HERE = {"workers": 0}
 SMALL = (1 << 26, 1 << 10, 1 << 9)
 """Limits by which files of a few kB have several chunks: as of the fuzzer, but not of memory."""
 USUAL = (1 << 26, 1 << 19, 1 << 22)
-
-
-@pytest.fixture(scope="module")
-def js() -> Iterator[node.Node]:
-    with node.Node() as started:
-        yield started
 
 
 # --- golden files ------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import node
@@ -22,12 +21,6 @@ pytestmark = pytest.mark.skipif(node.missing() is not None, reason=str(node.miss
 URL = {"from": "url"}
 FIRST = 1 << 16
 """Bytes that the module asks for before it knows anything."""
-
-
-@pytest.fixture(scope="module")
-def js() -> Iterator[node.Node]:
-    with node.Node() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -40,12 +40,6 @@ CODES = {
 GOOD = GOLDEN / "v1/entries.opq.safetensors"
 
 
-@pytest.fixture(scope="module")
-def js() -> Iterator[node.Node]:
-    with node.Node() as started:
-        yield started
-
-
 def differences(found: dict[str, Any], data: bytes) -> Iterator[str]:
     """What JavaScript makes of the bytes that Python does not."""
     try:
