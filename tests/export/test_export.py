@@ -168,7 +168,7 @@ def test_onnx_of_steps_by_row_restores_them_where_a_node_has_one_direction(tmp_p
     with torch.no_grad():
         for name in steep:
             weight = model.get_parameter(name)
-            weight *= torch.logspace(-1.5, 0.5, len(weight))[torch.randperm(len(weight))][:, None]
+            weight.mul_(torch.logspace(-1.5, 0.5, len(weight))[torch.randperm(len(weight))][:, None])
     opq.compress(model, bits=6, probe=False).save(file)
     with opq.Reader(file) as reader:
         assert {name for name in steep if reader.plan[name].by_row} == set(steep)
