@@ -63,7 +63,8 @@ def _written(model: nn.Module, batch: Batch, generator: torch.Generator, see: Se
     page = Page.of(model, batch)
     if page is None:
         return None
-    length = LENGTH if page.fits(LENGTH + LED) else page.ids.shape[1] - LED
+    length = page.length or LENGTH
+    length = length if page.fits(length + LED) else page.ids.shape[1] - LED
     if not page.goes_forward():
         return page.with_ids(_filled(page, length, generator, see)).batch()
     texts = len(page.ids)
