@@ -22,7 +22,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ BUDGETS = {"stories260k": (4.0, 3.0, 2.5), "smollm2-135m": (4.0, 3.0, 2.5), "min
            "speaker-encoder": (4.0, 3.0), "g2p": (4.0, 3.0, 2.5), "whisper-tiny.en": (4.0, 3.0, 2.5)}  # fmt: skip
 OWN = {"rd": {}, "rd, random tokens": {"probe": "quick"}, "rd, weights only": {"probe": False}}
 """This package's rows, by the options of the call."""
+PEERS = ("hqq", "nncodec")
 LEVEL = 19
 """Of zstandard."""
 
@@ -159,7 +160,7 @@ def llama(case: Case, kind: str, library: Path) -> dict[str, Any]:
 
 
 def tasks(
-    case: Case, budgets: tuple[float, ...], methods: list[str], packages: Path, *, with_peers: bool
+    case: Case, budgets: tuple[float, ...], methods: list[str], packages: Path, *, others: Collection[str]
 ) -> Iterator[Callable[[], Any]]:
     """All rows of one network."""
     for budget in budgets:
@@ -171,12 +172,10 @@ def tasks(
     if case.gguf is not None and (library := llama_cpp.library(packages)) is not None:
         for kind in llama_cpp.KINDS:
             yield functools.partial(llama, case, kind, library)
-    if not with_peers:
-        return
-    if peers.available("hqq"):
+    if "hqq" in others and peers.available("hqq"):
         for bits in (4, 3):
             yield functools.partial(hqq, case, bits)
-    if peers.available("nncodec"):
+    if "nncodec" in others and peers.available("nncodec"):
         for budget in budgets:
             yield functools.partial(nncodec, case, budget)
 
@@ -193,6 +192,7 @@ def main() -> None:
     parser.add_argument("--method", action="append", default=[], help="only this of the package's own rows")
     parser.add_argument("--budget", type=float, action="append", default=[], help="only this budget, in bits")
     parser.add_argument("--no-peers", action="store_true", help="leave HQQ and NNCodec out, which are installed first")
+    parser.add_argument("--peer", action="append", default=[], choices=PEERS, help="only this one of the two")
     options = parser.parse_args()
     if options.download:
         download(options.packages)
@@ -202,8 +202,8 @@ def main() -> None:
         if options.only and name not in options.only:
             continue
         case = make()
-        budgets = tuple(options.budget) or BUDGETS[name]
-        for measure in tasks(case, budgets, options.method, options.packages, with_peers=not options.no_peers):
+        budgets, others = tuple(options.budget) or BUDGETS[name], () if options.no_peers else options.peer or PEERS
+        for measure in tasks(case, budgets, options.method, options.packages, others=others):
             new = measure()
             rows = sorted([r for r in rows if _key(r) != _key(new)] + [new], key=lambda r: (*_key(r)[:2], -r["budget"]))
             results.save("language", rows)
