@@ -196,8 +196,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.download:
         download(options.packages)
-    path = results.RESULTS / "language.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
+    path, rows = results.RESULTS / "language.json", list[dict[str, Any]]()
     for name, make in cases(options.packages).items():
         if options.only and name not in options.only:
             continue
@@ -205,6 +204,7 @@ def main() -> None:
         budgets, others = tuple(options.budget) or BUDGETS[name], () if options.no_peers else options.peer or PEERS
         for measure in tasks(case, budgets, options.method, options.packages, others=others):
             new = measure()
+            rows = json.loads(path.read_text()) if path.exists() else []  # another run may have added some
             rows = sorted([r for r in rows if _key(r) != _key(new)] + [new], key=lambda r: (*_key(r)[:2], -r["budget"]))
             results.save("language", rows)
             print({k: round(v, 4) if isinstance(v, float) else v for k, v in new.items()}, flush=True)
