@@ -49,6 +49,20 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_quick_probe_is_one_without_texts_of_the_model_s_own(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    whole = opq.compress
+    monkeypatch.setattr(opq, "compress", lambda *a, **k: asked.append(k["probe"]) or whole(*a, **{**k, "probe": False}))
+    for number, flags in enumerate((["--quick-probe"], ["--quick-probe", "--probe"], ["--probe"], [])):
+        assert run("compress", "demo:digits", "--bits", 4, *flags, "-o", tmp_path / f"{number}.safetensors")[0] == 0
+    assert asked == ["quick", "quick", True, None]
+    code, _, err = run("compress", "demo:digits", "--bits", 4, "--quick-probe", "--no-probe")
+    assert code == 1
+    assert "--quick-probe and --no-probe contradict each other. Give one of them." in err
+
+
 def test_compress_inspect_verify_decompress(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     file, dense = tmp_path / "net.opq.safetensors", tmp_path / "dense.safetensors"
     code, out, err = run("compress", checkpoint, "--bits", 4, "-o", file)
