@@ -120,10 +120,9 @@ def html(columns: Sequence[Column], rows: Iterable[Sequence[str]], *, total: int
     Args:
         total: rows in all.
     """
-    sides = [f'style="text-align: {"right" if c.right else "left"}; white-space: nowrap"' for c in columns]
-    head = "".join(f"<th {side}>{escape(c.title)}</th>" for c, side in zip(columns, sides, strict=True))
-    drawn = (zip(sides, row, strict=True) for row in itertools.islice(rows, SHOWN))
-    body = "".join("<tr>" + "".join(f"<td {side}>{escape(c)}</td>" for side, c in row) + "</tr>" for row in drawn)
+    head = "".join(f"<th>{escape(c.title)}</th>" for c in columns)
+    drawn = itertools.islice(rows, SHOWN)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in drawn)
     more = f"<p>and {total - SHOWN:,} tensors more: print it for all</p>" if total > SHOWN else ""
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div style="max-height: 40em; overflow: auto; font-size: 0.75em">{table}{more}</div>'
+    return f'<div style="max-height: 30em; overflow: auto">{table}{more}</div>'
