@@ -43,13 +43,13 @@ from opq.file import (
     stored,
     writer,
 )
-from opq.quantizing import grid, trellis
+from opq.quantizing import grid, rows, trellis
 
 COVERED = GOLDEN / "covered.py"
 MODULES = (
     *(adaptive, class_tables, classes, entropy, numbers, pages, stack, symbols, tables, tensor_model, text),
     *(codebook, compressed_kinds, folder_reader, header, index, index_columns, index_rows, kept_kinds, payload, reader),
-    *(stored, writer, grid, rounding, trellis),
+    *(stored, writer, grid, rounding, rows, trellis),
 )
 ELSEWHERE = {
     entropy: "coded_size Large.codes",
@@ -64,6 +64,7 @@ ELSEWHERE = {
     writer: "Packed.size Packed.write Packed.verify Packed._same write_file size_of foreseen",
     grid: "quantize _on_paths _quantize dequantize",
     rounding: "rounded",
+    rows: "exponents spread divided",
     trellis: "step nearest numpy_seconds _viterbi costs counted error price prices _excess "
     "Follower.__init__ Follower.__call__",
 }
