@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -246,8 +247,11 @@ def test_native_compiles_the_kernel_or_says_what_is_missing(
 
 
 def test_python_dash_m() -> None:
-    shown = subprocess.run([sys.executable, "-m", "opq", "--help"], capture_output=True, text=True, check=True)
-    assert "compress" in shown.stdout
+    call = [sys.executable, "-m", "opq", "--help"]
+    narrow = {**os.environ, "COLUMNS": "80"}
+    shown = subprocess.run(call, env=narrow, capture_output=True, text=True, check=True).stdout
+    assert "compress" in shown
+    assert "..." not in shown.split("Commands:")[1]  # no command's sentence is cut
 
 
 def stored_in(result: opq.Result) -> list[Stored]:
