@@ -193,7 +193,8 @@ OLMP_PENALISED = {
 """The same, from the dense networks of finetune.py."""
 GENTLE = {"delta": 0.008, "lr": 0.001, "optimizer": "adam", "search_batches": 4, "evaluations": 160,
           "bounds": (0.0, 80.0), "sigma": 20.0}  # fmt: skip
-"""Options of further calls of OLMP: the pruned network's deviation is small, so that c must go further than 20."""
+"""Options of further calls of OLMP. The bounds are of rows made when zeros counted among the magnitudes, and a pruned
+network's deviation was small; the default ones were not tried since."""
 OLMP_AGAIN = {
     "lenet-5": (((0.02, 0.01, 40, 12), ({"epochs": 60, "prune_epochs": 10}, {"epochs": 50, "prune_epochs": 5})),),
 }
