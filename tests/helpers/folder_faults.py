@@ -29,6 +29,9 @@ _ROWS = (
     ("the least error of the paper's split forgets sensitivities", "allocation/paper.py",
      "float((n * root_a**2) @ _quantized(step, beta, tau)[1]), beta", "float(n @ _quantized(step, beta, tau)[1]), beta",
      "allocation/test_rate_distortion.py"),
+    ("the least error of the paper's split takes a power of the sensitivities", "allocation/paper.py",
+     "float((n * root_a**2) @ _quantized(step, beta, tau)[1]), beta",
+     "float((n * root_a**3) @ _quantized(step, beta, tau)[1]), beta", "allocation/test_rate_distortion.py"),
     ("sensitivities count the wrong way round", "allocation/rate_distortion.py",
      "c.rate_at_slope(x - la) for", "c.rate_at_slope(x + la) for", "allocation/test_rate_distortion.py"),
     # --- base -------------------------------------------------------------------------------
@@ -53,7 +56,8 @@ _ROWS = (
     ("the mean of two roots is rounded down", "coding/tables.py",
      "(sum(both) + len(both) // 2)", "sum(both)", "file/test_golden.py"),
     ("the logarithms of large frequencies are a bit too small", "coding/tables.py",
-     "values >> np.maximum(exponents - _MANTISSA, 0)", "values >> np.maximum(exponents - _MANTISSA, 1)", "coding/test_entropy.py"),
+     "values >> np.maximum(exponents - _MANTISSA, 0)", "values >> np.maximum(exponents - _MANTISSA, 1)",
+     "coding/test_entropy.py"),
     # --- compression ------------------------------------------------------------------------
     ("the window of the budget accepts any smaller file", "compression/budget.py",
      "one.bytes >= self.window * self.target", "one.bytes >= 0", "compression/test_budget.py"),
