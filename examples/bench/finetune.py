@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import halves
 import results
 import steps
 import torch
@@ -161,7 +162,12 @@ class Task:
 
     def error(self, model: nn.Module) -> float:
         """Percent of the test images that the model gets wrong."""
-        return 100 - zoo.top1(model, self.test, 1000)
+        return self.errors(model).whole
+
+    def errors(self, model: nn.Module) -> halves.Score:
+        """The same, of each half of the images, too."""
+        right = halves.top1(model, self.test, 1000)
+        return halves.Score(100 - right.whole, 100 - right.choices, 100 - right.figures)
 
     def quick(self) -> Task:
         """The same on a few images, to see that the script runs."""
@@ -250,7 +256,7 @@ def point(own: Task, recipe: Recipe, ratio: float, teacher: nn.Module, error_den
     path = CACHE / f"{stem}.opq.safetensors"
     trained.save(path)
     loaded = opq.load(path, copy.deepcopy(own.dense))
-    error = own.error(loaded)
+    error = own.errors(loaded)
     checkpoint.unlink()
     result = trained.result
     if own.validate:
@@ -258,8 +264,9 @@ def point(own: Task, recipe: Recipe, ratio: float, teacher: nn.Module, error_den
     return {
         "model": own.name, "method": "rd", "wanted_ratio": ratio, "file_bytes": path.stat().st_size,
         "ratio": result.source_bytes / path.stat().st_size, "nominal_ratio": result.nominal.ratio, "bits": result.bits,
-        "error_dense": error_dense, "error_oneshot": error_oneshot, "error": error, "top1_dense": 100 - error_dense,
-        "top1_oneshot": 100 - error_oneshot, "top1": 100 - error, "epochs": recipe.epochs,
+        "error_dense": error_dense, "error_oneshot": error_oneshot, **error.fields("error"),
+        "top1_dense": 100 - error_dense, "top1_oneshot": 100 - error_oneshot, "top1": 100 - error.whole,
+        "epochs": recipe.epochs,
         "seconds": time.perf_counter() - start, "device": "cpu",
     }  # fmt: skip
 

@@ -251,13 +251,13 @@ def row(own: Task, case: Case, recipe: Recipe, error_dense: float) -> dict[str, 
     path = CACHE / "methods.opq.safetensors"
     CACHE.mkdir(exist_ok=True)
     result.save(path)
-    error = own.error(opq.load(path, copy.deepcopy(own.dense)))
+    error = own.errors(opq.load(path, copy.deepcopy(own.dense)))
     size, kept = path.stat().st_size, sum(int((w != 0).sum()) for w in _weights(result))
     return {
         "model": case.model, "method": case.method, "setting": case.setting, "file_bytes": size,
         "ratio": result.source_bytes / size, "bits": 8 * size / result.elements, "kept_weights": kept,
-        "weights_ratio": result.elements / max(kept, 1), "top1_dense": 100 - error_dense, "top1": 100 - error,
-        "error_dense": error_dense, "error": error, "steps": case.epochs * len(own.train(0)),
+        "weights_ratio": result.elements / max(kept, 1), "top1_dense": 100 - error_dense, "top1": 100 - error.whole,
+        "error_dense": error_dense, **error.fields("error"), "steps": case.epochs * len(own.train(0)),
         "cpu_s": seconds, "device": "cpu", "published": PUBLISHED.get((case.model, case.method)),
     }  # fmt: skip
 
