@@ -30,7 +30,10 @@ from paths import ROOT
 
 CPU = 300
 """Seconds of processor after which tests are taken for ones that never end."""
-HEAVY = ("torch", "scipy.optimize", "scipy.integrate", "cvxpy", "constriction", "pcodec", "hypothesis.extra.numpy")
+HEAVY = (
+    *("torch", "scipy.optimize", "scipy.integrate", "cvxpy", "constriction", "pcodec", "numba", "safetensors.torch"),
+    *("hypothesis.extra.numpy", "typer.testing", "rich.console"),
+)
 """Imported once, before the tests of each fault are run in a fork of this process."""
 COPIED = ("opq", "tests")
 """What is copied: programs that tests start find the fault, too. The rest of the checkout is linked."""
@@ -127,6 +130,8 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for module in HEAVY:
         importlib.import_module(module)
+    sys.path.append(str(ROOT / "examples" / "bench"))
+    importlib.import_module("tiny").import_torchvision()
     for name in [n for n, m in sys.modules.items() if str(getattr(m, "__file__", None) or "").startswith(f"{ROOT}/")]:
         if name != "__main__":  # the copy's own are imported by each fork
             del sys.modules[name]
