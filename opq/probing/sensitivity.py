@@ -231,6 +231,7 @@ def _measured(
     if made:
         with stage("evidence"):
             batch, tell = _with_evidence(model, batch, most, tell)
+            give_back()
     enough, (micro_batch, memory) = max(FELT, batch.samples // 4), most
     with stage("sensitivity"):
         felt = sensitivity(
