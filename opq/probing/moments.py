@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
+from opq.base.pool import give_back
 from opq.models.batch import Batch
 from opq.probing.collector import Collector, Dense
 from opq.probing.layers import Layer, layers
@@ -89,6 +90,7 @@ class Moments(Mapping[str, Moment]):
     def release(self) -> None:
         """Forgets the moments and their factors, which take as much memory as is allowed; a request measures anew."""
         self._kept = None
+        give_back()
 
     @property
     def dense(self) -> Dense:
