@@ -226,7 +226,7 @@ def _squares(
 
     with contextlib.ExitStack() as stack:
         for parameter in parameters:
-            handle = parameter.register_hook(functools.partial(measured, parameter))
+            handle = parameter.register_hook(functools.partial(measured, parameter))  # type: ignore[no-untyped-call]
             stack.callback(handle.remove)
         torch.autograd.grad(outputs, parameters, v, allow_unused=True)
     return list(found.values())
