@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from opq.allocation.stats import TensorStats
+from opq.base.pool import give_back
 from opq.base.progress import silent
 from opq.base.stages import stage
 from opq.compression.coders import CodesByName, DataFreeCoder
@@ -59,8 +60,10 @@ def _best(coder: C, candidates: Sequence[Problem[TensorStats]]) -> tuple[Problem
         for name, found in coder.alternatives(list(zip(*(plan.compressed for plan in plans), strict=True))):
             for of_plan, q in zip(codes, found, strict=True):
                 of_plan[name] = q
+        give_back()
     with stage("compare"):
         errors = [coder.probe.output_error(coder.state(plan, q)) for plan, q in zip(plans, codes, strict=True)]
+        give_back()
     if any(map(math.isnan, errors)):  # the data decide the outputs' sizes: as for networks without BatchNorm
         return candidates[-1], coder
     best = errors.index(min(errors))

@@ -160,7 +160,8 @@ class DataFreeCoder:
                 yield from threads.ordered(coded, moments.of(group).items())
 
     def kept(self, plan: Plan, codes: CodesByName) -> dict[str, torch.Tensor]:
-        """Running means and variances for the quantized network."""
+        """Running means and variances for the quantized network. No codes are expected to be asked for after this."""
+        self.probe.moments.release()
         if not (self.renormalises and self.source.batchnorms):
             return {}
         return self.probe.renormalised(self.state(plan, codes))

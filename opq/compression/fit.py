@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from opq.allocation.stats import TensorStats
+from opq.base.pool import give_back
 from opq.base.progress import Progress
 from opq.base.stages import stage
 from opq.compression import by_rows
@@ -125,6 +126,7 @@ class Fit:
         plan = as_stored(plan)
         with stage("quantize"):
             codes = self.code(plan)
+            give_back()
         with stage("encode"):
             return Draft(plan, codes, self.assembled(plan, codes, {}))
 
@@ -140,6 +142,7 @@ class Fit:
         """The draft with kept tensors adapted to its codes; packed again only if some have changed."""
         with stage("renormalise"):
             changed = self.coder.kept(draft.plan, draft.codes)
+            give_back()
         with stage("encode"):
             if not changed:
                 return draft

@@ -9,6 +9,7 @@ v for each sample, one backward pass gives the sum over a micro-batch, since the
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
@@ -181,20 +182,21 @@ def at_once(model: nn.Module, batch: Batch, most: tuple[int, int]) -> int:
 
 def _bytes_per_sample(model: nn.Module, batch: Batch) -> int:
     """Bytes per sample that the forward pass keeps for the backward one, measured on two samples."""
-    saved = {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage
+        return tensor.detach()  # with its own graph it would be held by the graph that it holds, for ever
 
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     part, record = next(batch.parts(2)), Record(model)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = part(model)
-    size = sum(n for at, n in saved.items() if at not in own) // part.samples
     del output
     record.restore()
-    return max(size, 1)
+    return max(sum(storage.nbytes() for storage in saved.values()) // part.samples, 1)
 
 
 def _outputs(model: nn.Module, part: Batch) -> list[torch.Tensor]:
@@ -231,20 +233,24 @@ def _squares(
 ) -> tuple[list[float], dict[int, torch.Tensor]]:
     """Means over each parameter of `(d v'f / d w)^2`; of a table of embeddings so that no token decides them.
 
-    Also the means over each row of all others of two axes and more, by `id`, in float64.
+    Also the means over each row of all others of two axes and more, by `id`, in float64. Each gradient is released as
+    soon as it is measured: together they would take as much as the weights.
     """
-    gradients = torch.autograd.grad(outputs, parameters, v, allow_unused=True)
-    kept = [
-        robust.kept(g) if id(p) in of_tokens and g is not None else 1.0
-        for g, p in zip(gradients, parameters, strict=True)
-    ]
-    of_rows = {
-        id(p): g.flatten(1).square().mean(1, dtype=torch.float64).cpu()
-        for g, p in zip(gradients, parameters, strict=True)
-        if g is not None and g.dim() > 1 and g.numel() and id(p) not in of_tokens
-    }
-    means = [0.0 if g is None else part * _mean_square(g) for g, part in zip(gradients, kept, strict=True)]
-    return means, of_rows
+    found, of_rows = dict.fromkeys(map(id, parameters), 0.0), dict[int, torch.Tensor]()
+
+    def measured(parameter: nn.Parameter, gradient: torch.Tensor) -> torch.Tensor:
+        of_token = id(parameter) in of_tokens
+        found[id(parameter)] = (robust.kept(gradient) if of_token else 1.0) * _mean_square(gradient)
+        if gradient.dim() > 1 and gradient.numel() and not of_token:
+            of_rows[id(parameter)] = gradient.flatten(1).square().mean(1, dtype=torch.float64).cpu()
+        return gradient.new_zeros(()).expand_as(gradient) if type(gradient) is torch.Tensor else gradient
+
+    with contextlib.ExitStack() as stack:
+        for parameter in parameters:
+            handle = parameter.register_hook(functools.partial(measured, parameter))  # type: ignore[no-untyped-call]
+            stack.callback(handle.remove)
+        torch.autograd.grad(outputs, parameters, v, allow_unused=True)
+    return list(found.values()), of_rows
 
 
 def _mean_square(gradient: torch.Tensor) -> float:

@@ -1,8 +1,8 @@
 """The moments of all layers of a model, by weight name, within a limit of memory.
 
 If all of them fit in memory together, one pass of the network computes them when the first one is requested, and they
-are kept. Otherwise nothing is kept, and there is a pass for every group of layers that fits, or for a single layer. The
-cost of a call depends on what it requests, not on earlier calls.
+are kept until they are released. Otherwise nothing is kept, and there is a pass for every group of layers that fits, or
+for a single layer. The cost of a call depends on what it requests, not on earlier requests.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
+from opq.base.pool import give_back
 from opq.models.batch import Batch
 from opq.probing.collector import Collector, Dense
 from opq.probing.layers import Layer, layers
@@ -44,6 +45,8 @@ class Moments(Mapping[str, Moment]):
         self._collector = Collector(model, batch, micro_batch, damping)
         self._layers = layers(model, widest=widest)
         self._memory = memory
+        self._kept: dict[str, Factors] | None = None
+        self._dense: Dense | None = None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layers)
@@ -60,7 +63,7 @@ class Moments(Mapping[str, Moment]):
         It takes a pass of its own where not all are kept, or where `of` has given its factors already.
         """
         layer = self._layers[name]
-        kept = self._first[0][name].moment if self.fit else None
+        kept = self._all[name].moment if self.fit else None
         return kept or self._collector.moments({name: layer})[name]
 
     def layout(self, name: str) -> Layout | None:
@@ -81,19 +84,29 @@ class Moments(Mapping[str, Moment]):
         """The factors of one group, computed in at most one pass; None for a weight that the network never uses."""
         names = list(group)
         wanted = {name: self._layers[name] for name in names}
-        found = self._first[0] if self.fit else _factors(self._collector.moments(wanted))
+        found = self._all if self.fit else _factors(self._collector.moments(wanted))
         return {name: found.get(name) for name in names}
+
+    def release(self) -> None:
+        """Forgets the moments and their factors, which take as much memory as is allowed; a request measures anew."""
+        self._kept = None
+        give_back()
 
     @property
     def dense(self) -> Dense:
         """Statistics and outputs of the dense network."""
-        return self._first[1]
+        return self._dense or self._measured()[1]
 
-    @functools.cached_property
-    def _first(self) -> tuple[dict[str, Factors], Dense]:
-        """The first pass: statistics and outputs of the dense network, and all moments if they fit in memory."""
+    @property
+    def _all(self) -> dict[str, Factors]:
+        """All moments, which fit in memory together."""
+        return self._measured()[0] if self._kept is None else self._kept
+
+    def _measured(self) -> tuple[dict[str, Factors], Dense]:
+        """One pass: statistics and outputs of the dense network, and all moments if they fit in memory."""
         moments, dense = self._collector.both(self._layers if self.fit else {})
-        return _factors(moments), dense
+        self._kept, self._dense = _factors(moments), self._dense or dense
+        return self._kept, self._dense
 
 
 def _factors(moments: Mapping[str, Moment]) -> dict[str, Factors]:

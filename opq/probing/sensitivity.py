@@ -234,6 +234,7 @@ def _measured(
     if made:
         with stage("evidence"):
             batch, tell = _with_evidence(model, batch, most, tell)
+            give_back()
     enough, (micro_batch, memory) = _enough(model, batch.samples), most
     with stage("sensitivity"):
         felt = sensitivity(

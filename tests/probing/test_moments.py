@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -33,3 +35,19 @@ def test_a_moment_is_released_for_its_factors_and_measured_again_when_asked_for(
     torch.testing.assert_close((order, n), before.factors[0])
     assert kept.factors[0][1] is n
     torch.testing.assert_close(moments["0.weight"].blocks, before.blocks)
+
+
+def test_what_is_released_is_measured_again_to_the_same_and_the_dense_network_s_statistics_stay() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    moments = Moments(model, Batch((torch.randn(30, 4),)))
+    dense, before = moments.dense, moments.of(moments)
+    held = [weakref.ref(factors) for factors in before.values() if factors is not None]
+    factors = {name: found.factors for name, found in before.items() if found is not None}
+    del before
+    assert all(ref() is not None for ref in held)
+    moments.release()
+    assert all(ref() is None for ref in held)
+    assert moments.dense is dense
+    again = {name: found.factors for name, found in moments.of(moments).items() if found is not None}
+    torch.testing.assert_close(again, factors)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import gc
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from opq.errors import OptionError, ProbeError, ProbeWarning
 from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched, watching
 from opq.models.outputs import floating
-from opq.probing.gradients import sensitivity
+from opq.probing import gradients
+from opq.probing.gradients import at_once, differentiable, sensitivity
 from opq.probing.moments import Moments
 from opq.probing.renorm import statistics
 
@@ -262,6 +265,36 @@ def test_little_memory_makes_small_micro_batches() -> None:
     seen: list[tuple[int, int]] = []
     sensitivity(model, batch, memory=1, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(2, 10), (4, 10), (6, 10), (8, 10), (10, 10)]
+
+
+def test_measuring_what_a_pass_keeps_leaves_nothing_of_it_behind() -> None:
+    """`tanh` saves its own output, by which a graph could hold itself."""
+    model, marks = nn.Sequential(nn.Linear(3, 40), nn.Tanh(), nn.Linear(40, 2)), list[weakref.ref[Any]]()
+
+    def mark(module: nn.Module, given: Any, output: torch.Tensor) -> None:
+        assert output.grad_fn is not None
+        output.grad_fn.metadata["mark"] = held = nn.Module()
+        marks.append(weakref.ref(held))
+
+    model[1].register_forward_hook(mark)
+    with differentiable(model):
+        assert at_once(model, Batch((torch.randn(10, 3),)), (16, 2**20)) == 16
+    gc.collect()
+    assert [ref() for ref in marks] == [None]
+
+
+def test_a_gradient_is_released_once_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, before = list[weakref.ref[torch.Tensor]](), list[int]()
+
+    def measured(gradient: torch.Tensor) -> float:
+        before.append(sum(ref() is not None for ref in seen))
+        seen.append(weakref.ref(gradient))
+        return float(gradient.square().mean())
+
+    monkeypatch.setattr(gradients, "_mean_square", measured)
+    model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(6)))
+    assert len(sensitivity(model, Batch((torch.randn(4, 8),)), micro_batch=4)) == 6
+    assert before == [0, *[0] * 5]
 
 
 def test_the_pass_of_the_moments_shows_statistics_and_outputs_too() -> None:
