@@ -165,11 +165,9 @@ def _show_rest(result: Compressed) -> None:
     if result.shortfall is not None:
         say(str(result.shortfall))
     say(f"By {result.basis}.")
-    if result.basis.endswith("no probe was asked for"):
-        say("Without --no-probe much less accuracy is lost at low rates (docs/datafree.md).")
-    elif result.basis.startswith("the weights alone"):
-        say("With the model itself, or an hf:, timm: or torchvision: name, much less accuracy is lost at low rates "
-            "(docs/datafree.md).")  # fmt: skip
+    if result.basis.startswith("the weights alone"):
+        say("Where a probe can run the model (a module, or an hf:, timm: or torchvision: name), much less accuracy is "
+            "lost at low rates (docs/datafree.md).")  # fmt: skip
     if result.left_out:
         say(f"Left out: {one_line(some(result.left_out))}.")
 
