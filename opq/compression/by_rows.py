@@ -130,4 +130,8 @@ def of_scaled(source: Source, plan: TensorPlan, exponents: Codes | None) -> Tens
     own = source.exponents.get(plan.name) if isinstance(source, RowScaled) else None
     if own is None or exponents is None:
         return plan if own is None and exponents is None else None
-    return dataclasses.replace(plan, codebook=plan.codebook.removesuffix("-rows")) if np.array_equal(own, exponents) else None
+    return (
+        dataclasses.replace(plan, codebook=plan.codebook.removesuffix("-rows"))
+        if np.array_equal(own, exponents)
+        else None
+    )

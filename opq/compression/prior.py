@@ -235,7 +235,7 @@ _ENCODER = re.compile(r"(^|\.)embeddings\.[^.]+\.weight$")
 _HEADS = ("lm_head.", "cls.predictions.", "embed_out.", "output.weight")
 """Parts of names by which output layers of language models are recognised, at the start or after a dot."""
 _RECURRENT = re.compile(r"(^|[._])(ih|hh)(_l\d+)?(_reverse)?$")
-"""The names of the matrices of LSTM, GRU, RNN (`weight_ih_l0`, `weight_hh_l1_reverse`) and of their cells (`weight_ih`)."""
+"""Names of the matrices of LSTM, GRU, RNN (`weight_ih_l0`, `weight_hh_l1_reverse`) and of their cells (`weight_ih`)."""
 
 
 def _output_tables(source: Source) -> list[str]:

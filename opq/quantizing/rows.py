@@ -25,7 +25,8 @@ def exponents(w: torch.Tensor) -> Codes:
     power = w.detach().reshape(len(w), -1).double().square().mean(1).cpu().numpy()
     middle = float(np.median(power[power > 0])) if bool((power > 0).any()) else 1.0
     quarters = np.rint(2 * np.log2(np.maximum(power / middle, _FINEST**2)))  # 4 log2 of the root
-    return np.clip(quarters, -FARTHEST_ROW, FARTHEST_ROW).astype(np.int16)
+    e: Codes = np.clip(quarters, -FARTHEST_ROW, FARTHEST_ROW).astype(np.int16)
+    return e
 
 
 def spread(w: torch.Tensor) -> float:
@@ -42,7 +43,8 @@ def spread(w: torch.Tensor) -> float:
 def factors(e: Codes) -> Floats:
     """`2^(e_i / 4)` by row, in float64: one of four numbers, times a power of two."""
     whole = np.asarray(e, np.int64)
-    return np.ldexp(np.asarray(QUARTERS)[whole & 3], whole >> 2)
+    powers: Floats = np.ldexp(np.asarray(QUARTERS)[whole & 3], whole >> 2)
+    return powers
 
 
 def steps(step: float, e: Codes) -> Floats32:
@@ -68,4 +70,3 @@ def scaled(q: torch.Tensor, steps: Floats32, dtype: torch.dtype) -> torch.Tensor
     for out, some, of_rows in zip(*(torch.split(t, rows) for t in (dense.view_as(matrix), matrix, by)), strict=True):
         out.copy_(saturated(some.double() * of_rows, dtype))
     return dense
-

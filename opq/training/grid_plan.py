@@ -21,7 +21,7 @@ from opq.plan import Plan, TensorPlan
 
 
 def on_grids(plan: Plan, weights: Callable[[str], torch.Tensor]) -> Plan:
-    """The plan with plain grids in place of trellises and of steps by row; warns, by `GridWarning`, that there were some.
+    """The plan with plain grids in place of trellises and of steps by row; a `GridWarning` says that there were some.
 
     Args:
         weights: the weights of a compressed tensor, by name.

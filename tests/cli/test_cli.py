@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,25 @@ def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "net.safetensors"
     save_file({"a.weight": torch.randn(64, 128, generator=g), "a.bias": torch.randn(64, generator=g)}, path)
     return path
+
+
+def test_a_quick_probe_is_one_without_texts_of_the_model_s_own(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    whole = opq.compress
+
+    def compress(*given: Any, **options: Any) -> Any:
+        asked.append(options["probe"])
+        return whole(*given, **{**options, "probe": False})
+
+    monkeypatch.setattr(opq, "compress", compress)
+    for number, flags in enumerate((["--quick-probe"], ["--quick-probe", "--probe"], ["--probe"], [])):
+        assert run("compress", "demo:digits", "--bits", 4, *flags, "-o", tmp_path / f"{number}.safetensors")[0] == 0
+    assert asked == ["quick", "quick", True, None]
+    code, _, err = run("compress", "demo:digits", "--bits", 4, "--quick-probe", "--no-probe")
+    assert code == 1
+    assert "--quick-probe and --no-probe contradict each other. Give one of them." in err
 
 
 def test_compress_inspect_verify_decompress(run: Run, checkpoint: Path, tmp_path: Path) -> None:

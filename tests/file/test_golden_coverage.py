@@ -55,10 +55,10 @@ ELSEWHERE = {
     entropy: "coded_size Large.codes",
     tensor_model: "Coding.same",
     folder_reader: "FolderReader.__repr__ FolderReader.basis FolderReader.sizes FolderReader.bytes "
-    "FolderReader.base FolderReader.check_base FolderReader.tensor FolderReader.verify "
+    "FolderReader.base FolderReader.exponents FolderReader.check_base FolderReader.tensor FolderReader.verify "
     "parts_of check_payloads _crc index_bytes",
     header: "header payload_starts",
-    reader: "InMemory.parts Reader.__repr__ Reader.basis Reader.sizes Reader.bytes",
+    reader: "InMemory.parts Reader.exponents Reader.__repr__ Reader.basis Reader.sizes Reader.bytes",
     payload: "Payload.size Stored.payload Stored.restore Stored.digest Stored.codes_of Stored.check Coded.read",
     compressed_kinds: "Listed.entries",
     writer: "Packed.size Packed.write Packed.verify Packed._same write_file size_of foreseen",

@@ -79,7 +79,7 @@ def paths() -> Made:
 
 
 def by_rows() -> Made:
-    """Steps by row of first axes of all lengths, the farthest that there are, and a tensor of chunks; plain and paths."""
+    """Steps by row, the farthest too, of first axes of all lengths and of a tensor of chunks; on grids and on paths."""
     rng = np.random.default_rng(14)
     shapes: dict[str, tuple[int, ...]] = {
         "few": (12, 40), "run": (140, 3, 2), "one": (1, 70), "lonely": (5,), "none": (0, 4), "chunks": (1030, 520)

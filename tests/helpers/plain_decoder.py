@@ -383,7 +383,9 @@ def by_row(row: Row, payload: bytes) -> Floats:
     """The weights of a tensor whose rows have a step each, which stands before the codes as an exponent."""
     end = 4 + little(payload[:4])
     e = read_codes(payload[4:end], row.shape[:1])
-    factors = [(1, 1.189207115002721, 1.4142135623730951, 1.681792830507429)[n % 4] * 2.0 ** (n // 4) for n in e.tolist()]
+    factors = [
+        (1, 1.189207115002721, 1.4142135623730951, 1.681792830507429)[n % 4] * 2.0 ** (n // 4) for n in e.tolist()
+    ]
     steps = (row.step * np.array(factors)).astype(np.float32).astype(np.float64)
     codes = read_codes(payload[end:], row.shape)
     if row.kind == "trellis-rows":
