@@ -28,6 +28,7 @@ What the rows of opq are called, in every table and picture:
 | **weights only** | `probe=False`, or a file of bare weights: no model is run, and accuracy is lost at low rates |
 | **trellis=False, but ...** | that with one of its parts left out or replaced, to see what the part brings |
 | **..., all alike** | every squared error counts alike, as for a codec: `sensitivities` of 1 |
+| **rd**, **opq**, **lamp**, ... | under [Methods](#methods): what was passed as `method=`, with the setting beside it |
 
 Start with [accuracy without data](#accuracy-without-data): that is what a user gets. The tables below it are for those
 who compare codecs, fine-tune, or compress large checkpoints.

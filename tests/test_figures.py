@@ -159,7 +159,7 @@ NOT_MEASURED = {
     "25.6 M": "weights in ResNet-50's shapes",
     "16 %": "a step of MiniLM with 256 tokens, told in docs/finetune.md outside its table",
     "36 %": "the same without the kernel",
-    "26 kB": "opq.js compressed, which tests/web/test_package.py bounds",
+    "27 kB": "opq.js compressed, which tests/web/test_package.py bounds",
     "10x": "an example of `--ratio`",
 }
 """Other numbers with a unit in README's sentences."""

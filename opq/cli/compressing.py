@@ -17,7 +17,7 @@ from opq.base.tables import counted, some
 from opq.cli.options import METHODS, AsJson, Force, Trust, sources
 from opq.cli.outputs import check_writable, may_replace
 from opq.cli.parsing import default_name, overrides_of, shapes
-from opq.cli.printing import one_line, say, say_json, say_plainly, say_table, watched
+from opq.cli.printing import one_line, say, say_commands, say_json, say_plainly, say_table, watched
 from opq.errors import OptionError
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _show_result(result: Result, path: Path, seconds: float) -> None:
     _show_rest(result)
     say(f"The paper's count, positions free: {result.nominal.ratio:.2f}x.")
     model = f"{str(path)!r}, model{'' if result.base is None else ', base=...'}"
-    say(f"Next: opq inspect {path}, opq report {path}; in Python opq.load({model})", commands=True)
+    say_commands(f"Next: opq inspect {path}", f"opq report {path}", f"in Python opq.load({model})")
 
 
 def _show_rest(result: Compressed) -> None:
@@ -173,8 +173,8 @@ def _show_rest(result: Compressed) -> None:
         say(str(result.shortfall))
     say(f"By {result.basis}.")
     if result.basis.startswith("the weights alone"):
-        say("With the model itself, or an hf:, timm: or torchvision: name, much less accuracy is lost at low rates "
-            "(docs/datafree.md).")  # fmt: skip
+        say("Where a probe can run the model (a module, or an hf:, timm: or torchvision: name), much less accuracy is "
+            "lost at low rates (docs/datafree.md).")  # fmt: skip
     if result.left_out:
         say(f"Left out: {one_line(some(result.left_out))}.")
 
@@ -223,7 +223,7 @@ def _compress_folder(
     )
     _show_rest(result)
     against = "" if options["base"] is None else f" --base {options['base']}"
-    say(f"Next: opq inspect {output}, opq decompress {output}{against}", commands=True)
+    say_commands(f"Next: opq inspect {output}", f"opq decompress {output}{against}")
 
 
 def _compress_pipeline(

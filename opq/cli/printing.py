@@ -15,13 +15,21 @@ out = Console(markup=False, highlight=False)  # rich would colour the digits ins
 err = Console(stderr=True, markup=False, highlight=False)
 
 
-def say(text: str, *, commands: bool = False) -> None:
-    """Prints a line; on a terminal that is narrower it goes on in the next one, between words: paths stay whole.
+def say(text: str) -> None:
+    """Prints a line; on a terminal that is narrower it goes on in the next one, between words: paths stay whole."""
+    out.print(wrapped(text, out), soft_wrap=True)
 
-    Args:
-        commands: whether it holds commands to copy, which have no line breaks of ours.
-    """
-    out.print(text if commands else wrapped(text, out), soft_wrap=True)
+
+def say_commands(*commands: str) -> None:
+    """Prints commands to copy in one line, or on a terminal in as many as they need: no line break inside of one."""
+    lines = [commands[0]]
+    for command in commands[1:]:
+        if out.is_terminal and len(f"{lines[-1]}; {command}") > out.width:
+            lines.append(command)
+        else:
+            lines[-1] = f"{lines[-1]}; {command}"
+    for line in lines:
+        out.print(line, soft_wrap=True)
 
 
 def wrapped(text: str, console: Console, *, begun: int = 0) -> str:

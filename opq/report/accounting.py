@@ -15,6 +15,7 @@ import torch
 
 from opq.base.arrays import Codes, Ints
 from opq.base.counts import entropy
+from opq.file.base import BaseName
 from opq.plan import Plan, TensorPlan
 
 
@@ -65,6 +66,11 @@ def information(tensor: TensorPlan, values: Codes | Ints, counts: Ints) -> float
     if tensor.on_trellis:
         counts = np.bincount(np.unique(values >> 1, return_inverse=True)[1], weights=counts)
     return entropy(counts) / 8
+
+
+def differences(base: BaseName) -> str:
+    """What a file with a base holds, and of which base, in words."""
+    return f"differences to a base of {base.size:,} bytes of tensors, SHA-256 {base.digest}"
 
 
 def nominal(plan: Plan, codes: Mapping[str, torch.Tensor]) -> Nominal:

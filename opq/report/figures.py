@@ -20,7 +20,7 @@ from opq.file.reader import Reader
 from opq.plan import Plan, TensorPlan
 from opq.quantizing.rows import divided
 from opq.report import trellises
-from opq.report.accounting import information
+from opq.report.accounting import differences, information
 from opq.sources.base import Source
 
 POINTS = 48
@@ -76,6 +76,8 @@ class Figures:
     elements: int
     basis: str
     """What the codes rest on, in words."""
+    base: str
+    """What the weights are differences to, in words; empty where they are none."""
     measured: bool
     """Whether curves are computed from the source, not from fitted Laplacians."""
 
@@ -116,6 +118,7 @@ def figures(reader: Reader, *, label: str = "", source: Source | None = None) ->
         source_bytes=plan.source_bytes,
         elements=plan.elements,
         basis=reader.basis,
+        base=differences(reader.base) if reader.base else "",
         measured=source is not None,
     )
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from opq.base.tables import counted, printable
+from opq.file.base import BaseName
 from opq.file.folder_reader import open_reader
 from opq.plan import Plan
-from opq.report.accounting import NOTHING, Nominal, information, of_codes
+from opq.report.accounting import NOTHING, Nominal, differences, information, of_codes
 from opq.report.table import Report
 
 
@@ -66,6 +67,8 @@ class Inspection:
     residual: float
     basis: str
     """What the codes rest on: a probe of the model and what came of it, or the weights alone."""
+    base: BaseName | None
+    """The network that the weights are differences to, where the file has one."""
     tensors: tuple[TensorFigures, ...]
     plan: Plan = dataclasses.field(repr=False)
 
@@ -85,7 +88,7 @@ class Inspection:
         return Report(plan=self.plan, sizes=sizes, densities={t.name: 1 - t.sparsity for t in self.tensors})
 
     def summary(self) -> str:
-        """The figures of the file in four lines."""
+        """The figures of the file in four lines, and its base where it has one in a fifth."""
         near = self.coded_bytes / self.entropy_bytes - 1 if self.entropy_bytes else 0.0
         return (
             f"{self.file}: method {printable(self.method)}, {self.file_bytes:,} bytes, "
@@ -95,7 +98,7 @@ class Inspection:
             f"pruned {self.sparsity:.1%}, {self.bits_per_kept:.2f} bits per kept weight; "
             f"positions free (the paper's count) {self.nominal_ratio:.2f}x\n"
             f"by {self.basis}"
-        )
+        ) + (f"\n{differences(self.base)}" if self.base else "")
 
 
 def examine(path: str | os.PathLike[str]) -> Inspection:
@@ -105,7 +108,8 @@ def examine(path: str | os.PathLike[str]) -> Inspection:
         FileFormatError: the file is foreign, newer, truncated or corrupt (one subclass each).
     """
     with open_reader(path) as reader:
-        plan, sizes, file_bytes, basis = reader.plan, reader.sizes, reader.bytes, reader.basis
+        plan, sizes, file_bytes = reader.plan, reader.sizes, reader.bytes
+        basis, base = reader.basis, reader.base
         figures, counts = [], NOTHING
         for tensor in plan:
             held = sparsity = 0.0
@@ -129,7 +133,7 @@ def examine(path: str | os.PathLike[str]) -> Inspection:
                     coded_bytes=sizes.get(tensor.name, 0),
                 )
             )
-    return dataclasses.replace(_summed(Path(path), file_bytes, plan, tuple(figures), counts), basis=basis)
+    return dataclasses.replace(_summed(Path(path), file_bytes, plan, tuple(figures), counts), basis=basis, base=base)
 
 
 def _summed(path: Path, file_bytes: int, plan: Plan, figures: tuple[TensorFigures, ...], counts: Nominal) -> Inspection:
@@ -152,6 +156,7 @@ def _summed(path: Path, file_bytes: int, plan: Plan, figures: tuple[TensorFigure
         multiplier=plan.multiplier,
         residual=plan.residual,
         basis="",
+        base=None,
         tensors=figures,
         plan=plan,
     )

@@ -89,6 +89,7 @@ def data(drawn: Figures, *, rows: int = ROWS, histograms: int = HISTOGRAMS) -> d
         "kept": len(drawn.tensors) - len(own),
         "uncurved": sum(t.curve is None for t in own),
         "basis": drawn.basis,
+        "base": drawn.base,
         "measured": drawn.measured,
         "trellised": sum(t.on_trellis and t.curve is not None for t in own),
         "reasons": reasons(drawn.tensors),

@@ -143,8 +143,8 @@ export interface OpenOptions {
   /** The most bytes that the dense tensors may take for each byte of the file (64 MiB are allowed in any case). */
   maxExpansion?: number;
   /**
-   * The network that a file of differences was compressed against: an open model, what `open` opens, or an ordinary
-   * safetensors file. It is read whole; a base that is another one is an error.
+   * The network that a file of differences was compressed against: an open model, what `open` opens, an ordinary
+   * safetensors file, or a folder of those by its index. It is read whole; a base that is another one is an error.
    */
   base?: Source | Base;
   /** In place of the global `fetch`. */

@@ -1959,15 +1959,37 @@ async function opened(options) {
   const inner = { ...options, base: undefined, progress: undefined, whole: true, received() {} };
   const from = addressOf(base);
   if (Array.isArray(base) || /(\.index\.json|[/])$/.test(from?.pathname)) return open(base, inner);
-  const source = await sourceOf(from, inner);
+  return ofAnyWriter(from, inner, "the base");
+}
+
+/** A safetensors file of any writer, read whole. */
+async function ofAnyWriter(from, options, otherwise) {
+  const source = await sourceOf(from, options);
   const bytes = await source.read(0, Infinity);
-  const label = from instanceof URL ? from.href : (base.name ?? "the base");
+  const label = from instanceof URL ? from.href : (from.name ?? otherwise);
   const header = await takeHeader(new Memory(bytes), label);
-  if (header.metadata instanceof Map && header.metadata.has(COMMON)) return open(bytes, inner);
+  if (header.metadata instanceof Map && header.metadata.has(COMMON)) return open(bytes, options);
   const { entries, end } = takeEntries(header, label);
   if (end > bytes.length) throw header.truncated("is cut off", bytes.length, end);
   if (end < bytes.length) throw goesOn(label, end);
   return new Plain(bytes, entries);
+}
+
+/** Shards of any writer, as one network. */
+class Shards {
+  #of = new Map();
+
+  constructor(shards) {
+    for (const shard of shards) for (const tensor of shard.tensors()) this.#of.set(tensor.name, { shard, tensor });
+  }
+
+  tensors() {
+    return Array.from(this.#of.values(), ({ tensor }) => tensor);
+  }
+
+  tensor(name) {
+    return this.#of.get(name).shard.tensor(name);
+  }
 }
 
 /** The base that a file names; what is another network is an error. */
@@ -2045,8 +2067,8 @@ class Folder {
   }
 }
 
-/** The index of a folder: which file holds each tensor. */
-function takeWhere(bytes, label) {
+/** The index of a folder: which file holds each tensor; and whether it is of another writer, where it may be. */
+function takeWhere(bytes, label, ofAny) {
   let content;
   try {
     content = parseJson(utf8(bytes));
@@ -2054,7 +2076,9 @@ function takeWhere(bytes, label) {
     if (cause instanceof OpqError) throw cause;
     throw corrupt(`${label} is not JSON`, { got: cause.message, cause });
   }
-  checkVersion(content instanceof Map ? content.get("metadata") : undefined, label);
+  const metadata = content instanceof Map ? content.get("metadata") : undefined;
+  const foreign = ofAny && content instanceof Map && !(metadata instanceof Map && metadata.has(COMMON));
+  if (!foreign) checkVersion(metadata, label);
   const where = content.get("weight_map");
   if (!(where instanceof Map) || !where.size || ![...where.values()].every((file) => typeof file === "string")) {
     throw corrupt(`${label} is no index`, { wanted: 'a "weight_map" of tensor names to file names' });
@@ -2064,7 +2088,7 @@ function takeWhere(bytes, label) {
       throw corrupt(`${label} names a file outside its folder`, { got: JSON.stringify(file), wanted: "bare file names" });
     }
   }
-  return where;
+  return { where, foreign };
 }
 
 async function openFolder(index, shardOf, options) {
@@ -2072,7 +2096,11 @@ async function openFolder(index, shardOf, options) {
   const bytes = await index.read(0, LARGEST_INDEX + 1);
   index.close?.();
   if (bytes.length > LARGEST_INDEX) throw corrupt(`${label} is too large for an index`, { wanted: `at most ${LARGEST_INDEX} bytes` });
-  const where = takeWhere(bytes, label);
+  const { where, foreign } = takeWhere(bytes, label, options.whole);
+  if (foreign) {
+    const files = [...new Set(where.values())];
+    return new Shards(await Promise.all(files.map((file) => ofAnyWriter(shardOf(file), options, file))));
+  }
   const shards = new Map();
   const loaded = new Map();
   try {

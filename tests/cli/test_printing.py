@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 
 import pytest
+from rich.console import Console
 
 from opq.cli import printing
 
@@ -19,3 +20,19 @@ def test_digits_inside_of_names_and_shapes_are_not_coloured(monkeypatch: pytest.
         with console.capture() as shown:
             console.print("10.weight  10x128  F32  8.00x")
         assert shown.get() == "10.weight  10x128  F32  8.00x\n"
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (80, ["Next: opq inspect a/file; opq report a/file; in Python opq.load('a/file', model)"]),
+        (79, ["Next: opq inspect a/file; opq report a/file", "in Python opq.load('a/file', model)"]),
+        (20, ["Next: opq inspect a/file", "opq report a/file", "in Python opq.load('a/file', model)"]),
+    ],
+)
+def test_commands_are_never_broken(width: int, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(width=width, force_terminal=True, color_system=None)
+    monkeypatch.setattr(printing, "out", console)
+    with console.capture() as shown:
+        printing.say_commands("Next: opq inspect a/file", "opq report a/file", "in Python opq.load('a/file', model)")
+    assert shown.get().splitlines() == lines

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import opq
+from opq.report import figures, page
 from opq.report.accounting import of_codes
 from opq.report.inspection import examine
 
@@ -58,3 +59,22 @@ def test_inspection_counts_what_the_result_counts(tmp_path: Path) -> None:
             p = counts.double() / codes.numel()
             assert tensor.entropy_bytes == pytest.approx(float(-(p * p.log2()).sum()) * codes.numel() / 8)
             assert tensor.sparsity == pytest.approx(float((codes == 0).double().mean()))
+
+
+def test_of_a_file_of_differences_inspection_and_page_name_the_base(tmp_path: Path) -> None:
+    old = {"w": torch.randn(40, 40)}
+    new = {"w": old["w"] + 0.01 * torch.randn(40, 40)}
+    result = opq.compress(new, bits=2, base=old)
+    result.save(tmp_path / "new")
+    base = result.reader.base
+    assert base is not None
+    words = f"differences to a base of 6,400 bytes of tensors, SHA-256 {base.digest}"
+    found = examine(tmp_path / "new")
+    assert found.base == base
+    assert found.summary().splitlines()[-1] == words
+    assert page.data(figures.figures(result.reader))["base"] == words
+    alone = opq.compress(new, bits=2)
+    alone.save(tmp_path / "alone")
+    assert examine(tmp_path / "alone").base is None
+    assert examine(tmp_path / "alone").summary().splitlines()[-1] == "by the weights alone"
+    assert page.data(figures.figures(alone.reader))["base"] == ""

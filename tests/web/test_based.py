@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,29 @@ def test_an_opq_file_and_shards_are_bases_by_what_they_decode_to(js: node.Node, 
             for source, at in bases:
                 base = {"from": source, "at": at or str(origin)}
                 assert_same(js.ask(path.read_bytes(), base=base, ways=ALL), reader)
+
+
+def test_a_folder_of_ordinary_shards_is_a_base_by_its_index(js: node.Node, tmp_path: Path) -> None:
+    base = make.base()
+    where = {}
+    for k, (name, value) in enumerate(base.items()):
+        file = f"model-{k}.safetensors"
+        save_file({name: value}, tmp_path / file)
+        where[name] = file
+    assert len(where) > 1
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+    every = [str(path) for path in tmp_path.iterdir()]
+    with Reader(FILE, base=base) as reader:
+        for source, at in (("address", str(index)), ("files", every)):
+            assert_same(js.ask(FILE.read_bytes(), base={"from": source, "at": at}, ways=ALL, options=HERE), reader)
+    (tmp_path / where.popitem()[1]).unlink()
+    error = js.ask(FILE.read_bytes(), base={"from": "address", "at": str(index)}, ways=[])["error"]
+    assert (error["code"], error["ours"]) == ("missing", True)
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"w": "../w.safetensors"}}))
+    error = js.ask(FILE.read_bytes(), base={"from": "address", "at": str(index)}, ways=[])["error"]
+    assert (error["code"], error["ours"]) == ("corrupt", True)
+    assert "names a file outside its folder" in error["message"]
 
 
 def test_without_its_base_plan_and_codes_are_there_and_weights_are_refused(js: node.Node) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import browser
+import make
 import node
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from opq.file.folder_reader import open_reader
 pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=str(browser.missing()))
 
 PAGE = ROOT / "examples" / "web" / "inspect.html"
+BASED, ROWS = make.BASED / "new.opq.safetensors", GOLDEN / "v1" / "by_rows.opq.safetensors"
 DROP = """
 const names = JSON.parse(arguments[0]);
 delete document.documentElement.dataset.shown;
@@ -41,6 +43,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     shards = {file.name: file.read_bytes() for file in (GOLDEN / "v1" / "shards").iterdir()}
     return {
         "index.html": PAGE.read_bytes(), "opq.js": node.MODULE.read_bytes(), path.name: path.read_bytes(), **shards,
+        "based.opq.safetensors": BASED.read_bytes(), "rows.opq.safetensors": ROWS.read_bytes(),
         "cut.opq.safetensors": path.read_bytes()[:-9], "hostile.opq.safetensors": b"<script>alert(1)</script>",
     }  # fmt: skip
 
@@ -123,6 +126,21 @@ def test_a_folder_of_shards_is_dropped_file_by_file(page: browser.Page, files: d
     assert "elements of" in dropped(page, *names)
     with open_reader(GOLDEN / "v1" / "shards") as reader:
         assert [row[0] for row in page.run(TABLE)[1:]] == list(reader.names)
+
+
+def test_of_a_file_of_differences_the_base_is_named(page: browser.Page) -> None:
+    with open_reader(BASED) as reader:
+        assert reader.base is not None
+        told = f"Differences to a base of {reader.base.size:,} bytes of tensors, SHA-256 {reader.base.digest}."
+    assert dropped(page, "based.opq.safetensors").endswith(told)
+
+
+def test_codes_of_steps_by_row_are_drawn_as_codes(page: browser.Page) -> None:
+    dropped(page, "rows.opq.safetensors")
+    with open_reader(ROWS) as reader:
+        for number, tensor in enumerate(reader.plan):
+            if reader.kind(tensor.name).endswith("-rows") and tensor.size:
+                assert clicked(page, number)[1].startswith(f"Codes from {reader.codes(tensor.name).min()} to ")
 
 
 @pytest.mark.parametrize(("name", "why"), [("cut", "cut off"), ("hostile", "safetensors file")])

@@ -108,7 +108,7 @@ function headline() {
   const bits = (8 * D.file_bytes) / D.elements,
     over = D.coded_bytes / D.entropy_bytes - 1;
   $("lead").textContent =
-    `Method ${D.method}${D.budget ? ", budget " + D.budget : ""}. ${counted(D.compressed, "tensor")} compressed, ${whole(D.kept)} kept or shared. By ${D.basis}.`;
+    `Method ${D.method}${D.budget ? ", budget " + D.budget : ""}. ${counted(D.compressed, "tensor")} compressed, ${whole(D.kept)} kept or shared. By ${D.basis}.${D.base ? ` The file holds ${D.base}.` : ""}`;
   $("tiles").append(
     tile(size(D.file_bytes), "file, " + whole(D.file_bytes) + " bytes"),
     tile((D.source_bytes / D.file_bytes).toFixed(2) + "×", "smaller than " + size(D.source_bytes)),
