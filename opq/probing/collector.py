@@ -25,6 +25,7 @@ from opq.models.observe import batch_statistics, untouched, watching
 from opq.models.outputs import counted, weighing
 from opq.models.record import Record
 from opq.probing import inside, recurrent
+from opq.probing.attention import projecting
 from opq.probing.layers import CONVOLUTIONS, Layer, inputs_of
 from opq.probing.renorm import Statistics, Tally
 from opq.quantizing.moment import DAMPING_REAL, Moment
@@ -77,6 +78,7 @@ class Collector:
                 stack.enter_context(untouched(self.model))
                 norms = stack.enter_context(batch_statistics(self.model))
                 stack.enter_context(watching(sums.modules, sums.see))
+                stack.enter_context(projecting(self.model, sums.modules, sums.see))
                 if dense:
                     stack.enter_context(watching(dict(norms), tally.see))
                 record = Record(self.model)

@@ -47,7 +47,7 @@ class Layer:
 def layers(model: nn.Module, *, widest: int = WIDEST) -> dict[str, Layer]:
     """The layers that error feedback supports, by weight name; a moment has at most `widest` coordinates.
 
-    Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Hugging Face's Conv1D, the input projection of MultiheadAttention; of
+    Linear, Conv1d/2d/3d, ConvTranspose1d/2d/3d, Hugging Face's Conv1D, the projections of MultiheadAttention; of
     LSTM, GRU, RNN and their cells the matrices of inputs and of hidden states; the stacked experts of transformers. A
     weight with several names has the first of them, as in files: a head that is tied to the table of embeddings has
     the table's.

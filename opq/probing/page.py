@@ -16,6 +16,8 @@ from opq.probing.facts import Facts
 
 DECODED, READ = "decoder_input_ids", "input_ids"
 """What a decoder continues, and what a model reads."""
+_KNOWN = (DECODED, READ, "")
+"""Names that say which text has scores; of others it is the last whose scores depend on what stands before only."""
 _MASK, _PLACES = "attention_mask", "position_ids"
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id", "sep_token_id",
             "cls_token_id", "mask_token_id", "forced_bos_token_id", "image_token_id")  # fmt: skip
@@ -50,16 +52,19 @@ class Page:
         """None where the batch holds no texts, or nothing in the output is as long and as wide as their words."""
         inner = batch.args[0] if len(batch.args) == 1 and not batch.kwargs else None
         members = inner if isinstance(inner, Mapping) else {"": inner} if inner is not None else dict(batch.kwargs)
-        name = next((n for n in (DECODED, READ, "") if _texts(members.get(n))), None)
+        texts = [n for n, value in members.items() if _texts(value)]
+        name = next((n for n in (DECODED, READ, "") if n in texts), texts[-1] if inner is None and texts else None)
         if name is None or (batch.args and inner is None):
             return None
-        others = {n: v for n, v in members.items() if n not in (name, _MASK, _PLACES, READ)}
-        if any(_texts(value) for value in others.values()):  # kinds of tokens, or what else they may be
+        others = [n for n in texts if n not in (name, _MASK, _PLACES, READ)]
+        if others and name in _KNOWN:  # kinds of tokens, or what else they may be
             return None
         page = cls(model, members, name, inner is None, frozenset(_special(model)))
         few = page.with_rows(_FEW)
         scores = few.read(few.ids)
-        return None if scores is None or scores.shape[-1] <= int(page.ids.max()) else page
+        if scores is None or scores.shape[-1] <= int(page.ids.max()):
+            return None
+        return page if name in _KNOWN or page.goes_forward() else None
 
     @property
     def ids(self) -> torch.Tensor:
@@ -81,9 +86,9 @@ class Page:
         """With other texts of any length; by default those that have scores."""
         name = self.name if name is None else name
         changed: dict[str, Any] = {name: ids}
-        if name != DECODED and _MASK in self.members:
+        if name in (READ, "") and _MASK in self.members:
             changed[_MASK] = torch.ones_like(ids)
-        if name != DECODED and _PLACES in self.members:
+        if name in (READ, "") and _PLACES in self.members:
             changed[_PLACES] = torch.arange(ids.shape[1], device=ids.device).expand_as(ids).contiguous()
         return self.replace(**changed)
 
@@ -132,6 +137,11 @@ class Page:
         return self.by_name and {"past_key_values", "use_cache"} <= set(
             inspect.signature(self.model.forward).parameters
         )
+
+    @property
+    def length(self) -> int | None:
+        """That which texts have to have, where one that is read beside them may decide it."""
+        return None if self.name in _KNOWN else self.ids.shape[1]
 
     def fits(self, length: int) -> bool:
         """Whether texts of this length run through the forward and give finite scores."""

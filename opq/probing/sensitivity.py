@@ -25,7 +25,7 @@ from opq.models.divided import gathered
 from opq.models.observe import batch_statistics, device_of, untouched
 from opq.models.outputs import counted, weighing
 from opq.models.wrappers import unwrapped
-from opq.probing import evidence, finite, texts
+from opq.probing import evidence, finite, recurrent, texts
 from opq.probing.gradients import NotFiniteError, SampleProgress, at_once, differentiable, sensitivity
 from opq.probing.inputs import synthetic
 from opq.probing.moments import Moments
@@ -231,12 +231,23 @@ def _measured(
     if made:
         with stage("evidence"):
             batch, tell = _with_evidence(model, batch, most, tell)
-    enough, (micro_batch, memory) = max(FELT, batch.samples // 4), most
+    enough, (micro_batch, memory) = _enough(model, batch.samples), most
     with stage("sensitivity"):
         felt = sensitivity(
             model, batch, seed=seed, micro_batch=micro_batch, memory=memory, enough=enough, progress=tell
         )
     return batch, felt
+
+
+def _enough(model: nn.Module, samples: int) -> int:
+    """On how many samples sensitivities are measured.
+
+    Of a recurrent network on all: a few sequences have by far the largest gradients, so that those of a quarter say
+    little, and they are cheap (a speaker encoder at 3 bits then has a cosine of 0.83 with the dense one, else of 0.81,
+    the mean of three seeds).
+    """
+    steps = any(recurrent.matrices(module) for module in model.modules())
+    return samples if steps else max(FELT, samples // 4)
 
 
 def _elsewhere(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
-from opq.probing.arguments import diffuses, guessed, named
+from opq.probing.arguments import diffuses, guessed, in_order, named
 from opq.probing.facts import Facts
 from opq.probing.forms import Call, Form
 
@@ -33,6 +33,9 @@ def calls(model: nn.Module, *, boldly: bool = False) -> Iterator[Call]:
     """
     facts, parameters = Facts.of(model), _parameters(model)
     for names in _sets(model, parameters, facts):
+        strange = [name for name in names if not named(name, facts, model)]
+        if boldly and strange == list(names) and (texts := in_order(strange, model)):
+            yield _call(dict(zip(names, texts, strict=True)))
         forms = [named(name, facts, model) or (guessed(name, model) if boldly else []) for name in names]
         if all(forms):
             combined = itertools.islice(_combinations(forms), _MOST)

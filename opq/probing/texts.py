@@ -53,9 +53,12 @@ def written(model: nn.Module, batch: Batch, *, seed: int = 0, see: Seen | None =
 
 def divergence(before: torch.Tensor, after: torch.Tensor, mask: torch.Tensor | None) -> float:
     """Mean over the tokens that count of the divergence between the words that scores (texts, length, words) expect."""
-    p, q = before.float().log_softmax(-1), after.float().log_softmax(-1)
-    apart = (p.exp() * (p - q)).sum(-1, dtype=torch.float64)
-    found = float(apart.mean() if mask is None or mask.shape != apart.shape else apart[mask].mean())
+    counts = mask if mask is not None and mask.shape == before.shape[:-1] else before.new_ones(before.shape[:-1]).bool()
+    apart = 0.0
+    for one, other, counted in zip(before, after, counts, strict=True):  # of a text all scores of words are many
+        p, q = one[counted].float().log_softmax(-1), other[counted].float().log_softmax(-1)
+        apart += float((p.exp() * (p - q)).sum(dtype=torch.float64))
+    found = apart / max(1, int(counts.sum()))
     return math.inf if math.isnan(found) else found
 
 
@@ -63,7 +66,8 @@ def _written(model: nn.Module, batch: Batch, generator: torch.Generator, see: Se
     page = Page.of(model, batch)
     if page is None:
         return None
-    length = LENGTH if page.fits(LENGTH + LED) else page.ids.shape[1] - LED
+    length = page.length or LENGTH
+    length = length if page.fits(length + LED) else page.ids.shape[1] - LED
     if not page.goes_forward():
         return page.with_ids(_filled(page, length, generator, see)).batch()
     texts = len(page.ids)

@@ -36,6 +36,8 @@ POSITIONS = 64
 """The most positions, tokens or pixels, with which one output counts."""
 WHOLE = 2.0**20
 """The largest number that is taken for a label or a count; larger float32 numbers have less than 4 fractional bits."""
+AT_ONCE = 1 << 22
+"""Numbers that are compared at one time, where they are of several samples. A choice: 32 MB each in float64."""
 FEWEST = 8
 """The fewest values from which the deviation of a channel is measured."""
 
@@ -71,12 +73,11 @@ class Units:
 
     def error(self, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> float:
         """The squared error of outputs, relative to their variation; absolute where nothing varies."""
-        squares = [(b - a).square() for a, b in zip(before, after, strict=True)]
         if self.plain:
-            error = sum(float(square.sum()) for square in squares)
-            varied = sum(float((b - b.mean(0)).square().sum()) for b in before)
+            error = sum(_distance(b, a) for a, b in zip(before, after, strict=True))
+            varied = sum(_distance(b, b.mean(0, dtype=torch.float64).expand_as(b)) for b in before)
             return error / varied if varied > 0 else error
-        return sum(float((s * _fitted(w, s)).sum()) for s, w in zip(squares, self.shares, strict=True))
+        return sum(_distance(b, a, w) for a, b, w in zip(before, after, self.shares, strict=True))
 
     def scaled(self, v: torch.Tensor, number: int) -> torch.Tensor:
         """Noise `v` for output `number`, scaled so that its square has the output's weight."""
@@ -84,6 +85,18 @@ class Units:
             return v
         share = self.shares[number % len(self.shares)]  # where the data decide how many outputs there are
         return v * (self.varied * _fitted(share, v)).sqrt().to(v)
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor, share: torch.Tensor | None = None) -> float:
+    """The sum of squared differences, in float64; weighed by a share `c_g`. A few samples at a time: outputs may be
+    large, such as scores of words."""
+    rows = max(1, AT_ONCE * len(one) // max(1, one.numel())) if one.dim() else 1
+    pieces = [torch.split(side, rows) if one.dim() else (side,) for side in (one, other)]
+    total = 0.0
+    for a, b in zip(*pieces, strict=True):
+        squares = (a.double() - b.double()).square()
+        total += float(squares.sum() if share is None else (squares * _fitted(share, squares)).sum())
+    return total
 
 
 def _squares(output: torch.Tensor) -> torch.Tensor:
@@ -159,7 +172,7 @@ def error_of(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> f
 
     It is NaN where no output can be compared, and infinite where outputs that were finite no longer are.
     """
-    pairs = [(b.double(), a.double()) for b, a in zip(before, after, strict=False) if b.shape == a.shape]
+    pairs = [(b, a) for b, a in zip(before, after, strict=False) if b.shape == a.shape]
     if not pairs:
         return math.nan
     finite = [torch.isfinite(b) for b, _ in pairs]

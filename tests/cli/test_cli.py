@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,6 +48,20 @@ def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "net.safetensors"
     save_file({"a.weight": torch.randn(64, 128, generator=g), "a.bias": torch.randn(64, generator=g)}, path)
     return path
+
+
+def test_a_quick_probe_is_one_without_texts_of_the_model_s_own(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    whole = opq.compress
+    monkeypatch.setattr(opq, "compress", lambda *a, **k: asked.append(k["probe"]) or whole(*a, **{**k, "probe": False}))
+    for number, flags in enumerate((["--quick-probe"], ["--quick-probe", "--probe"], ["--probe"], [])):
+        assert run("compress", "demo:digits", "--bits", 4, *flags, "-o", tmp_path / f"{number}.safetensors")[0] == 0
+    assert asked == ["quick", "quick", True, None]
+    code, _, err = run("compress", "demo:digits", "--bits", 4, "--quick-probe", "--no-probe")
+    assert code == 1
+    assert "--quick-probe and --no-probe contradict each other. Give one of them." in err
 
 
 def test_compress_inspect_verify_decompress(run: Run, checkpoint: Path, tmp_path: Path) -> None:
@@ -232,8 +247,11 @@ def test_native_compiles_the_kernel_or_says_what_is_missing(
 
 
 def test_python_dash_m() -> None:
-    shown = subprocess.run([sys.executable, "-m", "opq", "--help"], capture_output=True, text=True, check=True)
-    assert "compress" in shown.stdout
+    call = [sys.executable, "-m", "opq", "--help"]
+    narrow = {**os.environ, "COLUMNS": "80"}
+    shown = subprocess.run(call, env=narrow, capture_output=True, text=True, check=True).stdout
+    assert "compress" in shown
+    assert "..." not in shown.split("Commands:")[1]  # no command's sentence is cut
 
 
 def stored_in(result: opq.Result) -> list[Stored]:

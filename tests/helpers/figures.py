@@ -288,6 +288,17 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
         words={"from, to": exactly("model"), "sent": sent},
         numbers={"bytes": ("bytes", "new_bytes"), "seconds": ("seconds",), "to apply": ("apply_seconds",)},
     ),
+    (
+        "docs/howto/web.md",
+        ("network", "read by", "bytes", "first reading, s", "then, M weights/s", "download and first reading, s"),
+    ): Source(
+        results="web",
+        words={"network": exactly("model"), "read by": exactly("method")},
+        numbers={
+            "bytes": ("file_bytes",), "first reading, s": ("first_seconds",), "then, M weights/s": ("decode_rate",),
+            "download and first reading, s": ("seconds",),
+        },
+    ),
     ("docs/trust.md", ("run", "cases", "refused", "read", "crashes", "hangs", "wrong results", "memory")): Source(
         results="reliability",
         words={"run": lambda text: {"what": "files made wrong, seed 1"} if "reliability.py" in text else None},
@@ -318,6 +329,6 @@ WITHOUT: dict[tuple[str, str], str] = {
 
 def checked_pages() -> list[str]:
     """The pages whose tables are compared with rows."""
-    docs = ["datafree.md", "finetune.md", "howto/updates.md", "research.md", "scaling.md", "trust.md"]
+    docs = ["datafree.md", "finetune.md", "howto/updates.md", "howto/web.md", "research.md", "scaling.md", "trust.md"]
     methods = sorted(str(path.relative_to(ROOT)) for path in Path(ROOT / "docs/methods").glob("*.md"))
     return [*(f"docs/{name}" for name in docs), *methods]

@@ -219,6 +219,14 @@ def test_with_many_outputs_a_quarter_of_the_samples_is_enough(outputs: int, look
     assert sensitivity(model, Batch((x,)))["weight"] > 1e5 or looked_at == 64
 
 
+def test_sensitivities_of_a_recurrent_network_are_measured_on_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("opq.probing.sensitivity.sensitivity", lambda *_, enough, **__: asked.append(enough) or {})
+    for model in (nn.GRU(3, 4), nn.LSTMCell(3, 4), nn.Linear(3, 4)):
+        opq.probe(model, samples=80)
+    assert asked == [80, 80, 20]
+
+
 def test_images_are_stored_pixel_by_pixel_unless_the_forward_refuses() -> None:
     class Flat(nn.Module):
         def __init__(self) -> None:

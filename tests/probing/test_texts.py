@@ -191,3 +191,41 @@ def test_half_precision_writes_by_what_it_remembers() -> None:
     model.register_forward_pre_hook(lambda _, __, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
     texts.written(model, synthetic(model, samples=4))
     assert sum(length > 10 for length in calls) < 8 < sum(length == 1 for length in calls)
+
+
+class Speller(nn.Module):
+    """Reads letters and goes on with signs: after each sign, the one that many further on which the first letter is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.letters, self.signs = nn.Embedding(5, 1), nn.Embedding(WORDS, WORDS)
+        with torch.no_grad():
+            self.letters.weight.copy_(torch.arange(5.0)[:, None])
+            self.signs.weight.copy_(30 * torch.eye(WORDS))
+
+    def forward(self, word: Tensor, spoken: Tensor) -> Tensor:
+        shift = self.letters(word)[:, 0, 0].long()
+        scores = self.signs(spoken)
+        return torch.stack([row.roll(int(by), 1) for row, by in zip(scores, shift, strict=True)])
+
+
+def test_of_two_arguments_each_has_its_own_table_and_the_second_is_written_from_the_first() -> None:
+    model = Speller()
+    found = synthetic(model, samples=8)
+    assert int(found.kwargs["word"].max()) == 4
+    assert int(found.kwargs["spoken"].max()) > 4
+    written = texts.written(model, found)
+    letters, signs = written.kwargs["word"], written.kwargs["spoken"]
+    assert torch.equal(letters, found.kwargs["word"])
+    assert signs.shape == letters.shape
+    assert torch.equal(signs[:, 1:], (signs[:, :-1] + letters[:, :1]) % WORDS)
+
+
+def test_a_second_argument_that_looks_ahead_is_not_written() -> None:
+    class Matcher(Speller):
+        def forward(self, word: Tensor, spoken: Tensor) -> Tensor:
+            return self.signs(spoken).flip(1) + self.letters(word)
+
+    model = Matcher()
+    batch = synthetic(model, samples=4)
+    assert texts.written(model, batch) is batch

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import opq
+from opq.probing import units
 from opq.probing.units import CHANNELS, Units, error_of
 
 
@@ -27,6 +28,16 @@ def test_the_error_does_not_depend_on_the_units_of_outputs(decades: float, width
     each = [error_of([x], [y]) for x, y in ((a, a_hat), (b, b_hat))]
     unit = 10.0**decades
     assert error_of([a, unit * b], [a_hat, unit * b_hat]) == pytest.approx(sum(each) / 2, rel=2e-3)
+
+
+@pytest.mark.parametrize("at_once", [1, 100, 2000])
+def test_large_outputs_are_compared_a_few_samples_at_a_time(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = [drawn(16, 7), 1e4 * drawn(16, 5, 3), drawn(16), torch.tensor(2.0)]
+    moved = [o + 0.1 * drawn(*o.shape, seed=1).to(o) for o in outputs]
+    whole = [error_of(outputs, moved), error_of(outputs[:1], moved[:1]), error_of([outputs[3]], [moved[3]])]
+    monkeypatch.setattr(units, "AT_ONCE", at_once)
+    again = [error_of(outputs, moved), error_of(outputs[:1], moved[:1]), error_of([outputs[3]], [moved[3]])]
+    assert again == pytest.approx(whole, rel=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(16, 84, 50), (16, 50, 84), (16, 84), (16, 84, 5, 5), (16, 5, 5, 84)])
