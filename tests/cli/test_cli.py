@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,12 @@ def test_a_quick_probe_is_one_without_texts_of_the_model_s_own(
 ) -> None:
     asked: list[object] = []
     whole = opq.compress
-    monkeypatch.setattr(opq, "compress", lambda *a, **k: asked.append(k["probe"]) or whole(*a, **{**k, "probe": False}))
+
+    def compress(*given: Any, **options: Any) -> Any:
+        asked.append(options["probe"])
+        return whole(*given, **{**options, "probe": False})
+
+    monkeypatch.setattr(opq, "compress", compress)
     for number, flags in enumerate((["--quick-probe"], ["--quick-probe", "--probe"], ["--probe"], [])):
         assert run("compress", "demo:digits", "--bits", 4, *flags, "-o", tmp_path / f"{number}.safetensors")[0] == 0
     assert asked == ["quick", "quick", True, None]
