@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from paths import ROOT
 
 RESULTS = ROOT / "examples" / "bench" / "results"
@@ -158,12 +159,24 @@ def saved(rate: float) -> Callable[[Row], float]:
     return of
 
 
+def above_limit(rate: float) -> Callable[[Row], float]:
+    """Bits above the rate-distortion function at a rate, between the rows of a method and its weights."""
+
+    def of(row: Row) -> float:
+        own = [one for one in rows("limit") if all(one[k] == row[k] for k in ("model", "method"))]
+        bits, gaps = zip(*sorted((one["bits"], one["gap"]) for one in own), strict=True)
+        return float(np.interp(rate, bits, gaps))
+
+    return of
+
+
 LENET: Callable[[str], Mapping[str, Any]] = lambda text: {"model": "lenet-300-100"}  # noqa: E731
 KEPT: Sequence[Field] = ("kept_weights", "weights_ratio")
 FILE: Sequence[Field] = ("file_bytes", "ratio")
 STAGES = ("read", "statistics", "sample", "quantize", "encode", "verify", "write")
 
 SAVED, RATES = "bits saved at equal error, over the plain grid with the best dead zone", (4, 3, 2.5, 2, 1.5, 1.25)
+LIMITS = (0.75, 1, 1.25, 1.5, 2, 3, 4)
 PARTS = ("network", "method", "bits per parameter", "dense", "score", "samples")
 OF_PARTS = Source(
     results="datafree",
@@ -182,6 +195,11 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
         results="limit",
         words={SAVED: lambda text: {"model": text.split(maxsplit=1)[0]}},
         numbers={f"{rate:g} bits": (saved(rate),) for rate in RATES},
+    ),
+    ("docs/mathematics.md", ("", *(f"{rate:g} bits" for rate in LIMITS))): Source(
+        results="limit",
+        words={"": lambda text: dict(zip(("model", "method"), text.split(", "), strict=True))},
+        numbers={f"{rate:g} bits": (above_limit(rate),) for rate in LIMITS},
     ),
     ("docs/finetune.md", ("network", "file", "ratio", "dense error", "one shot", "fine-tuned")): Source(
         results="finetune",
@@ -312,6 +330,8 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
 
 WITHOUT: dict[tuple[str, str], str] = {
     ("docs/howto/updates.md", "the receiver has"): "no figures: what to send to whom",
+    ("docs/datafree.md", "3 bits"): "the speaker encoder with and without steps by row, when they came in; no row yet",
+    ("docs/howto/export.md", "ONNX"): "measured once with onnxruntime; no row",
     ("docs/datafree.md", "layer"): "no figures: how each kind of layer is treated",
     ("docs/research.md", "chosen"): "no figures: which choices were made on which images",
     ("docs/research.md", "tried"): "what was tried on the way, by code that is gone; no row",
