@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from opq import methods
+from opq.allocation.curve import Curve
 from opq.base.calls import checked_names
 from opq.base.format_v1 import BUDGET_KINDS
 from opq.base.pool import torch_threads
 from opq.base.progress import Progress
 from opq.base.stages import stage, timed
 from opq.compression.alpha import weighed
-from opq.compression.by_rows import RowScaled, of_rows
+from opq.compression.by_rows import RowScaled, of_rows, restated
 from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, basis_of, probe_source, wants_probe
 from opq.compression.compared import without_probe
 from opq.compression.copies import without_copies
@@ -139,14 +140,22 @@ def compress(
             result, basis = methods.run(opened, options), f"method {options.method!r}"
         else:
             roles = _roles(opened, options)
-            opened = RowScaled.of(opened, roles) if options.by_rows else opened
             stats = gather(opened, roles, options.progress)
             probed = probe_source(opened, options)
-            problem, coder = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis)
-            made = _fit(problem, opened, coder).run()
+            scaled = RowScaled.of(opened, roles, probed) if options.by_rows else opened
+            problem, coder = _problem(
+                scaled, options, roles, restated(scaled, stats), probed, on_trellis=options.trellis
+            )
+            made = _fit(problem, scaled, coder).run()
             if isinstance(coder, DataFreeCoder):
-                plain, rounded = _plain(problem, opened, on_trellis=options.trellis), PlainCoder(opened, WEIGHTS)
-                if other := without_probe(coder, made, plain, lambda: _fit(plain, opened, rounded).run()):
+                plain, rounded = _plain(problem, opened, stats)
+                if other := without_probe(
+                    coder,
+                    made,
+                    plain,
+                    rounded,
+                    lambda: _fit(_on_trellis(plain, rounded.source), rounded.source, rounded).run(),
+                ):
                     coder, made = rounded, other
             result, basis = made.result, basis_of(opened, options, coder.note)
     plan = result.plan.replace(basis=basis)
@@ -305,12 +314,27 @@ def _problem(
     return weighed(coder, problem, given) if known else (problem, coder)
 
 
-def _plain(problem: Problem[Any], source: Source, *, on_trellis: bool) -> Problem[Any]:
-    """The same problem without what a probe tells."""
-    options, roles, stats = problem.options, problem.roles, problem.stats
-    sensitivities = _guessed(source, stats, options) | of_rows(source, _given(options, roles, stats))
-    trellised = dict.fromkeys(may_follow(roles, _is_transposed(None)), LEAST) | dict(problem.trellised)
-    return dataclasses.replace(problem, sensitivities=sensitivities, trellised=trellised if on_trellis else {})
+def _plain(problem: Problem[Any], source: Source, stats: Mapping[str, Any]) -> tuple[Problem[Any], PlainCoder]:
+    """The same problem without what a probe tells, on plain grids, and what makes codes of its plans."""
+    options, roles = problem.options, problem.roles
+    scaled = RowScaled.of(source, roles) if options.by_rows else source
+    found = restated(scaled, stats)
+    same = {name for name in found if found[name] is problem.stats[name]}
+    with stage("curves"):
+        curves = {name: problem.curves[name] if name in same else Curve.of(found[name]) for name in found}
+    sensitivities = _guessed(scaled, found, options) | of_rows(scaled, _given(options, roles, found))
+    plain = dataclasses.replace(problem, stats=found, curves=curves, sensitivities=sensitivities, trellised={})
+    return plain, PlainCoder(scaled, WEIGHTS)
+
+
+def _on_trellis(problem: Problem[Any], source: Source) -> Problem[Any]:
+    """A problem on plain grids without a probe, with the trellis where it pays if the options allow that."""
+    if not problem.options.trellis:
+        return problem
+    trellised = dict.fromkeys(may_follow(problem.roles, _is_transposed(None)), LEAST)
+    with stage("curves"):
+        problem = dataclasses.replace(problem, trellised=trellised)
+        return dataclasses.replace(problem, trellised=_least_rates(source, problem))
 
 
 def _given(options: Options, roles: Iterable[Role], stats: Iterable[str]) -> dict[str, float]:

@@ -1,36 +1,46 @@
 """Steps by row: which tensors have them, and a source that gives these tensors with their rows divided.
 
-One step for all rows has the smallest squared error, and where every error counts alike nothing else is needed. It is
-wrong where rows differ widely in scale and nothing makes up for that behind them: the gates of a recurrent layer whose
-inputs are small get errors as large as their weights. Their rows are then scaled to the same root mean square, and all
-that decides on steps and codes works on the scaled weights. docs/datafree.md has figures.
+One step for all rows has the smallest squared error, and where every error counts alike nothing else is needed. A probe
+tells how much errors in each row count (`Probe.rows`), and rows that count for more have smaller steps; not so where
+BatchNorm is, whose statistics make up for most of it. Without a probe, rows that differ widely in scale are scaled to
+the same root mean square: the gates of a recurrent layer whose weights are small would get errors as large as they are.
+All that decides on steps and codes works on the scaled weights. docs/datafree.md has figures.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from opq.base.arrays import Codes
+from opq.allocation.stats import TensorStats
+from opq.base.arrays import Codes, Floats
+from opq.base.pool import torch_threads
 from opq.base.stages import stage
 from opq.compression.differences import Differences
 from opq.compression.prior import is_recurrent, is_table, paired
 from opq.compression.roles import Role
 from opq.file.stored import Grid, GridRows, Trellis, TrellisRows
 from opq.plan import Plan, TensorPlan
+from opq.probing.sensitivity import Probe
 from opq.quantizing import rows
 from opq.quantizing.grid import dequantize
 from opq.sources.base import Source
 
 LEAST = 0.5
 RECURRENT = 0.05
-"""Bits per weight, see `rows.spread`, from which on rows have steps of their own; the second in recurrent layers, where
-a gate that is far off stays so in all steps. Measured: the matrices of a speaker encoder have 0.09 to 1.27, those of
-MiniLM up to 0.23, of SmolLM2 up to 0.38. With steps by row in all of MiniLM its rank correlation falls from 96.8 to
-96.1 at 3 bits."""
+"""Without a probe: bits per weight, see `rows.spread`, from which on rows have steps of their own; the second in
+recurrent layers, where a gate that is far off stays so in all steps. Measured: the matrices of a speaker encoder have
+0.09 to 1.27, those of MiniLM up to 0.23, of SmolLM2 up to 0.38. With steps by row in all of MiniLM its rank
+correlation falls from 96.8 to 96.1 at 3 bits."""
+POWER = -0.25
+"""With a probe rows are scaled by this power of their sensitivities: half the exponent that is the best at high rates
+where these are known exactly."""
+FAINT = 16
+"""Sensitivities of rows are raised to the median row's divided by this: a row without effect on synthetic inputs may
+have one on others. A choice."""
 COLUMNS = 16
 """Weights of the shortest row that has a step of its own, which takes about four bits. A choice."""
 
@@ -44,10 +54,25 @@ class RowScaled(Source):
     exponents: Mapping[str, Codes]
     """Of the tensors with steps by row, see `opq.quantizing.rows`."""
 
+    importance: Mapping[str, Floats]
+    """How much an error in each row of these tensors counts, up to a factor for the tensor."""
+
     @classmethod
-    def of(cls, source: Source, roles: Iterable[Role]) -> Source:
+    def of(cls, source: Source, roles: Iterable[Role], probe: Probe | None = None) -> Source:
         """The source, its rows scaled where that pays; itself where no tensor has steps by row."""
-        found = _chosen(source, roles)
+        names = [role.name for role in roles if role.action == "compress" and _may(role, probe)]
+        felt = {} if probe is None else probe.rows
+        with stage("rows"):
+            if isinstance(source, Differences):
+                return source
+            importance = {}
+            if felt and not source.batchnorms:
+                importance = {n: felt[n] for n in names if n in felt and not is_recurrent(n) and (felt[n] > 0).any()}
+            importance = {name: np.maximum(a, np.median(a) / FAINT) for name, a in importance.items()}
+            found = {name: rows.in_quarters(a, POWER) for name, a in importance.items()}
+            uneven = _uneven(source, [n for n in names if n not in found])
+            importance |= {name: rows.factors(e) ** -2.0 for name, e in uneven.items()}
+            found |= uneven
         if not found:
             return source
 
@@ -56,42 +81,57 @@ class RowScaled(Source):
             return rows.divided(tensor, found[name]) if name in found else tensor
 
         fields = {f.name: getattr(source, f.name) for f in dataclasses.fields(Source)}
-        return cls(**{**fields, "read": read}, whole=source, exponents=found)
+        return cls(**{**fields, "read": read}, whole=source, exponents=found, importance=importance)
 
 
-@stage("rows")
-def _chosen(source: Source, roles: Iterable[Role]) -> dict[str, Codes]:
-    """The exponents of the tensors with steps by row: no differences, no tables, and nothing before a BatchNorm."""
-    if isinstance(source, Differences):
-        return {}
-    names = [role.name for role in roles if role.action == "compress" and _may(role)]
+def _uneven(source: Source, names: Sequence[str]) -> dict[str, Codes]:
+    """The exponents of the tensors whose rows differ widely in scale, but those before a BatchNorm."""
     normed = paired(source, names)
     found = {}
     for name in names:
         if name not in normed:
-            tensor = source.tensor(name)
-            least = RECURRENT if is_recurrent(name) else LEAST
+            tensor, least = source.tensor(name), RECURRENT if is_recurrent(name) else LEAST
             if bool(torch.isfinite(tensor.float()).all()) and rows.spread(tensor) >= least:
                 found[name] = rows.exponents(tensor)
     return found
 
 
-def _may(role: Role) -> bool:
+def _may(role: Role, probe: Probe | None) -> bool:
+    """Whether a tensor's first axis are outputs, each with enough weights to have a step of its own."""
     shape = role.spec.shape
+    layout = None if probe is None else probe.moments.layout(role.name)
+    if layout is not None and (layout.transposed or layout.stacked):
+        return False
     return len(shape) > 1 and role.spec.size >= COLUMNS * shape[0] and not is_table(role.name, shape)
+
+
+def restated(source: Source, stats: Mapping[str, TensorStats]) -> dict[str, TensorStats]:
+    """Statistics of a source's tensors, from those of the tensors whose rows are not scaled."""
+    if not isinstance(source, RowScaled):
+        return dict(stats)
+    with torch_threads() as threads:
+        names = list(source.exponents)
+        every = threads.ordered(lambda name: TensorStats.of(source.tensor(name), name=name), names)
+        return dict(stats) | dict(zip(names, every, strict=True))
 
 
 def of_rows(source: Source, sensitivities: Mapping[str, float]) -> dict[str, float]:
     """Sensitivities of the scaled weights from those of the weights, which are means over all rows.
 
-    That rows are scaled says that an error in row i counts as `c / r_i^2`, if `r_i` is its scale; the mean of these is
-    the tensor's sensitivity, and `c` that of the scaled weights.
+    An error in a scaled row is `r_i` times as large in the weights, if `r_i` is its scale, and counts `r_i^2` times as
+    much as there.
     """
-    by_row = source.exponents if isinstance(source, RowScaled) else {}
-    return {
-        name: a / float(np.mean(rows.factors(by_row[name]) ** -2.0)) if name in by_row else a
-        for name, a in sensitivities.items()
-    }
+    if not isinstance(source, RowScaled):
+        return dict(sensitivities)
+    return {name: a * _counts(source, name) for name, a in sensitivities.items()}
+
+
+def _counts(source: RowScaled, name: str) -> float:
+    """How much an error in the scaled weights counts beside one in the weights."""
+    if name not in source.exponents:
+        return 1.0
+    a, r = source.importance[name], rows.factors(source.exponents[name])
+    return float(np.mean(a * r**2) / np.mean(a))
 
 
 def decoded(source: Source, plan: TensorPlan, codes: Codes, dtype: torch.dtype) -> torch.Tensor:

@@ -167,8 +167,12 @@ class DataFreeCoder:
 
     def state(self, plan: Plan, codes: CodesByName) -> dict[str, torch.Tensor]:
         """The compressed tensors as they will be decoded, under all their names."""
-        state = {n: decoded(self.source, plan[n], q, self.source.by_name[n].dtype) for n, q in codes.items()}
-        return state | {t.name: state[t.like] for t in plan if t.like in state}
+        return _state(self.source, plan, codes)
+
+
+def _state(source: Source, plan: Plan, codes: CodesByName) -> dict[str, torch.Tensor]:
+    state = {n: decoded(source, plan[n], q, source.by_name[n].dtype) for n, q in codes.items()}
+    return state | {t.name: state[t.like] for t in plan if t.like in state}
 
 
 class Coder(Protocol):
@@ -199,3 +203,7 @@ class PlainCoder:
 
     def kept(self, plan: Plan, codes: CodesByName) -> Mapping[str, torch.Tensor]:
         return {}
+
+    def state(self, plan: Plan, codes: CodesByName) -> dict[str, torch.Tensor]:
+        """The compressed tensors as they will be decoded, under all their names."""
+        return _state(self.source, plan, codes)

@@ -39,7 +39,7 @@ OTHER = 1
 
 
 def without_probe(
-    coder: DataFreeCoder, made: Draft, plain: Problem[TensorStats], make: Callable[[], Draft]
+    coder: DataFreeCoder, made: Draft, plain: Problem[TensorStats], rounded: PlainCoder, make: Callable[[], Draft]
 ) -> Draft | None:
     """The file without the probe where its outputs are nearer; None where the file made with the probe is to be kept.
 
@@ -47,29 +47,29 @@ def without_probe(
 
     Args:
         plain: the problem without what the probe tells.
+        rounded: what makes codes of its plans.
         make: makes the file of this problem; it is asked for only where plain grids do better than the probe.
     """
     with stage("compare"):
         try:
             judge = _Judge(coder, plain.options)
-            with_probe = judge.error(made.plan, made.codes, made.changed)
-            rounded = judge.error(*_rounded(coder.source, plain))
+            with_probe = judge.error({**coder.state(made.plan, made.codes), **made.changed})
+            without = judge.error(rounded.state(*_rounded(rounded, plain)))
         except Exception:  # a stranger's forward may fail in any way on inputs that it has not seen
             return None
-    if not with_probe > rounded:
+    if not with_probe > without:
         return None
     try:
         other = make()
     except InfeasibleError:
         return None
     with stage("compare"):
-        return other if judge.error(other.plan, other.codes) < with_probe else None
+        return other if judge.error(rounded.state(other.plan, other.codes)) < with_probe else None
 
 
-def _rounded(source: Source, plain: Problem[TensorStats]) -> tuple[Plan, CodesByName]:
+def _rounded(rounded: PlainCoder, plain: Problem[TensorStats]) -> tuple[Plan, CodesByName]:
     """A plan and its codes on plain grids, without the probe; its size is predicted, not measured."""
-    rounded = PlainCoder(source)
-    plan = as_stored(Fit(source, dataclasses.replace(plain, trellised={}), rounded, silent).decide())
+    plan = as_stored(Fit(rounded.source, dataclasses.replace(plain, trellised={}), rounded, silent).decide())
     return plan, dict(rounded.codes(plan.compressed))
 
 
@@ -80,9 +80,9 @@ class _Judge:
         self._coder, self._batch, self._seed = coder, _inputs(coder, options), options.seed
         self._before = self._outputs({})
 
-    def error(self, plan: Plan, codes: CodesByName, changed: Mapping[str, torch.Tensor] | None = None) -> float:
-        """Of a plan's codes; NaN where nothing can be compared. `changed`: new values of kept tensors."""
-        return error_of(self._before, self._outputs({**self._coder.state(plan, codes), **(changed or {})}))
+    def error(self, state: Mapping[str, torch.Tensor]) -> float:
+        """Of the network with these tensors; NaN where nothing can be compared."""
+        return error_of(self._before, self._outputs(state))
 
     @torch.no_grad()
     def _outputs(self, state: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
 
+from opq.base.arrays import Floats
 from opq.base.calls import warn
 from opq.base.extras import brief
 from opq.errors import OpqError, ProbeError, ProbeWarning
@@ -47,6 +48,18 @@ class NotFiniteError(ProbeError):
     """For each sample, whether all gradients of its micro-batch were finite; bool."""
 
 
+class Felt(dict[str, float]):
+    """The sensitivity of each tensor by name."""
+
+    rows: Mapping[str, Floats]
+    """Of tensors of two axes and more, but tables of embeddings, that of each row (rows,): their mean is the tensor's,
+    up to rounding."""
+
+    def __init__(self, tensors: Mapping[str, float], rows: Mapping[str, Floats] | None = None):
+        super().__init__(tensors)
+        self.rows = rows or {}
+
+
 class _NoGradientError(ProbeError):
     """The forward gives nothing that can be differentiated."""
 
@@ -60,7 +73,7 @@ def sensitivity(
     memory: int = 2**30,
     enough: int | None = None,
     progress: SampleProgress | None = None,
-) -> dict[str, float]:
+) -> Felt:
     """`a_i` of every floating-point parameter that the outputs depend on, by name (tied ones under every name).
 
     The numbers are rounded to four digits, so that they do not depend on the order in which threads add. Micro-batches
@@ -90,7 +103,7 @@ def sensitivity(
         "back as elsewhere.",
         ProbeWarning,
     )
-    return {}
+    return Felt({})
 
 
 @torch.no_grad()
@@ -110,13 +123,13 @@ def _sensitivity(
     generator: torch.Generator,
     most: tuple[int, int, int | None],
     progress: SampleProgress | None,
-) -> dict[str, float]:
+) -> Felt:
     total, done, drawn, enough = batch.samples, 0, 0, most[2]
     good, last, units = torch.ones(total, dtype=torch.bool), "", None
     with differentiable(model):
         names = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
         parameters = {id(p): p for p in names.values()}
-        sums = dict.fromkeys(parameters, 0.0)
+        sums, of_rows = dict.fromkeys(parameters, 0.0), dict[int, torch.Tensor]()
         batch = batch.to(model)
         record, size = Record(model), at_once(model, batch, most[:2])
         of_tokens = robust.tables(model)
@@ -125,8 +138,10 @@ def _sensitivity(
             units = units or _units(model, batch, part, outputs)
             felt = [(k, o) for k, o in enumerate(outputs) if o.requires_grad]
             v = [_noise(o, part.mask, units, k, generator) for k, o in felt]
-            squares = _squares([o for _, o in felt], v, list(parameters.values()), of_tokens)
+            squares, by_row = _squares([o for _, o in felt], v, list(parameters.values()), of_tokens)
             record.restore()
+            for key, row in by_row.items():
+                of_rows[key] = of_rows[key] + row if key in of_rows else row
             for key, square in zip(parameters, squares, strict=True):
                 sums[key] += square
             done, drawn = done + part.samples, drawn + sum(o.numel() for o in v) // part.samples
@@ -143,7 +158,10 @@ def _sensitivity(
         error = NotFiniteError(f"the gradient of {last} is NaN or infinite on the probe's inputs")
         error.name, error.good = last, good
         raise error
-    return {n: float(f"{sums[id(p)] / done:.4g}") for n, p in names.items() if sums[id(p)] > 0}
+    return Felt(
+        {n: float(f"{sums[id(p)] / done:.4g}") for n, p in names.items() if sums[id(p)] > 0},
+        {n: of_rows[id(p)].numpy() / done for n, p in names.items() if id(p) in of_rows},
+    )
 
 
 @contextlib.contextmanager
@@ -210,14 +228,23 @@ def _squares(
     v: Sequence[torch.Tensor],
     parameters: Sequence[nn.Parameter],
     of_tokens: Collection[int],
-) -> list[float]:
-    """Means over each parameter of `(d v'f / d w)^2`; of a table of embeddings so that no token decides them."""
+) -> tuple[list[float], dict[int, torch.Tensor]]:
+    """Means over each parameter of `(d v'f / d w)^2`; of a table of embeddings so that no token decides them.
+
+    Also the means over each row of all others of two axes and more, by `id`, in float64.
+    """
     gradients = torch.autograd.grad(outputs, parameters, v, allow_unused=True)
     kept = [
         robust.kept(g) if id(p) in of_tokens and g is not None else 1.0
         for g, p in zip(gradients, parameters, strict=True)
     ]
-    return [0.0 if g is None else part * _mean_square(g) for g, part in zip(gradients, kept, strict=True)]
+    of_rows = {
+        id(p): g.flatten(1).square().mean(1, dtype=torch.float64).cpu()
+        for g, p in zip(gradients, parameters, strict=True)
+        if g is not None and g.dim() > 1 and g.numel() and id(p) not in of_tokens
+    }
+    means = [0.0 if g is None else part * _mean_square(g) for g, part in zip(gradients, kept, strict=True)]
+    return means, of_rows
 
 
 def _mean_square(gradient: torch.Tensor) -> float:

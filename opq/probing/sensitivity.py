@@ -12,6 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from opq.base import tables
+from opq.base.arrays import Floats
 from opq.base.calls import warn
 from opq.base.pool import give_back
 from opq.base.process_state import ordinary_arithmetic
@@ -26,7 +27,7 @@ from opq.models.observe import batch_statistics, device_of, untouched
 from opq.models.outputs import counted, weighing
 from opq.models.wrappers import unwrapped
 from opq.probing import evidence, finite, recurrent, texts
-from opq.probing.gradients import NotFiniteError, SampleProgress, at_once, differentiable, sensitivity
+from opq.probing.gradients import Felt, NotFiniteError, SampleProgress, at_once, differentiable, sensitivity
 from opq.probing.inputs import synthetic
 from opq.probing.moments import Moments
 from opq.probing.renorm import known, renormalise
@@ -55,6 +56,8 @@ class Probe:
     batch: Batch
     """The inputs, for re-normalisation."""
     micro_batch: int = 16
+    rows: Mapping[str, Floats] = dataclasses.field(default_factory=dict)
+    """The sensitivity of each row of tensors of two axes and more, see `gradients.Felt`."""
     words: bool = False
     """Whether the outputs are scores of words, on texts of the model's own or real ones: these rank plans well."""
 
@@ -181,7 +184,7 @@ def probe(
     batch = _by_pixels(model, batch)
     damping = DAMPING if calibration is None else DAMPING_REAL
     moments = Moments(model, batch, micro_batch=micro_batch, memory=memory, damping=damping)
-    return Probe(model, felt, moments, batch, micro_batch, words)
+    return Probe(model, felt, moments, batch, micro_batch, felt.rows, words)
 
 
 def made_up(
@@ -225,7 +228,7 @@ def _by_pixels(model: nn.Module, batch: Batch) -> Batch:
 
 def _measured(
     model: nn.Module, most: tuple[int, int], made: bool, seed: int, told: Progress, batch: Batch
-) -> tuple[Batch, dict[str, float]]:
+) -> tuple[Batch, Felt]:
     """The sensitivities, with the inputs on which they were measured."""
     tell: SampleProgress | None = functools.partial(told, "probe")
     if made:
@@ -256,8 +259,8 @@ def _elsewhere(
     error: NotFiniteError,
     micro_batch: int,
     made: bool,
-    measured: Callable[[Batch], tuple[Batch, dict[str, float]]],
-) -> tuple[Batch, dict[str, float]]:
+    measured: Callable[[Batch], tuple[Batch, Felt]],
+) -> tuple[Batch, Felt]:
     """The result of `measured` on other inputs, where those given lead to NaN or infinity; warns where they do.
 
     Raises:

@@ -14,17 +14,21 @@ from opq.base.format_v1 import FARTHEST_ROW, QUARTERS
 from opq.quantizing.grid import saturated
 
 _FINEST = 2.0**-20
-"""Rows are scaled as if their root mean square were at least this fraction of the median row's. A choice: errors of
-rows that are nearly zero need not be small beside them."""
+"""Rows are scaled as if their mean squares and sensitivities were at least the square of this, as a fraction of the
+median row's. A choice: errors of rows that are nearly zero need not be small beside them."""
 _PIECE = 1 << 16
 """Weights decoded at once, at least a row. A choice: they fit into a processor's cache."""
 
 
 def exponents(w: torch.Tensor) -> Codes:
     """`e_i` by the root mean square of each row of `w` (rows, ...), the median row's being 0: int16, (rows,)."""
-    power = w.detach().reshape(len(w), -1).double().square().mean(1).cpu().numpy()
-    middle = float(np.median(power[power > 0])) if bool((power > 0).any()) else 1.0
-    quarters = np.rint(2 * np.log2(np.maximum(power / middle, _FINEST**2)))  # 4 log2 of the root
+    return in_quarters(w.detach().reshape(len(w), -1).double().square().mean(1).cpu().numpy(), 0.5)
+
+
+def in_quarters(values: Floats, power: float) -> Codes:
+    """`e_i` of rows whose scales are to be as `values ** power` (rows,), the median row's being 0: int16, (rows,)."""
+    middle = float(np.median(values[values > 0])) if bool((values > 0).any()) else 1.0
+    quarters = np.rint(4 * power * np.log2(np.maximum(values / middle, _FINEST**2)))
     e: Codes = np.clip(quarters, -FARTHEST_ROW, FARTHEST_ROW).astype(np.int16)
     return e
 
