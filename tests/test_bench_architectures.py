@@ -35,6 +35,11 @@ def check(row: architectures.Row) -> None:
     assert not row.worse, (row.error, row.error_without)
 
 
+def test_the_tables_of_the_page_are_those_of_the_rows() -> None:
+    held = architectures.PAGE.read_text(encoding="utf-8").partition(architectures.BEGIN)[2]
+    assert held.partition(architectures.END)[0].strip() == architectures.tables(ROWS)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FEW)
 def test_a_default_call_serves_the_architecture(name: str) -> None:

@@ -196,9 +196,12 @@ def test_real_photographs(shared: Path) -> None:
 def test_command(folder: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    file = tmp_path / "d.opq.safetensors"
-    opq.compress("demo:digits", bits=3, probe=False).save(file)
+    file, model = tmp_path / "d.opq.safetensors", load()
+    opq.compress("demo:digits", bits=0.3, probe=False).save(file)
+    worse = evaluation.evaluate(opq.load(file, model), evaluation.open_images(folder), hint=HINT).top1
+    assert worse < 1, "else it would not show which network was scored"
     ran = CliRunner().invoke(app, ["evaluate", str(file), "--model", "demo:digits", "--data", str(folder), "--json"])
     scores = json.loads(ran.stdout)
     assert scores["dense"]["top1"] == 1.0
+    assert scores["compressed"]["top1"] == worse
     assert scores["compressed"]["images"] == 60

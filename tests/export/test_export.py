@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from plans import planned
 from stream_helpers import small_llama
 from torch import nn
 
@@ -18,9 +19,11 @@ import opq.hub
 from opq import demo
 from opq.cli import app
 from opq.errors import ExportError, MismatchError, MissingExtraError, OptionError, SourceError, TruncatedFileError
-from opq.export.compressed_tensors import LARGEST_CODE, _integers, save_compressed_tensors
+from opq.export.compressed_tensors import LARGEST_CODE, _integers, _width, save_compressed_tensors
 from opq.export.hf_folder import save_folder
 from opq.export.onnx_model import save_onnx
+from opq.file.writer import Grid, pack
+from opq.plan import Plan
 from opq.sources.digits import WEIGHTS, load
 
 pytest.importorskip("onnxruntime")
@@ -192,6 +195,19 @@ def test_compressed_tensors_have_a_scale_for_each_row(tmp_path: Path) -> None:
         words = made["up.weight_packed"].numpy().view(np.uint8).astype(np.int32) - 128
         restored = torch.from_numpy(words.astype(np.float32)) * made["up.weight_scale"]
         assert torch.equal(restored, reader.tensor("up.weight"))
+
+
+@pytest.mark.parametrize(("largest", "width"), [(1, 4), (7, 4), (8, 8), (127, 8)])
+def test_integers_have_four_bits_where_these_hold_every_code(largest: int, width: int) -> None:
+    """The layout keeps -8 to 7 in four bits; a code of 8 would come back as -8."""
+    codes = np.array([[largest, 0, -largest], [1, -1, 0]], np.int16)
+    plan = planned("up.weight", codes.shape)
+    packed = pack(Plan(method="rd", tensors=(plan,)), [Grid("up.weight", torch.from_numpy(codes))])
+    with opq.Reader(packed) as reader:
+        assert _width(reader, {"up.weight"}) == width
+        words = _integers(reader, plan, width)["up.weight_packed"].numpy().view(np.uint32)
+        fields = words[:, :, None] >> np.arange(0, 32, width, dtype=np.uint32) & np.uint32((1 << width) - 1)
+        assert np.array_equal(fields.reshape(2, -1)[:, :3].astype(int) - (1 << width - 1), codes)
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from paths import ROOT
 
 RESULTS = ROOT / "examples" / "bench" / "results"
@@ -112,6 +113,7 @@ def part(text: str) -> dict[str, str]:
     """A method of datafree.md, as its row calls it."""
     text = text.replace("`", "").replace("opq, default", "rd, trellis").replace("opq, trellis=False", "rd")
     text = text.replace("opq (rd), all parts", "rd").replace("opq, all parts", "rd")
+    text = text.replace("opq, from the weights alone", "rd, weights only")
     return {"method": text.replace("opq,", "rd,")}
 
 
@@ -158,12 +160,24 @@ def saved(rate: float) -> Callable[[Row], float]:
     return of
 
 
+def above_limit(rate: float) -> Callable[[Row], float]:
+    """Bits above the rate-distortion function at a rate, between the rows of a method and its weights."""
+
+    def of(row: Row) -> float:
+        own = [one for one in rows("limit") if all(one[k] == row[k] for k in ("model", "method"))]
+        bits, gaps = zip(*sorted((one["bits"], one["gap"]) for one in own), strict=True)
+        return float(np.interp(rate, bits, gaps))
+
+    return of
+
+
 LENET: Callable[[str], Mapping[str, Any]] = lambda text: {"model": "lenet-300-100"}  # noqa: E731
 KEPT: Sequence[Field] = ("kept_weights", "weights_ratio")
 FILE: Sequence[Field] = ("file_bytes", "ratio")
 STAGES = ("read", "statistics", "sample", "quantize", "encode", "verify", "write")
 
 SAVED, RATES = "bits saved at equal error, over the plain grid with the best dead zone", (4, 3, 2.5, 2, 1.5, 1.25)
+LIMITS = (0.75, 1, 1.25, 1.5, 2, 3, 4)
 PARTS = ("network", "method", "bits per parameter", "dense", "score", "samples")
 OF_PARTS = Source(
     results="datafree",
@@ -176,12 +190,30 @@ OF_PARTS = Source(
     },
 )
 
+HALVES = (*PARTS[:3], "half for choices", "half for figures", "dense, both halves")
+OF_HALVES = Source(
+    results="datafree",
+    words={"network": model, "method": part},
+    numbers={
+        "bits per parameter": ("bits",),
+        "half for choices": ("top1_choices",),
+        "half for figures": ("top1_figures",),
+        "dense, both halves": ("top1_dense_choices", "top1_dense_figures"),
+    },
+)
+
 SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
     **dict.fromkeys([("docs/datafree.md", PARTS), ("docs/research.md", PARTS)], OF_PARTS),
+    ("docs/research.md", HALVES): OF_HALVES,
     ("docs/datafree.md", (SAVED, *(f"{rate:g} bits" for rate in RATES))): Source(
         results="limit",
         words={SAVED: lambda text: {"model": text.split(maxsplit=1)[0]}},
         numbers={f"{rate:g} bits": (saved(rate),) for rate in RATES},
+    ),
+    ("docs/mathematics.md", ("", *(f"{rate:g} bits" for rate in LIMITS))): Source(
+        results="limit",
+        words={"": lambda text: dict(zip(("model", "method"), text.split(", "), strict=True))},
+        numbers={f"{rate:g} bits": (above_limit(rate),) for rate in LIMITS},
     ),
     ("docs/finetune.md", ("network", "file", "ratio", "dense error", "one shot", "fine-tuned")): Source(
         results="finetune",
@@ -312,6 +344,9 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
 
 WITHOUT: dict[tuple[str, str], str] = {
     ("docs/howto/updates.md", "the receiver has"): "no figures: what to send to whom",
+    ("docs/datafree.md", "3 bits"): "the speaker encoder with and without steps by row, when they came in; no row yet",
+    ("docs/mathematics.md", "Letter"): "no figures: what letters mean",
+    ("docs/howto/export.md", "ONNX"): "measured once with onnxruntime; no row",
     ("docs/datafree.md", "layer"): "no figures: how each kind of layer is treated",
     ("docs/research.md", "chosen"): "no figures: which choices were made on which images",
     ("docs/research.md", "tried"): "what was tried on the way, by code that is gone; no row",
@@ -322,6 +357,7 @@ WITHOUT: dict[tuple[str, str], str] = {
     ("docs/methods/olmp.md", "epochs, of these pruning"): "on the way to the rows of the table above; no row",
     ("docs/scaling.md", "on 16 cores"): "computed from the measured rates, and said so",
     ("docs/trust.md", "oldest"): "versions, by .ci/versions",
+    ("docs/trust.md", "survived at first"): "faults by put_faults.py that tests let through before",
     ("docs/trust.md", "survivors"): "mutants that survived, by .ci/mutants",
 }
 """Tables that come from no row, by page and a word of the header, each with the reason."""
@@ -329,6 +365,7 @@ WITHOUT: dict[tuple[str, str], str] = {
 
 def checked_pages() -> list[str]:
     """The pages whose tables are compared with rows."""
-    docs = ["datafree.md", "finetune.md", "howto/updates.md", "howto/web.md", "research.md", "scaling.md", "trust.md"]
+    docs = ["datafree.md", "finetune.md", "mathematics.md", "research.md", "scaling.md", "trust.md"]
+    docs += [f"howto/{name}.md" for name in ("export", "updates", "web")]
     methods = sorted(str(path.relative_to(ROOT)) for path in Path(ROOT / "docs/methods").glob("*.md"))
     return [*(f"docs/{name}" for name in docs), *methods]

@@ -27,6 +27,17 @@ def test_noise_and_leaves_alternate_and_the_seed_says_all(samples: int, channels
             assert float(kind.square().mean()) == pytest.approx(1.0, rel=1e-3)
 
 
+@pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
+def test_the_amplitude_of_noise_falls_with_a_power_of_the_frequency(exponent: float) -> None:
+    noise = images.fractal(64, (1, 64, 64), torch.Generator().manual_seed(0), torch.full((64,), exponent))
+    power = torch.fft.fft2(noise[:, 0]).abs().square().mean(0)
+    frequency = torch.fft.fftfreq(64)
+    radius = (frequency[:, None].square() + frequency.square()).sqrt()
+    near, far = ((radius - at).abs() < 0.01 for at in (0.1, 0.4))
+    measured = float((power[near].mean() / power[far].mean()).log() / math.log(4)) / 2
+    assert measured == pytest.approx(exponent, abs=0.05)
+
+
 def test_leaves_are_what_a_look_at_every_pixel_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "fractal", lambda samples, shape, *_: torch.zeros(samples, *shape))
     samples, shape = 3, (2, 30, 41)

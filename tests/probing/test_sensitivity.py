@@ -145,6 +145,7 @@ def test_alpha_and_tensors_that_the_outputs_never_felt() -> None:
     assert "unused.weight" not in found.sensitivity
     full, none = found.sensitivities(names, alpha=1.0), found.sensitivities(names, alpha=0.0)
     assert set(none.values()) == {1.0}
+    assert full["used.weight"] == found.sensitivity["used.weight"]
     assert full["unused.weight"] in (full["used.weight"], full["more.weight"])
     assert found.sensitivities(names, alpha=0.5)["used.weight"] == pytest.approx(full["used.weight"] ** 0.5)
 

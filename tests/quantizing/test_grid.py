@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plans import planned
 
@@ -33,6 +33,8 @@ def by_definition(w: float, plan: TensorPlan) -> int:
     theta=st.sampled_from([0.5, 0.625, 0.75]),
     beta=st.none() | st.sampled_from([0.25, 1.5, 3.0]),
 )
+@example(w=[0.125, -0.125, 0.12109375], step=0.25, theta=0.5, beta=None)  # on the edge of the dead zone, and inside it
+@example(w=[1.5, -1.5, 1.49609375], step=1.0, theta=0.5, beta=1.5)
 def test_codes_follow_the_definition(w: list[float], step: float, theta: float, beta: float | None) -> None:
     plan = grid(step, theta * step, theta) if beta is None else grid(step, beta, 0.5)
     assert quantize(torch.tensor(w), plan).tolist() == [by_definition(x, plan) for x in w]

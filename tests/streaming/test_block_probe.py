@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from opq.streaming.block_probe import PROBED, Carried
 from opq.streaming.chunks import Tensors
 from opq.streaming.clock import Clock
 from opq.streaming.dense import save_dense_folder
+from opq.streaming.first_pass import felt
 from opq.streaming.limits import Limits
 from opq.streaming.model_blocks import PART, Blocks, open_blocks
 from opq.streaming.run import compress_folder, streamed
@@ -119,6 +121,15 @@ def gradients(model: nn.Module, carried: Carried) -> dict[str, float]:
             for name, g in zip(names, found, strict=True):
                 total[name] += 0.0 if g is None else float(g.double().square().mean()) / (PART * PROBED)
     return total
+
+
+def test_of_tied_names_sensitivities_are_added() -> None:
+    """The weight feels what every one of its uses does; one that was never used has the median of the others."""
+    ties = {"a": None, "head": "a", "b": None, "c": None, "unused": None}
+    source: Any = SimpleNamespace(by_name={name: SimpleNamespace(like=like) for name, like in ties.items()})
+    measured: Any = SimpleNamespace(sensitivities=lambda: {"a": 1.0, "head": 8.0, "b": 4.0, "c": 1.0})
+    found: Any = dict.fromkeys(("a", "b", "c", "unused"))
+    assert felt(source, measured, found, 0.5) == {"a": 3.0, "b": 2.0, "c": 1.0, "unused": 2.0}
 
 
 def test_sensitivities_are_those_of_the_whole_model(case: tuple[Any, Path], carried: Carried) -> None:

@@ -29,6 +29,24 @@ def size(old: torch.Tensor, new: torch.Tensor) -> int:
     return len(data)
 
 
+@pytest.mark.parametrize(
+    ("shape", "length"),
+    [
+        ((3, 300), 300),
+        ((5, 4, 4), 16),
+        ((2, 1 << 16), 1 << 16),
+        ((2, 15), 256),
+        ((2, (1 << 16) + 1), 256),
+        ((900,), 256),
+    ],
+)
+def test_a_block_is_a_row_or_256_elements_where_rows_are_too_short_or_too_long(
+    shape: tuple[int, ...], length: int
+) -> None:
+    """Both sides compute it from the shape, so another length would read old updates wrongly."""
+    assert differences.block(shape) == length
+
+
 def test_rows_that_hardly_move_cost_what_they_would_alone() -> None:
     g = torch.Generator().manual_seed(0)
     old, noise = 0.04 * torch.randn(400, 96, generator=g), torch.randn(400, 96, generator=g)

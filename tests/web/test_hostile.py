@@ -13,13 +13,16 @@ import node
 import numpy as np
 import pytest
 import torch
+from file_helpers import with_index
 from paths import GOLDEN
 from plans import planned
 from web_server import site
 
 from opq.base.dtypes import DTYPES
+from opq.coding import entropy
 from opq.errors import FileFormatError
 from opq.file.folder_reader import INDEX
+from opq.file.payload import Place
 from opq.file.stored import Grid
 from opq.file.writer import pack
 from opq.plan import Plan
@@ -132,6 +135,14 @@ def test_the_error_of_a_damaged_tensor_bears_its_name(js: node.Node) -> None:
     assert (found["error"]["code"], found["error"]["name"]) == ("corrupt", "OpqError")
     assert found["error"]["tensor"] in ("grid", "half", "fine")
     assert f'tensor "{found["error"]["tensor"]}": wrong checksum' in found["error"]["message"]
+
+
+@pytest.mark.parametrize(("path", "refused"), [(16383, False), (-16383, False), (16384, True), (-16384, True)])
+def test_a_path_whose_codes_need_more_than_16_bits_is_refused(js: node.Node, path: int, refused: bool) -> None:
+    payload = entropy.encode(np.array([[path, 0], [1, 2]], np.int16))
+    plan = Plan(method="rd", tensors=(planned("w", (2, 2), codebook="trellis"),))
+    found = js.ask(with_index(plan, [Place("trellis", len(payload))], payload))
+    assert ("a path beyond 16 bits" in found.get("error", {}).get("message", "")) == refused
 
 
 def bomb() -> bytes:
