@@ -34,6 +34,7 @@ import torch
 from language_models import Case, cases, download, read_gguf
 
 import opq
+from opq.base.pool import give_back
 
 COLUMNS = ("model", "method", "budget", "bits", "perplexity_dense", "perplexity", "errors_dense", "errors",
            "divergence", "agreement", "correlation", "error_db", "cosine", "samples", "seconds", "memory")  # fmt: skip
@@ -86,6 +87,7 @@ def package(case: Case, method: str, budget: float, **options: Any) -> dict[str,
 def _memory(kind: str) -> float:
     """Megabytes of the process: `VmRSS` now, from where on the peak is counted, or `VmHWM` at most since then."""
     gc.collect()
+    give_back()
     status = Path("/proc/self/status").read_text()
     if kind == "VmRSS":
         Path("/proc/self/clear_refs").write_text("5")

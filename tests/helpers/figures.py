@@ -100,7 +100,9 @@ class Source:
 # --- what cells say --------------------------------------------------------------------------
 
 MODELS = {"MobileNet": "mobilenet-v1-0.75", "ResNet-20": "resnet-20", "MiniLM": "minilm", "LeNet-300": "lenet-300-100",
-          "LeNet-5": "lenet-5", "ResNet-50": "resnet-50 shapes"}  # fmt: skip
+          "LeNet-5": "lenet-5", "ResNet-50": "resnet-50 shapes", "stories260K": "stories260k",
+          "SmolLM2": "smollm2-135m", "Speaker encoder": "speaker-encoder", "g2p": "g2p",
+          "Whisper": "whisper-tiny.en"}  # fmt: skip
 
 
 def model(text: str) -> dict[str, str]:
@@ -113,6 +115,23 @@ def part(text: str) -> dict[str, str]:
     text = text.replace("`", "").replace("opq, default", "rd, trellis").replace("opq, trellis=False", "rd")
     text = text.replace("opq (rd), all parts", "rd").replace("opq, all parts", "rd")
     return {"method": text.replace("opq,", "rd,")}
+
+
+def of_language(text: str) -> dict[str, str]:
+    """A method of the table of language models, as its row calls it."""
+    text = text.replace("`", "").replace("opq, default", "opq")
+    return {"method": {"opq": "rd"}.get(text, text.replace("opq,", "rd,"))}
+
+
+def dense_score(row: Row) -> float | None:
+    """What the dense network has of the figure that language.py gives."""
+    found: float | None = row.get("perplexity_dense", row.get("errors_dense"))
+    return 1.0 if found is None and "cosine" in row else found
+
+
+def score(row: Row) -> float | None:
+    """The figure that language.py gives: a perplexity, errors in percent, or a cosine."""
+    return next((row[name] for name in ("perplexity", "errors", "cosine") if name in row), None)
 
 
 def exactly(field: str, form: str = "{}") -> Callable[[str], dict[str, str]]:
@@ -164,6 +183,16 @@ OF_PARTS = Source(
 )
 
 SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
+    ("docs/datafree.md", ("network, figure", "method", "bits per parameter", "dense", "figure", "divergence")): Source(
+        results="language",
+        words={"network, figure": model, "method": of_language},
+        numbers={
+            "bits per parameter": ("bits",),
+            "dense": (dense_score,),
+            "figure": (score,),
+            "divergence": ("divergence",),
+        },
+    ),
     **dict.fromkeys([("docs/datafree.md", PARTS), ("docs/research.md", PARTS)], OF_PARTS),
     ("docs/finetune.md", ("network", "file", "ratio", "dense error", "one shot", "fine-tuned")): Source(
         results="finetune",
