@@ -142,9 +142,11 @@ def table(rows: Sequence[Row]) -> list[str]:
     same = {c: rows[0].get(c) for c in columns if len(rows) > 2 and len({row.get(c) for row in rows}) == 1}
     columns = [c for c in columns if c not in same]
     said = [f"In all rows: {', '.join(f'{named(c)} {cell(v)}' for c, v in same.items())}.\n"] if same else []
-    lines = ["| " + " | ".join(named(c) for c in columns) + " |", "|" + "---|" * len(columns)]
+    right = {c for c in columns if not any(isinstance(row.get(c), str) for row in rows)}
+    lines = ["| " + " | ".join(named(c) for c in columns) + " |"]
+    lines.append("|" + "".join("---:|" if c in right else "---|" for c in columns))
     lines += ["| " + " | ".join(cell(row.get(c)) for c in columns) + " |" for row in rows]
-    return [*said, "\n".join(lines)]
+    return [*said, ":::{container} measured\n", "\n".join(lines), "\n:::"]
 
 
 def named(column: str) -> str:

@@ -20,6 +20,7 @@ from opq.base.pool import torch_threads
 from opq.base.progress import Progress
 from opq.base.stages import stage, timed
 from opq.compression.alpha import weighed
+from opq.compression.by_rows import RowScaled, of_rows
 from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, basis_of, probe_source, wants_probe
 from opq.compression.compared import without_probe
 from opq.compression.copies import without_copies
@@ -138,6 +139,7 @@ def compress(
             result, basis = methods.run(opened, options), f"method {options.method!r}"
         else:
             roles = _roles(opened, options)
+            opened = RowScaled.of(opened, roles) if options.by_rows else opened
             stats = gather(opened, roles, options.progress)
             probed = probe_source(opened, options)
             problem, coder = _problem(opened, options, roles, stats, probed, on_trellis=options.trellis)
@@ -287,7 +289,7 @@ def _problem(
     on_trellis: bool,
 ) -> tuple[Problem[Any], Coder]:
     """The allocation problem and what makes codes of its plans."""
-    given = _given(options, roles, stats)
+    given = of_rows(source, _given(options, roles, stats))
     known = bool(probed is not None and probed.sensitivity)
     found = dict.fromkeys(stats, 1.0) if known else _guessed(source, stats, options)
     trellised = dict.fromkeys(may_follow(roles, _is_transposed(probed)), LEAST) if on_trellis else {}
@@ -306,7 +308,7 @@ def _problem(
 def _plain(problem: Problem[Any], source: Source, *, on_trellis: bool) -> Problem[Any]:
     """The same problem without what a probe tells."""
     options, roles, stats = problem.options, problem.roles, problem.stats
-    sensitivities = _guessed(source, stats, options) | _given(options, roles, stats)
+    sensitivities = _guessed(source, stats, options) | of_rows(source, _given(options, roles, stats))
     trellised = dict.fromkeys(may_follow(roles, _is_transposed(None)), LEAST) | dict(problem.trellised)
     return dataclasses.replace(problem, sensitivities=sensitivities, trellised=trellised if on_trellis else {})
 

@@ -102,7 +102,8 @@ class TensorPlan:
     like: str | None = None
     """For `share`: the tensor that holds the values."""
     codebook: str = "grid"
-    """`grid` (multiples of the step), `trellis` (multiples that form a path of the trellis), `table` (a list of values)
+    """`grid` (multiples of the step), `trellis` (multiples that form a path of the trellis), `grid-rows` and
+    `trellis-rows` (the same with a step for each row, of which `step` is the median row's), `table` (a list of values)
     or `product` (a list of vectors)."""
     step: float = 0.0
     threshold: float = 0.0
@@ -137,8 +138,18 @@ class TensorPlan:
 
     @property
     def stepped(self) -> bool:
-        """Whether the tensor is compressed to multiples of `step`."""
-        return self.action == "compress" and self.codebook in ("grid", "trellis")
+        """Whether the tensor is compressed to multiples of a step, one for the tensor or one for each row."""
+        return self.action == "compress" and self.codebook in ("grid", "trellis", "grid-rows", "trellis-rows")
+
+    @property
+    def on_trellis(self) -> bool:
+        """Whether its codes form paths of a trellis."""
+        return self.codebook.startswith("trellis")
+
+    @property
+    def by_row(self) -> bool:
+        """Whether each row has a step of its own, which the file's payload holds."""
+        return self.codebook.endswith("-rows")
 
     @property
     def vector(self) -> bool:
@@ -337,7 +348,7 @@ def rows(
     """
     for tensor in plan:
         size = sizes.get(tensor.name, 0)
-        predicted = None if tensor.codebook == "trellis" else tensor.density
+        predicted = None if tensor.on_trellis else tensor.density
         density = (densities or {}).get(tensor.name, predicted)
         yield (
             printable(tensor.name),
@@ -356,8 +367,8 @@ def _grid(tensor: TensorPlan, density: float | None) -> tuple[str, str, str]:
     sparsity = "" if density is None else f"{1 - density:.1%}"
     if not tensor.stepped:
         return (tensor.codebook, "", sparsity)
-    zone = "trellis" if tensor.codebook == "trellis" else f"{tensor.dead_zone:.3f}"
-    return (f"{tensor.step:.4g}", zone, sparsity)
+    zone = "trellis" if tensor.on_trellis else f"{tensor.dead_zone:.3f}"
+    return (f"{tensor.step:.4g}{' by row' if tensor.by_row else ''}", zone, sparsity)
 
 
 def as_stored(plan: Plan) -> Plan:

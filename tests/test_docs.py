@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
+from opq.quantizing.trellis import LEAST
+
 DOCS = ROOT / "docs"
 PAGES = ["quickstart.md", *sorted(f"howto/{p.name}" for p in (DOCS / "howto").glob("*.md"))]
 
@@ -73,6 +75,19 @@ def test_blocks_that_do_not_run_say_so(page: str) -> None:
     kinds = re.findall(r"^```(.*(?:\n:.*)*)", (DOCS / page).read_text(), re.MULTILINE)
     python = [kind for kind in kinds if "python" in kind]
     assert all(kind == "python" or ":class: norun" in kind for kind in python)
+
+
+def test_pages_and_notebooks_tell_from_how_many_bits_on_a_trellis_is_taken() -> None:
+    pages = [*DOCS.glob("*.md"), *DOCS.glob("howto/*.md"), *(ROOT / "examples/notebooks").glob("*.ipynb")]
+    said = {
+        (page.name, rate)
+        for page in pages
+        for paragraph in re.split(r"\n\n|\],\n", page.read_text())
+        if "trellis" in paragraph
+        for rate in re.findall(r"([\d.]+) bits (?:per|a) weight (?:on\b|or\s+more)", " ".join(paragraph.split()))
+    }
+    assert len(said) >= 6
+    assert {rate for _, rate in said} == {f"{LEAST:g}"}, said
 
 
 def test_every_error_is_on_its_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

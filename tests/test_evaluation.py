@@ -42,6 +42,17 @@ def test_demo_agrees_with_its_own_accuracy() -> None:
     assert score.top5 == 1.0
 
 
+@pytest.mark.parametrize("limit", [2, 10, 449])
+def test_a_limited_set_is_spread_over_the_whole(limit: int) -> None:
+    """A set is often sorted by class: its first images would be of one class."""
+    whole = evaluation.demo_images()
+    some, places = whole.first(limit), [round(k * 448 / (limit - 1)) for k in range(limit)]
+    assert some.count == limit
+    assert some.labels == tuple(whole.labels[i] for i in places)
+    assert all(np.array_equal(some.read(k), whole.read(i)) for k, i in enumerate(places))
+    assert whole.first(None) is whole
+
+
 @pytest.fixture
 def without_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)

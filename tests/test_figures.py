@@ -134,7 +134,7 @@ SAID: dict[str, Callable[[], float | list[float]]] = {
     "465x": finetuned("lenet-5", 400, "ratio"),
     "0.82 %": finetuned("lenet-5", 400, "error"),
     "0.62 %": finetuned("lenet-5", 400, "error_dense"),
-    "20.5x": finetuned("resnet-20", 20, "ratio"),
+    "20.4x": finetuned("resnet-20", 20, "ratio"),
     "12.0 %": finetuned("resnet-20", 20, "error"),
     "11.8 %": finetuned("resnet-20", 20, "error_dense"),
     "10 %": lambda: max(steps("native")),

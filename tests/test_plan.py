@@ -168,3 +168,11 @@ def test_what_a_plan_rests_on_is_shown_and_kept_and_makes_no_other_plan_of_it() 
     assert "basis" not in plan.to_json()
     assert str(based).endswith("\nBy a probe.")
     assert "<p>By a probe.</p>" in based._repr_html_()
+
+
+def test_predicted_sizes_are_bytes() -> None:
+    compressed = TensorPlan(name="w", shape=(40, 30), dtype="F32", action="compress", reason="", step=0.1, rate=2.5)
+    kept = TensorPlan(name="b", shape=(40,), dtype="F32", action="keep", reason="")
+    tied = TensorPlan(name="t", shape=(40, 30), dtype="F32", action="share", reason="", like="w")
+    plan = Plan(method="rd", tensors=(compressed, kept, tied))
+    assert plan.predicted_sizes == {"w": 1200 * 2.5 / 8, "b": 160}

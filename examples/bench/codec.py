@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import halves
 import numpy as np
 import peers
 import results
@@ -184,14 +185,14 @@ def nothing(_: State) -> dict[str, Any]:
 
 def top1(model: Any, images: Any) -> Any:
     """Scores a state dict by the model's accuracy in percent."""
-    dense = zoo.top1(model, images)
+    dense = halves.top1(model, images).fields("top1_dense")
 
     def score(state: State) -> dict[str, Any]:
         before = {k: v.clone() for k, v in model.state_dict().items()}
         model.load_state_dict(dict(state))
-        found = zoo.top1(model, images)
+        found = halves.top1(model, images)
         model.load_state_dict(before)
-        return {"top1_dense": dense, "top1": found, "metric": "top1"}
+        return {**dense, **found.fields(), "metric": "top1"}
 
     return score
 
@@ -205,9 +206,9 @@ def similarity() -> tuple[State, Any]:
 
     def score(other: State) -> dict[str, Any]:
         model.load_state_dict(dict(other))
-        found = zoo.rank_correlation(dense, zoo.embeddings(model, tokens, texts))
+        found = halves.similarity(dense, zoo.embeddings(model, tokens, texts))
         model.load_state_dict(state)
-        return {"top1_dense": 100.0, "top1": 100 * found, "metric": "rank correlation x 100"}
+        return {"top1_dense": 100.0, **found.fields(), "metric": "rank correlation x 100"}
 
     return state, score
 

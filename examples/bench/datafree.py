@@ -4,9 +4,10 @@
 
 On the same weights: this package with `a = 1` and no correction, with each part alone, with all, and with all on a
 trellis; uniform quantization per tensor; HQQ; NNCodec 2 at the nearest size. `bits` is 8 x file bytes / parameters.
+Scores are of the whole set and of its halves for choices and for figures (halves.py).
 Every row is written to results/datafree.json as soon as it is measured; rows that stand there for as many samples are
-not measured again, unless `--again` removes those of the networks asked for first. Prints a table and draws
-docs/pictures/datafree.png.
+not measured again, unless `--again` asks for it: then those of today's code stay, and others stay until their turn
+comes. Prints a table and draws docs/pictures/datafree.png.
 `--only resnet50-speed` is one call on ResNet-50's shapes: seconds by part, and peak memory.
 """
 
@@ -27,6 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import halves
 import numpy as np
 import peers
 import results
@@ -69,7 +71,7 @@ class Case:
     budgets: tuple[float, ...]
     metric: str
     samples: int
-    score: Callable[[nn.Module], float]
+    score: Callable[[nn.Module], halves.Score]
     calibration: list[Any] | None = None
     seeds: int = 1
     """The whole package is scored by the mean over so many seeds of its synthetic inputs; its bytes are of seed 0."""
@@ -83,16 +85,16 @@ class Case:
         network = copy.deepcopy(self.model)
         network.load_state_dict({**network.state_dict(), **state})
         row = {"model": self.name, "method": method, "file_bytes": round(size), "ratio": 4 * self.parameters / size}
-        row |= {"bits": 8 * size / self.parameters, "top1_dense": self.dense, "top1": self.scored(network)}
+        row |= {"bits": 8 * size / self.parameters, **self.dense.fields("top1_dense"), **self.scored(network).fields()}
         row |= {"seconds": seconds, "metric": self.metric, "samples": self.samples, "budget": budget}
         return row
 
-    def scored(self, network: nn.Module) -> float:
+    def scored(self, network: nn.Module) -> halves.Score:
         """The score, by the faster layout of the weights in memory."""
         return self.score(network.eval().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
 
     @functools.cached_property
-    def dense(self) -> float:
+    def dense(self) -> halves.Score:
         """The score of the network as it is."""
         return self.scored(copy.deepcopy(self.model))
 
@@ -112,7 +114,7 @@ def cases(wanted: list[str], images: int | None, few: tuple[float, ...] = ()) ->
     """The networks asked for, made when their turn comes."""
 
     def pictures(name: str, model: Any, images: Any, budgets: tuple[float, ...], seeds: int = 1) -> Case:
-        score = functools.partial(zoo.top1, images=images)
+        score = functools.partial(halves.top1, images=images)
         return Case(name, model, few or budgets, "top1", len(images), score, seeds=seeds)
 
     def minilm() -> Case:
@@ -120,8 +122,8 @@ def cases(wanted: list[str], images: int | None, few: tuple[float, ...] = ()) ->
         texts = zoo.sentences("evaluation")
         dense = zoo.embeddings(model, tokens, texts)
 
-        def score(network: nn.Module) -> float:
-            return 100 * zoo.rank_correlation(dense, zoo.embeddings(network, tokens, texts))
+        def score(network: nn.Module) -> halves.Score:
+            return halves.similarity(dense, zoo.embeddings(network, tokens, texts))
 
         calibration = [tokens(zoo.sentences("calibration"))]
         return Case("minilm", model, few or (4.0, 3.0, 2.5), "rank correlation x 100", len(texts), score, calibration)
@@ -140,8 +142,9 @@ def cases(wanted: list[str], images: int | None, few: tuple[float, ...] = ()) ->
 def full(case: Case, bits: float, method: str = ALL, **options: Any) -> Any:
     """The package as everyone calls it: one call, saved, loaded again."""
     rows = [_once(case, bits, method, seed=seed, **options) for seed in range(case.seeds)]
-    scores = [row["top1"] for row in rows]
-    return rows[0] | {"top1": statistics.mean(scores), "seeds": scores}
+    whole, figures = ([row[name] for row in rows] for name in ("top1", "top1_figures"))
+    means = {name: statistics.mean(row[name] for row in rows) for name in ("top1", "top1_choices", "top1_figures")}
+    return rows[0] | means | {"seeds": whole, "seeds_figures": figures}
 
 
 def _once(case: Case, bits: float, method: str, **options: Any) -> Any:
@@ -238,11 +241,13 @@ def tasks(case: Case, *, with_peers: bool, ablation: bool) -> Iterator[Task]:
             yield "nncodec", bits, lambda bits=bits: nncodec(case, bits, tried)
 
 
-def run(case: Case, rows: list[Any], *, with_peers: bool, ablation: bool) -> list[Any]:
-    """The rows with those of one network that are missing, written after each."""
+def run(case: Case, rows: list[Any], *, with_peers: bool, ablation: bool, again: bool = False) -> list[Any]:
+    """The rows with those of one network that are missing, written after each; `again`: those of other code, too."""
+    today = results.digest("datafree")
     for method, budget, measure in tasks(case, with_peers=with_peers, ablation=ablation):
         key = (case.name, method, budget)
-        if any(_key(row) == key and row["samples"] == case.samples for row in rows):
+        held = [row for row in rows if _key(row) == key and row["samples"] == case.samples]
+        if held and not (again and (held[0].get("stamp", {}).get("code") != today or "top1_figures" not in held[0])):
             continue
         rows = write([row for row in rows if _key(row) != key] + [measure()])
     return rows
@@ -317,7 +322,7 @@ def _family(method: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", default=[], help=f"only this network, or {SPEED}; may be repeated")
-    parser.add_argument("--again", action="store_true", help="measure what stands in the results anew")
+    parser.add_argument("--again", action="store_true", help="measure rows of other code than today's anew")
     parser.add_argument("--budget", type=float, action="append", default=[], help="only this budget, in bits")
     parser.add_argument("--images", type=int, help="first N test images only")
     parser.add_argument("--no-peers", action="store_true", help="leave HQQ and NNCodec out")
@@ -326,12 +331,11 @@ def main() -> None:
     path = results.RESULTS / "datafree.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     wanted = cases(options.only, options.images, tuple(options.budget))
-    if options.again:
-        rows = [row for row in rows if row["model"] not in wanted]
-    if SPEED in options.only or (not options.only and not any(row["model"] == SPEED for row in rows)) or options.again:
+    if SPEED in options.only or (not options.only and not any(row["model"] == SPEED for row in rows)):
         rows = write([row for row in rows if row["model"] != SPEED] + [speed()])
     for name, make in wanted.items():
-        rows = run(make(), rows, with_peers=not options.no_peers, ablation=not options.all_only)
+        kinds = {"with_peers": not options.no_peers, "ablation": not options.all_only}
+        rows = run(make(), rows, **kinds, again=options.again)
         results.show([row for row in rows if row["model"] == name], COLUMNS, name)
     results.show([row for row in rows if row["model"] == SPEED], (*SPEED_COLUMNS,), SPEED)
     draw([row for row in rows if row["model"] != SPEED])

@@ -1,12 +1,14 @@
 """Weight-only fine-tuning on fixed masks and codebooks: error against real file bytes, and what a step costs.
 
     python examples/bench/finetune.py [--only lenet-300-100 lenet-5 resnet-20 step] [--validate] [--quick]
+    python examples/bench/finetune.py --dense 3
 
 One shot, no iterative pruning: one plan from the weights alone, then only weights move. The LeNets are trained here
 first (kept in cache/), with an L1 penalty; data and ResNet-20 come from ../shared. `--validate` holds out 10,000
 training images, counts errors on them and writes nothing: so the recipes of the LeNets were chosen. Without it the
 network trains on all training images, and the test images are read once, by the finished file. Prints tables, writes
 results/finetune.json and draws docs/pictures/finetune.png; a run of some models keeps the rows of the others.
+`--dense` trains ResNet-20 itself by the recipe of its compressed copy, once a seed: what that recipe alone gains.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import halves
 import results
 import steps
 import torch
@@ -153,15 +156,22 @@ class Task:
     test: zoo.Images
     validate: bool = False
     """Whether `test` are held-out training images, to be looked at after each epoch."""
+    few: bool = False
+    """Whether there are few images, only to see that the script runs."""
 
     @property
     def suffix(self) -> str:
         """Of files in the cache."""
-        return "-validate" if self.validate else ""
+        return ("-validate" if self.validate else "") + ("-quick" if self.few else "")
 
     def error(self, model: nn.Module) -> float:
         """Percent of the test images that the model gets wrong."""
-        return 100 - zoo.top1(model, self.test, 1000)
+        return self.errors(model).whole
+
+    def errors(self, model: nn.Module) -> halves.Score:
+        """The same, of each half of the images, too."""
+        right = halves.top1(model, self.test, 1000)
+        return halves.Score(100 - right.whole, 100 - right.choices, 100 - right.figures)
 
     def quick(self) -> Task:
         """The same on a few images, to see that the script runs."""
@@ -171,7 +181,7 @@ class Task:
             whole = self.train(epoch)
             return dataclasses.replace(whole, images=whole.images[few])
 
-        return dataclasses.replace(self, train=train, test=self.test[few])
+        return dataclasses.replace(self, train=train, test=self.test[few], few=True)
 
 
 def task(recipe: Recipe, validate: bool = False) -> Task:
@@ -250,18 +260,24 @@ def point(own: Task, recipe: Recipe, ratio: float, teacher: nn.Module, error_den
     path = CACHE / f"{stem}.opq.safetensors"
     trained.save(path)
     loaded = opq.load(path, copy.deepcopy(own.dense))
-    error = own.error(loaded)
+    error = own.errors(loaded)
     checkpoint.unlink()
-    result = trained.result
+    result, size = trained.result, path.stat().st_size
     if own.validate:
         print(f"{own.name} {ratio:g}: validation error after each epoch", [round(e.score, 2) for e in trained.history])
     return {
-        "model": own.name, "method": "rd", "wanted_ratio": ratio, "file_bytes": path.stat().st_size,
-        "ratio": result.source_bytes / path.stat().st_size, "nominal_ratio": result.nominal.ratio, "bits": result.bits,
-        "error_dense": error_dense, "error_oneshot": error_oneshot, "error": error, "top1_dense": 100 - error_dense,
-        "top1_oneshot": 100 - error_oneshot, "top1": 100 - error, "epochs": recipe.epochs,
+        "model": own.name, "method": "rd", "wanted_ratio": ratio, "file_bytes": size,
+        "ratio": parameter_bytes(own.dense) / size, "nominal_ratio": result.nominal.ratio, "bits": result.bits,
+        "error_dense": error_dense, "error_oneshot": error_oneshot, **error.fields("error"),
+        "top1_dense": 100 - error_dense, "top1_oneshot": 100 - error_oneshot, "top1": 100 - error.whole,
+        "epochs": recipe.epochs,
         "seconds": time.perf_counter() - start, "device": "cpu",
     }  # fmt: skip
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Bytes of the parameters in fp32: what ratios count from."""
+    return 4 * sum(p.numel() for p in model.parameters())
 
 
 def adamw(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
@@ -273,15 +289,35 @@ def adamw(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimiz
 
 def curve(own: Task, recipe: Recipe) -> Iterator[dict[str, Any]]:
     """All points of a recipe. ResNet-20 is compared with the dense network trained for the same extra epochs."""
-    reference = own.dense
-    if recipe.model == "resnet-20":
-        reference = copy.deepcopy(own.dense)
-        checkpoint = CACHE / f"{own.name}-dense{own.suffix}.ckpt"
-        finetune(reference, keep_all(reference), own.train, epochs=recipe.epochs, checkpoint=checkpoint,
-                 optimizer=lambda p: torch.optim.AdamW(p, recipe.dense_lr, fused=True))  # fmt: skip
+    reference = plainly(own, recipe) if recipe.model == "resnet-20" else own.dense
     dense = own.error(reference)
     for ratio in recipe.ratios:
         yield point(own, recipe, ratio, reference, dense)
+
+
+def plainly(own: Task, recipe: Recipe) -> nn.Module:
+    """The dense network, trained for so many epochs more by a plain run."""
+    reference = copy.deepcopy(own.dense)
+    checkpoint = CACHE / f"{own.name}-dense{own.suffix}.ckpt"
+    finetune(reference, keep_all(reference), own.train, epochs=recipe.epochs, checkpoint=checkpoint,
+             optimizer=lambda p: torch.optim.AdamW(p, recipe.dense_lr, fused=True))  # fmt: skip
+    return reference
+
+
+def alike(own: Task, recipe: Recipe, seeds: int) -> Iterator[dict[str, Any]]:
+    """The dense network by the recipe of its compressed copy: distilled, decayed, its statistics estimated anew."""
+    teacher = plainly(own, recipe)
+    for seed in range(seeds):
+        start, model = time.perf_counter(), copy.deepcopy(own.dense)
+        finetune(model, keep_all(model), lambda epoch, seed=seed: own.train(epoch + 1000 * seed), teacher=teacher,
+                 epochs=recipe.epochs, distill=recipe.distill, temperature=recipe.temperature,
+                 reestimate_bn=recipe.reestimate, optimizer=lambda p: adamw(p, recipe))  # fmt: skip
+        error = own.errors(model)
+        yield {
+            "model": own.name, "method": "dense, the same recipe", "seed": seed, "file_bytes": None, "ratio": 1.0,
+            "bits": 32.0, **error.fields("error"), "top1": 100 - error.whole, "epochs": recipe.epochs,
+            "seconds": time.perf_counter() - start, "device": "cpu",
+        }  # fmt: skip
 
 
 # --- the command -----------------------------------------------------------------------------
@@ -302,7 +338,8 @@ def keep_rows(rows: list[dict[str, Any]], dry: bool) -> list[dict[str, Any]]:
 def place(row: dict[str, Any]) -> tuple[Any, ...]:
     """What a row is about, in the order of the table."""
     models = [*(recipe.model for recipe in RECIPES), "minilm"]
-    return "metric" in row, models.index(row["model"]), row.get("wanted_ratio", row.get("batch"))
+    which = row.get("wanted_ratio", row.get("batch", 0)), row.get("seed", -1)
+    return "metric" in row, models.index(row["model"]), *which
 
 
 MARKS = {"lenet-300-100": (113.5, 2.18), "lenet-5": (297.7, 0.91)}
@@ -319,7 +356,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, panels = pyplot.subplots(1, len(MARKS), figsize=(5 * len(MARKS), 4), squeeze=False)
     for axis, (model, mark) in zip(panels[0], MARKS.items(), strict=True):
-        own = sorted((r for r in rows if r["model"] == model and "metric" not in r), key=lambda r: r["ratio"])
+        own = sorted((r for r in rows if r["model"] == model and "wanted_ratio" in r), key=lambda r: r["ratio"])
         points = [(r["ratio"], r["error"]) for r in own]
         axis.plot(*zip(*points, strict=True), "o-", label="fine-tuned, file bytes")
         axis.axhline(own[0]["error_dense"], color="grey", linestyle="--", label="dense")
@@ -339,13 +376,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*(r.model for r in RECIPES), "step"], metavar="MODEL")
     parser.add_argument("--ratios", nargs="+", type=float, help="other ratios than the recipe's")
+    parser.add_argument("--dense", type=int, default=0, metavar="SEEDS", help="ResNet-20 itself by the same recipe")
     parser.add_argument("--epochs", type=int, help="another number of epochs than the recipe's")
     parser.add_argument("--validate", action="store_true", help="errors on held-out training images, nothing written")
     parser.add_argument("--quick", action="store_true", help="few images and epochs, nothing written: does it run?")
     arguments = parser.parse_args()
     CACHE.mkdir(exist_ok=True)
     dry = arguments.quick or arguments.validate
-    only = arguments.only or [*(r.model for r in RECIPES), "step"]
+    only = arguments.only or ([] if arguments.dense else [*(r.model for r in RECIPES), "step"])
     rows: list[dict[str, Any]] = []
     for recipe in RECIPES:
         if recipe.model in only:
@@ -356,6 +394,13 @@ def main() -> None:
             for row in curve(own.quick() if arguments.quick else own, dataclasses.replace(recipe, **quick)):
                 rows.append(row)
                 keep_rows(rows, dry)
+    if arguments.dense:
+        recipe = next(r for r in RECIPES if r.model == "resnet-20")
+        recipe = dataclasses.replace(recipe, epochs=1 if arguments.quick else arguments.epochs or recipe.epochs)
+        own = task(recipe, arguments.validate)
+        for row in alike(own.quick() if arguments.quick else own, recipe, arguments.dense):
+            rows.append(row)
+            keep_rows(rows, dry)
     rows += [steps.step_row(*which) for which in steps.STEPS] if "step" in only else []
     rows = keep_rows(rows, dry)
     if not dry:

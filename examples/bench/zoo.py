@@ -242,15 +242,20 @@ def _decoded(jpeg: np.ndarray, offset: np.ndarray, labels: np.ndarray) -> Images
 
 
 @torch.inference_mode()
-def top1(model: Any, images: Images, batch: int = 100) -> float:
-    """Percent of the images that the model, in inference mode, gives its highest score to the right label."""
+def hits(model: Any, images: Images, batch: int = 100) -> Tensor:
+    """Whether the model, in inference mode, gives its highest score to the right label; one truth value an image."""
     training = model.training
     model.eval()
-    right = 0
+    found = []
     for pixels, labels in zip(images.pixels.split(batch), images.labels.split(batch), strict=True):
-        right += int((model(normalised(pixels, model.input_hint)).argmax(1) == labels).sum())
+        found.append(model(normalised(pixels, model.input_hint)).argmax(1) == labels)
     model.train(training)
-    return 100 * right / len(images)
+    return torch.cat(found)
+
+
+def top1(model: Any, images: Images, batch: int = 100) -> float:
+    """Percent of the images that the model, in inference mode, gives its highest score to the right label."""
+    return 100 * int(hits(model, images, batch).sum()) / len(images)
 
 
 # --- text ------------------------------------------------------------------------------------

@@ -35,7 +35,10 @@ DTYPE_NAMES = (
 )
 """Element types by their numbers in the index; only ever appended to."""
 
-KIND_NAMES = ("grid", "table", "product", "fine", "log", "raw", "share", "scalar", "trellis")
+KIND_NAMES = (
+    *("grid", "table", "product", "fine", "log", "raw", "share", "scalar", "trellis"),
+    *("grid-rows", "trellis-rows"),
+)
 """Kinds of payload by their numbers in the index; only ever appended to."""
 
 CODED_TYPES = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ")
@@ -187,3 +190,11 @@ FROM_SHIFT, FROM_PARITY = 0o103 >> 1, 0o024 >> 1
 
 LARGEST_PATH = 2**14 - 1
 """Magnitude of the largest `k`, half a code on a trellis."""
+
+# --- steps by row ----------------------------------------------------------------------------
+
+QUARTERS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
+"""2^(k / 4) in float64: the step of row i is the tensor's step times `QUARTERS[e_i mod 4] 2^(e_i // 4)`."""
+
+FARTHEST_ROW = 400
+"""Magnitude of the largest `e_i`: factors from 2^-100 to 2^100."""

@@ -59,7 +59,7 @@ def _fail(error: BaseException) -> None:
     """Prints an error and ends the process with exit code 1."""
     err.print("error", style="bold red", end=" ")
     text = f"{type(error).__name__}: {one_line(in_shell(str(error)))}"
-    err.print(wrapped(text, err, begun=len("error ")), highlight=False, soft_wrap=True)
+    err.print(wrapped(text, err, begun=len("error ")), soft_wrap=True)
     sys.exit(1)
 
 
@@ -67,4 +67,4 @@ def _warn(message: Warning | str, category: type[Warning], filename: str, lineno
     """Prints a warning; takes the place of `warnings.showwarning`."""
     err.print("warning", style="yellow", end=" ")
     text = wrapped(one_line(in_shell(str(message))), err, begun=len("warning "))
-    err.print(text, highlight=False, soft_wrap=True)
+    err.print(text, soft_wrap=True)

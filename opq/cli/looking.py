@@ -17,7 +17,7 @@ from opq.cli.printing import say, say_json, say_table, watched
 
 
 def inspect(file: File, as_json: AsJson = False) -> None:
-    """Show what FILE holds: tensors, ratio, bits, sparsity, and entropy against coded size."""
+    """Show what FILE holds. Of each tensor bits, sparsity, bytes; of all the ratio, entropy against coded size."""
     from opq.report.inspection import examine
 
     found = examine(file)
@@ -52,7 +52,7 @@ def report(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a self-contained HTML report of FILE: bytes, steps, histograms, curves, and a live budget."""
+    """Write a report of FILE as one HTML page. With bytes, steps, histograms, curves, and a live budget."""
     from opq.report.page import save_page
 
     path = output or Path(file.name.removesuffix(SUFFIX).removesuffix(".safetensors") + ".html")

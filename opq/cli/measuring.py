@@ -23,7 +23,7 @@ def evaluate(
     trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Accuracy of the network in FILE beside that of the network it was made from."""
+    """Measure the accuracy of FILE. That of the network it was made from stands beside it."""
     from opq import evaluation
 
     opened = opq.open_source(model, trust_remote_code=trust_remote_code)
@@ -50,7 +50,7 @@ def demo(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Keep the file here.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compress the network that ships with opq, save, reload, and compare accuracies. Offline, seconds."""
+    """Compress the network that ships with opq. It is saved and reloaded, accuracies are compared; offline, seconds."""
     import tempfile
 
     from opq import demo as shipped

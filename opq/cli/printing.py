@@ -11,8 +11,8 @@ from rich.console import Console
 if TYPE_CHECKING:
     from opq.report.table import Report
 
-out = Console(markup=False)
-err = Console(stderr=True, markup=False)
+out = Console(markup=False, highlight=False)  # rich would colour the digits inside of names and shapes
+err = Console(stderr=True, markup=False, highlight=False)
 
 
 def say(text: str, *, commands: bool = False) -> None:

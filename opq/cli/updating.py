@@ -25,7 +25,7 @@ def delta(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write what changed from OLD to NEW, from which and OLD `opq apply` makes NEW again, byte for byte."""
+    """Write what changed from OLD to NEW. From that and OLD `opq apply` makes NEW again, byte for byte."""
     refuse_inputs(output, [old, new])
     may_replace(output, force)
     start = time.perf_counter()
@@ -44,7 +44,7 @@ def apply(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the new checkpoint from OLD and UPDATE; its SHA-256 is checked."""
+    """Make the new checkpoint from OLD and UPDATE. Its SHA-256 is checked."""
     refuse_inputs(output, [old, update])
     may_replace(output, force)
     size = opq.apply(old, update, output, progress=watched(as_json))

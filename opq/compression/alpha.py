@@ -33,8 +33,7 @@ def weighed(coder: C, problem: Problem[TensorStats], given: Mapping[str, float])
     named = len(given) == len(problem.stats)
     alphas = (1.0,) if named else _alphas(coder, problem.options)
     candidates = [
-        problem.replace(sensitivities=coder.probe.sensitivities(problem.stats, alpha=alpha) | dict(given))
-        for alpha in alphas
+        problem.replace(sensitivities=coder.sensitivities(problem.stats, alpha=alpha) | dict(given)) for alpha in alphas
     ]
     return (candidates[0], coder) if len(candidates) == 1 else _best(coder, candidates)
 

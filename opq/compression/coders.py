@@ -16,6 +16,7 @@ from opq.base.arrays import Codes
 from opq.base.calls import warn
 from opq.base.pool import torch_threads
 from opq.base.stages import stage
+from opq.compression.by_rows import decoded, of_rows
 from opq.compression.method import DataFree
 from opq.compression.options import Options
 from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
@@ -23,7 +24,7 @@ from opq.file.basis import NOTES, REAL, SYNTHETIC, noted
 from opq.plan import Plan, TensorPlan
 from opq.probing.sensitivity import Probe, probe
 from opq.quantizing.feedback import sweep
-from opq.quantizing.grid import dequantize, quantize
+from opq.quantizing.grid import quantize
 from opq.quantizing.moment import Factors
 from opq.sources.base import Source
 
@@ -128,6 +129,10 @@ class DataFreeCoder:
             felt=bool(self.probe.sensitivity),
         )
 
+    def sensitivities(self, names: Iterable[str], *, alpha: float) -> dict[str, float]:
+        """`a_i^alpha` of the tensors that are coded, whose rows may be scaled."""
+        return of_rows(self.source, self.probe.sensitivities(names, alpha=alpha))
+
     def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
         """Codes of tensors: by feedback if the layer's input moments are known, otherwise by plain rounding."""
         if all(self.known.get(t.name, (None,))[0] == t for t in tensors):
@@ -162,7 +167,7 @@ class DataFreeCoder:
 
     def state(self, plan: Plan, codes: CodesByName) -> dict[str, torch.Tensor]:
         """The compressed tensors as they will be decoded, under all their names."""
-        state = {n: dequantize(torch.from_numpy(q), plan[n], self.source.by_name[n].dtype) for n, q in codes.items()}
+        state = {n: decoded(self.source, plan[n], q, self.source.by_name[n].dtype) for n, q in codes.items()}
         return state | {t.name: state[t.like] for t in plan if t.like in state}
 
 

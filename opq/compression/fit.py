@@ -17,6 +17,7 @@ import torch
 from opq.allocation.stats import TensorStats
 from opq.base.progress import Progress
 from opq.base.stages import stage
+from opq.compression import by_rows
 from opq.compression.budget import AIM, Round, Search, by_line
 from opq.compression.coders import Coder, CodesByName
 from opq.compression.differences import Differences
@@ -28,7 +29,7 @@ from opq.compression.unchanged import Unchanged
 from opq.errors import InfeasibleError
 from opq.file import writer
 from opq.file.kept import keep
-from opq.file.stored import Grid, Stored, Trellis
+from opq.file.stored import Stored
 from opq.plan import Plan, as_stored
 from opq.sources.base import Source
 
@@ -233,11 +234,12 @@ def assemble(
         items: kept tensors whose stored form is known already.
         note: what the codes rest on, as of `opq.file.writer.pack`.
     """
-    stepped = [(Trellis if t.codebook == "trellis" else Grid)(t.name, codes[t.name]) for t in plan.compressed]
+    stepped = [by_rows.stored(source, t, codes[t.name]) for t in plan.compressed]
     kept = [(items or {}).get(item.name, item) for item in keep(source, plan, changed)]
     base = source.base if isinstance(source, Differences) else None
     if isinstance(source, Differences):
         kept = [source.finished(item) for item in kept]
+    plan = by_rows.told(source, plan)
     return Result(
         plan=plan,
         packed=writer.pack(plan, [*stepped, *kept], note=note, base=None if base is None else base.name),

@@ -102,6 +102,11 @@ class Options:
         return isinstance(self.how, RateDistortion) and bool(self.how.trellis)
 
     @property
+    def by_rows(self) -> bool:
+        """Whether tensors may have steps by row."""
+        return isinstance(self.how, RateDistortion) and not self.how.constraints
+
+    @property
     def weighs(self) -> bool:
         """Whether tensors count by what their weights tell, where there is no probe; in the paper all count alike."""
         return isinstance(self.how, RateDistortion)

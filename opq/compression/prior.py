@@ -234,14 +234,26 @@ _ENCODER = re.compile(r"(^|\.)embeddings\.[^.]+\.weight$")
 """The names of tables in encoders (BERT and similar ones, CLIP), which are not used for the outputs."""
 _HEADS = ("lm_head.", "cls.predictions.", "embed_out.", "output.weight")
 """Parts of names by which output layers of language models are recognised, at the start or after a dot."""
+_RECURRENT = re.compile(r"(^|[._])(ih|hh)(_l\d+)?(_reverse)?$")
+"""Names of the matrices of LSTM, GRU, RNN (`weight_ih_l0`, `weight_hh_l1_reverse`) and of their cells (`weight_ih`)."""
 
 
 def _output_tables(source: Source) -> list[str]:
     """Tables that compute the outputs: by name, by a tie to such a table, or as the only table of a decoder."""
-    tables = [s for s in source if len(s.shape) == 2 and s.like is None and s.shape[0] >= TALL * s.shape[1]]
+    tables = [s for s in source if s.like is None and is_table(s.name, s.shape)]
     heads = {s.like or s.name for s in source if _is_head(s.name)}
     found = [spec.name for spec in tables if spec.name in heads]
     return found or [s.name for s in tables if not _ENCODER.search(s.name)]
+
+
+def is_table(name: str, shape: Sequence[int]) -> bool:
+    """Whether a matrix is taken for a table of embeddings, by its shape; gates of few inputs are as tall."""
+    return len(shape) == 2 and shape[0] >= TALL * shape[1] and not is_recurrent(name)
+
+
+def is_recurrent(name: str) -> bool:
+    """Whether a matrix is that of inputs or of hidden states of a recurrent layer, by torch's names of these."""
+    return _RECURRENT.search(name) is not None
 
 
 def _is_head(name: str) -> bool:

@@ -192,7 +192,7 @@ class Problem(Generic[S]):
         plan = self.planned(self.allocate(bits + self._surely_saved))
         for _ in range(3 if self.trellised else 0):  # the bits that a trellis saves are allocated, too
             own = [t for t in plan.compressed if t.name in self.stats]
-            saved = trellis.SAVED * sum(t.size for t in own if t.codebook == "trellis")
+            saved = trellis.SAVED * sum(t.size for t in own if t.on_trellis)
             plan = self.planned(self.allocate(bits + max(saved, self._surely_saved)))
         return plan
 
@@ -209,7 +209,7 @@ class Problem(Generic[S]):
 
     def plain(self, tensor: TensorPlan) -> TensorPlan:
         """The plan of a tensor, with the plain grid of the same error in place of a trellis."""
-        if tensor.codebook != "trellis":
+        if not tensor.on_trellis:
             return tensor
         point = self.curves[tensor.name].at_rate(tensor.rate + trellis.SAVED)
         grid: dict[str, Any] = on_grid(point, self.stats[tensor.name].max_abs)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from opq.base.dtypes import dtype_name
+from opq.compression.by_rows import of_scaled
 from opq.compression.coders import Coder, CodesByName
 from opq.compression.roles import Role
 from opq.file.folder_reader import FolderReader
@@ -47,7 +48,7 @@ class Unchanged:
         """
         listed = tuple(roles)
         like = [role for role in listed if _is_like(role, old.plan)]
-        plans = [old.plan[role.name] for role in like if role.action == "compress" and _within(role, old.plan, source)]
+        plans = [plan for role in like if role.action == "compress" and (plan := _planned(role, old, source))]
         same: CodesByName = {}
         for name, codes in coder.codes(plans):
             if np.array_equal(codes, old.codes(name)):
@@ -72,10 +73,13 @@ def _is_like(role: Role, old: Plan) -> bool:
     return alike and (role.action != "compress" or plan.stepped)
 
 
-def _within(role: Role, old: Plan, source: Source) -> bool:
-    """Whether 16 bits hold the codes of a tensor by its old step."""
+def _planned(role: Role, old: Reader | FolderReader, source: Source) -> TensorPlan | None:
+    """The old plan of a tensor; None if rows are scaled in another way, or 16 bits do not hold the codes by it."""
+    plan = of_scaled(source, old.plan[role.name], old.exponents(role.name))
     values = source.tensor(role.name)
-    return not values.numel() or float(values.double().abs().max()) < LARGEST_CODE * old[role.name].step
+    if plan is None or (values.numel() and float(values.double().abs().max()) >= LARGEST_CODE * plan.step):
+        return None
+    return plan
 
 
 def _kept(old: Reader | FolderReader, source: Source, plan: Plan) -> dict[str, Stored]:

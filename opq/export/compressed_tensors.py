@@ -23,6 +23,7 @@ from opq.errors import ExportError, OccupiedFolderError
 from opq.export.hf_folder import config_folder
 from opq.file.reader import Reader
 from opq.plan import TensorPlan
+from opq.quantizing.rows import steps as row_steps
 from opq.sources import open_source, side_files
 
 LARGEST_CODE = 127
@@ -123,9 +124,11 @@ def _integers(reader: Reader, tensor: TensorPlan, width: int) -> dict[str, torch
     padded = np.zeros((rows, -(-columns // each) * each), np.uint32)
     padded[:, :columns] = reader.codes(tensor.name).astype(np.int32) + (1 << width - 1)
     words = np.bitwise_or.reduce(padded.reshape(rows, -1, each) << np.arange(0, 32, width, dtype=np.uint32), axis=2)
+    exponents = reader.exponents(tensor.name)
+    steps = np.full(rows, tensor.step, np.float32) if exponents is None else row_steps(tensor.step, exponents)
     return {
         f"{tensor.name}_packed": torch.from_numpy(words.view(np.int32)),
-        f"{tensor.name}_scale": torch.full((rows, 1), tensor.step, dtype=torch.float32),
+        f"{tensor.name}_scale": torch.from_numpy(steps).reshape(rows, 1),
         f"{tensor.name}_shape": torch.tensor(tensor.shape),
     }
 

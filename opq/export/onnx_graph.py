@@ -24,17 +24,30 @@ class GridTensor:
 
     name: str
     codes: Codes
-    step: float
+    step: Floats32
+    """Of the tensor, a scalar; or of each row, (rows,)."""
+
+    @property
+    def weights(self) -> Floats32:
+        """`codes x step` in float32."""
+        dense: Floats32 = self.codes.astype(np.float32) * self.spread
+        return dense
+
+    @property
+    def spread(self) -> Floats32:
+        """The steps in a shape in which they multiply the codes."""
+        return self.step.reshape(-1, *[1] * (self.codes.ndim - 1)) if self.step.ndim else self.step
 
 
-def put(graph: Any, value: Any, codes: Codes, scale: Floats32) -> str:
+def put(graph: Any, value: Any, codes: Codes, scale: Floats32, axis: int = 0) -> str:
     """Replaces one initializer by integers and a DequantizeLinear, and gives their type, such as `int8`.
 
     An embedding's matrix, which only Gather nodes read, stays in integers; the rows that they gather are restored.
 
     Args:
         codes: in the initializer's shape.
-        scale: a scalar, or one number for each index of the first axis.
+        scale: a scalar, or one number for each index of an axis.
+        axis: that axis.
     """
     import onnx_ir as ir
 
@@ -48,21 +61,21 @@ def put(graph: Any, value: Any, codes: Codes, scale: Floats32) -> str:
             user.node.replace_input_with(0, held[0])
             _dequantized(graph, user.node, user.node.outputs[0], held[1], f"{name}.{user.node.name}")
     else:
-        restored = _restored(graph, value, held, per_row=bool(scale.ndim))
+        restored = _restored(graph, value, held, axis if scale.ndim else None)
         for user in users:
             user.node.replace_input_with(user.idx, restored)
     del graph.initializers[name]
     return kind
 
 
-def _restored(graph: Any, value: Any, held: list[Any], *, per_row: bool) -> Any:
+def _restored(graph: Any, value: Any, held: list[Any], axis: int | None) -> Any:
     """Adds nodes at the head of the graph that restore an initializer in its shape, and gives the restored value."""
     import onnx_ir as ir
 
     name, first = value.name, graph[0]
-    node = ir.node("DequantizeLinear", held, {"axis": 0} if per_row else {}, name=f"{name}.restore")
+    node = ir.node("DequantizeLinear", held, {} if axis is None else {"axis": axis}, name=f"{name}.restore")
     graph.insert_before(first, node)
-    if per_row:
+    if axis is not None:
         return _cast(graph, node, value, f"{name}.restored")
     node.outputs[0].name = f"{name}.flat"
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)

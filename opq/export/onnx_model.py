@@ -35,6 +35,7 @@ from opq.file.reader import Reader
 from opq.models.batch import Batch, as_batch
 from opq.plan import TensorPlan
 from opq.probing.inputs import synthetic
+from opq.quantizing import rows
 from opq.sources.base import InputHint
 
 OPSET = 21
@@ -182,7 +183,9 @@ def _open_axes_named(graph: Any, outputs: Sequence[str]) -> None:
 
 
 def _grid(reader: Reader, tensor: TensorPlan) -> GridTensor:
-    return GridTensor(tensor.name, reader.codes(tensor.name), tensor.step)
+    exponents = reader.exponents(tensor.name)
+    step = np.asarray(np.float32(tensor.step)) if exponents is None else rows.steps(tensor.step, exponents)
+    return GridTensor(tensor.name, reader.codes(tensor.name), step)
 
 
 def _traced(network: nn.Module, batch: Batch, optimized: bool) -> Any:
@@ -230,19 +233,19 @@ def _candidates(graph: Any, grid: GridTensor, size: int) -> Iterator[Any]:
             yield value
 
 
-def recognised(values: Floats32, grid: GridTensor) -> tuple[Codes, Floats32] | None:
-    """The codes in the initializer's shape, and the scale: a scalar, or one number for each index of the first axis.
+def recognised(values: Floats32, grid: GridTensor) -> tuple[Codes, Floats32, int] | None:
+    """The codes in the initializer's shape, the scale, and the axis for each index of which it has a number, if any.
 
     None if the values are not those of the tensor.
     """
-    for codes in (grid.codes, grid.codes.T):
+    dense = grid.weights
+    for codes, weights, axis in ((grid.codes, dense, 0), (grid.codes.T, dense.T, grid.codes.ndim - 1)):
         if codes.shape != values.shape:
             continue
-        step = np.float32(grid.step)
-        if np.array_equal((codes.astype(np.float32) * step).astype(values.dtype), values):
-            return codes, np.asarray(step)
+        if np.array_equal(weights.astype(values.dtype), values):
+            return codes, grid.step, axis
         if codes.ndim > 1 and values.dtype == np.float32 and (scale := _scales(codes, values)) is not None:
-            return codes, scale
+            return codes, scale, 0
     return None
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from opq.base.arrays import Codes
 from opq.export.onnx_graph import FLOATING, GridTensor, put
 
 GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
@@ -23,7 +22,7 @@ _MATRICES = (1, 2)
 def replaced(graph: Any, grids: Iterable[GridTensor]) -> dict[str, str]:
     """Puts codes where recurrent layers hold their values, and gives the type of the codes by tensor.
 
-    A matrix of several directions is replaced only if all its directions are recognised.
+    A matrix of several directions is replaced only if all its directions are recognised and none has steps by row.
     """
     matrices = {id(value): (value, gates) for value, gates in _matrices(graph)}
     if not matrices:
@@ -34,7 +33,11 @@ def replaced(graph: Any, grids: Iterable[GridTensor]) -> dict[str, str]:
         directions = [one for one in found if one is not None]
         if len(directions) == len(found):
             codes = np.stack([_reordered(grid.codes, gates) for grid in directions])
-            kind = put(graph, value, codes, np.array([grid.step for grid in directions], np.float32))
+            by_row = any(grid.step.ndim for grid in directions)
+            if by_row and len(directions) > 1:
+                continue  # a DequantizeLinear has scales along one axis only
+            steps = [_reordered(grid.step, gates) if by_row else grid.step for grid in directions]
+            kind = put(graph, value, codes, steps[0] if by_row else np.stack(steps), int(by_row))
             kinds |= {grid.name: kind for grid in directions}
     return kinds
 
@@ -53,12 +56,12 @@ def _recognised(values: Any, gates: tuple[int, ...], grids: Iterable[GridTensor]
     """The tensor of the file that has these values when its gates are put into ONNX's order; None if there is none."""
     for grid in grids:
         if grid.codes.shape == values.shape:
-            dense = _reordered(grid.codes, gates).astype(np.float32) * np.float32(grid.step)
+            dense = _reordered(grid.weights, gates)
             if np.array_equal(dense.astype(values.dtype), values):
                 return grid
     return None
 
 
-def _reordered(codes: Codes, gates: tuple[int, ...]) -> Codes:
-    blocks = np.split(codes, len(gates))
+def _reordered(rows: Any, gates: tuple[int, ...]) -> Any:
+    blocks = np.split(rows, len(gates))
     return np.concatenate([blocks[gate] for gate in gates])

@@ -1,9 +1,13 @@
-"""The kinds of payload of compressed tensors: codes on a grid, on a trellis, or into a codebook."""
+"""The kinds of payload of compressed tensors: codes on a grid, on a trellis, or into a codebook.
+
+On a grid and on a trellis a tensor may have a step for each row; the exponents of these stand before its codes.
+"""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import zlib
 from typing import ClassVar
 
 import numpy as np
@@ -12,12 +16,13 @@ import torch
 
 from opq.base.arrays import Codes, Floats32, Reals
 from opq.base.dtypes import torch_dtype
+from opq.base.format_v1 import FARTHEST_ROW
 from opq.coding import entropy
 from opq.errors import CorruptFileError, MismatchError
 from opq.file import codebook
-from opq.file.payload import Coded
+from opq.file.payload import Coded, Payload, Place
 from opq.plan import Action, TensorPlan
-from opq.quantizing import trellis
+from opq.quantizing import rows, trellis
 from opq.quantizing.grid import densely, saturated, scaled
 
 
@@ -53,6 +58,90 @@ class Trellis(Grid):
         return trellis.numbers(k, out=k)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class GridRows(Grid):
+    """A compressed tensor: integer multiples of a step for each row, see `opq.quantizing.rows`."""
+
+    kind: ClassVar[str] = "grid-rows"
+    exponents: Codes
+    """`e_i` of each row: (rows,)."""
+
+    def head(self) -> bytes:
+        coded = entropy.encode(self.exponents)
+        return len(coded).to_bytes(_LENGTH, "little") + coded
+
+    def payload(self, plan: TensorPlan) -> Payload:
+        self._fits(plan, self._shape(plan))
+        if self.exponents.shape != plan.shape[:1] or np.abs(self.exponents.astype(int)).max(initial=0) > FARTHEST_ROW:
+            fact = f"tensor {plan.name!r}: exponents of rows"
+            raise MismatchError(fact, got=self.exponents.shape, wanted=f"{plan.shape[:1]} within {FARTHEST_ROW}")
+        _row_steps(plan, self.exponents)
+        return Grid.payload(self, plan)
+
+    def digest(self, payload: bytes) -> int:
+        return zlib.crc32(np.ascontiguousarray(self.exponents, np.int16).data, Grid.digest(self, payload))
+
+    @classmethod
+    def behind(cls, data: memoryview, plan: TensorPlan) -> tuple[int, tuple[int, ...]]:
+        return len(_head_of_rows(data)) + _LENGTH, plan.shape
+
+    @classmethod
+    def restore(cls, data: memoryview, plan: TensorPlan, number: float) -> torch.Tensor:
+        steps = _row_steps(plan, cls.exponents_of(data, plan))
+        return rows.scaled(torch.from_numpy(cls.codes_of(data, plan)), steps, torch_dtype(plan.dtype))
+
+    @classmethod
+    def exponents_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
+        """`e_i` of each row; raises `CorruptFileError` unless the payload begins with them."""
+        found = entropy.decode(_head_of_rows(data), plan.shape[:1])
+        if (largest := int(np.abs(found.astype(int)).max(initial=0))) > FARTHEST_ROW:
+            raise CorruptFileError("a row scaled too far", got=largest, wanted=f"exponents within {FARTHEST_ROW}")
+        return found
+
+    @classmethod
+    def check(cls, plan: TensorPlan, place: Place) -> None:
+        Grid.check(plan, place)
+        if not plan.shape:
+            raise CorruptFileError(f"tensor {plan.name!r}: steps by row of a tensor without rows")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class TrellisRows(GridRows):
+    """A compressed tensor: multiples of a step for each row that follow the paths of a trellis."""
+
+    kind: ClassVar[str] = "trellis-rows"
+
+    def written(self) -> Codes:
+        return trellis.paths(self.codes)
+
+    @classmethod
+    def codes_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
+        start, shape = cls.behind(data, plan)
+        k = entropy.decode(data[start:], shape)
+        return trellis.numbers(k, out=k)
+
+
+_LENGTH = 4
+"""Bytes of the length of the coded exponents, before them."""
+
+
+def _head_of_rows(data: memoryview) -> memoryview:
+    """The coded exponents at the start of a payload."""
+    length = int.from_bytes(data[:_LENGTH], "little")
+    if len(data) < _LENGTH + length:
+        raise CorruptFileError("exponents of rows are cut off", got=f"{len(data)} bytes", wanted=_LENGTH + length)
+    return data[_LENGTH : _LENGTH + length]
+
+
+def _row_steps(plan: TensorPlan, exponents: Codes) -> Floats32:
+    """The step of each row; raises `CorruptFileError` if float32 cannot hold one."""
+    found = rows.steps(plan.step, exponents)
+    if not bool((np.isfinite(found) & (found > 0)).all()):
+        got = f"{plan.step:.3g}, scaled by 2^({int(exponents.min())}/4) to 2^({int(exponents.max())}/4)"
+        raise CorruptFileError(f"tensor {plan.name!r}: the step of a row is out of range", got=got)
+    return found
+
+
 class Listed(Coded):
     """A compressed tensor: indices into a codebook of K entries of d weights."""
 
@@ -82,8 +171,9 @@ class Listed(Coded):
         return plan.shape
 
     @classmethod
-    def codes_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
-        return cls._split(data, plan)[1]
+    def behind(cls, data: memoryview, plan: TensorPlan) -> tuple[int, tuple[int, ...]]:
+        entries, start = codebook.take(data)
+        return start, cls.indices_shape(plan, entries.shape[1])
 
     @classmethod
     def restore(cls, data: memoryview, plan: TensorPlan, number: float) -> torch.Tensor:

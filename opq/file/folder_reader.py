@@ -106,6 +106,10 @@ class FolderReader:
         """As `Reader.codes`."""
         return self.shard(name).codes(name)
 
+    def exponents(self, name: str) -> Codes | None:
+        """The exponents of a tensor with a step for each row; see `Reader.exponents`."""
+        return self.shard(name).exponents(name)
+
     def tensor(self, name: str) -> torch.Tensor:
         """As `Reader.tensor`."""
         return self.shard(name).tensor(name)

@@ -130,8 +130,18 @@ class Coded(Stored):
         return zlib.crc32(np.ascontiguousarray(self.read(), np.int16).data)
 
     @classmethod
+    def behind(cls, data: memoryview, plan: TensorPlan) -> tuple[int, tuple[int, ...]]:
+        """Where the codes begin behind the head of a payload, and their shape.
+
+        Raises:
+            CorruptFileError: the head is not one of this kind.
+        """
+        return 0, plan.shape
+
+    @classmethod
     def codes_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
-        return entropy.decode(data, plan.shape)
+        start, shape = cls.behind(data, plan)
+        return entropy.decode(data[start:], shape)
 
     @classmethod
     def check(cls, plan: TensorPlan, place: Place) -> None:

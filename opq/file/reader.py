@@ -31,7 +31,7 @@ from opq.file import basis, index
 from opq.file.base import RELATIVE, BaseName, added, open_base
 from opq.file.header import Entry, read_entries
 from opq.file.payload import Place
-from opq.file.stored import PAYLOADS, Fine, Raw, Share
+from opq.file.stored import PAYLOADS, Fine, GridRows, Raw, Share
 from opq.plan import Plan, TensorPlan
 
 
@@ -128,6 +128,22 @@ class Reader:
         plan = self.plan.holder(name)
         with _naming(name):
             return PAYLOADS[self._places[plan.name].kind].codes_of(self._payload(plan.name), plan)
+
+    def exponents(self, name: str) -> Codes | None:
+        """Of a tensor with a step for each row the exponents `e_i` (rows,): row i has the step `Delta 2^(e_i / 4)`.
+
+        None of others.
+
+        Raises:
+            MismatchError: there is no such tensor.
+            CorruptFileError: its bytes are damaged.
+        """
+        plan = self.plan.holder(name)
+        kind = PAYLOADS.get(self._places[plan.name].kind)
+        if kind is None or not issubclass(kind, GridRows):
+            return None
+        with _naming(name):
+            return kind.exponents_of(self._payload(plan.name), plan)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The dense tensor, in the source's dtype.

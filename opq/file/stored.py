@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from opq.file.compressed_kinds import Grid as Grid
+from opq.file.compressed_kinds import GridRows as GridRows
 from opq.file.compressed_kinds import Listed as Listed
 from opq.file.compressed_kinds import Product as Product
 from opq.file.compressed_kinds import Table as Table
 from opq.file.compressed_kinds import Trellis as Trellis
+from opq.file.compressed_kinds import TrellisRows as TrellisRows
 from opq.file.kept_kinds import WHOLE, Raw, Scalar
 from opq.file.kept_kinds import Fine as Fine
 from opq.file.kept_kinds import Log as Log
@@ -30,7 +32,10 @@ class Share:
     action: ClassVar[Action] = "share"
 
 
-KINDS: tuple[type[Stored | Share], ...] = (Grid, Table, Product, Fine, Log, Raw, Share, Scalar, Trellis)
+KINDS: tuple[type[Stored | Share], ...] = (
+    *(Grid, Table, Product, Fine, Log, Raw, Share, Scalar, Trellis),
+    *(GridRows, TrellisRows),
+)
 """All kinds, in the order of their numbers in the file (`KIND_NAMES`)."""
 
 PAYLOADS: dict[str, type[Stored]] = {kind.kind: kind for kind in KINDS if issubclass(kind, Stored)}

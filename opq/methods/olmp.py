@@ -1,7 +1,7 @@
 """OLMP: optimisation-based layer-wise magnitude pruning (Li, Qian, Jiang, Lu, Tang; IJCAI 2018). docs/methods/olmp.md.
 
     min  remaining weights   s.t.  accuracy loss <= delta        over c_l, one for each layer l
-    t_l = mu_l + c_l sigma_l,  mu and sigma of |w| over the layer's original weights and bias
+    t_l = mu_l + c_l sigma_l,  mu and sigma of |w| over the layer's original weights and bias that are not zero
 
 Pruning is a negatively correlated search for c on one batch or a few. Adjusting is training, in which a layer's mask
 follows t_l with hysteresis (0.9, 1.1), and pruned weights still receive gradients. The two alternate for `prune_epochs`

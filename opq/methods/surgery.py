@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -12,7 +13,10 @@ from opq.methods.training_copy import straight
 
 
 class Layer(nn.Module):
-    """One layer's threshold, shared by its weight and its bias; in buffers, so that checkpoints contain it."""
+    """One layer's threshold, shared by its weight and its bias; in buffers, so that checkpoints contain it.
+
+    `mu` and `sigma` are those of the weights that are not zero: of a network that was pruned before, the kept ones.
+    """
 
     mu: torch.Tensor
     sigma: torch.Tensor
@@ -22,6 +26,7 @@ class Layer(nn.Module):
     def __init__(self, tensors: Iterable[torch.Tensor], gamma: float):
         super().__init__()
         magnitudes = torch.cat([w.detach().flatten().abs() for w in tensors]).double()
+        magnitudes = magnitudes[magnitudes > 0] if magnitudes.any() else torch.zeros(1, dtype=torch.float64)
         self.gamma = gamma
         self.register_buffer("mu", magnitudes.mean())
         self.register_buffer("sigma", magnitudes.std(correction=0))
@@ -30,7 +35,8 @@ class Layer(nn.Module):
 
     def threshold(self, c: float | None = None) -> float:
         """`t = mu + c sigma`; before the first search minus infinity, so that nothing is pruned."""
-        return float(self.mu) + (float(self.c) if c is None else c) * float(self.sigma)
+        c = float(self.c) if c is None else c
+        return float(self.mu) + c * float(self.sigma) if math.isfinite(c) else c
 
 
 class Surgery(nn.Module):

@@ -5,9 +5,10 @@ Other folders use:
 - `feedback`: error feedback.
 - `grid`: weights <-> integer codes on one tensor's grid.
 - `moment`: the second moment of a layer's inputs, as error feedback needs it.
+- `rows`: a step for each row.
 - `trellis`: trellis-coded quantization.
 """
 
 from __future__ import annotations
 
-__all__ = ["feedback", "grid", "moment", "trellis"]
+__all__ = ["feedback", "grid", "moment", "rows", "trellis"]

@@ -62,7 +62,7 @@ def information(tensor: TensorPlan, values: Codes | Ints, counts: Ints) -> float
         values: the codes that occur, each once.
         counts: how often they occur, above 0.
     """
-    if tensor.codebook == "trellis":
+    if tensor.on_trellis:
         counts = np.bincount(np.unique(values >> 1, return_inverse=True)[1], weights=counts)
     return entropy(counts) / 8
 

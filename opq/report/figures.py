@@ -18,6 +18,7 @@ from opq.allocation.stats import TensorStats
 from opq.base.arrays import Floats, Ints
 from opq.file.reader import Reader
 from opq.plan import Plan, TensorPlan
+from opq.quantizing.rows import divided
 from opq.report import trellises
 from opq.report.accounting import information
 from opq.sources.base import Source
@@ -60,7 +61,7 @@ class Drawn:
     @property
     def on_trellis(self) -> bool:
         """Whether the codes follow the paths of a trellis: then there is no dead zone."""
-        return self.plan.codebook == "trellis"
+        return self.plan.on_trellis
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,7 +130,8 @@ def _drawn(reader: Reader, tensor: TensorPlan, size: int, source: Source | None)
         return Drawn(tensor, size, codes, counts, 0.0, None)
     tau = fitted(codes, counts, tensor)
     if source is not None and tensor.name in source.by_name:
-        values = source.tensor(tensor.name)
+        values, exponents = source.tensor(tensor.name), reader.exponents(tensor.name)
+        values = values if exponents is None else divided(values, exponents)
         stats = TensorStats.of(values, name=tensor.name)
         reach = max(stats.max_abs, tensor.step)
         heights, edges = np.histogram(values.float().numpy(), bins=160, range=(-reach, reach), density=True)
@@ -140,7 +142,7 @@ def _drawn(reader: Reader, tensor: TensorPlan, size: int, source: Source | None)
 
 def _as_coded(curve: Curve, tensor: TensorPlan, tau: float) -> Curve:
     """A tensor's curve on plain grids, or on a trellis if its codes follow one."""
-    return trellises.on_trellis(curve, tau) if tensor.codebook == "trellis" and tau else curve
+    return trellises.on_trellis(curve, tau) if tensor.on_trellis and tau else curve
 
 
 def _squares(tensor: TensorPlan) -> bool:
@@ -170,7 +172,7 @@ def fitted(codes: Ints, counts: Ints, tensor: TensorPlan) -> float:
 
     def surprise(log_tau: float) -> float:
         tau = math.exp(log_tau)
-        if tensor.codebook == "trellis":
+        if tensor.on_trellis:
             return -float(n @ trellises.log_masses(k.astype(float), tensor.step / tau))
         return -float(n @ (-low / tau + np.log(-np.expm1(-(high - low) / tau))))
 

@@ -38,8 +38,8 @@ def attach(model: nn.Module, plan: Plan | Result, *, native: bool | None = None)
     Parameters keep their identity, so that an existing optimizer continues to work. Attach before `fully_shard`;
     before or after `DistributedDataParallel` and `torch.compile`.
 
-    A trellis cannot be trained. In its place come the plain grids of the same rates, so that the file keeps its size,
-    and the model's present weights; a `GridWarning` says so.
+    A trellis cannot be trained, nor can steps by row. In their place come the plain grids of the same rates, so that
+    the file keeps its size, and the model's present weights; a `GridWarning` says so.
 
     Args:
         native: True for the C++ kernel that `opq native` compiles, False for torch's own operations, None for the
@@ -100,10 +100,10 @@ def _fixed(w: torch.Tensor, plan: TensorPlan, codes: torch.Tensor, native: bool 
 
 
 def plan_in_force(model: nn.Module, plan: Plan | Result) -> Plan:
-    """The plan that is trained: the given one, with the attached plain grids in place of trellises."""
+    """The plan that is trained: the given one, with the attached plain grids in place of other ones."""
     plan = plan if isinstance(plan, Plan) else plan.plan
     found = {grid.plan.name: grid.plan for _, _, grid in attached(model)}
-    tensors = (found.get(t.name, t) if t.codebook == "trellis" else t for t in plan)
+    tensors = (found.get(t.name, t) if t.stepped and t.codebook != "grid" else t for t in plan)
     return plan.replace(tensors=tuple(tensors))
 
 

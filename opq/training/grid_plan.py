@@ -1,4 +1,4 @@
-"""What is trained where a plan is on a trellis: the plain grids of the same rates.
+"""What is trained where a plan is on a trellis or has steps by row: the plain grids of the same rates.
 
 A path of a trellis depends on all weights of its column, so no weight could move by itself. Rates decide the size of
 the file, so each tensor takes the plain grid of its rate, which has an error that is larger by about a decibel.
@@ -21,7 +21,7 @@ from opq.plan import Plan, TensorPlan
 
 
 def on_grids(plan: Plan, weights: Callable[[str], torch.Tensor]) -> Plan:
-    """The plan with plain grids in place of trellises; warns, by `GridWarning`, that there were some.
+    """The plan with plain grids in place of trellises and of steps by row; a `GridWarning` says that there were some.
 
     Args:
         weights: the weights of a compressed tensor, by name.
@@ -29,19 +29,32 @@ def on_grids(plan: Plan, weights: Callable[[str], torch.Tensor]) -> Plan:
     Raises:
         NonFiniteError: NaN or infinity among the weights.
     """
-    if not any(tensor.codebook == "trellis" for tensor in plan.compressed):
+    others = [tensor for tensor in plan.compressed if _is_other(tensor)]
+    if not others:
         return plan
-    warn(
-        "the plan is on a trellis, which cannot be trained: the plain grids of the same rates are, from the model's "
-        "present weights. Compress with trellis=False (--no-trellis) to start from the codes of a result.",
-        GridWarning,
-    )
+    if any(tensor.on_trellis for tensor in others):
+        warn(
+            "the plan is on a trellis, which cannot be trained: the plain grids of the same rates are, from the "
+            "model's present weights. Compress with trellis=False (--no-trellis) to start from the codes of a result.",
+            GridWarning,
+        )
+    else:
+        warn(
+            f"tensor {others[0].name!r} has a step for each row, which cannot be trained: the plain grids of the same "
+            "rates are, from the model's present weights. Start from opq.solve(...), which has plain grids alone.",
+            GridWarning,
+        )
     return plan.replace(tensors=tuple(_on_grid(tensor, weights) for tensor in plan))
 
 
 def _on_grid(tensor: TensorPlan, weights: Callable[[str], torch.Tensor]) -> TensorPlan:
-    if tensor.codebook != "trellis":
+    if not _is_other(tensor):
         return tensor
     stats = TensorStats.of(weights(tensor.name), name=tensor.name)
     fields: dict[str, Any] = on_grid(Curve.of(stats).at_rate(tensor.rate), stats.max_abs)
     return dataclasses.replace(tensor, codebook="grid", **fields)
+
+
+def _is_other(tensor: TensorPlan) -> bool:
+    """Whether the tensor has steps, but not a plain grid."""
+    return tensor.stepped and tensor.codebook != "grid"

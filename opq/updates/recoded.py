@@ -17,8 +17,8 @@ from opq.coding.stack import StackReader, StackWriter
 from opq.coding.symbols import SYMBOL
 from opq.coding.tensor_model import Coding
 from opq.errors import CorruptFileError
-from opq.file import codebook
-from opq.file.stored import PAYLOADS, Listed
+from opq.file.payload import Coded
+from opq.file.stored import PAYLOADS
 from opq.plan import TensorPlan
 
 
@@ -27,7 +27,7 @@ class Recoded:
     """The parts of a payload of codes."""
 
     book: bytes
-    """The bytes of the codebook; empty for kinds without one."""
+    """The bytes before the codes: a codebook, or the exponents of rows; empty for kinds without these."""
     coding: Coding
     codes: Codes
 
@@ -108,7 +108,5 @@ def _fit(codes: Codes, coding: Coding) -> bool:
 def _shape(payload: bytes, kind: str, plan: TensorPlan) -> tuple[int, tuple[int, ...]]:
     """Where the codes of a payload begin, and their shape."""
     holder = PAYLOADS[kind]
-    if not issubclass(holder, Listed):
-        return 0, plan.shape
-    entries, start = codebook.take(memoryview(payload))
-    return start, holder.indices_shape(plan, entries.shape[1])
+    assert issubclass(holder, Coded), "others have no codes"
+    return holder.behind(memoryview(payload), plan)

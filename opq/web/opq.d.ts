@@ -9,7 +9,8 @@ export type DType =
   | "F8_E4M3" | "F8_E4M3FNUZ" | "F8_E5M2" | "F8_E5M2FNUZ" | "F8_E8M0";
 
 /** How a tensor is stored. */
-export type Kind = "grid" | "table" | "product" | "fine" | "log" | "raw" | "share" | "scalar" | "trellis";
+export type Kind = "grid" | "table" | "product" | "fine" | "log" | "raw" | "share" | "scalar" | "trellis"
+  | "grid-rows" | "trellis-rows";
 
 /** What is done to a tensor's elements; without it they are those of the file. */
 export type As = "float32" | "float16" | "codes";
@@ -21,7 +22,8 @@ export interface TensorInfo {
   readonly dtype: DType;
   readonly action: "compress" | "keep" | "share";
   readonly kind: Kind;
-  /** Of `grid`, `trellis` and `fine`: weights are multiples of it. 0 elsewhere. */
+  /** Of `grid`, `trellis` and `fine`: weights are multiples of it; of `grid-rows` and `trellis-rows`, of it times a factor
+   * for each row. 0 elsewhere. */
   readonly step: number;
   /** Bits a weight in the file. */
   readonly bits: number;

@@ -944,8 +944,9 @@ function onTrellis(k, shape) {
 
 // --- payloads ---------------------------------------------------------------------------------
 
-const KINDS = ["grid", "table", "product", "fine", "log", "raw", "share", "scalar", "trellis"];
-const COMPRESSED = new Set(["grid", "table", "product", "trellis"]);
+const KINDS = ["grid", "table", "product", "fine", "log", "raw", "share", "scalar", "trellis", "grid-rows", "trellis-rows"];
+const STEPPED = new Set(["grid", "trellis", "grid-rows", "trellis-rows"]);
+const COMPRESSED = new Set([...STEPPED, "table", "product"]);
 
 /** The codebook in front of the codes: its numbers, how many each entry has, and the rest. */
 function takeBook(payload) {
@@ -962,14 +963,32 @@ function takeBook(payload) {
   return { values, length, coded: payload.subarray(end) };
 }
 
+const QUARTERS = [1, 1.189207115002721, 1.4142135623730951, 1.681792830507429];
+
+/** The step of each row, from the exponents that stand before the codes. */
+function takeSteps(payload, rows, step) {
+  const end = 4 + (payload.length < 4 ? 0 : new DataView(payload.buffer, payload.byteOffset).getUint32(0, true));
+  if (payload.length < end) throw corrupt("exponents of rows are cut off", { got: `${payload.length} bytes`, wanted: end });
+  const exponents = run({ kind: "grid", as: "codes", shape: [rows], size: rows, length: 1, coded: payload.subarray(4, end) });
+  const steps = Float64Array.from(exponents, (e) => {
+    if (Math.abs(e) > 400) throw corrupt("a row scaled too far", { got: e, wanted: "exponents within 400" });
+    const found = Math.fround(step * (QUARTERS[e & 3] * 2 ** (e >> 2)));
+    if (!(found > 0 && found < Infinity)) throw corrupt("the step of a row is out of range", { got: found });
+    return found;
+  });
+  return { steps, coded: payload.subarray(end) };
+}
+
 /**
  * What decoding a payload takes, as a value that can be sent to a worker: `kind`, `dtype`, the `shape` of the codes,
- * the `number` of the index (step, or codes an octave), the codebook, the `size` of the tensor, and `as`.
+ * the `number` of the index (step, or codes an octave), the codebook or the `steps` of rows, the `size` of the tensor,
+ * and `as`.
  */
 function recipe(tensor, payload, as) {
   const { kind, dtype, shape, number } = tensor;
   const size = product(shape);
   const task = { kind, dtype, shape, number, size, as, length: 1, coded: payload };
+  if (kind.endsWith("-rows")) return { ...task, kind: kind.slice(0, -5), ...takeSteps(payload, shape[0], number) };
   if (kind !== "table" && kind !== "product") return task;
   const book = takeBook(payload);
   if (kind === "table" && book.length !== 1) {
@@ -984,7 +1003,7 @@ function run(task) {
   if (rows) {
     const codes = new Int16Array(widthOf(shape) * (rows[1] - rows[0]));
     takeChunk(largeCoding(head, shape), coded, codes, rows);
-    return dense(task, codes, emptyOf(task, codes.length), 0);
+    return dense({ ...task, first: rows[0] * widthOf(shape) }, codes, emptyOf(task, codes.length), 0);
   }
   if (!isLarge(shape)) {
     const codes = smallCodes(coded, shape);
@@ -1013,7 +1032,7 @@ function emptyOf({ as, dtype, size, length }, codes) {
 }
 
 /** Puts the weights that codes stand for into `out` from a place on; what the last vector has too much is dropped. */
-function dense({ kind, dtype, number, values, length, as }, codes, out, from) {
+function dense({ kind, dtype, number, values, length, as, size, steps, first = 0 }, codes, out, from) {
   if (as === "codes") {
     out.set(codes, from / length);
     return out;
@@ -1026,6 +1045,12 @@ function dense({ kind, dtype, number, values, length, as }, codes, out, from) {
       throw corrupt("an index beyond the codebook", { got: least < 0 ? least : most, wanted: `0 to ${entries - 1}` });
     }
     gather(rounding(values), codes, 0, length, out, from);
+    return out;
+  }
+  if (steps) { // `first` is the place in the tensor of a chunk that is decoded by itself
+    const each = size / steps.length;
+    const weights = Float64Array.from(codes, (code, i) => code * steps[Math.floor((first + from + i) / each)]);
+    out.set(rounding(weights), from);
     return out;
   }
   const value = kind === "log" ? (code) => exp2(code / number) : (code) => code * number;
@@ -1109,7 +1134,7 @@ function takeIndex(bytes) {
   for (const name of Object.keys(COLUMNS)) takeColumn(stack, name, tensors);
   stack.finish();
   for (const tensor of tensors) {
-    if (tensor.kind !== "grid" && tensor.kind !== "trellis") continue;
+    if (!STEPPED.has(tensor.kind)) continue;
     if (!(tensor.step > 0)) throw corrupt("a bad step", { got: tensor.step, wanted: "a positive number", tensor: tensor.name });
     tensor.number = tensor.step;
   }
@@ -1862,6 +1887,7 @@ function consistent(tensor, byName) {
   } else if (kind === "raw") {
     if (length !== product(shape) * width(dtype)) throw wrong("the wrong length", length);
   } else if (!CODED.has(dtype)) throw wrong("codes of a type that has none", dtype);
+  else if (kind.endsWith("-rows") && !shape.length) throw wrong("steps by row of a tensor without rows", "no axes");
   else if (kind === "log" && !(number >= 1)) throw wrong("no codes an octave", number);
 }
 

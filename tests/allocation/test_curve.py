@@ -144,6 +144,12 @@ def test_laplacian_sample_meets_the_closed_form(rate: float) -> None:
     assert (point.rate, point.distortion, point.density) == pytest.approx((r, d, s), rel=3e-3)
 
 
+def test_at_high_rates_plain_rounding_is_best() -> None:
+    """There the density hardly changes within a step, and half a step is the best half dead zone."""
+    point = Curve.of(TensorStats.of(sample("laplace", 200_000))).at_rate(7.0)
+    assert point.theta == pytest.approx(0.5, abs=1e-6)
+
+
 def test_at_step_and_at_rate_are_inverse_and_clip() -> None:
     curve = Curve.of(TensorStats.of(sample("gauss")), thetas=(0.5,))
     for rate in (0.3, 1.1, 2.7, 7.0):

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import Instance, instance
-from scipy.optimize import minimize
+from scipy.optimize import brentq, minimize
 
 from opq.allocation import laplace, rate_distortion, roots
 from opq.allocation.curve import Curve
@@ -307,19 +307,24 @@ def test_paper_meets_the_budget_by_its_two_laws(mean_bits: float, seed: int) -> 
 
 
 @pytest.mark.parametrize("mean_bits", [0.3, 1.0, 3.0])
-def test_paper_chooses_the_best_sparsity(mean_bits: float) -> None:
-    """Brute force over the sparsity, with its own search for the steps."""
-    n, tau, a = np.array([4000, 700]), np.array([0.2, 1.5]), np.array([1.0, 0.3])
+@pytest.mark.parametrize("sensitivities", [(1.0, 0.3), (1.0, 30.0)])
+def test_paper_chooses_the_best_sparsity(sensitivities: tuple[float, float], mean_bits: float) -> None:
+    """Brute force over the sparsity, with its own search for the steps that meet the budget."""
+    n, tau, a = np.array([4000, 700]), np.array([0.2, 1.5]), np.array(sensitivities)
     found, _ = paper(tau, n, a, mean_bits * n.sum())
     error = float(a * n @ [p.distortion for p in found.points])
+    tried = []
     for sparsity in np.linspace(0.02, 0.99, 60):
         beta, _ = prune(tau, n, a, float(sparsity))
-        scale = np.exp(np.linspace(-6, 3, 400))
-        step = scale[:, None] / np.sqrt(a)
-        rate, distortion, _ = laplace.quantizer(step, beta, tau)
-        allowed = rate @ n <= mean_bits * n.sum()
-        if allowed.any():
-            assert (distortion @ (a * n))[allowed].min() >= error * (1 - 1e-6)
+
+        def over(log_step: float, beta: np.ndarray = beta) -> float:
+            rate, _, _ = laplace.quantizer(math.exp(log_step) / np.sqrt(a), beta, tau)
+            return float(n @ rate - mean_bits * n.sum())
+
+        if over(-12) > 0 > over(6):
+            step = math.exp(brentq(over, -12, 6)) / np.sqrt(a)
+            tried.append(float(a * n @ laplace.quantizer(step, beta, tau)[1]))
+    assert min(tried) >= error * (1 - 1e-6)
 
 
 def test_paper_refuses_nothing_and_takes_zeros() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,7 +56,12 @@ def test_a_quick_probe_is_one_without_texts_of_the_model_s_own(
 ) -> None:
     asked: list[object] = []
     whole = opq.compress
-    monkeypatch.setattr(opq, "compress", lambda *a, **k: asked.append(k["probe"]) or whole(*a, **{**k, "probe": False}))
+
+    def compress(*given: Any, **options: Any) -> Any:
+        asked.append(options["probe"])
+        return whole(*given, **{**options, "probe": False})
+
+    monkeypatch.setattr(opq, "compress", compress)
     for number, flags in enumerate((["--quick-probe"], ["--quick-probe", "--probe"], ["--probe"], [])):
         assert run("compress", "demo:digits", "--bits", 4, *flags, "-o", tmp_path / f"{number}.safetensors")[0] == 0
     assert asked == ["quick", "quick", True, None]
@@ -246,8 +253,11 @@ def test_native_compiles_the_kernel_or_says_what_is_missing(
 
 
 def test_python_dash_m() -> None:
-    shown = subprocess.run([sys.executable, "-m", "opq", "--help"], capture_output=True, text=True, check=True)
-    assert "compress" in shown.stdout
+    call = [sys.executable, "-m", "opq", "--help"]
+    narrow = {**os.environ, "COLUMNS": "80"}
+    shown = subprocess.run(call, env=narrow, capture_output=True, text=True, check=True).stdout
+    assert "compress" in shown
+    assert "..." not in shown.split("Commands:")[1]  # no command's sentence is cut
 
 
 def stored_in(result: opq.Result) -> list[Stored]:

@@ -18,7 +18,7 @@ import opq.hub
 from opq import demo
 from opq.cli import app
 from opq.errors import ExportError, MismatchError, MissingExtraError, OptionError, SourceError, TruncatedFileError
-from opq.export.compressed_tensors import LARGEST_CODE, save_compressed_tensors
+from opq.export.compressed_tensors import LARGEST_CODE, _integers, save_compressed_tensors
 from opq.export.hf_folder import save_folder
 from opq.export.onnx_model import save_onnx
 from opq.sources.digits import WEIGHTS, load
@@ -159,6 +159,39 @@ def test_onnx_of_recurrent_layers_holds_their_codes_in_its_order_of_gates(tmp_pa
     with torch.no_grad():
         wanted = opq.load(file, Recurrent()).eval()(x)
     np.testing.assert_allclose(run(path, x), wanted.numpy(), atol=1e-5)
+
+
+def test_onnx_of_steps_by_row_restores_them_where_a_node_has_one_direction(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, file, path = Recurrent().eval(), tmp_path / "r.opq.safetensors", tmp_path / "r.onnx"
+    steep = ("lstm.weight_hh_l0", "gru.weight_ih_l0", "head.weight")
+    with torch.no_grad():
+        for name in steep:
+            weight = model.get_parameter(name)
+            weight.mul_(torch.logspace(-1.5, 0.5, len(weight))[torch.randperm(len(weight))][:, None])
+    opq.compress(model, bits=6, probe=False).save(file)
+    with opq.Reader(file) as reader:
+        assert {name for name in steep if reader.plan[name].by_row} == set(steep)
+    x = torch.randn(3, 9, 12)
+    made = save_onnx(file, path, model, example_inputs=x)
+    assert set(made.dense) == {"lstm.weight_hh_l0", "lstm.weight_hh_l0_reverse"}
+    assert {"gru.weight_ih_l0", "head.weight"} <= set(made.integers)
+    with torch.no_grad():
+        wanted = opq.load(file, Recurrent()).eval()(x)
+    np.testing.assert_allclose(run(path, x), wanted.numpy(), atol=1e-5)
+
+
+def test_compressed_tensors_have_a_scale_for_each_row(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    file = tmp_path / "r.opq.safetensors"
+    opq.compress({"up.weight": torch.randn(24, 32) * torch.logspace(-2, 0, 24)[:, None]}, bits=7).save(file)
+    with opq.Reader(file) as reader:
+        tensor = reader.plan["up.weight"]
+        assert tensor.by_row
+        made = _integers(reader, tensor, 8)
+        words = made["up.weight_packed"].numpy().view(np.uint8).astype(np.int32) - 128
+        restored = torch.from_numpy(words.astype(np.float32)) * made["up.weight_scale"]
+        assert torch.equal(restored, reader.tensor("up.weight"))
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)

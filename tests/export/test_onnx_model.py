@@ -15,7 +15,7 @@ SCALES = np.random.default_rng(1).uniform(0.1, 2, (6, 1)).astype(np.float32)
 
 def test_values_are_recognised_through_the_roundings_of_an_exporter() -> None:
     values = CODES.astype(np.float32) * np.float32(STEP) * SCALES
-    found = recognised(values, GridTensor("w", CODES, STEP))
+    found = recognised(values, GridTensor("w", CODES, np.float32(STEP).reshape(())))
     assert found is not None
     np.testing.assert_array_equal(found[0], CODES)
     np.testing.assert_allclose(found[1], STEP * SCALES.ravel(), rtol=1e-6)
@@ -27,4 +27,15 @@ def test_values_further_away_than_two_roundings_stay_as_they_are(error: float) -
     values = CODES.astype(np.float32) * np.float32(STEP) * SCALES
     row, column = np.argwhere(CODES)[3]
     values[row, column] *= 1 + error
-    assert recognised(values, GridTensor("w", CODES, STEP)) is None
+    assert recognised(values, GridTensor("w", CODES, np.float32(STEP).reshape(()))) is None
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_steps_by_row_are_found_along_their_axis(turned: bool) -> None:
+    grid = GridTensor("w", CODES, STEP * SCALES.ravel())
+    found = recognised(grid.weights.T if turned else grid.weights, grid)
+    assert found is not None
+    codes, steps, axis = found
+    np.testing.assert_array_equal(codes, CODES.T if turned else CODES)
+    np.testing.assert_array_equal(steps, grid.step)
+    assert codes.shape[axis] == len(steps)

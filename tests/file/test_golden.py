@@ -19,10 +19,10 @@ from opq.coding import classes, entropy
 from opq.coding.stack import StackReader
 from opq.coding.symbols import DIRECT
 from opq.coding.tensor_model import Coding
-from opq.file import codebook, stored
-from opq.file.compressed_kinds import Listed
+from opq.file import stored
 from opq.file.folder_reader import open_reader
 from opq.file.header import VERSION
+from opq.file.payload import Coded
 from opq.file.reader import Reader
 from opq.file.writer import Packed, pack
 from opq.methods import METHODS
@@ -90,10 +90,9 @@ def ways(reader: Reader, plan: TensorPlan) -> Iterator[str]:
     if plan.like is not None or kind in ("raw", "scalar", "share") or not plan.size:
         return
     payload = reader._payload(plan.name)
-    listed, position, shape = stored.PAYLOADS[kind], 0, plan.shape
-    if issubclass(listed, Listed):
-        entries, position = codebook.take(payload)
-        shape = listed.indices_shape(plan, entries.shape[1])
+    coded = stored.PAYLOADS[kind]
+    assert issubclass(coded, Coded)
+    position, shape = coded.behind(payload, plan)
     parts, codes = len(entropy.chunks(shape)), entropy.decode(payload[position:], shape)
     head = payload[position:]
     head = entropy._streams(head, 1 + parts)[0] if entropy.is_large(shape) else head
@@ -103,7 +102,7 @@ def ways(reader: Reader, plan: TensorPlan) -> Iterator[str]:
     yield way
     if coding.kind in ("tables", "geometric") and np.abs(codes).max() >= DIRECT:
         yield f"{way}, bits behind"
-    if kind == "trellis" and plan.shape and plan.shape[0] > trellis.RUN:
+    if kind.startswith("trellis") and plan.shape and plan.shape[0] > trellis.RUN:
         yield "runs of a trellis"
 
 

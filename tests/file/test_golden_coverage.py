@@ -43,27 +43,28 @@ from opq.file import (
     stored,
     writer,
 )
-from opq.quantizing import grid, trellis
+from opq.quantizing import grid, rows, trellis
 
 COVERED = GOLDEN / "covered.py"
 MODULES = (
     *(adaptive, class_tables, classes, entropy, numbers, pages, stack, symbols, tables, tensor_model, text),
     *(codebook, compressed_kinds, folder_reader, header, index, index_columns, index_rows, kept_kinds, payload, reader),
-    *(stored, writer, grid, rounding, trellis),
+    *(stored, writer, grid, rounding, rows, trellis),
 )
 ELSEWHERE = {
     entropy: "coded_size Large.codes",
     tensor_model: "Coding.same",
     folder_reader: "FolderReader.__repr__ FolderReader.basis FolderReader.sizes FolderReader.bytes "
-    "FolderReader.base FolderReader.check_base FolderReader.tensor FolderReader.verify "
+    "FolderReader.base FolderReader.exponents FolderReader.check_base FolderReader.tensor FolderReader.verify "
     "parts_of check_payloads _crc index_bytes",
     header: "header payload_starts",
-    reader: "InMemory.parts Reader.__repr__ Reader.basis Reader.sizes Reader.bytes",
+    reader: "InMemory.parts Reader.exponents Reader.__repr__ Reader.basis Reader.sizes Reader.bytes",
     payload: "Payload.size Stored.payload Stored.restore Stored.digest Stored.codes_of Stored.check Coded.read",
     compressed_kinds: "Listed.entries",
     writer: "Packed.size Packed.write Packed.verify Packed._same write_file size_of foreseen",
     grid: "quantize _on_paths _quantize dequantize",
     rounding: "rounded",
+    rows: "exponents spread divided",
     trellis: "step nearest numpy_seconds _viterbi costs counted error price prices _excess "
     "Follower.__init__ Follower.__call__",
 }

@@ -18,7 +18,21 @@ from opq.coding import entropy
 from opq.errors import CorruptFileError, MismatchError
 from opq.file.payload import Coded, Place, Stored
 from opq.file.reader import Reader
-from opq.file.stored import KINDS, PAYLOADS, Fine, Grid, Log, Product, Raw, Scalar, Share, Table, Trellis
+from opq.file.stored import (
+    KINDS,
+    PAYLOADS,
+    Fine,
+    Grid,
+    GridRows,
+    Log,
+    Product,
+    Raw,
+    Scalar,
+    Share,
+    Table,
+    Trellis,
+    TrellisRows,
+)
 from opq.file.writer import pack
 from opq.plan import Plan, TensorPlan
 from opq.quantizing.grid import scaled
@@ -37,6 +51,14 @@ EVERY: list[tuple[TensorPlan, Stored]] = [
     (
         planned("t", (1, 3), codebook="product", **LISTED),
         Product("t", np.array([[0.5, 1.0], [2.0, 4.0]], np.float32), np.array([1, 0])),
+    ),
+    (
+        planned("t", (2, 2), codebook="grid-rows"),
+        GridRows("t", np.array([[0, 1], [-2, 3]], np.int16), np.array([-1, 6], np.int16)),
+    ),
+    (
+        planned("t", (2, 2), codebook="trellis-rows"),
+        TrellisRows("t", numbers(np.array([[0, 1], [-2, 3]], np.int16)), np.array([2, 0], np.int16)),
     ),
     (kept("t", torch.zeros(4)), Fine("t", np.array([0, 1, -2, 3], np.int16), 0.25)),
     (kept("t", torch.zeros(3)), Log("t", np.array([0, 1, -2], np.int16), 2)),

@@ -24,7 +24,7 @@ from opq.coding.entropy import Draft
 from opq.coding.symbols import LAST
 from opq.coding.tensor_model import Coding
 from opq.file.index import Place
-from opq.file.stored import Fine, Grid, Log, Product, Raw, Stored, Table, Trellis
+from opq.file.stored import Fine, Grid, GridRows, Log, Product, Raw, Stored, Table, Trellis, TrellisRows
 from opq.plan import Budget, Plan, TensorPlan
 from opq.quantizing.trellis import numbers
 
@@ -76,6 +76,24 @@ def paths() -> Made:
     types = {"one.more": "BF16", "row": "F16", "extremes": "F64"}
     tensors = tuple(planned(name, c.shape, types.get(name, "F32"), codebook="trellis") for name, c in k.items())
     return Plan(method="rd", tensors=tensors), [Trellis(name, numbers(c)) for name, c in k.items()]
+
+
+def by_rows() -> Made:
+    """Steps by row, the farthest too, of first axes of all lengths and of a tensor of chunks; on grids and on paths."""
+    rng = np.random.default_rng(14)
+    shapes: dict[str, tuple[int, ...]] = {
+        "few": (12, 40), "run": (140, 3, 2), "one": (1, 70), "lonely": (5,), "none": (0, 4), "chunks": (1030, 520)
+    }  # fmt: skip
+    types = {"few": "BF16", "run": "F16", "lonely": "F64", "chunks": "F16"}
+    tensors, items = list[TensorPlan](), list[Stored]()
+    for name, shape in shapes.items():
+        e = np.rint(rng.normal(size=shape[0]) * 6).astype(np.int16)
+        e[:2] = (400, -400) if name == "lonely" else e[:2]
+        k = laplace(np.full(shape, 1.2), 40 + len(items))
+        for kind in (GridRows, TrellisRows):
+            tensors.append(planned(f"{name}.{kind.kind}", shape, types.get(name, "F32"), codebook=kind.kind))
+            items.append(kind(tensors[-1].name, k if kind is GridRows else numbers(k), e))
+    return Plan(method="rd", tensors=tuple(tensors)), items
 
 
 WIDE, TALL, PAIR = (2, (1 << 22) + 1), (1030, 4096), (2, 1025, 2048)
@@ -244,7 +262,7 @@ def alike() -> Made:
 
 
 WRITTEN: dict[str, Callable[[], Made]] = {
-    made.__name__: made for made in (contexts, paths, chunks, paged, roundings, names, empty, alike)
+    made.__name__: made for made in (contexts, paths, by_rows, chunks, paged, roundings, names, empty, alike)
 }
 
 

@@ -165,11 +165,24 @@ def most(row: Row) -> float:
     return float(max(row.get("seeds", [row["top1"]])))
 
 
+def saved(rate: float) -> Callable[[Row], float]:
+    """Bits that the trellis saves at equal error, where the plain grid takes so many; of the weights of a row."""
+
+    def of(row: Row) -> float:
+        own = [one for one in rows("limit") if one["model"] == row["model"]]
+        grid, trellis = min(zip(own[::2], own[1::2], strict=True), key=lambda pair: abs(pair[0]["bits"] - rate))
+        assert (grid["method"], trellis["method"]) == ("grid", "trellis")
+        return float(grid["gap"] - trellis["gap"])
+
+    return of
+
+
 LENET: Callable[[str], Mapping[str, Any]] = lambda text: {"model": "lenet-300-100"}  # noqa: E731
 KEPT: Sequence[Field] = ("kept_weights", "weights_ratio")
 FILE: Sequence[Field] = ("file_bytes", "ratio")
 STAGES = ("read", "statistics", "sample", "quantize", "encode", "verify", "write")
 
+SAVED, RATES = "bits saved at equal error, over the plain grid with the best dead zone", (4, 3, 2.5, 2, 1.5, 1.25)
 PARTS = ("network", "method", "bits per parameter", "dense", "score", "samples")
 OF_PARTS = Source(
     results="datafree",
@@ -194,6 +207,11 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
         },
     ),
     **dict.fromkeys([("docs/datafree.md", PARTS), ("docs/research.md", PARTS)], OF_PARTS),
+    ("docs/datafree.md", (SAVED, *(f"{rate:g} bits" for rate in RATES))): Source(
+        results="limit",
+        words={SAVED: lambda text: {"model": text.split(maxsplit=1)[0]}},
+        numbers={f"{rate:g} bits": (saved(rate),) for rate in RATES},
+    ),
     ("docs/finetune.md", ("network", "file", "ratio", "dense error", "one shot", "fine-tuned")): Source(
         results="finetune",
         words={"network": model},
@@ -299,6 +317,17 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
         words={"from, to": exactly("model"), "sent": sent},
         numbers={"bytes": ("bytes", "new_bytes"), "seconds": ("seconds",), "to apply": ("apply_seconds",)},
     ),
+    (
+        "docs/howto/web.md",
+        ("network", "read by", "bytes", "first reading, s", "then, M weights/s", "download and first reading, s"),
+    ): Source(
+        results="web",
+        words={"network": exactly("model"), "read by": exactly("method")},
+        numbers={
+            "bytes": ("file_bytes",), "first reading, s": ("first_seconds",), "then, M weights/s": ("decode_rate",),
+            "download and first reading, s": ("seconds",),
+        },
+    ),
     ("docs/trust.md", ("run", "cases", "refused", "read", "crashes", "hangs", "wrong results", "memory")): Source(
         results="reliability",
         words={"run": lambda text: {"what": "files made wrong, seed 1"} if "reliability.py" in text else None},
@@ -313,11 +342,7 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
 WITHOUT: dict[tuple[str, str], str] = {
     ("docs/howto/updates.md", "the receiver has"): "no figures: what to send to whom",
     ("docs/datafree.md", "layer"): "no figures: how each kind of layer is treated",
-    (
-        "docs/research.md",
-        "states, rows of a path",
-    ): "drawn weights at 5.2 bits; no row yet (issue: tables get one or go)",
-    ("docs/datafree.md", "2.3 bits"): "drawn weights; no row yet",
+    ("docs/research.md", "chosen"): "no figures: which choices were made on which images",
     ("docs/research.md", "tried"): "what was tried on the way, by code that is gone; no row",
     ("docs/finetune.md", "option"): "no figures: what each option means",
     ("docs/research.md", "dense training"): "held-out images, on the way to the recipes; no row",
@@ -333,6 +358,6 @@ WITHOUT: dict[tuple[str, str], str] = {
 
 def checked_pages() -> list[str]:
     """The pages whose tables are compared with rows."""
-    docs = ["datafree.md", "finetune.md", "howto/updates.md", "research.md", "scaling.md", "trust.md"]
+    docs = ["datafree.md", "finetune.md", "howto/updates.md", "howto/web.md", "research.md", "scaling.md", "trust.md"]
     methods = sorted(str(path.relative_to(ROOT)) for path in Path(ROOT / "docs/methods").glob("*.md"))
     return [*(f"docs/{name}" for name in docs), *methods]

@@ -45,7 +45,7 @@ from opq.errors import (
 from opq.file import index
 from opq.file.index import Place
 from opq.file.reader import Reader
-from opq.file.stored import Fine, Grid, Log, Product, Raw, Stored, Table, Trellis, raw_bytes
+from opq.file.stored import Fine, Grid, GridRows, Log, Product, Raw, Stored, Table, Trellis, TrellisRows, raw_bytes
 from opq.file.writer import Packed, pack
 from opq.plan import Budget, Plan, TensorPlan
 from opq.quantizing.trellis import numbers
@@ -121,12 +121,21 @@ def every_kind() -> tuple[Plan, list[Stored]]:
 
 
 def classes() -> tuple[Plan, list[Stored]]:
-    """Codes whose rows differ in scale, some of them large: tables by class, and bits behind symbols."""
+    """Codes whose rows differ in scale, some of them large: tables by class, bits behind symbols, and steps by row."""
     scale = np.repeat([0.05, 20], 32)[:, None] * np.ones((1, 12))
     codes = np.rint(np.random.default_rng(5).laplace(size=(64, 12)) * scale).astype(np.int16)
-    return Plan(method="opq", tensors=(planned("w", (64, 12), "F16"), planned("z", (4, 4)))), [
+    few, exponents = codes[40:50], (np.arange(10) % 7 - 4).astype(np.int16)
+    tensors = (
+        planned("w", (64, 12), "F16"),
+        planned("z", (4, 4)),
+        planned("rows", (10, 12), codebook="grid-rows"),
+        planned("rows.paths", (10, 12), "BF16", codebook="trellis-rows"),
+    )
+    return Plan(method="opq", tensors=tensors), [
         Grid("w", codes),
         Grid("z", np.zeros((4, 4), np.int16)),
+        GridRows("rows", few, exponents),
+        TrellisRows("rows.paths", numbers(few), exponents),
     ]
 
 

@@ -250,8 +250,8 @@ def take_text(stack: Stack) -> str:
 
 # --- the index --------------------------------------------------------------------------------------------------------
 
-KINDS = ["grid", "table", "product", "fine", "log", "raw", "share", "scalar", "trellis"]
-QUANTIZED = ("grid", "table", "product", "trellis")
+KINDS = ["grid", "table", "product", "fine", "log", "raw", "share", "scalar", "trellis", "grid-rows", "trellis-rows"]
+QUANTIZED = ("grid", "table", "product", "trellis", "grid-rows", "trellis-rows")
 DEFAULTS = {"step": 0.0, "rounding": 0.5, "threshold": 0.0, "sensitivity": 1.0, "rate": 0.0, "density": 1.0,
             "distortion": 0.0}  # fmt: skip
 
@@ -371,10 +371,26 @@ def weights(row: Row, payload: bytes) -> Floats:
     """The weights before they are rounded to their type."""
     if row.kind in ("table", "product"):
         return looked_up(row, payload)
+    if row.kind in ("grid-rows", "trellis-rows"):
+        return by_row(row, payload)
     codes = read_codes(payload, row.shape)
     if row.kind == "log":
         return np.exp2(codes / np.float64(row.octave))
     return row.step * (trellis(codes) if row.kind == "trellis" else codes).astype(np.float64)
+
+
+def by_row(row: Row, payload: bytes) -> Floats:
+    """The weights of a tensor whose rows have a step each, which stands before the codes as an exponent."""
+    end = 4 + little(payload[:4])
+    e = read_codes(payload[4:end], row.shape[:1])
+    factors = [
+        (1, 1.189207115002721, 1.4142135623730951, 1.681792830507429)[n % 4] * 2.0 ** (n // 4) for n in e.tolist()
+    ]
+    steps = (row.step * np.array(factors)).astype(np.float32).astype(np.float64)
+    codes = read_codes(payload[end:], row.shape)
+    if row.kind == "trellis-rows":
+        codes = trellis(codes)
+    return (codes.reshape(len(steps), math.prod(row.shape[1:])) * steps[:, None]).reshape(-1)
 
 
 def looked_up(row: Row, payload: bytes) -> Floats:

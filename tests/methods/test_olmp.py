@@ -36,6 +36,21 @@ def test_masks_follow_the_threshold_ever_more_rarely(monkeypatch: pytest.MonkeyP
         assert surgery.mask.tolist() == [not due, True]
 
 
+def test_mean_and_deviation_are_those_of_the_weights_that_are_not_zero() -> None:
+    """As in the released code: so the thresholds of a network that was pruned before start where its weights are."""
+    weight, bias = torch.tensor([[0.0, 3.0], [-5.0, 0.0]]), torch.tensor([0.0, 1.0])
+    layer = Layer([weight, bias], gamma=0.5)
+    assert float(layer.mu) == 3.0
+    assert float(layer.sigma) == pytest.approx((8 / 3) ** 0.5)
+    assert layer.threshold(0.0) == 3.0
+
+
+def test_a_layer_of_zeros_has_a_threshold_of_zero() -> None:
+    layer = Layer([torch.zeros(4, 3), torch.zeros(4)], gamma=0.5)
+    assert layer.threshold(2.0) == 0.0
+    assert layer.threshold() == -torch.inf, "nothing is pruned before the first search"
+
+
 def test_the_search_is_ten_times_narrower_from_two_thirds_of_the_pruning_on(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     batches = [(torch.randn(16, 6), torch.randint(0, 3, (16,)))]

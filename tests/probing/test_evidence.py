@@ -92,7 +92,8 @@ def test_the_probe_uses_them_and_the_model_comes_back_as_it_was() -> None:
     assert model.training
     assert torch.equal(random, torch.get_rng_state())
     assert seen == [(12, 32), (24, 32), (28, 32), (32, 32)]
-    assert found.sensitivity == sensitivity(model, found.batch, micro_batch=4)
+    felt = sensitivity(model, found.batch, micro_batch=4)
+    assert found.sensitivity == pytest.approx(felt, rel=1e-3, abs=1e-9)  # a bias before BatchNorm has rounding noise
     real = torch.randn(8, 3, 12, 12)
     assert torch.equal(opq.probe(model, calibration=[real]).batch.args[0], real)
 

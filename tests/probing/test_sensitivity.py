@@ -221,7 +221,12 @@ def test_with_many_outputs_a_quarter_of_the_samples_is_enough(outputs: int, look
 
 def test_sensitivities_of_a_recurrent_network_are_measured_on_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr("opq.probing.sensitivity.sensitivity", lambda *_, enough, **__: asked.append(enough) or {})
+
+    def measured(*_: object, enough: int, **__: object) -> dict[str, float]:
+        asked.append(enough)
+        return {}
+
+    monkeypatch.setattr("opq.probing.sensitivity.sensitivity", measured)
     for model in (nn.GRU(3, 4), nn.LSTMCell(3, 4), nn.Linear(3, 4)):
         opq.probe(model, samples=80)
     assert asked == [80, 80, 20]

@@ -1,0 +1,157 @@
+"""Which tensors have steps by row, and what becomes of them on all ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import opq
+from opq.compression import by_rows
+from opq.compression.by_rows import RowScaled
+from opq.compression.roles import assign
+from opq.errors import GridWarning
+from opq.quantizing import rows
+from opq.sources import open_source
+
+
+class Gated(nn.Module):
+    """A recurrent layer whose gates have inputs of very different scales, and an output layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = nn.LSTM(20, 24, batch_first=True)
+        self.linear = nn.Linear(24, 16)
+        with torch.no_grad():
+            self.lstm.weight_ih_l0 *= torch.logspace(-2.5, 0.5, 96)[torch.randperm(96)][:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        last: Tensor = self.linear(self.lstm(x)[0][:, -1])
+        return last
+
+
+GATES = "lstm.weight_ih_l0"
+
+
+def chosen(state: dict[str, Tensor]) -> set[str]:
+    source = open_source(state)
+    scaled = RowScaled.of(source, assign(source.specs))
+    return set(scaled.exponents) if isinstance(scaled, RowScaled) else set()
+
+
+def test_a_recurrent_layer_has_them_and_its_rows_keep_their_relative_precision() -> None:
+    model = Gated()
+    result = opq.compress(model.state_dict(), bits=5)
+    assert result.plan[GATES].by_row
+    assert not result.plan["linear.weight"].by_row
+    w, found = model.lstm.weight_ih_l0.detach(), result.tensor(GATES)
+    error = ((found - w).square().sum(1) / w.square().sum(1)).sqrt()
+    assert float(error.max()) < 4 * float(error.median())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(by_rows, "RECURRENT", 99.0)
+        patch.setattr(by_rows, "LEAST", 99.0)
+        plain = opq.compress(model.state_dict(), bits=5).tensor(GATES)
+    assert float(((plain - w).square().sum(1) / w.square().sum(1)).sqrt().max()) > 0.9  # whole rows were lost
+
+
+def test_no_others_have_them_unless_their_rows_differ_by_much() -> None:
+    torch.manual_seed(0)
+    steep, even = torch.randn(32, 40) * torch.logspace(-2, 0, 32)[:, None], torch.randn(32, 40)
+    assert chosen({"steep": steep, "even": even, "few": steep[:, :8].clone()}) == {"steep"}
+    assert chosen({"embedding": torch.randn(800, 40) * torch.logspace(-2, 0, 800)[:, None]}) == set()
+    normed = {"conv.weight": steep, "bn.running_mean": torch.zeros(32), "bn.running_var": torch.ones(32)}
+    assert chosen(normed | {"bn.weight": torch.ones(32), "bn.bias": torch.zeros(32)}) == set()
+    assert chosen({"cell.weight_hh": even * torch.linspace(0.4, 1.6, 32)[:, None]}) == {"cell.weight_hh"}
+
+
+def test_nan_among_the_weights_is_refused_by_name_as_ever() -> None:
+    state = Gated().state_dict()
+    state[GATES] = torch.full_like(state[GATES], float("nan"))
+    with pytest.raises(opq.OpqError, match=GATES):
+        opq.compress(state, bits=4)
+
+
+@pytest.mark.parametrize("options", [{"trellis": True}, {"trellis": False}, {"method": "opq"}])
+def test_files_are_read_back_to_what_the_result_says(options: dict[str, object], tmp_path: Path) -> None:
+    result = opq.compress(Gated().state_dict(), bits=4, **options)
+    result.save(tmp_path / "m.opq.safetensors")
+    kind = {"trellis": "trellis-rows"} if options.get("trellis") else {"trellis": "grid-rows"}
+    with opq.Reader(tmp_path / "m.opq.safetensors") as reader:
+        assert reader.plan == result.plan
+        assert reader.kind("lstm.weight_hh_l0") in ("grid", "trellis", *kind.values())
+        assert (reader.exponents(GATES) is not None) == ("method" not in options)
+        assert torch.equal(reader.tensor(GATES), result.tensor(GATES))
+        if (e := reader.exponents(GATES)) is not None:
+            by_hand = reader.codes(GATES).astype(float) * rows.steps(reader.plan[GATES].step, e).astype(float)[:, None]
+            assert np.array_equal(by_hand.astype(np.float32), reader.tensor(GATES).numpy())
+
+
+def test_the_paper_and_constraints_have_one_step_a_tensor() -> None:
+    state = Gated().state_dict()
+    assert not any(t.by_row for t in opq.compress(state, bits=4, method="opq").plan)
+    few = opq.constraints.code_bits("*", max=8)
+    assert not any(t.by_row for t in opq.compress(state, bits=4, constraints=[few]).plan)
+
+
+def test_with_a_probe_they_are_fed_back_and_the_outputs_are_near() -> None:
+    model = Gated().eval()
+    result = opq.compress(model, bits=5, input_size=(12, 20))
+    assert result.plan[GATES].by_row
+    x = torch.randn(8, 12, 20)
+    with torch.no_grad():
+        dense = model(x)
+        model.load_state_dict(result.state_dict())
+        error = (model(x) - dense).square().mean() / dense.var()
+    assert float(error) < 0.02
+
+
+def test_an_unchanged_tensor_keeps_its_bytes(tmp_path: Path) -> None:
+    model = Gated()
+    old = tmp_path / "old.opq.safetensors"
+    opq.compress(model.state_dict(), bits=5).save(old)
+    changed = model.state_dict()
+    changed["linear.weight"] = changed["linear.weight"] + 0.3 * torch.randn(16, 24)
+    result = opq.compress(changed, bits=5, like=old)
+    with opq.Reader(old) as reader:
+        assert result.plan[GATES] == reader.plan[GATES]
+        assert torch.equal(result.tensor(GATES), reader.tensor(GATES))
+        assert bytes(result.reader._payload(GATES)) == bytes(reader._payload(GATES))
+
+
+def test_training_takes_plain_grids_in_their_place() -> None:
+    model = Gated()
+    result = opq.compress(model, bits=5, probe=False, trellis=False)
+    with pytest.warns(GridWarning, match="a step for each row"):
+        opq.attach(model, result)
+    opq.detach(model)
+    assert not any(t.by_row for t in opq.solve(model, bits=5, probe=False))
+
+
+def test_a_user_s_sensitivity_is_that_of_the_weights() -> None:
+    model, steep = Gated(), {GATES: 3.0}
+    plan = opq.compress(model, bits=5, probe=False, sensitivities=steep).plan
+    e = rows.exponents(model.lstm.weight_ih_l0)
+    assert plan[GATES].sensitivity == pytest.approx(3.0 / np.mean(rows.factors(e) ** -2.0), rel=0.01)
+
+
+def test_the_report_shows_the_scaled_weights(tmp_path: Path) -> None:
+    model = Gated()
+    result = opq.compress(model, bits=5, probe=False)
+    assert "by row" in str(result.report())
+    assert result.to_html(tmp_path / "report.html", source=model) > 1000
+
+
+def test_updates_between_such_files_give_the_new_one_byte_for_byte(tmp_path: Path) -> None:
+    model = Gated()
+    old, new, update = (tmp_path / name for name in ("old.opq.safetensors", "new.opq.safetensors", "u.opq.safetensors"))
+    opq.compress(model, bits=5, probe=False).save(old)
+    with torch.no_grad():
+        model.lstm.weight_ih_l0[::3] *= 1.3
+    opq.compress(model, bits=5, probe=False).save(new)
+    opq.delta(old, new, update)
+    opq.apply(old, update, tmp_path / "made.opq.safetensors")
+    assert (tmp_path / "made.opq.safetensors").read_bytes() == new.read_bytes()
