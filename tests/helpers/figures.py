@@ -340,6 +340,7 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
 """Tables that come from rows, by page and header."""
 
 WITHOUT: dict[tuple[str, str], str] = {
+    ("docs/datafree.md", "4 bits"): "the default's are rows of the table of speech; no call turns steps by row off",
     ("docs/howto/updates.md", "the receiver has"): "no figures: what to send to whom",
     ("docs/datafree.md", "layer"): "no figures: how each kind of layer is treated",
     ("docs/research.md", "chosen"): "no figures: which choices were made on which images",
