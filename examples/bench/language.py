@@ -22,7 +22,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ import torch
 from language_models import Case, cases, download, read_gguf
 
 import opq
+from opq.base.pool import give_back
 
 COLUMNS = ("model", "method", "budget", "bits", "perplexity_dense", "perplexity", "errors_dense", "errors",
            "divergence", "agreement", "correlation", "error_db", "cosine", "samples", "seconds", "memory")  # fmt: skip
@@ -41,7 +42,7 @@ BUDGETS = {"stories260k": (4.0, 3.0, 2.5), "smollm2-135m": (4.0, 3.0, 2.5), "min
            "speaker-encoder": (4.0, 3.0), "g2p": (4.0, 3.0, 2.5), "whisper-tiny.en": (4.0, 3.0, 2.5)}  # fmt: skip
 OWN = {"rd": {}, "rd, random tokens": {"probe": "quick"}, "rd, weights only": {"probe": False}}
 """This package's rows, by the options of the call."""
-PEERS = ("hqq", "nncodec")
+METHODS = (*OWN, "round-to-nearest", "llama.cpp", "hqq", "nncodec")
 LEVEL = 19
 """Of zstandard."""
 
@@ -86,6 +87,7 @@ def package(case: Case, method: str, budget: float, **options: Any) -> dict[str,
 def _memory(kind: str) -> float:
     """Megabytes of the process: `VmRSS` now, from where on the peak is counted, or `VmHWM` at most since then."""
     gc.collect()
+    give_back()
     status = Path("/proc/self/status").read_text()
     if kind == "VmRSS":
         Path("/proc/self/clear_refs").write_text("5")
@@ -160,22 +162,25 @@ def llama(case: Case, kind: str, library: Path) -> dict[str, Any]:
 
 
 def tasks(
-    case: Case, budgets: tuple[float, ...], methods: list[str], packages: Path, *, others: Collection[str]
+    case: Case, budgets: tuple[float, ...], methods: list[str], packages: Path, *, with_peers: bool
 ) -> Iterator[Callable[[], Any]]:
-    """All rows of one network."""
+    """All rows of one network, or those of some methods."""
+
+    def wanted(method: str) -> bool:
+        return not methods or method in methods
+
     for budget in budgets:
-        for method, options in OWN.items():
-            if not methods or method in methods:
-                yield functools.partial(package, case, method, budget, **options)
-    for bits in (4, 3):
+        for method in filter(wanted, OWN):
+            yield functools.partial(package, case, method, budget, **OWN[method])
+    for bits in (4, 3) if wanted("round-to-nearest") else ():
         yield functools.partial(rounded, case, bits)
-    if case.gguf is not None and (library := llama_cpp.library(packages)) is not None:
+    if wanted("llama.cpp") and case.gguf is not None and (library := llama_cpp.library(packages)) is not None:
         for kind in llama_cpp.KINDS:
             yield functools.partial(llama, case, kind, library)
-    if "hqq" in others and peers.available("hqq"):
+    if with_peers and wanted("hqq") and peers.available("hqq"):
         for bits in (4, 3):
             yield functools.partial(hqq, case, bits)
-    if "nncodec" in others and peers.available("nncodec"):
+    if with_peers and wanted("nncodec") and peers.available("nncodec"):
         for budget in budgets:
             yield functools.partial(nncodec, case, budget)
 
@@ -189,10 +194,11 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, required=True, help="folder of unzipped packages with the weights")
     parser.add_argument("--download", action="store_true", help="download and unzip packages that are missing there")
     parser.add_argument("--only", action="append", default=[], help="only this network; may be repeated")
-    parser.add_argument("--method", action="append", default=[], help="only this of the package's own rows")
+    parser.add_argument(
+        "--method", action="append", default=[], choices=METHODS, help="only this: " + ", ".join(map(repr, METHODS))
+    )
     parser.add_argument("--budget", type=float, action="append", default=[], help="only this budget, in bits")
     parser.add_argument("--no-peers", action="store_true", help="leave HQQ and NNCodec out, which are installed first")
-    parser.add_argument("--peer", action="append", default=[], choices=PEERS, help="only this one of the two")
     options = parser.parse_args()
     if options.download:
         download(options.packages)
@@ -201,8 +207,8 @@ def main() -> None:
         if options.only and name not in options.only:
             continue
         case = make()
-        budgets, others = tuple(options.budget) or BUDGETS[name], () if options.no_peers else options.peer or PEERS
-        for measure in tasks(case, budgets, options.method, options.packages, others=others):
+        budgets = tuple(options.budget) or BUDGETS[name]
+        for measure in tasks(case, budgets, options.method, options.packages, with_peers=not options.no_peers):
             new = measure()
             rows = json.loads(path.read_text()) if path.exists() else []  # another run may have added some
             rows = sorted([r for r in rows if _key(r) != _key(new)] + [new], key=lambda r: (*_key(r)[:2], -r["budget"]))

@@ -26,8 +26,9 @@ class _Parameters(ctypes.Structure):
 
 
 def library(packages: Path) -> Path | None:
-    """The shared library under a folder of packages; None where there is none."""
-    return next(iter(sorted(packages.rglob("libllama.v*.so"))), None)
+    """The shared library under a folder of packages, or behind a link in it; None where there is none."""
+    tops = [packages, *sorted(path.resolve() for path in packages.glob("*") if path.is_dir())]
+    return next((path for top in tops for path in sorted(top.rglob("libllama.v*.so"))), None)
 
 
 def quantize(library: Path, given: Path, made: Path, kind: str) -> None:

@@ -8,6 +8,7 @@ same, the dense network's transcript.
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 import wave
@@ -55,6 +56,8 @@ def whisper(path: Path) -> Any:
         max_target_positions=448, decoder_start_token_id=START[0], bos_token_id=END, eos_token_id=END, pad_token_id=END,
     )  # fmt: skip
     model = WhisperForConditionalGeneration(config)
+    model.generation_config.suppress_tokens = json.loads((path.parent / "config.json").read_text())["suppress_ids"]
+    model.generation_config.no_timestamps_token_id = START[1]
     stored = {ours: w for theirs, w in _tensors(path.read_bytes()) for ours, w in _renamed(theirs, w)}
     model.load_state_dict({**stored, "proj_out.weight": stored["model.decoder.embed_tokens.weight"]}, strict=False)
     return model.eval()
@@ -102,7 +105,7 @@ def recordings(folder: Path) -> list[tuple[Tensor, list[str]]]:
     extract, found = WhisperFeatureExtractor(), []
     for path in (folder / name for name in TRANSCRIPTS):
         for line in path.read_text().splitlines():
-            said, name = re.fullmatch(r"<s> (.*?)\s*</s> \((.*)\)", line).groups()
+            said, name = re.findall(r"<s> (.*?)\s*</s> \((.*)\)", line)[0]
             with wave.open(str(path.parent / f"{name}.wav")) as file:
                 sound = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 2**15
             found.append((extract(sound, sampling_rate=16_000, return_tensors="pt").input_features, said.split()))

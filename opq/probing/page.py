@@ -21,6 +21,8 @@ _KNOWN = (DECODED, READ, "")
 _MASK, _PLACES = "attention_mask", "position_ids"
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "decoder_start_token_id", "sep_token_id",
             "cls_token_id", "mask_token_id", "forced_bos_token_id", "image_token_id")  # fmt: skip
+_NEVER, _TIMES = "suppress_tokens", "no_timestamps_token_id"
+"""What the configuration of `generate` calls ids that it never writes, and the id that turns points in time off."""
 _FEW = 2
 """Texts to try things with."""
 _SAME, _COARSE = 1e-3, 0.1
@@ -159,10 +161,13 @@ def _texts(value: Any) -> bool:
 
 
 def _special(model: nn.Module) -> set[int]:
-    """What the configuration, and that of `generate`, call by such names."""
+    """What the configuration, and that of `generate`, call by such names, and what `generate` never writes."""
     facts, own = Facts.of(model), getattr(model, "generation_config", None)
-    found = [*facts.values(*_SPECIAL), *(getattr(own, name, None) for name in _SPECIAL)]
+    found = [*facts.values(*_SPECIAL), *(getattr(own, name, None) for name in (*_SPECIAL, _NEVER))]
     for name in facts.configs:
         found += facts.values(*_SPECIAL, first=(name,))
+    times = getattr(own, _TIMES, None)
+    if isinstance(times, int):  # the ids behind it are points in time
+        found.append(list(range(times, facts.number("vocab_size") or times + 1)))
     flat = [v for value in found for v in (value if isinstance(value, (list, tuple)) else [value])]
     return {v for v in flat if isinstance(v, int) and not isinstance(v, bool) and v >= 0}

@@ -101,7 +101,9 @@ class Source:
 # --- what cells say --------------------------------------------------------------------------
 
 MODELS = {"MobileNet": "mobilenet-v1-0.75", "ResNet-20": "resnet-20", "MiniLM": "minilm", "LeNet-300": "lenet-300-100",
-          "LeNet-5": "lenet-5", "ResNet-50": "resnet-50 shapes"}  # fmt: skip
+          "LeNet-5": "lenet-5", "ResNet-50": "resnet-50 shapes", "stories260K": "stories260k",
+          "SmolLM2": "smollm2-135m", "Speaker encoder": "speaker-encoder", "g2p": "g2p",
+          "Whisper": "whisper-tiny.en"}  # fmt: skip
 
 
 def model(text: str) -> dict[str, str]:
@@ -115,6 +117,23 @@ def part(text: str) -> dict[str, str]:
     text = text.replace("opq (rd), all parts", "rd").replace("opq, all parts", "rd")
     text = text.replace("opq, from the weights alone", "rd, weights only")
     return {"method": text.replace("opq,", "rd,")}
+
+
+def of_language(text: str) -> dict[str, str]:
+    """A method of the table of language models, as its row calls it."""
+    text = text.replace("`", "").replace("opq, default", "opq")
+    return {"method": {"opq": "rd"}.get(text, text.replace("opq,", "rd,"))}
+
+
+def dense_score(row: Row) -> float | None:
+    """What the dense network has of the figure that language.py gives."""
+    found: float | None = row.get("perplexity_dense", row.get("errors_dense"))
+    return 1.0 if found is None and "cosine" in row else found
+
+
+def score(row: Row) -> float | None:
+    """The figure that language.py gives: a perplexity, errors in percent, or a cosine."""
+    return next((row[name] for name in ("perplexity", "errors", "cosine") if name in row), None)
 
 
 def exactly(field: str, form: str = "{}") -> Callable[[str], dict[str, str]]:
@@ -203,6 +222,16 @@ OF_HALVES = Source(
 )
 
 SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
+    ("docs/datafree.md", ("network, figure", "method", "bits per parameter", "dense", "figure", "divergence")): Source(
+        results="language",
+        words={"network, figure": model, "method": of_language},
+        numbers={
+            "bits per parameter": ("bits",),
+            "dense": (dense_score,),
+            "figure": (score,),
+            "divergence": ("divergence",),
+        },
+    ),
     **dict.fromkeys([("docs/datafree.md", PARTS), ("docs/research.md", PARTS)], OF_PARTS),
     ("docs/research.md", HALVES): OF_HALVES,
     ("docs/datafree.md", (SAVED, *(f"{rate:g} bits" for rate in RATES))): Source(
@@ -343,6 +372,7 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
 """Tables that come from rows, by page and header."""
 
 WITHOUT: dict[tuple[str, str], str] = {
+    ("docs/datafree.md", "4 bits"): "the default's are rows of the table of speech; no call turns steps by row off",
     ("docs/howto/updates.md", "the receiver has"): "no figures: what to send to whom",
     ("docs/datafree.md", "3 bits"): "the speaker encoder with and without steps by row, when they came in; no row yet",
     ("docs/mathematics.md", "Letter"): "no figures: what letters mean",

@@ -229,3 +229,12 @@ def test_a_second_argument_that_looks_ahead_is_not_written() -> None:
     model = Matcher()
     batch = synthetic(model, samples=4)
     assert texts.written(model, batch) is batch
+
+
+def test_points_in_time_and_what_generate_never_writes_are_not_written() -> None:
+    model = _llama()
+    model.generation_config.suppress_tokens = [3, 4]
+    model.generation_config.no_timestamps_token_id = WORDS - 5
+    written = texts.written(model, synthetic(model, samples=8)).kwargs["input_ids"]
+    assert set(written.flatten().tolist()) <= set(range(WORDS - 5)) - {3, 4}
+    assert len(written.unique()) > 8
