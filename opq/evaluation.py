@@ -21,6 +21,7 @@ from opq.models.observe import evaluating
 from opq.sources.base import InputHint
 from opq.sources.images import ImageSet as ImageSet
 from opq.sources.images import open_images as open_images
+from opq.sources.images import open_pictures as open_pictures
 from opq.sources.images import prepared as prepared
 
 

@@ -26,11 +26,14 @@ from opq.models.attachment import is_attached
 from opq.models.observe import evaluating
 from opq.models.wrappers import unwrapped
 from opq.plan import Plan
-from opq.training import processes
+from opq.sources.images import ImageSet
+from opq.training import processes, unlabelled
 from opq.training.attaching import attach, attached, plan_in_force
 from opq.training.collecting import collect
+from opq.training.holding import Holding
 from opq.training.loop import Batches, Epoch, Loop, Training
 from opq.training.objective import Loss, Objective
+from opq.training.sites import plain
 
 _EPOCHS = (
     Column("epoch", right=True),
@@ -52,6 +55,11 @@ class Finetuned:
     result: Result
     """The codes, proved to be on the plan's masks and codebooks, and the trained kept tensors."""
     history: tuple[Epoch, ...]
+    kept: int | None = None
+    """Of pictures and texts: the epoch whose weights the file holds; -1 for those before training, if no epoch was
+    better."""
+    skipped: tuple[str, ...] = ()
+    """Pictures that could not be read, and why."""
 
     def __repr__(self) -> str:
         return f"<opq.Finetuned {self._told}>"
@@ -80,9 +88,12 @@ class Finetuned:
 def finetune(
     model: nn.Module,
     plan: Plan | Result,
-    batches: Batches,
+    batches: Batches | ImageSet | str | os.PathLike[str] | None = None,
     *,
-    loss: Loss = "cross_entropy",
+    images: ImageSet | str | os.PathLike[str] | None = None,
+    texts: Sequence[str] | str | os.PathLike[str] | None = None,
+    tokenizer: Callable[..., Any] | None = None,
+    loss: Loss | None = None,
     teacher: nn.Module | Literal["dense"] | None = None,
     optimizer: torch.optim.Optimizer | Callable[[Any], torch.optim.Optimizer] | None = None,
     evaluate: Callable[[nn.Module], Any] | None = None,
@@ -100,8 +111,13 @@ def finetune(
     seed: int | None = None,
     checkpoint_every: int | None = None,
     resume: bool = True,
+    batch: int = 32,
+    hold_size: bool | None = None,
 ) -> Finetuned:
     """Trains the weights of a pruned and quantized network with fixed masks and codebooks.
+
+    With batches, by their targets. With pictures or texts and no labels, by the outputs of the dense network: a tenth
+    is held back, and the epoch is kept that is nearest to the teacher on it; the file is held below its budget.
 
     Args:
         model: the live model; `plan` is attached to it unless it is already, and **stays attached** with its trained
@@ -111,10 +127,19 @@ def finetune(
             processes, each has its own `batches`.
         plan: a `Plan`, or a compression result, from whose codes training starts.
         batches: pairs (inputs, targets), or dicts with `labels`, in any iterable that can be read once an epoch
-            (a `DataLoader`), or a function of the epoch that gives one.
-        loss: `"cross_entropy"`, `"mse"`, `"model"` (the output's own `.loss`) or a function of outputs and targets.
-        teacher: a model whose outputs, in inference mode, are distilled; `"dense"` is the model itself before `plan`.
-        optimizer: an optimizer over the model's parameters, or a function that makes one; by default Adam.
+            (a `DataLoader`), or a function of the epoch that gives one; or what `images` takes.
+        images: pictures without labels, which the teacher's outputs stand in for: a folder (and the folders within), an
+            `.npz` file, or `"synthetic"` for images made as by `opq.probe`, without any data. They are scaled and
+            normalised as the model's configuration says, and augmented by torchvision.
+        texts: lines of text without labels: a list, or a file of them; or `"own"` for texts that the model writes.
+        tokenizer: makes token ids of a list of texts; by default that of the model's own folder or repository.
+        loss: `"cross_entropy"` (the default of batches), `"mse"`, `"model"` (the output's own `.loss`), `"distill"`
+            (the teacher's outputs alone; the default of pictures and texts) or a function of outputs and targets.
+        teacher: a model whose outputs, in inference mode, are distilled; `"dense"` is the model itself before `plan`,
+            and the default of `loss="distill"`.
+        optimizer: an optimizer over the model's parameters, or a function that makes one; by default Adam. Of pictures
+            and texts, its learning rate is `lr` for what is not compressed, and for each compressed tensor
+            `20 lr` times its step, so that the weights of all tensors move by the same part of a level.
         evaluate: called with the model in inference mode after each epoch; what it returns is in the history.
         checkpoint: a file to write after each epoch and to resume from, exactly, after an interruption.
         progress: called with (stage, steps done, steps in all); True for a bar, False for none. By default a bar
@@ -132,11 +157,17 @@ def finetune(
         seed: if given, seeds torch's generator before training.
         checkpoint_every: steps between checkpoints; None: one at the end of each epoch.
         resume: whether to continue from the checkpoint if it exists.
+        batch: pictures or texts in a step; fewer where there are not as many.
+        hold_size: whether the file is held below the budget of `plan`, or its present size, by a pull on the weights
+            that follows the size. By default where pictures or texts are given.
 
     Raises:
         TrainingError: the loss is not finite; the last good checkpoint stays.
         MismatchError: plan and model differ, or the checkpoint was written with another plan.
         OffCodebookError: a mask or a step was changed from outside of this loop.
+        MismatchError: the teacher's outputs have other shapes than the model's.
+        BudgetError: the file cannot be held below its budget.
+        DataError: fewer than two pictures can be read, or the model does not say what pictures it takes.
         OptionError: an option is unknown or out of range, or all parameters are frozen.
 
     Example:
@@ -151,24 +182,77 @@ def finetune(
     given = locals()
     how = Training(**{f.name: given[f.name] for f in dataclasses.fields(Training)})
     inner = unwrapped(model)
-    dense = _teacher(inner, teacher)
-    if not is_attached(inner):
-        attach(inner, plan)
-    _check_same_masks(inner)
-    if how.seed is not None:
-        torch.manual_seed(how.seed)
-    trainable = [p for p in inner.parameters() if p.requires_grad]
+    with shown(progress) as told:
+        data = unlabelled.given(inner, batches, images=images, texts=texts, tokenizer=tokenizer, how=how, told=told)
+        free = isinstance(data, unlabelled.Unlabelled)
+        loss = ("distill" if free else "cross_entropy") if loss is None else loss
+        if free and loss != "distill":
+            remedy = "Leave loss= out, or pass batches of (inputs, targets)."
+            raise OptionError(
+                "pictures and texts have no labels", got=f"loss={loss!r}", wanted="'distill'", remedy=remedy
+            )
+        dense = _teacher(inner, "dense" if teacher is None and loss == "distill" else teacher)
+        if not is_attached(inner):
+            attach(inner, plan)
+        _check_same_masks(inner)
+        if how.seed is not None:
+            torch.manual_seed(how.seed)
+        made = _optimizer(inner, optimizer, how, by_step=free)
+        with contextlib.nullcontext() if dense is None else evaluating(dense):
+            lesson = data.lesson(dense, how) if isinstance(data, unlabelled.Unlabelled) and dense is not None else None
+            loop = Loop(model, plan_in_force(inner, plan), data if lesson is None else lesson.epoch, how,
+                        objective=Objective(loss, dense, how.distill, how.temperature), optimizer=made,
+                        evaluate=evaluate, checkpoint=None if checkpoint is None else Path(checkpoint), progress=told,
+                        holding=_holding(inner, plan, how, free), lesson=lesson)  # fmt: skip
+            loop.train()
+    kept = None if loop.best is None else int(loop.best["epoch"])
+    skipped = lesson.skipped if lesson is not None else ()
+    return Finetuned(result=collect(inner, plan), history=tuple(loop.history), kept=kept, skipped=skipped)
+
+
+LEVELS = 20
+"""The learning rate of a compressed tensor is `LEVELS lr` times its step. A choice: with the default, Adam moves a
+weight by at most a fiftieth of a level in a step."""
+
+
+def _optimizer(model: nn.Module, given: Any, how: Training, *, by_step: bool) -> torch.optim.Optimizer:
+    """The user's optimizer, or Adam."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         remedy = "Call requires_grad_() on what shall be trained."
         raise OptionError("no parameter of the model is to be trained", got="all frozen", remedy=remedy)
-    made = torch.optim.Adam(trainable, how.lr, fused=_fusable(trainable)) if optimizer is None else optimizer
-    made = made if isinstance(made, torch.optim.Optimizer) else made(trainable)
-    with shown(progress) as told, contextlib.nullcontext() if dense is None else evaluating(dense):
-        loop = Loop(model, plan_in_force(inner, plan), batches, how,
-                    objective=Objective(loss, dense, how.distill, how.temperature), optimizer=made, evaluate=evaluate,
-                    checkpoint=None if checkpoint is None else Path(checkpoint), progress=told)  # fmt: skip
-        loop.train()
-    return Finetuned(result=collect(inner, plan), history=tuple(loop.history))
+    if given is not None:
+        return given if isinstance(given, torch.optim.Optimizer) else given(trainable)  # type: ignore[no-any-return]
+    groups: list[Any] = trainable
+    if by_step:
+        steps = {id(plain(module, attribute)): grid.plan.step for module, attribute, grid in attached(model)}
+        rest = [p for p in trainable if id(p) not in steps]
+        own = [p for p in trainable if id(p) in steps]
+        groups = [{"params": rest}] if rest else []
+        groups += [{"params": [p], "lr": LEVELS * how.lr * steps[id(p)]} for p in own]
+    return torch.optim.Adam(groups, how.lr, fused=_fusable(trainable))
+
+
+def _holding(model: nn.Module, plan: Plan | Result, how: Training, free: bool) -> Holding | None:
+    """What holds the size of the file, where that is asked for: below the plan's budget, or below its present size."""
+    if not (free if how.hold_size is None else how.hold_size):
+        return None
+    if processes.world_size() > 1:
+        raise OptionError("hold_size=True does not go with several processes", remedy="Train in one process.")
+
+    def measure() -> int:
+        return collect(model, plan).bytes
+
+    result = None if isinstance(plan, Plan) else plan
+    budget = (plan if result is None else result.plan).budget
+    if result is not None:
+        least = (
+            result.bytes if budget is None else budget.bytes(elements=result.elements, source_bytes=result.source_bytes)
+        )
+        return Holding(model, least, measure)
+    now = collect(model, plan)
+    least = now.bytes if budget is None else budget.bytes(elements=now.elements, source_bytes=now.source_bytes)
+    return Holding(model, least, measure)
 
 
 def _teacher(model: nn.Module, teacher: nn.Module | str | None) -> nn.Module | None:

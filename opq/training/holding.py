@@ -87,8 +87,9 @@ class Holding:
                 _draw_in(w, part * grid.plan.step)
             size = self._measured()
         if size > self.budget:
-            raise BudgetError("the file cannot be held below its budget while it is trained", got=f"{size} bytes",
-                              wanted=f"at most {self.budget:.0f}", remedy="Compress to a budget within reach.")  # fmt: skip
+            remedy = "Train with hold_size=False, or compress to a larger budget first."
+            fact, wanted = "the file cannot be held below its budget in training", f"at most {self.budget:.0f}"
+            raise BudgetError(fact, got=f"{size} bytes", wanted=wanted, remedy=remedy)
         self.bytes = size
         return size
 
