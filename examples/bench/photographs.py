@@ -58,7 +58,7 @@ def resnet20(pictures: int) -> Case:
     given = {"images": ImageSet(len(pixels), lambda i: pixels[i])}
     score = functools.partial(zoo.top1, images=test)
     return Case(model=zoo.resnet20(), given=given, score=score, metric="top1", samples=len(test), epochs=120,
-                options={"batch": 64})  # fmt: skip
+                options={"batch": 64, "bn": "freeze"})  # fmt: skip
 
 
 def mobilenet(pictures: int) -> Case:
@@ -66,7 +66,7 @@ def mobilenet(pictures: int) -> Case:
     test = zoo.imagenet_like()
     model = zoo.mobilenet().to(memory_format=torch.channels_last)
     return Case(model=model, given={"images": images}, score=functools.partial(zoo.top1, images=test), metric="top1",
-                samples=len(test), epochs=16, options={"batch": 32})  # fmt: skip
+                samples=len(test), epochs=16, options={"batch": 32, "bn": "freeze"})  # fmt: skip
 
 
 CASES: dict[str, Callable[[int], Case]] = {"resnet-20": resnet20, "mobilenet-v1-0.75": mobilenet}
@@ -90,12 +90,13 @@ def run(name: str, bits: float, arguments: argparse.Namespace) -> dict[str, Any]
     seconds, spent = time.perf_counter() - start, time.process_time() - cpu
     path = CACHE / f"{stem}.opq.safetensors"
     trained.save(path)
+    pictures = 0 if arguments.synthetic else arguments.pictures
     best = trained.history[trained.kept] if trained.kept is not None and trained.kept >= 0 else None
     row = {
         "model": name, "method": f"rd, {what}", "budget": bits, "file_bytes": path.stat().st_size,
         "bits": trained.result.bits, "ratio": trained.result.ratio, "nominal_ratio": trained.result.nominal.ratio,
-        "agreement": None if best is None else 100 * best.score, "pictures": 0 if arguments.synthetic else arguments.pictures,
-        "epochs": epochs, "kept": trained.kept, "seed": arguments.seed, "seconds": seconds, "cpu_seconds": spent,
+        "agreement": None if best is None else 100 * best.score, "pictures": pictures, "epochs": epochs,
+        "kept": trained.kept, "seed": arguments.seed, "seconds": seconds, "cpu_seconds": spent,
         "metric": case.metric, "samples": case.samples,
     }  # fmt: skip
     if not arguments.dry:

@@ -31,6 +31,7 @@ from opq.training import processes, unlabelled
 from opq.training.attaching import attach, attached, plan_in_force
 from opq.training.collecting import collect
 from opq.training.holding import Holding
+from opq.training.lesson import Data, Lesson
 from opq.training.loop import Batches, Epoch, Loop, Training
 from opq.training.objective import Loss, Objective
 from opq.training.sites import plain
@@ -184,7 +185,7 @@ def finetune(
     inner = unwrapped(model)
     with shown(progress) as told:
         data = unlabelled.given(inner, batches, images=images, texts=texts, tokenizer=tokenizer, how=how, told=told)
-        free = isinstance(data, unlabelled.Unlabelled)
+        free = isinstance(data, Data)
         loss = ("distill" if free else "cross_entropy") if loss is None else loss
         if free and loss != "distill":
             remedy = "Leave loss= out, or pass batches of (inputs, targets)."
@@ -199,14 +200,15 @@ def finetune(
             torch.manual_seed(how.seed)
         made = _optimizer(inner, optimizer, how, by_step=free)
         with contextlib.nullcontext() if dense is None else evaluating(dense):
-            lesson = data.lesson(dense, how) if isinstance(data, unlabelled.Unlabelled) and dense is not None else None
-            loop = Loop(model, plan_in_force(inner, plan), data if lesson is None else lesson.epoch, how,
+            lesson = None if not isinstance(data, Data) or dense is None else Lesson.of(data, dense, how)
+            taught: Any = data if lesson is None else lesson.epoch
+            loop = Loop(model, plan_in_force(inner, plan), taught, how,
                         objective=Objective(loss, dense, how.distill, how.temperature), optimizer=made,
                         evaluate=evaluate, checkpoint=None if checkpoint is None else Path(checkpoint), progress=told,
                         holding=_holding(inner, plan, how, free), lesson=lesson)  # fmt: skip
             loop.train()
     kept = None if loop.best is None else int(loop.best["epoch"])
-    skipped = lesson.skipped if lesson is not None else ()
+    skipped = () if lesson is None else lesson.data.skipped
     return Finetuned(result=collect(inner, plan), history=tuple(loop.history), kept=kept, skipped=skipped)
 
 
@@ -222,7 +224,8 @@ def _optimizer(model: nn.Module, given: Any, how: Training, *, by_step: bool) ->
         remedy = "Call requires_grad_() on what shall be trained."
         raise OptionError("no parameter of the model is to be trained", got="all frozen", remedy=remedy)
     if given is not None:
-        return given if isinstance(given, torch.optim.Optimizer) else given(trainable)  # type: ignore[no-any-return]
+        made: torch.optim.Optimizer = given if isinstance(given, torch.optim.Optimizer) else given(trainable)
+        return made
     groups: list[Any] = trainable
     if by_step:
         steps = {id(plain(module, attribute)): grid.plan.step for module, attribute, grid in attached(model)}
@@ -243,16 +246,10 @@ def _holding(model: nn.Module, plan: Plan | Result, how: Training, free: bool) -
     def measure() -> int:
         return collect(model, plan).bytes
 
-    result = None if isinstance(plan, Plan) else plan
-    budget = (plan if result is None else result.plan).budget
-    if result is not None:
-        least = (
-            result.bytes if budget is None else budget.bytes(elements=result.elements, source_bytes=result.source_bytes)
-        )
-        return Holding(model, least, measure)
-    now = collect(model, plan)
-    least = now.bytes if budget is None else budget.bytes(elements=now.elements, source_bytes=now.source_bytes)
-    return Holding(model, least, measure)
+    start = collect(model, plan) if isinstance(plan, Plan) else plan
+    budget = start.plan.budget
+    most = start.bytes if budget is None else budget.bytes(elements=start.elements, source_bytes=start.source_bytes)
+    return Holding(model, most, measure)
 
 
 def _teacher(model: nn.Module, teacher: nn.Module | str | None) -> nn.Module | None:

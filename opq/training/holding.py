@@ -1,14 +1,16 @@
 """Holds the size of a file below a budget while its weights are trained.
 
-Training spreads the codes, and wider codes take more bytes. So after every step of the optimizer all weights are pulled
-towards zero, by `pull` times the furthest that the optimizer moves a weight in one step:
+Training spreads the codes, and wider codes take more bytes. So after every step of the optimizer all weights are drawn
+towards zero, by a part `pull` of their tensor's step:
 
-    w <- sign(w) max(0, |w| - pull lr)
+    w <- sign(w) max(0, |w| - pull step)
 
-(a proximal step of an L1 penalty, beside the optimizer, so that Adam's normalisation does not touch it). `pull` follows
-the size: in proportion to what it is above the aim, and to the sum of that over time. Between epochs the size is
-estimated from the entropy of the codes; at the end of each epoch the file is made and measured, and if it is too large
-after all, all weights are drawn in by the smallest part of a level that makes it fit.
+(a proximal step of an L1 penalty, beside the optimizer, so that Adam's normalisation does not touch it). Every few
+steps the size is estimated from the entropy of the codes, and the pull rises or falls by what would undo a part of the
+growth since the last estimate and of what is above the aim, if a whole step of pull took away what it does on average.
+At the end of each epoch the file is
+made and measured; if it is too large after all, those weights fall to the next lower level that are the nearest to it,
+as many as it takes.
 """
 
 from __future__ import annotations
@@ -30,11 +32,12 @@ EVERY = 8
 """Steps between two estimates. A choice: an estimate takes a few hundredths of a step of a convolutional network."""
 AIM = 0.998
 """The size that is aimed at, in parts of the budget. A choice: estimates are off by less than that."""
-PROPORTIONAL, INTEGRAL = 10.0, 1.0
-"""Of the pull: for each part above the aim, and for each part at each estimate. A choice: 1 % too much is a pull of a
-tenth, which brings it back within some ten steps."""
-MOST = 1.0
-"""Of the pull: then no weight can go outwards."""
+GROWTH, EXCESS = 0.5, 0.1
+"""Of what the size grew by since the last estimate, and of what it is above the aim, the parts that the next pull is to
+take away besides what the last one did. A choice."""
+MOST = 0.01
+"""Of the pull, in parts of a step of the grid. A choice: twice that is the most that the default learning rate moves a
+weight."""
 HALVINGS, TRIALS = 12, 8
 """Of the search for the part of a level by which weights are drawn in, and of its repetitions."""
 
@@ -51,28 +54,28 @@ class Holding:
             measure: makes the file of the model as it is and tells its bytes.
         """
         self.model, self.budget, self.measure = model, budget, measure
-        self.pull = self.sum = 0.0
+        self.pull = 0.0
         self.steps = 0
         self.beside = 0.0
         """Bytes of the file less the entropy of its codes, at the last measurement."""
-        self.bytes = self.settle()
+        self.bytes = self.last = float("nan")
+        """At the last measurement, and at the last measurement or estimate."""
+        self.settle()
 
-    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Pulls the weights, as far as the optimizer may have moved them."""
+    def after_step(self) -> None:
+        """Pulls the weights."""
         self.steps += 1
         if self.steps % EVERY == 0:
-            self._follow(self.estimate())
+            self._follow()
         if self.pull:
-            rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
-            for w, _ in self._tensors():
-                _draw_in(w, self.pull * rates.get(id(w), 0.0))
+            self._draw_in(self.pull)
 
     def estimate(self) -> float:
         """Bytes of the file, from the entropy of the codes as they are."""
         return self.beside + self._entropy(0.0)
 
     def settle(self) -> int:
-        """Measures the file; draws the weights in where it is larger than the budget.
+        """Measures the file; where it is too large, lowers the weights nearest to the edges of their levels.
 
         Raises:
             BudgetError: no such change makes it small enough.
@@ -83,29 +86,30 @@ class Holding:
                 break
             excess = size - self.budget
             part = self._part(self._entropy(0.0) - excess * (1.0 + 0.25 * trial) - 1.0)
-            for w, grid in self._tensors():
-                _draw_in(w, part * grid.plan.step)
+            self._lower(part)
             size = self._measured()
         if size > self.budget:
             remedy = "Train with hold_size=False, or compress to a larger budget first."
             fact, wanted = "the file cannot be held below its budget in training", f"at most {self.budget:.0f}"
             raise BudgetError(fact, got=f"{size} bytes", wanted=wanted, remedy=remedy)
-        self.bytes = size
+        self.bytes = self.last = size
         return size
 
     def state(self) -> dict[str, Any]:
         """What the pull depends on, as plain numbers."""
-        return {"pull": self.pull, "sum": self.sum, "steps": self.steps, "beside": self.beside, "bytes": self.bytes}
+        return {name: getattr(self, name) for name in ("pull", "steps", "beside", "bytes", "last")}
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         for name in self.state():
             setattr(self, name, state[name])
 
-    def _follow(self, size: float) -> None:
-        above = size / self.budget - AIM
-        self.sum = min(max(self.sum + INTEGRAL * above, 0.0), MOST)
-        self.pull = min(max(PROPORTIONAL * above + self.sum, 0.0), MOST)
+    def _follow(self) -> None:
+        entropy = self._entropy(0.0)
+        size, slope = self.beside + entropy, max(entropy - self._entropy(1.0), 1.0)
+        wanted = GROWTH * (size - self.last) + EXCESS * (size - AIM * self.budget)
+        self.pull = min(max(self.pull + wanted / slope / EVERY, 0.0), MOST)
+        self.last = size
 
     def _measured(self) -> int:
         size = self.measure()
@@ -133,6 +137,18 @@ class Holding:
                 bits += float((counts * (math.log2(codes.numel()) - counts.log2())).sum())
         return bits / 8
 
+    @torch.no_grad()
+    def _draw_in(self, part: float) -> None:
+        for w, grid in self._tensors():
+            w.copy_(functional.softshrink(w, part * grid.plan.step))
+
+    @torch.no_grad()
+    def _lower(self, part: float) -> None:
+        """Moves the weights within a part of a step above the edge of their level to the next lower level."""
+        for w, grid in self._tensors():
+            now, lower = grid(w), grid(functional.softshrink(w, part * grid.plan.step))
+            w.copy_(torch.where(now == lower, w, lower))
+
     def _tensors(self) -> Iterator[tuple[torch.Tensor, FixedGrid]]:
         """The plain weights and their grids, tied ones once."""
         seen: set[int] = set()
@@ -140,9 +156,3 @@ class Holding:
             if id(grid) not in seen:
                 seen.add(id(grid))
                 yield plain(module, attribute), grid
-
-
-@torch.no_grad()
-def _draw_in(w: torch.Tensor, by: float) -> None:
-    if by > 0:
-        w.copy_(functional.softshrink(w, by))

@@ -50,7 +50,7 @@ def agreement(student: Any, teacher: Any, mask: torch.Tensor | None) -> tuple[fl
     if scores:
         a, b = (_rows(z, mask).argmax(-1) for z in (own[0], wanted[0]))
         return float((a == b).sum()), len(a)
-    cosines = functional.cosine_similarity(*(_rows(z, mask) for z in (own[0], wanted[0])), dim=-1)
+    cosines = functional.cosine_similarity(_rows(own[0], mask), _rows(wanted[0], mask), dim=-1)
     return float(cosines.sum()), cosines.numel()
 
 

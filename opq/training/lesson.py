@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ from opq.training.imitation import agreement, distance, mask_of
 from opq.training.objective import run, to_device
 from opq.training.pictures import Pictures, hash_of
 
+if TYPE_CHECKING:
+    from opq.training.loop import Training
+
 HELD_BACK = 10
 """One in so many is held back."""
 SYNTHETIC = 1000
@@ -32,34 +35,46 @@ Shown = Callable[[Sequence[int], int], Inputs]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Lesson:
-    """Inputs without labels, and the teacher."""
+class Data:
+    """Inputs without labels."""
 
     count: int
     shown: Shown
     """The inputs of these numbers as they are shown in an epoch."""
     plain: Callable[[Sequence[int]], Inputs]
     """The same without augmentation."""
+    skipped: tuple[str, ...] = ()
+    """What could not be read, and why."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lesson:
+    """Inputs without labels, and the teacher."""
+
+    data: Data
     teacher: nn.Module
     batch: int
     seed: int
     temperature: float
-    skipped: tuple[str, ...] = ()
-    """What could not be read, and why."""
     order: tuple[int, ...] = ()
-    """All numbers, the held-back ones first."""
+    """All numbers, the held-back ones first; made of the seed."""
 
     def __post_init__(self) -> None:
-        if self.count < 2:
+        if self.data.count < 2:
             wanted = "at least 2: one to learn from and one to judge by"
-            raise DataError("too little to learn from", got=counted(self.count, "sample"), wanted=wanted)
+            raise DataError("too little to learn from", got=counted(self.data.count, "sample"), wanted=wanted)
         generator = torch.Generator().manual_seed(hash_of(self.seed))
-        object.__setattr__(self, "order", tuple(torch.randperm(self.count, generator=generator).tolist()))
+        object.__setattr__(self, "order", tuple(torch.randperm(self.data.count, generator=generator).tolist()))
+
+    @classmethod
+    def of(cls, data: Data, teacher: nn.Module, how: Training) -> Lesson:
+        """A lesson by the options of a training."""
+        return cls(data, teacher, how.batch, how.seed or 0, how.temperature)
 
     @property
     def held_back(self) -> tuple[int, ...]:
         """The numbers that are judged by."""
-        return self.order[: max(1, self.count // HELD_BACK)]
+        return self.order[: max(1, self.data.count // HELD_BACK)]
 
     @property
     def taught(self) -> tuple[int, ...]:
@@ -75,11 +90,11 @@ class Lesson:
         """The batches of an epoch, in an order of its own."""
         generator = torch.Generator().manual_seed(hash_of(self.seed, number))
         order = [self.taught[k] for k in torch.randperm(len(self.taught), generator=generator).tolist()]
-        return Passes(order, self.rows, lambda which: self.shown(which, number))
+        return Passes(order, self.rows, lambda which: self.data.shown(which, number))
 
     def unchanged(self) -> Passes:
         """The batches without augmentation, for statistics."""
-        return Passes(list(self.taught), self.rows, self.plain)
+        return Passes(list(self.taught), self.rows, self.data.plain)
 
     def judge(self, model: nn.Module) -> tuple[float, float]:
         """The agreement of a model with its teacher on what is held back, and its distance from it."""
@@ -88,7 +103,7 @@ class Lesson:
         with torch.no_grad(), evaluating(model):
             for start in range(0, len(self.held_back), self.batch):
                 which = self.held_back[start : start + self.batch]
-                inputs = to_device(self.plain(which), device)
+                inputs = to_device(self.data.plain(which), device)
                 own, wanted, mask = run(model, inputs), run(self.teacher, inputs), mask_of(inputs)
                 agreeing, here = agreement(own, wanted, mask)
                 same, places = same + agreeing, places + here
@@ -113,13 +128,14 @@ class Passes:
             yield self.made(self.order[k * self.rows : (k + 1) * self.rows]), None
 
 
-def of_pictures(pictures: Pictures, seed: int) -> tuple[int, Shown, Callable[[Sequence[int]], Inputs]]:
-    """The count of a lesson of pictures, and what it shows."""
-    return len(pictures), lambda which, epoch: pictures.augmented(which, seed, epoch), pictures.plain
+def of_pictures(pictures: Pictures, seed: int) -> Data:
+    """Pictures, augmented."""
+    return Data(len(pictures), lambda which, epoch: pictures.augmented(which, seed, epoch), pictures.plain,
+                pictures.skipped)  # fmt: skip
 
 
-def of_noise(hint: InputHint, seed: int) -> tuple[int, Shown, Callable[[Sequence[int]], Inputs]]:
-    """The same of synthetic images, new ones in every epoch; those held back stay."""
+def of_noise(hint: InputHint, seed: int) -> Data:
+    """Synthetic images, new ones in every epoch; those held back stay."""
     assert hint.image_size is not None
     size = hint.image_size
 
@@ -127,4 +143,4 @@ def of_noise(hint: InputHint, seed: int) -> tuple[int, Shown, Callable[[Sequence
         generator = torch.Generator().manual_seed(hash_of(seed, epoch, *which[:1]))
         return image_noise.images(len(which), size, generator)
 
-    return SYNTHETIC, lambda which, epoch: made(which, epoch + 1), lambda which: made(which, 0)
+    return Data(SYNTHETIC, lambda which, epoch: made(which, epoch + 1), lambda which: made(which, 0))

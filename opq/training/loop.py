@@ -144,6 +144,7 @@ class Loop:
             pending = None
         if self.how.reestimate_bn and self.lesson is None:
             self._reestimate()
+            self._settled()
         if self.best is not None:
             self.model.load_state_dict(self.best["model"])
         self.model.eval()
@@ -152,12 +153,17 @@ class Loop:
         batches = self._epoch_batches(0) if self.lesson is None else self.lesson.unchanged()
         reestimate_batchnorm(self.model, batches, self.how.reestimate_bn)
 
+    def _settled(self) -> int | None:
+        """Bytes of the file, which is made to fit, if its size is held."""
+        return None if self.holding is None else self.holding.settle()
+
     def _start_from_better(self) -> None:
         """Starts from the model as it is, or from BatchNorm statistics of the pictures if these are better."""
         assert self.lesson is not None
         self._keep_best(-1, self.lesson.judge(self.model)[1])
         if self.best is not None and any(norm.running_mean is not None for norm in batchnorms(self.model)):
             reestimate_batchnorm(self.model, self.lesson.unchanged(), STATISTICS)
+            self._settled()
             self._keep_best(-1, self.lesson.judge(self.model)[1])
             self.model.load_state_dict(self.best["model"])
 
@@ -184,11 +190,10 @@ class Loop:
         self._end_epoch()
 
     def _end_epoch(self) -> None:
-        size = None if self.holding is None else self.holding.settle()
-        score, distance = None, None
+        if self.how.reestimate_bn and self.lesson is not None:
+            self._reestimate()
+        size, score, distance = self._settled(), None, None
         if self.lesson is not None:
-            if self.how.reestimate_bn:
-                self._reestimate()
             score, distance = self.lesson.judge(self.model)
             self._keep_best(self.epoch, distance)
         if self.evaluate is not None:
@@ -223,7 +228,7 @@ class Loop:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.holding is not None:
-            self.holding.after_step(self.optimizer)
+            self.holding.after_step()
         self.step += 1
         self.total += value
         self.progress("finetune", self.epoch * count + self.step, self.how.epochs * count)

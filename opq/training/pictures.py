@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -75,11 +76,11 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def plain(self, which: list[int]) -> torch.Tensor:
+    def plain(self, which: Sequence[int]) -> torch.Tensor:
         """Pictures as `opq evaluate` shows them, (N, C, H, W) float32."""
         return torch.stack([prepared(_middle(self._at(k), self.hint), self.hint) for k in which])
 
-    def augmented(self, which: list[int], seed: int, epoch: int) -> torch.Tensor:
+    def augmented(self, which: Sequence[int], seed: int, epoch: int) -> torch.Tensor:
         """Pictures changed at random, (N, C, H, W) float32."""
         change = augmentation(self.hint)
         changed = []

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -14,29 +12,14 @@ from opq.errors import DataError, OptionError
 from opq.sources.base import InputHint
 from opq.sources.hints import hint_of_module
 from opq.sources.images import ImageSet, open_pictures
-from opq.training.lesson import Inputs, Lesson, Shown, of_noise, of_pictures
+from opq.training.lesson import Data, of_noise, of_pictures
+from opq.training.lines import of_texts
 from opq.training.pictures import Pictures
 
 if TYPE_CHECKING:
     from opq.training.loop import Batches, Training
 
 SYNTHETIC = "synthetic"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Unlabelled:
-    """Inputs without labels, before they have a teacher."""
-
-    count: int
-    shown: Shown
-    plain: Callable[[Sequence[int]], Inputs]
-    skipped: tuple[str, ...] = ()
-
-    def lesson(self, teacher: nn.Module, how: Training) -> Lesson:
-        """What a teacher shows by them."""
-        return Lesson(
-            self.count, self.shown, self.plain, teacher, how.batch, how.seed or 0, how.temperature, self.skipped
-        )
 
 
 def given(
@@ -48,7 +31,7 @@ def given(
     tokenizer: Any,
     how: Training,
     told: Progress,
-) -> Batches | Unlabelled:
+) -> Batches | Data:
     """The one thing to train on.
 
     Raises:
@@ -65,20 +48,17 @@ def given(
     if images is not None:
         return _pictures(model, images, how, told)
     if texts is not None:
-        from opq.training.lines import of_texts
-
         return of_texts(model, texts, tokenizer, how, told)
     found: Batches = batches
     return found
 
 
-def _pictures(model: nn.Module, images: ImageSet | str | os.PathLike[str], how: Training, told: Progress) -> Unlabelled:
+def _pictures(model: nn.Module, images: ImageSet | str | os.PathLike[str], how: Training, told: Progress) -> Data:
     hint = _hint(model)
     if images == SYNTHETIC:
-        return Unlabelled(*of_noise(hint, how.seed or 0))
+        return of_noise(hint, how.seed or 0)
     opened = images if isinstance(images, ImageSet) else open_pictures(images)
-    pictures = Pictures.read(opened, hint, told)
-    return Unlabelled(*of_pictures(pictures, how.seed or 0), skipped=pictures.skipped)
+    return of_pictures(Pictures.read(opened, hint, told), how.seed or 0)
 
 
 def _hint(model: nn.Module) -> InputHint:
