@@ -58,7 +58,7 @@ def resnet20(pictures: int) -> Case:
     given = {"images": ImageSet(len(pixels), lambda i: pixels[i])}
     score = functools.partial(zoo.top1, images=test)
     return Case(model=zoo.resnet20(), given=given, score=score, metric="top1", samples=len(test), epochs=120,
-                options={"batch": 64, "bn": "freeze"})  # fmt: skip
+                options={"batch": 64})  # fmt: skip
 
 
 def mobilenet(pictures: int) -> Case:
@@ -66,7 +66,7 @@ def mobilenet(pictures: int) -> Case:
     test = zoo.imagenet_like()
     model = zoo.mobilenet().to(memory_format=torch.channels_last)
     return Case(model=model, given={"images": images}, score=functools.partial(zoo.top1, images=test), metric="top1",
-                samples=len(test), epochs=16, options={"batch": 32, "bn": "freeze"})  # fmt: skip
+                samples=len(test), epochs=16, options={"batch": 32})  # fmt: skip
 
 
 CASES: dict[str, Callable[[int], Case]] = {"resnet-20": resnet20, "mobilenet-v1-0.75": mobilenet}

@@ -105,7 +105,7 @@ def finetune(
     schedule: Literal["cosine", "linear", "constant"] = "cosine",
     clip: float | None = None,
     amp: Literal["bf16", "fp16"] | None = None,
-    bn: Literal["update", "freeze"] = "update",
+    bn: Literal["update", "freeze"] | None = None,
     reestimate_bn: int = 0,
     distill: float = 0.5,
     temperature: float = 2.0,
@@ -151,7 +151,7 @@ def finetune(
         schedule: of the learning rate, from its start to 0 at the end; `"constant"` leaves it.
         clip: the largest norm of the gradient.
         amp: mixed precision; weights, masks and codebooks stay in the model's own type.
-        bn: whether BatchNorm statistics follow the training batches.
+        bn: whether BatchNorm statistics follow the training batches; by default with batches, not with pictures.
         reestimate_bn: at the end, BatchNorm statistics are estimated anew as averages over so many training batches.
         distill: weight of the teacher's part of the loss, 0 to 1; the rest is `loss`.
         temperature: of the softmax of teacher and student in distillation.

@@ -7,7 +7,7 @@ it tells which epoch was the best.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,18 +15,24 @@ from torch import nn
 
 from opq.base.tables import counted
 from opq.errors import DataError
-from opq.models.observe import evaluating
+from opq.models.batch import Batch
+from opq.models.observe import batchnorms, evaluating
 from opq.probing import images as image_noise
+from opq.probing.renorm import renormalise
 from opq.sources.base import InputHint
 from opq.training.imitation import agreement, distance, mask_of
 from opq.training.objective import run, to_device
 from opq.training.pictures import Pictures, hash_of
+from opq.training.proving import dense_state_dict
 
 if TYPE_CHECKING:
     from opq.training.loop import Training
 
 HELD_BACK = 10
 """One in so many is held back."""
+STATISTICS = 128
+"""Samples from which BatchNorm statistics are estimated before training. A choice: re-normalisation takes as many
+synthetic ones."""
 SYNTHETIC = 1000
 """Synthetic images in an epoch: as many as there are photographs in a small folder."""
 
@@ -95,6 +101,21 @@ class Lesson:
     def unchanged(self) -> Passes:
         """The batches without augmentation, for statistics."""
         return Passes(list(self.taught), self.rows, self.data.plain)
+
+    def statistics(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """BatchNorm statistics by which a model's channels are where its teacher's are on what is learnt from.
+
+        By the name of the buffer; none where the teacher is another kind of network.
+        """
+        if not any(norm.running_mean is not None for norm in batchnorms(model)):
+            return {}
+        state = dense_state_dict(model)
+        own = self.teacher.state_dict()
+        if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in state.items()}:
+            return {}
+        inputs = self.data.plain(self.taught[:STATISTICS])
+        batch = Batch((), inputs) if isinstance(inputs, Mapping) else Batch((inputs,))
+        return renormalise(self.teacher, state, batch)
 
     def judge(self, model: nn.Module) -> tuple[float, float]:
         """The agreement of a model with its teacher on what is held back, and its distance from it."""

@@ -22,8 +22,6 @@ from opq.training.holding import Holding
 from opq.training.lesson import Lesson
 from opq.training.objective import Objective, inputs_and_targets, to_device
 
-STATISTICS = 8
-"""Batches of pictures from which BatchNorm statistics are estimated before training. A choice: some hundred of them."""
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Batches = Iterable[Any] | Callable[[int], Iterable[Any]]
 """Batches that are read once in each epoch, or a function of the epoch that gives them."""
@@ -42,8 +40,9 @@ class Training:
     """The largest norm of the gradient."""
     amp: Literal["bf16", "fp16"] | None = None
     """Mixed precision; weights, masks and codebooks stay in the model's own type."""
-    bn: Literal["update", "freeze"] = "update"
-    """Whether BatchNorm statistics follow the training batches."""
+    bn: Literal["update", "freeze"] | None = None
+    """Whether BatchNorm statistics follow the training batches; None: they do where batches are given, and are frozen
+    where pictures or texts are."""
     reestimate_bn: int = 0
     """At the end, BatchNorm statistics are estimated anew as averages over so many training batches."""
     distill: float = 0.5
@@ -77,7 +76,7 @@ class Training:
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "schedule": ("cosine", "linear", "constant"),
     "amp": ("bf16", "fp16", None),
-    "bn": ("update", "freeze"),
+    "bn": ("update", "freeze", None),
 }
 
 
@@ -158,11 +157,13 @@ class Loop:
         return None if self.holding is None else self.holding.settle()
 
     def _start_from_better(self) -> None:
-        """Starts from the model as it is, or from BatchNorm statistics of the pictures if these are better."""
+        """Starts from the model as it is, or from BatchNorm statistics of the pictures if it is better by these."""
         assert self.lesson is not None
         self._keep_best(-1, self.lesson.judge(self.model)[1])
-        if self.best is not None and any(norm.running_mean is not None for norm in batchnorms(self.model)):
-            reestimate_batchnorm(self.model, self.lesson.unchanged(), STATISTICS)
+        assert self.best is not None
+        found = self.lesson.statistics(self.model)
+        if found:
+            self.model.load_state_dict(found, strict=False)
             self._settled()
             self._keep_best(-1, self.lesson.judge(self.model)[1])
             self.model.load_state_dict(self.best["model"])
@@ -243,7 +244,7 @@ class Loop:
 
     def _train_mode(self) -> None:
         self.model.train()
-        if self.how.bn == "freeze":
+        if (self.how.bn or ("update" if self.lesson is None else "freeze")) == "freeze":
             for module in batchnorms(self.model):
                 module.eval()
 
