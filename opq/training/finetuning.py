@@ -34,6 +34,7 @@ from opq.training.holding import Holding
 from opq.training.lesson import Data, Lesson
 from opq.training.loop import Batches, Epoch, Loop, Training
 from opq.training.objective import Loss, Objective
+from opq.training.opened import opened
 from opq.training.sites import plain
 
 _EPOCHS = (
@@ -74,6 +75,11 @@ class Finetuned:
         return tables.html(_EPOCHS, map(_cells, self.history), total=len(self.history)) + self.result._repr_html_()
 
     @property
+    def best(self) -> Epoch | None:
+        """The epoch whose weights the file holds; None if they are the last one's, or those before training."""
+        return self.history[self.kept] if self.kept is not None and self.kept >= 0 else None
+
+    @property
     def _told(self) -> str:
         last = f", last loss {self.history[-1].loss:.4g}" if self.history else ""
         return f"{counted(len(self.history), 'epoch')}{last}; {repr(self.result)[len('<opq.Result ') : -1]}"
@@ -88,7 +94,7 @@ class Finetuned:
 @checked_names
 def finetune(
     model: nn.Module,
-    plan: Plan | Result,
+    plan: Plan | Result | str | os.PathLike[str],
     batches: Batches | ImageSet | str | os.PathLike[str] | None = None,
     *,
     images: ImageSet | str | os.PathLike[str] | None = None,
@@ -126,7 +132,7 @@ def finetune(
             it an ordinary model with the weights of the file. It may be wrapped
             in `torch.compile` or `DistributedDataParallel`, or sharded by `fully_shard` after `opq.attach`; of several
             processes, each has its own `batches`.
-        plan: a `Plan`, or a compression result, from whose codes training starts.
+        plan: a `Plan`, or a compression result or an opq file, from whose codes training starts.
         batches: pairs (inputs, targets), or dicts with `labels`, in any iterable that can be read once an epoch
             (a `DataLoader`), or a function of the epoch that gives one; or what `images` takes.
         images: pictures without labels, which the teacher's outputs stand in for: a folder (and the folders within), an
@@ -183,6 +189,7 @@ def finetune(
     given = locals()
     how = Training(**{f.name: given[f.name] for f in dataclasses.fields(Training)})
     inner = unwrapped(model)
+    plan = opened(plan) if isinstance(plan, (str, os.PathLike)) else plan
     with shown(progress) as told:
         data = unlabelled.given(inner, batches, images=images, texts=texts, tokenizer=tokenizer, how=how, told=told)
         free = isinstance(data, Data)

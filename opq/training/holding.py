@@ -35,9 +35,8 @@ AIM = 0.998
 GROWTH, EXCESS = 0.5, 0.1
 """Of what the size grew by since the last estimate, and of what it is above the aim, the parts that the next pull is to
 take away besides what the last one did. A choice."""
-MOST = 0.01
-"""Of the pull, in parts of a step of the grid. A choice: twice that is the most that the default learning rate moves a
-weight."""
+MOST = 0.05
+"""Of the pull, in parts of a step of the grid. A choice: training that needs more spreads the codes in vain."""
 HALVINGS, TRIALS = 12, 8
 """Of the search for the part of a level by which weights are drawn in, and of its repetitions."""
 

@@ -243,10 +243,11 @@ class Loop:
         return 1.0 - done if self.how.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
 
     def _train_mode(self) -> None:
-        self.model.train()
-        if (self.how.bn or ("update" if self.lesson is None else "freeze")) == "freeze":
-            for module in batchnorms(self.model):
-                module.eval()
+        """As for training; a pupil is what will be used, as its teacher is, without dropout."""
+        self.model.train(self.lesson is None)
+        follow = (self.how.bn or ("update" if self.lesson is None else "freeze")) == "update"
+        for module in batchnorms(self.model):
+            module.train(follow)
 
     def _epoch_batches(self, epoch: int) -> Iterable[Any]:
         if callable(self.batches):
