@@ -37,8 +37,8 @@ GROWTH, EXCESS = 0.5, 0.1
 take away besides what the last one did. A choice."""
 MOST = 0.05
 """Of the pull, in parts of a step of the grid. A choice: training that needs more spreads the codes in vain."""
-HALVINGS, TRIALS = 12, 8
-"""Of the search for the part of a level by which weights are drawn in, and of its repetitions."""
+HALVINGS, TRIALS, FURTHEST = 12, 8, 2.0**15
+"""Of the search for the part of a step by which weights are lowered, and of its repetitions; and the largest code."""
 
 
 class Holding:
@@ -118,6 +118,8 @@ class Holding:
     def _part(self, wanted: float) -> float:
         """The smallest part of a level by which weights are drawn in for codes of so many bytes."""
         low, high = 0.0, 1.0
+        while self._entropy(high) > wanted and high < FURTHEST:
+            low, high = high, 2 * high
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             low, high = (low, middle) if self._entropy(middle) <= wanted else (middle, high)
