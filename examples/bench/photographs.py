@@ -18,6 +18,7 @@ import copy
 import dataclasses
 import functools
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -64,12 +65,34 @@ def resnet20(pictures: int) -> Case:
 def mobilenet(pictures: int) -> Case:
     images = opq.evaluation.open_pictures(zoo.SHARED / "data" / "photos_1000.npz").first(pictures)
     test = zoo.imagenet_like()
-    model = zoo.mobilenet().to(memory_format=torch.channels_last)
+    model = zoo.mobilenet()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Case(model=model, given={"images": images}, score=functools.partial(zoo.top1, images=test), metric="top1",
                 samples=len(test), epochs=16, options={"batch": 32})  # fmt: skip
 
 
-CASES: dict[str, Callable[[int], Case]] = {"resnet-20": resnet20, "mobilenet-v1-0.75": mobilenet}
+def minilm(count: int) -> Case:
+    model, tokens = zoo.minilm()
+    texts = zoo.sentences("evaluation")
+    dense = zoo.embeddings(model, tokens, texts)
+
+    def score(network: nn.Module) -> float:
+        return 100 * zoo.rank_correlation(dense, zoo.embeddings(network, tokens, texts))
+
+    return Case(model=model, given={"texts": lines(count)}, score=score, metric="rank correlation x 100",
+                samples=len(texts), epochs=3)  # fmt: skip
+
+
+def lines(count: int) -> list[str]:
+    """Sentences of English prose that every Python has: of the pages that `help("topics")` lists."""
+    from pydoc_data.topics import topics
+
+    prose = " ".join(" ".join(topics[name].split()) for name in sorted(topics))
+    found = [text for text in re.split(r"(?<=[.!?]) +(?=[A-Z])", prose) if 30 <= len(text) <= 300]
+    return found[:: max(1, len(found) // count)][:count]
+
+
+CASES: dict[str, Callable[[int], Case]] = {"resnet-20": resnet20, "mobilenet-v1-0.75": mobilenet, "minilm": minilm}
 
 
 def run(name: str, bits: float, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -77,7 +100,8 @@ def run(name: str, bits: float, arguments: argparse.Namespace) -> dict[str, Any]
     case = CASES[name](arguments.pictures)
     epochs = arguments.epochs or case.epochs
     given = {"images": "synthetic"} if arguments.synthetic else case.given
-    what = "synthetic images" if arguments.synthetic else f"{arguments.pictures:,} pictures"
+    things = "lines of text" if name == "minilm" else "pictures"
+    what = "synthetic images" if arguments.synthetic else f"{arguments.pictures:,} {things}"
     options = {**case.options, **dict(json.loads(arguments.options))}
     start, cpu = time.perf_counter(), time.process_time()
     model = copy.deepcopy(case.model)

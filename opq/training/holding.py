@@ -57,7 +57,7 @@ class Holding:
         self.steps = 0
         self.beside = 0.0
         """Bytes of the file less the entropy of its codes, at the last measurement."""
-        self.bytes = self.last = float("nan")
+        self.bytes, self.last = 0, 0.0
         """At the last measurement, and at the last measurement or estimate."""
         self.settle()
 
@@ -91,7 +91,7 @@ class Holding:
             remedy = "Train with hold_size=False, or compress to a larger budget first."
             fact, wanted = "the file cannot be held below its budget in training", f"at most {self.budget:.0f}"
             raise BudgetError(fact, got=f"{size} bytes", wanted=wanted, remedy=remedy)
-        self.bytes = self.last = size
+        self.bytes, self.last = size, float(size)
         return size
 
     def state(self) -> dict[str, Any]:

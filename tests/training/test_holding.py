@@ -89,6 +89,6 @@ def test_an_interrupted_pull_goes_on() -> None:
     model, holding = held(10**6)
     for _ in range(11):
         holding.after_step()
-    other = Holding(copy.deepcopy(model), 10**6, lambda: holding.bytes)
+    other = Holding(copy.deepcopy(model), 10**6, lambda: size_of(model))
     other.restore(holding.state())
     assert other.state() == holding.state()
