@@ -39,7 +39,7 @@ def finetune(
     texts: Annotated[str | None, typer.Option(help="A file of lines of text, or 'own': the model writes them.")] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures or texts.")] = 10,
     batch: Annotated[int, typer.Option(min=1, help="Pictures or texts in a step.")] = 32,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; default: 0.0005.")] = None,
     seed: Annotated[int, typer.Option(help="Of order, augmentation and what is held back.")] = 0,
     trust_remote_code: Trust = False,
     force: Force = False,

@@ -107,7 +107,7 @@ def finetune(
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | bool | None = None,
     epochs: int = 1,
-    lr: float = 1e-3,
+    lr: float | None = None,
     schedule: Literal["cosine", "linear", "constant"] = "cosine",
     clip: float | None = None,
     amp: Literal["bf16", "fp16"] | None = None,
@@ -153,7 +153,7 @@ def finetune(
             appears after two seconds, on a terminal or in a notebook only.
         epochs: passes over `batches`, those before an interruption included; a finished run with a checkpoint goes on
             where more are asked for, its schedule then being that of all of them.
-        lr: learning rate of Adam, where no optimizer is given.
+        lr: learning rate of Adam, where no optimizer is given; by default 1e-3, and 5e-4 for pictures and texts.
         schedule: of the learning rate, from its start to 0 at the end; `"constant"` leaves it.
         clip: the largest norm of the gradient.
         amp: mixed precision; weights, masks and codebooks stay in the model's own type.
@@ -165,8 +165,8 @@ def finetune(
         checkpoint_every: steps between checkpoints; None: one at the end of each epoch.
         resume: whether to continue from the checkpoint if it exists.
         batch: pictures or texts in a step; fewer where there are not as many.
-        hold_size: whether the file is held below the budget of `plan`, or its present size, by a pull on the weights
-            that follows the size. By default where pictures or texts are given.
+        hold_size: whether the file is held below the budget of `plan`, or its present size: where codes spread beyond
+            it, the weights nearest to a lower level fall to it. By default where pictures or texts are given.
 
     Raises:
         TrainingError: the loss is not finite; the last good checkpoint stays.
@@ -220,8 +220,10 @@ def finetune(
 
 
 LEVELS = 20
-"""The learning rate of a compressed tensor is `LEVELS lr` times its step. A choice: with the default, Adam moves a
-weight by at most a fiftieth of a level in a step."""
+"""The learning rate of a compressed tensor, without labels, is `LEVELS lr` times its step. A choice: with the default,
+Adam moves a weight by about a hundredth of a level in a step, and by a level in some hundred steps."""
+GENTLE = 5e-4
+"""The learning rate without labels. A choice."""
 
 
 def _optimizer(model: nn.Module, given: Any, how: Training, *, by_step: bool) -> torch.optim.Optimizer:
@@ -233,14 +235,16 @@ def _optimizer(model: nn.Module, given: Any, how: Training, *, by_step: bool) ->
     if given is not None:
         made: torch.optim.Optimizer = given if isinstance(given, torch.optim.Optimizer) else given(trainable)
         return made
-    groups: list[Any] = trainable
+    lr, groups = how.lr, list[Any](trainable)
+    if lr is None:
+        lr = GENTLE if by_step else 1e-3
     if by_step:
         steps = {id(plain(module, attribute)): grid.plan.step for module, attribute, grid in attached(model)}
         rest = [p for p in trainable if id(p) not in steps]
         own = [p for p in trainable if id(p) in steps]
         groups = [{"params": rest}] if rest else []
-        groups += [{"params": [p], "lr": LEVELS * how.lr * steps[id(p)]} for p in own]
-    return torch.optim.Adam(groups, how.lr, fused=_fusable(trainable))
+        groups += [{"params": [p], "lr": LEVELS * lr * steps[id(p)]} for p in own]
+    return torch.optim.Adam(groups, lr, fused=_fusable(trainable))
 
 
 def _holding(model: nn.Module, plan: Plan | Result, how: Training, free: bool) -> Holding | None:
