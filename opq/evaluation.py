@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from opq.base.extras import brief, need
+from opq.base.extras import brief
 from opq.base.progress import Progress, shown
 from opq.base.tables import counted
 from opq.errors import ClassNamesError, DataError
 from opq.models.observe import evaluating
 from opq.sources.base import InputHint
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-_MARGIN = 256 / 224
-"""Short side of a scaled photograph / side of its central crop: the usual evaluation on ImageNet."""
-_PHOTOGRAPH = 64
-"""The smallest input in pixels for which images are scaled larger and cropped; for smaller inputs they are only scaled.
-A choice: data sets of smaller images (CIFAR, MNIST) are not cropped."""
+from opq.sources.images import ImageSet as ImageSet
+from opq.sources.images import open_images as open_images
+from opq.sources.images import open_pictures as open_pictures
+from opq.sources.images import prepared as prepared
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,53 +40,6 @@ class Score:
 
     def __repr__(self) -> str:
         return f"<Score top-1 {self.top1:.2%}, top-5 {self.top5:.2%} of {counted(self.images, 'image')}>"
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageSet:
-    """Labelled images, read one by one."""
-
-    count: int
-    read: Callable[[int], Any]
-    """Gives the i-th image: uint8 pixels, (H, W) or (H, W, 3), or an image of PIL."""
-    labels: tuple[int, ...] | None = None
-    folders: tuple[str, ...] | None = None
-    """For a folder: the name of the class folder of every image."""
-
-    def __repr__(self) -> str:
-        return f"<ImageSet of {counted(self.count, 'image')}{'' if self.labels is None else ', with labels'}>"
-
-    def first(self, limit: int | None) -> ImageSet:
-        """At most `limit` images, evenly spread over the set."""
-        if limit is None or limit >= self.count:
-            return self
-        picks = np.linspace(0, self.count - 1, limit).round().astype(int).tolist()
-        read = self.read
-        labels, folders = (None if v is None else tuple(v[i] for i in picks) for v in (self.labels, self.folders))
-        return ImageSet(limit, lambda i: read(picks[i]), labels, folders)
-
-
-def open_images(path: str | os.PathLike[str]) -> ImageSet:
-    """A folder with one folder of images for each class, or an `.npz` file of images and labels.
-
-    In an `.npz`: `x`, `images` or `pixels` (N x H x W or N x H x W x 3, uint8), or `jpeg` with `offset` (image i is the
-    bytes offset[i] to offset[i + 1]); and `y` or `labels` (N integers).
-
-    Pixels that are of the model's size need no other package; anything else is read and scaled by pillow.
-
-    Raises:
-        DataError: the path is neither of these, or there are no images.
-        MissingExtraError: pillow is needed and not installed.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return _folder(path)
-    if path.is_file() and path.suffix == ".npz":
-        return _npz(path)
-    remedy = "Pass a folder with one folder of images a class, or an .npz file."
-    raise DataError(
-        f"{path} holds no images", got="no such file or folder" if not path.exists() else path.suffix, remedy=remedy
-    )
 
 
 def evaluate(
@@ -148,53 +97,6 @@ def read_classes(path: str | os.PathLike[str]) -> list[str]:
         raise DataError(f"cannot read {path}", got=brief(error), wanted="class names, one a line") from error
 
 
-# --- sets ------------------------------------------------------------------------------------
-
-
-def _folder(path: Path) -> ImageSet:
-    need("PIL.Image", "images")
-    files = sorted(p for p in path.glob("*/*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    if not files:
-        raise DataError(f"{path} holds no images", wanted="one folder of images a class", remedy="Check the path.")
-    return ImageSet(len(files), lambda i: _opened(files[i], files[i]), folders=tuple(p.parent.name for p in files))
-
-
-def _npz(path: Path) -> ImageSet:
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            data = {name: held[name] for name in held.files}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read", got=brief(error), wanted="arrays of images and labels") from error
-    labels = next((data[k] for k in ("y", "labels") if k in data), None)
-    pixels = next((data[k] for k in ("x", "images", "pixels") if k in data), None)
-    packed = "jpeg" in data and "offset" in data
-    if labels is None or not len(labels) or (pixels is None and not packed):
-        got = ", ".join(data) or "nothing"
-        raise DataError(f"{path} holds no labelled images", got=got, wanted="x (or jpeg and offset) and y")
-    if pixels is not None and (pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or len(pixels) != len(labels)):
-        raise DataError(f"{path}: images", got=f"{pixels.dtype} {pixels.shape}", wanted=f"uint8, {len(labels)} of them")
-    return ImageSet(len(labels), _reader_of(path, data, pixels), labels=tuple(int(v) for v in labels))
-
-
-def _reader_of(path: Path, data: dict[str, Any], pixels: Any) -> Callable[[int], Any]:
-    if pixels is not None:
-        return lambda i: pixels[i]
-    need("PIL.Image", "images")
-    jpeg, offset = data["jpeg"], data["offset"]
-    return lambda i: _opened(io.BytesIO(jpeg[offset[i] : offset[i + 1]].tobytes()), f"image {i} of {path}")
-
-
-def _opened(what: Any, name: Any) -> Any:
-    from PIL import Image
-
-    try:
-        with Image.open(what) as image:
-            image.load()
-            return image
-    except OSError as error:
-        raise DataError(f"{name} cannot be read", got=brief(error), remedy="Repair or remove that image.") from error
-
-
 def demo_images() -> ImageSet:
     """The held-out digits that ship with the package, 8 x 8 pixels."""
     from safetensors.numpy import load_file
@@ -213,34 +115,6 @@ def _batches(images: ImageSet, hint: InputHint, batch: int) -> Iterator[Tensor]:
     for start in range(0, images.count, batch):
         chosen = range(start, min(start + batch, images.count))
         yield torch.stack([prepared(images.read(i), hint) for i in chosen])
-
-
-def prepared(image: Any, hint: InputHint) -> Tensor:
-    """An image as the model takes it, C x H x W float32: short side scaled, centre cropped, normalised."""
-    assert hint.image_size is not None
-    channels, height, width = hint.image_size
-    shape = (height, width) if channels == 1 else (height, width, channels)
-    if not isinstance(image, np.ndarray) or image.shape != shape:
-        image = _cropped(image, hint.image_size)
-    pixels = torch.from_numpy(np.array(image, np.float32) / 255).reshape(height, width, channels).permute(2, 0, 1)
-    mean, std = (torch.tensor(v or default).view(-1, 1, 1) for v, default in ((hint.mean, (0.0,)), (hint.std, (1.0,))))
-    return (pixels - mean) / std
-
-
-def _cropped(image: Any, wanted: tuple[int, int, int]) -> Any:
-    """An image of PIL with the colours and the size (channels, height, width) that are wanted."""
-    pil = need("PIL.Image", "images")
-    channels, height, width = wanted
-    image = pil.fromarray(image) if isinstance(image, np.ndarray) else image
-    image = image.convert("L" if channels == 1 else "RGB")
-    if (image.height, image.width) == (height, width):
-        return image
-    photograph = min(height, width) >= _PHOTOGRAPH
-    scale = max(height / image.height, width / image.width) * (_MARGIN if photograph else 1.0)
-    size = max(round(image.width * scale), width), max(round(image.height * scale), height)
-    image = image.resize(size, pil.Resampling.BICUBIC)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return image.crop((left, top, left + width, top + height))
 
 
 def _scores(output: Any) -> Tensor:

@@ -108,7 +108,7 @@ class _Drawn:
 def _bar(page: _Page | None) -> Bar:
     """A bar by rich: live on standard error, or not live, to be drawn by a page."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (
@@ -116,6 +116,8 @@ def _bar(page: _Page | None) -> Bar:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
     )
     console = Console(stderr=True, force_jupyter=False) if page is None else page.console
     bar = Bar(*columns, console=console, transient=True, redirect_stdout=False, auto_refresh=page is None)

@@ -13,7 +13,7 @@ from opq.cli.exporting import decompress, export
 from opq.cli.looking import inspect, report, verify
 from opq.cli.measuring import demo, evaluate
 from opq.cli.printing import err, say_plainly
-from opq.cli.training import native
+from opq.cli.training import finetune, native
 from opq.cli.updating import apply, delta
 
 
@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for _command in (compress, inspect, verify, decompress, delta, apply, report, export, evaluate, native, demo):
+for _command in (compress, inspect, verify, decompress, delta, apply, report, export, evaluate, finetune, native, demo):
     app.command()(_command)
 
 

@@ -2,6 +2,7 @@
 
 Other folders use:
 
+- `images`: synthetic images.
 - `inputs`: synthetic inputs for a model without data.
 - `layers`: which layers of a model have inputs that can be observed, and how these become rows.
 - `renorm`: BatchNorm statistics for a quantized network.
@@ -11,4 +12,4 @@ Other folders use:
 
 from __future__ import annotations
 
-__all__ = ["inputs", "layers", "renorm", "sensitivity", "units"]
+__all__ = ["images", "inputs", "layers", "renorm", "sensitivity", "units"]

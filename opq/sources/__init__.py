@@ -32,6 +32,7 @@ __all__ = [
     "hf_models",
     "hints",
     "hub_config",
+    "images",
     "memory",
     "names",
     "open_source",

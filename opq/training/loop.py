@@ -18,6 +18,8 @@ from opq.plan import Plan
 from opq.training import checkpoint as checkpoints
 from opq.training import processes
 from opq.training.batchnorm import reestimate_batchnorm
+from opq.training.holding import Holding
+from opq.training.lesson import Lesson
 from opq.training.objective import Objective, inputs_and_targets, to_device
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,16 +32,17 @@ class Training:
     """How to train; every field is an option of `opq.finetune`."""
 
     epochs: int = 1
-    lr: float = 1e-3
-    """Learning rate of Adam, if no optimizer is given."""
+    lr: float | None = None
+    """Learning rate of Adam, if no optimizer is given; None: 1e-3, and 5e-4 where pictures or texts are given."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls to 0 at the end."""
     clip: float | None = None
     """The largest norm of the gradient."""
     amp: Literal["bf16", "fp16"] | None = None
     """Mixed precision; weights, masks and codebooks stay in the model's own type."""
-    bn: Literal["update", "freeze"] = "update"
-    """Whether BatchNorm statistics follow the training batches."""
+    bn: Literal["update", "freeze"] | None = None
+    """Whether BatchNorm statistics follow the training batches; None: they do where batches are given, and are frozen
+    where pictures or texts are."""
     reestimate_bn: int = 0
     """At the end, BatchNorm statistics are estimated anew as averages over so many training batches."""
     distill: float = 0.5
@@ -52,11 +55,15 @@ class Training:
     """Steps between checkpoints; None: one at the end of each epoch."""
     resume: bool = True
     """Whether to continue from the checkpoint if it exists."""
+    batch: int = 32
+    """Pictures or texts in a step, where they are given and not batches."""
+    hold_size: bool | None = None
+    """Whether the file is held below the budget while it is trained; None: where pictures or texts are given."""
 
     def __post_init__(self) -> None:
         for name in ("schedule", "amp", "bn"):
             _one_of(name, getattr(self, name))
-        for name, low in (("epochs", 0), ("reestimate_bn", 0), ("checkpoint_every", 1)):
+        for name, low in (("epochs", 0), ("reestimate_bn", 0), ("checkpoint_every", 1), ("batch", 1)):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= low):
                 raise OptionError(f"{name}= is out of range", got=repr(value), wanted=f"an integer from {low}")
@@ -69,7 +76,7 @@ class Training:
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "schedule": ("cosine", "linear", "constant"),
     "amp": ("bf16", "fp16", None),
-    "bn": ("update", "freeze"),
+    "bn": ("update", "freeze", None),
 }
 
 
@@ -88,7 +95,12 @@ class Epoch:
     lr: float
     """Learning rate of the last step."""
     score: Any = None
-    """What `evaluate` returned."""
+    """What `evaluate` returned; of pictures and texts, by default, the agreement with the teacher on a held-back tenth:
+    the part of the places with the same largest score, or the mean cosine of features."""
+    distance: float | None = None
+    """From the teacher's outputs, on the held-back tenth; the epoch of the least is kept."""
+    bytes: int | None = None
+    """Of the file, where it is held below a budget."""
 
 
 def finite(model: nn.Module) -> bool:
@@ -102,10 +114,14 @@ class Loop:
 
     def __init__(self, model: nn.Module, plan: Plan, batches: Batches, how: Training, *, objective: Objective,
                  optimizer: torch.optim.Optimizer, evaluate: Callable[[nn.Module], Any] | None,
-                 checkpoint: Path | None, progress: Progress):  # fmt: skip
+                 checkpoint: Path | None, progress: Progress, holding: Holding | None = None,
+                 lesson: Lesson | None = None):  # fmt: skip
         self.model, self.plan, self.batches, self.how = model, plan, batches, how
         self.objective, self.optimizer, self.evaluate = objective, optimizer, evaluate
         self.checkpoint, self.progress = checkpoint, progress
+        self.holding, self.lesson = holding, lesson
+        self.best: dict[str, Any] | None = None
+        """The state of the model that is nearest to its teacher so far, its distance, and the number of its epoch."""
         self.device = next(model.parameters()).device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=how.amp == "fp16")
         self.history: list[Epoch] = []
@@ -120,12 +136,38 @@ class Loop:
         if self.checkpoint is not None and not self.checkpoint.parent.is_dir():
             raise WriteError(f"no folder for the checkpoint {self.checkpoint}")  # before hours are spent, not after
         pending = self._resume()
+        if self.lesson is not None and self.best is None:
+            self._start_from_better()
         while self.epoch < self.how.epochs:
             self._train_epoch(pending)
             pending = None
-        if self.how.reestimate_bn:
-            reestimate_batchnorm(self.model, self._epoch_batches(0), self.how.reestimate_bn)
+        if self.how.reestimate_bn and self.lesson is None:
+            self._reestimate()
+            self._settled()
+        if self.best is not None:
+            self.model.load_state_dict(self.best["model"])
         self.model.eval()
+
+    def _reestimate(self) -> None:
+        batches = self._epoch_batches(0) if self.lesson is None else self.lesson.unchanged()
+        reestimate_batchnorm(self.model, batches, self.how.reestimate_bn)
+
+    def _settled(self) -> int | None:
+        """Bytes of the file, which is made to fit, if its size is held."""
+        return None if self.holding is None else self.holding.settle()
+
+    def _start_from_better(self) -> None:
+        """Starts from the model as it is, or from BatchNorm statistics of the pictures if it is better by these."""
+        assert self.lesson is not None
+        self._keep_best(-1, self.lesson.judge(self.model)[1])
+        assert self.best is not None
+        found = self.lesson.statistics(self.model)
+        if found:
+            self.model.load_state_dict(found, strict=False)
+            self._settled()
+            self._keep_best(-1, self.lesson.judge(self.model)[1])
+            self.model.load_state_dict(self.best["model"])
+            self._settled()
 
     def _train_epoch(self, pending: dict[str, Any] | None) -> None:
         if pending is None:
@@ -150,16 +192,26 @@ class Loop:
         self._end_epoch()
 
     def _end_epoch(self) -> None:
-        score = None
+        if self.how.reestimate_bn and self.lesson is not None:
+            self._reestimate()
+        size, score, distance = self._settled(), None, None
+        if self.lesson is not None:
+            score, distance = self.lesson.judge(self.model)
+            self._keep_best(self.epoch, distance)
         if self.evaluate is not None:
             self.model.eval()
             with torch.no_grad():
                 score = self.evaluate(self.model)
-        lr = float(self.optimizer.param_groups[0]["lr"])
-        self.history.append(Epoch(epoch=self.epoch, loss=self.total / self.step, lr=lr, score=score))
+        lr, loss = float(self.optimizer.param_groups[0]["lr"]), self.total / self.step
+        self.history.append(Epoch(epoch=self.epoch, loss=loss, lr=lr, score=score, distance=distance, bytes=size))
         self.epoch, self.step, self.total = self.epoch + 1, 0, 0.0
         self.random = {}
         self.save()
+
+    def _keep_best(self, epoch: int, distance: float) -> None:
+        if self.best is None or distance < self.best["distance"]:
+            state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+            self.best = {"epoch": epoch, "distance": distance, "model": state}
 
     def _train_step(self, batch: Any, count: int) -> None:
         for group in self.optimizer.param_groups:
@@ -177,6 +229,8 @@ class Loop:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.how.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.holding is not None:
+            self.holding.after_step()
         self.step += 1
         self.total += value
         self.progress("finetune", self.epoch * count + self.step, self.how.epochs * count)
@@ -190,10 +244,11 @@ class Loop:
         return 1.0 - done if self.how.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
 
     def _train_mode(self) -> None:
-        self.model.train()
-        if self.how.bn == "freeze":
-            for module in batchnorms(self.model):
-                module.eval()
+        """As for training; a pupil is what will be used, as its teacher is, without dropout."""
+        self.model.train(self.lesson is None)
+        follow = (self.how.bn or ("update" if self.lesson is None else "freeze")) == "update"
+        for module in batchnorms(self.model):
+            module.train(follow)
 
     def _epoch_batches(self, epoch: int) -> Iterable[Any]:
         if callable(self.batches):
@@ -217,6 +272,7 @@ class Loop:
         state |= {"epoch": self.epoch, "step": self.step, "total": self.total, "options": self._options()}
         state |= {"random": checkpoints.random_states(), "epoch_random": self.random}
         state["history"] = [dataclasses.asdict(e) for e in self.history]
+        state |= {"best": self.best, "holding": None if self.holding is None else self.holding.state()}
         if processes.rank() == 0:
             checkpoints.save(self.checkpoint, state)
         processes.barrier()
@@ -234,7 +290,9 @@ class Loop:
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.total = state["epoch"], state["step"], state["total"]
         self.history = [Epoch(**e) for e in state["history"]]
-        self.random = state["epoch_random"]
+        self.random, self.best = state["epoch_random"], state.get("best")
+        if self.holding is not None and state.get("holding"):
+            self.holding.restore(state["holding"])
         if not self.step:
             checkpoints.set_random_states(state["random"])
             return None

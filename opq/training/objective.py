@@ -11,16 +11,19 @@ from torch import nn
 from torch.nn import functional
 
 from opq.errors import OptionError
+from opq.training.imitation import distance, mask_of
 
 Loss = str | Callable[[Any, Any], torch.Tensor]
-LOSSES = ("cross_entropy", "mse", "model")
+LOSSES = ("cross_entropy", "mse", "model", "distill")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
     """`(1 - distill) loss(outputs, targets) + distill T^2 KL(teacher || student)` (Hinton et al. 2015).
 
-    If the outputs are not class scores (`loss="mse"`), the teacher's part is the mean squared distance.
+    If the outputs are not class scores (`loss="mse"`), the teacher's part is the mean squared distance. With
+    `loss="distill"` the teacher's part is all, whatever the outputs are (`opq.training.imitation`), and targets are not
+    looked at.
     """
 
     loss: Loss
@@ -31,11 +34,17 @@ class Objective:
     def __post_init__(self) -> None:
         if not callable(self.loss) and self.loss not in LOSSES:
             raise OptionError("unknown loss=", got=repr(self.loss), wanted=f"{', '.join(LOSSES)} or a function")
+        if self.loss == "distill" and self.teacher is None:
+            raise OptionError("loss='distill' needs a teacher", remedy="Pass teacher='dense', or a model.")
 
     def __call__(self, model: nn.Module, inputs: Any, targets: Any) -> torch.Tensor:
         outputs = run(model, inputs, targets if self.loss == "model" else None)
         if self.teacher is None:
             return self._own(outputs, targets)
+        if self.loss == "distill":
+            with torch.no_grad():
+                shown = run(self.teacher, inputs)
+            return distance(outputs, shown, mask_of(inputs), self.temperature)
         with torch.no_grad():
             wanted = scores(run(self.teacher, inputs))
         own = self._own(outputs, targets) if self.distill < 1 else torch.zeros((), device=wanted.device)

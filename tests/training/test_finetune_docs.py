@@ -36,6 +36,12 @@ def scope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     return found
 
 
+def test_pictures_without_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(block("better.save"), {"__name__": "example"})
+    assert "0.weight" in load_state_dict("better.opq.safetensors")
+
+
 def test_the_short_loop(scope: dict[str, object], tmp_path: Path) -> None:
     assert (tmp_path / "run.ckpt").exists()
     assert set(load_state_dict("model.opq.safetensors")) == {"1.weight", "1.bias", "3.weight", "3.bias"}

@@ -1,0 +1,188 @@
+"""Fine-tuning on a folder of pictures without labels: accuracy against the bytes of the file.
+
+    python examples/bench/photographs.py NETWORK BITS [--seed N] [--epochs N] [--images N | --synthetic] [--try]
+
+One row a call: the network is compressed without data, on plain grids; then its weights are trained on 1,000 pictures
+without labels, taught by the dense network; and the file is scored on other pictures. MobileNet learns from
+photos_1000.npz and is scored on imagenet_like_1000.npz, on which nothing was chosen; ResNet-20 learns from the first
+1,000 training images of CIFAR-10, their labels unread, and is scored on the test images; MiniLM learns from lines of
+text, and is scored by the rank correlation of the similarities of 300 other sentences. A run that is interrupted goes
+on where it was, and its row is written to results/photographs.json at the end. `--try` scores what is held back from
+training, and writes nothing: so the recipes were chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import functools
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import results
+import tiny
+import torch
+import zoo
+from torch import nn
+
+import opq
+from opq.evaluation import ImageSet
+
+CACHE = Path(__file__).parent / "cache"
+COLUMNS = ("model", "method", "budget", "bits", "ratio", "top1_dense", "top1_start", "top1", "agreement", "pictures",
+           "epochs", "kept", "seed", "seconds")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """One network, what it learns from and how it is scored."""
+
+    model: nn.Module
+    given: dict[str, Any]
+    """What `opq.finetune` is given to learn from."""
+    score: Callable[[nn.Module], float]
+    metric: str
+    samples: int
+    epochs: int
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of `opq.finetune`."""
+
+
+def resnet20(pictures: int) -> Case:
+    train, test = zoo.cifar10("train", pictures), zoo.cifar10("test")
+    pixels = train.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    given = {"images": ImageSet(len(pixels), lambda i: pixels[i])}
+    score = functools.partial(zoo.top1, images=test)
+    return Case(model=zoo.resnet20(), given=given, score=score, metric="top1", samples=len(test), epochs=120,
+                options={"batch": 64})  # fmt: skip
+
+
+def mobilenet(pictures: int) -> Case:
+    images = opq.evaluation.open_pictures(zoo.SHARED / "data" / "photos_1000.npz").first(pictures)
+    test = zoo.imagenet_like()
+    model = zoo.mobilenet()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Case(model=model, given={"images": images}, score=functools.partial(zoo.top1, images=test), metric="top1",
+                samples=len(test), epochs=16, options={"batch": 32})  # fmt: skip
+
+
+def minilm(count: int) -> Case:
+    model, tokens = zoo.minilm()
+    texts = zoo.sentences("evaluation")
+    dense = zoo.embeddings(model, tokens, texts)
+
+    def score(network: nn.Module) -> float:
+        return 100 * zoo.rank_correlation(dense, zoo.embeddings(network, tokens, texts))
+
+    return Case(model=model, given={"texts": lines(count)}, score=score, metric="rank correlation x 100",
+                samples=len(texts), epochs=3)  # fmt: skip
+
+
+def lines(count: int) -> list[str]:
+    """Sentences of English prose that every Python has: of the pages that `help("topics")` lists."""
+    from pydoc_data.topics import topics
+
+    prose = " ".join(" ".join(topics[name].split()) for name in sorted(topics))
+    found = [text for text in re.split(r"(?<=[.!?]) +(?=[A-Z])", prose) if 30 <= len(text) <= 300]
+    return found[:: max(1, len(found) // count)][:count]
+
+
+CASES: dict[str, Callable[[int], Case]] = {"resnet-20": resnet20, "mobilenet-v1-0.75": mobilenet, "minilm": minilm}
+
+
+def run(name: str, bits: float, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Compress, score, train, write the file, read it back, score that."""
+    case = CASES[name](arguments.pictures)
+    epochs = arguments.epochs or case.epochs
+    given = {"images": "synthetic"} if arguments.synthetic else case.given
+    things = "lines of text" if name == "minilm" else "pictures"
+    what = "synthetic images" if arguments.synthetic else f"{arguments.pictures:,} {things}"
+    options = {**case.options, **dict(json.loads(arguments.options))}
+    start, cpu = time.perf_counter(), time.process_time()
+    model = copy.deepcopy(case.model)
+    result = opq.compress(model, bits=bits, trellis=False)
+    stem = f"photographs-{name}-{bits:g}-{what.replace(' ', '-')}-{epochs}-{arguments.seed}{arguments.mark}"
+    checkpoint = CACHE / f"{stem}.ckpt"
+    trained = opq.finetune(model, result, **given, epochs=epochs, seed=arguments.seed, checkpoint=checkpoint,
+                           progress=logged(), **options)  # fmt: skip
+    print(trained, flush=True)
+    seconds, spent = time.perf_counter() - start, time.process_time() - cpu
+    path = CACHE / f"{stem}.opq.safetensors"
+    trained.save(path)
+    pictures = 0 if arguments.synthetic else arguments.pictures
+    best = trained.history[trained.kept] if trained.kept is not None and trained.kept >= 0 else None
+    row = {
+        "model": name, "method": f"rd, {what}", "budget": bits, "file_bytes": path.stat().st_size,
+        "bits": trained.result.bits, "ratio": trained.result.ratio, "nominal_ratio": trained.result.nominal.ratio,
+        "agreement": None if best is None else 100 * best.score, "pictures": pictures, "epochs": epochs,
+        "kept": trained.kept, "seed": arguments.seed, "seconds": seconds, "cpu_seconds": spent,
+        "metric": case.metric, "samples": case.samples,
+    }  # fmt: skip
+    if not arguments.dry:
+        row["top1_dense"] = case.score(copy.deepcopy(case.model))
+        row["top1_start"] = case.score(filled(case.model, result.state_dict()))
+        row["top1"] = case.score(opq.load(path, copy.deepcopy(case.model)))
+        checkpoint.unlink(missing_ok=True)
+    return row
+
+
+def filled(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
+    """A copy of a network with other weights."""
+    model = copy.deepcopy(model)
+    model.load_state_dict(state)
+    return model
+
+
+def logged() -> Callable[[str, int, int], None]:
+    """Prints how far training is, once a minute."""
+    last = [0.0]
+
+    def told(stage: str, done: int, total: int) -> None:
+        if time.monotonic() - last[0] > 60:
+            last[0] = time.monotonic()
+            print(f"{time.strftime('%H:%M')} {stage} {done} of {total}", flush=True)
+
+    return told
+
+
+def place(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row is about, in the order of the table."""
+    return row["model"], -row["budget"], row["method"], row["seed"]
+
+
+def keep(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Writes a row among those that it does not replace; returns them all."""
+    path = results.RESULTS / "photographs.json"
+    before = json.loads(path.read_text()) if path.exists() else []
+    rows = sorted([r for r in before if place(r) != place(row)] + [row], key=place)
+    results.save("photographs", rows)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=CASES)
+    parser.add_argument("bits", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, help="another number than the network's own")
+    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--synthetic", action="store_true", help="no data: images made by the package")
+    parser.add_argument("--options", default="{}", help="others of opq.finetune, as JSON")
+    parser.add_argument("--mark", default="", help="of the checkpoint's name")
+    parser.add_argument("--try", dest="dry", action="store_true", help="nothing is scored or written")
+    arguments = parser.parse_args()
+    tiny.import_torchvision()
+    CACHE.mkdir(exist_ok=True)
+    row = run(arguments.network, arguments.bits, arguments)
+    print(json.dumps(row))
+    if not arguments.dry:
+        results.show(keep(row), COLUMNS, "Fine-tuned on pictures without labels")
+
+
+if __name__ == "__main__":
+    main()
