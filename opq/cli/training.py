@@ -45,9 +45,10 @@ def finetune(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train the weights in FILE on pictures or texts without labels, taught by SOURCE; the file keeps its size.
+    """Train a file's weights on pictures or texts without labels.
 
-    A run that was interrupted goes on where it was when the same command is given again.
+    The network in SOURCE teaches, and the file keeps its size. A run that was interrupted goes on where it was when the
+    same command is given again.
     """
     refuse_inputs(output, [source, file, *([images] if images else []), *([texts] if texts else [])])
     may_replace(output, force)

@@ -2,15 +2,15 @@
 
 One step for all rows has the smallest squared error, and where every error counts alike nothing else is needed. A probe
 tells how much errors in each row count (`Probe.rows`), and rows that count for more have smaller steps; not so where
-BatchNorm is, whose statistics make up for most of it. Without a probe, rows that differ widely in scale are scaled to
-the same root mean square: the gates of a recurrent layer whose weights are small would get errors as large as they are.
+BatchNorm is, whose statistics make up for most of it. In recurrent layers rows are scaled to the same root mean square,
+with a probe or without: gates whose weights are small would get errors as large as they are, in every step.
 All that decides on steps and codes works on the scaled weights. docs/datafree.md has figures.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from opq.base.arrays import Codes, Floats
 from opq.base.pool import torch_threads
 from opq.base.stages import stage
 from opq.compression.differences import Differences
-from opq.compression.prior import is_recurrent, is_table, paired
+from opq.compression.prior import is_recurrent, is_table
 from opq.compression.roles import Role
 from opq.file.stored import Grid, GridRows, Trellis, TrellisRows
 from opq.plan import Plan, TensorPlan
@@ -29,12 +29,10 @@ from opq.quantizing import rows
 from opq.quantizing.grid import dequantize
 from opq.sources.base import Source
 
-LEAST = 0.5
 RECURRENT = 0.05
-"""Without a probe: bits per weight, see `rows.spread`, from which on rows have steps of their own; the second in
-recurrent layers, where a gate that is far off stays so in all steps. Measured: the matrices of a speaker encoder have
-0.09 to 1.27, those of MiniLM up to 0.23, of SmolLM2 up to 0.38. With steps by row in all of MiniLM its rank
-correlation falls from 96.8 to 96.1 at 3 bits."""
+"""Bits per weight, see `rows.spread`, from which on the rows of recurrent layers have steps of their own. Measured: the
+matrices of a speaker encoder have 0.09 to 1.27. With such steps in all of MiniLM, from the weights alone, its rank
+correlation falls from 96.8 to 96.1 at 3 bits: elsewhere small rows need not be as precise as others."""
 POWER = -0.25
 """With a probe rows are scaled by this power of their sensitivities: half the exponent that is the best at high rates
 where these are known exactly."""
@@ -84,15 +82,13 @@ class RowScaled(Source):
         return cls(**{**fields, "read": read}, whole=source, exponents=found, importance=importance)
 
 
-def _uneven(source: Source, names: Sequence[str]) -> dict[str, Codes]:
-    """The exponents of the tensors whose rows differ widely in scale, but those before a BatchNorm."""
-    normed = paired(source, names)
+def _uneven(source: Source, names: Iterable[str]) -> dict[str, Codes]:
+    """The exponents of the matrices of recurrent layers whose rows differ in scale."""
     found = {}
-    for name in names:
-        if name not in normed:
-            tensor, least = source.tensor(name), RECURRENT if is_recurrent(name) else LEAST
-            if bool(torch.isfinite(tensor.float()).all()) and rows.spread(tensor) >= least:
-                found[name] = rows.exponents(tensor)
+    for name in filter(is_recurrent, names):
+        tensor = source.tensor(name)
+        if bool(torch.isfinite(tensor.float()).all()) and rows.spread(tensor) >= RECURRENT:
+            found[name] = rows.exponents(tensor)
     return found
 
 

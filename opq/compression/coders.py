@@ -22,7 +22,7 @@ from opq.compression.options import Options
 from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
 from opq.file.basis import NOTES, REAL, SYNTHETIC, noted
 from opq.plan import Plan, TensorPlan
-from opq.probing.sensitivity import Probe, probe
+from opq.probing.sensitivity import Probe, probe, weights
 from opq.quantizing.feedback import sweep
 from opq.quantizing.grid import quantize
 from opq.quantizing.moment import Factors
@@ -131,7 +131,7 @@ class DataFreeCoder:
 
     def sensitivities(self, names: Iterable[str], *, alpha: float) -> dict[str, float]:
         """`a_i^alpha` of the tensors that are coded, whose rows may be scaled."""
-        return of_rows(self.source, self.probe.sensitivities(names, alpha=alpha))
+        return weights(of_rows(self.source, self.probe.sensitivity), names, alpha)
 
     def codes(self, tensors: Sequence[TensorPlan]) -> Iterator[tuple[str, Codes]]:
         """Codes of tensors: by feedback if the layer's input moments are known, otherwise by plain rounding."""

@@ -39,50 +39,62 @@ class GridTensor:
         return self.step.reshape(-1, *[1] * (self.codes.ndim - 1)) if self.step.ndim else self.step
 
 
-def put(graph: Any, value: Any, codes: Codes, scale: Floats32, axis: int = 0) -> str:
+def put(graph: Any, value: Any, codes: Codes, scale: Floats32) -> str:
     """Replaces one initializer by integers and a DequantizeLinear, and gives their type, such as `int8`.
 
     An embedding's matrix, which only Gather nodes read, stays in integers; the rows that they gather are restored.
 
     Args:
         codes: in the initializer's shape.
-        scale: a scalar, or one number for each index of an axis.
-        axis: that axis.
+        scale: a scalar; one number for each index of the first axis; or steps of as many axes as the codes, which
+            these are multiplied by. (With a number for each index of another axis a runtime may compute by integers.)
     """
     import onnx_ir as ir
 
     users, name = list(value.uses()), str(value.name)
-    by_rows = scale.ndim == 0 and all(u.node.op_type == "Gather" and u.idx == 0 for u in users)
+    spread = scale if scale.ndim > 1 else None
+    scale = scale if spread is None else np.ones((), np.float32)
+    by_rows = spread is None and scale.ndim == 0 and all(u.node.op_type == "Gather" and u.idx == 0 for u in users)
     integers, kind = _narrowest(codes if by_rows or scale.ndim else codes.reshape(-1), nibbles=not by_rows)
     tensor = ir.Tensor(integers, dtype=ir.DataType[kind.upper()], shape=ir.Shape(integers.shape), name=f"{name}.codes")
     held = [_initializer(graph, tensor), _initializer(graph, ir.tensor(scale, name=f"{name}.scale"))]
+    if spread is not None:
+        held.append(_initializer(graph, ir.tensor(np.ascontiguousarray(spread), name=f"{name}.steps")))
     if by_rows:
         for user in users:
             user.node.replace_input_with(0, held[0])
             _dequantized(graph, user.node, user.node.outputs[0], held[1], f"{name}.{user.node.name}")
     else:
-        restored = _restored(graph, value, held, axis if scale.ndim else None)
+        restored = _restored(graph, value, held, per_row=bool(scale.ndim))
         for user in users:
             user.node.replace_input_with(user.idx, restored)
     del graph.initializers[name]
     return kind
 
 
-def _restored(graph: Any, value: Any, held: list[Any], axis: int | None) -> Any:
-    """Adds nodes at the head of the graph that restore an initializer in its shape, and gives the restored value."""
+def _restored(graph: Any, value: Any, held: list[Any], *, per_row: bool) -> Any:
+    """Adds nodes at the head of the graph that restore an initializer in its shape, and gives the restored value.
+
+    Args:
+        held: codes and scale, and steps that the codes are multiplied by, where there are any.
+    """
     import onnx_ir as ir
 
     name, first = value.name, graph[0]
-    node = ir.node("DequantizeLinear", held, {} if axis is None else {"axis": axis}, name=f"{name}.restore")
+    node = ir.node("DequantizeLinear", held[:2], {"axis": 0} if per_row else {}, name=f"{name}.restore")
     graph.insert_before(first, node)
-    if axis is not None:
+    if per_row:
         return _cast(graph, node, value, f"{name}.restored")
     node.outputs[0].name = f"{name}.flat"
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     shape = _initializer(graph, ir.tensor(np.array(value.shape.numpy(), np.int64), name=f"{name}.shape"))
-    reshape = ir.node("Reshape", [node.outputs[0], shape], name=f"{name}.reshape")
-    graph.insert_before(first, reshape)
-    return _cast(graph, reshape, value, f"{name}.restored")
+    last = ir.node("Reshape", [node.outputs[0], shape], name=f"{name}.reshape")
+    graph.insert_before(first, last)
+    for steps in held[2:]:
+        last.outputs[0].name, last.outputs[0].type = f"{name}.shaped", ir.TensorType(ir.DataType.FLOAT)
+        last = ir.node("Mul", [last.outputs[0], steps], name=f"{name}.scaled")
+        graph.insert_before(first, last)
+    return _cast(graph, last, value, f"{name}.restored")
 
 
 def _cast(graph: Any, node: Any, like: Any, name: str) -> Any:

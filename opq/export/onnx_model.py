@@ -233,19 +233,19 @@ def _candidates(graph: Any, grid: GridTensor, size: int) -> Iterator[Any]:
             yield value
 
 
-def recognised(values: Floats32, grid: GridTensor) -> tuple[Codes, Floats32, int] | None:
-    """The codes in the initializer's shape, the scale, and the axis for each index of which it has a number, if any.
+def recognised(values: Floats32, grid: GridTensor) -> tuple[Codes, Floats32] | None:
+    """The codes in the initializer's shape, and the scale as of `onnx_graph.put`.
 
     None if the values are not those of the tensor.
     """
-    dense = grid.weights
-    for codes, weights, axis in ((grid.codes, dense, 0), (grid.codes.T, dense.T, grid.codes.ndim - 1)):
+    dense, spread = grid.weights, grid.spread
+    for codes, weights, steps in ((grid.codes, dense, spread), (grid.codes.T, dense.T, spread.T)):
         if codes.shape != values.shape:
             continue
         if np.array_equal(weights.astype(values.dtype), values):
-            return codes, grid.step, axis
+            return codes, steps
         if codes.ndim > 1 and values.dtype == np.float32 and (scale := _scales(codes, values)) is not None:
-            return codes, scale, 0
+            return codes, scale
     return None
 
 

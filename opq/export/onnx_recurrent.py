@@ -22,7 +22,7 @@ _MATRICES = (1, 2)
 def replaced(graph: Any, grids: Iterable[GridTensor]) -> dict[str, str]:
     """Puts codes where recurrent layers hold their values, and gives the type of the codes by tensor.
 
-    A matrix of several directions is replaced only if all its directions are recognised and none has steps by row.
+    A matrix of several directions is replaced only if all its directions are recognised.
     """
     matrices = {id(value): (value, gates) for value, gates in _matrices(graph)}
     if not matrices:
@@ -33,11 +33,12 @@ def replaced(graph: Any, grids: Iterable[GridTensor]) -> dict[str, str]:
         directions = [one for one in found if one is not None]
         if len(directions) == len(found):
             codes = np.stack([_reordered(grid.codes, gates) for grid in directions])
-            by_row = any(grid.step.ndim for grid in directions)
-            if by_row and len(directions) > 1:
-                continue  # a DequantizeLinear has scales along one axis only
-            steps = [_reordered(grid.step, gates) if by_row else grid.step for grid in directions]
-            kind = put(graph, value, codes, steps[0] if by_row else np.stack(steps), int(by_row))
+            if any(grid.step.ndim for grid in directions):
+                every = [np.broadcast_to(grid.spread, (len(grid.codes), 1)) for grid in directions]
+                steps = np.stack([_reordered(rows, gates) for rows in every])
+            else:
+                steps = np.stack([grid.step for grid in directions])
+            kind = put(graph, value, codes, steps)
             kinds |= {grid.name: kind for grid in directions}
     return kinds
 

@@ -53,19 +53,58 @@ def test_a_recurrent_layer_has_them_and_its_rows_keep_their_relative_precision()
     assert float(error.max()) < 4 * float(error.median())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(by_rows, "RECURRENT", 99.0)
-        patch.setattr(by_rows, "LEAST", 99.0)
         plain = opq.compress(model.state_dict(), bits=5).tensor(GATES)
     assert float(((plain - w).square().sum(1) / w.square().sum(1)).sqrt().max()) > 0.9  # whole rows were lost
 
 
-def test_no_others_have_them_unless_their_rows_differ_by_much() -> None:
+def test_from_the_weights_alone_no_others_have_them() -> None:
     torch.manual_seed(0)
     steep, even = torch.randn(32, 40) * torch.logspace(-2, 0, 32)[:, None], torch.randn(32, 40)
-    assert chosen({"steep": steep, "even": even, "few": steep[:, :8].clone()}) == {"steep"}
-    assert chosen({"embedding": torch.randn(800, 40) * torch.logspace(-2, 0, 800)[:, None]}) == set()
-    normed = {"conv.weight": steep, "bn.running_mean": torch.zeros(32), "bn.running_var": torch.ones(32)}
-    assert chosen(normed | {"bn.weight": torch.ones(32), "bn.bias": torch.zeros(32)}) == set()
-    assert chosen({"cell.weight_hh": even * torch.linspace(0.4, 1.6, 32)[:, None]}) == {"cell.weight_hh"}
+    assert chosen({"steep.weight": steep, "weight_hh_l0": even, "weight_ih_l0": steep[:, :8].clone()}) == set()
+    assert chosen({"weight_ih_l1_reverse": steep, "cell.weight_hh": 2 * steep}) == {
+        "weight_ih_l1_reverse",
+        "cell.weight_hh",
+    }
+
+
+class Heads(nn.Module):
+    """Outputs that weigh differently, by what follows them."""
+
+    def __init__(self, norm: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.up, self.mid, self.out = (
+            nn.Embedding(50, 20),
+            nn.Linear(20, 24),
+            nn.Linear(24, 32),
+            nn.Linear(32, 6),
+        )
+        self.norm = nn.BatchNorm1d(24) if norm else nn.Identity()
+        with torch.no_grad():
+            self.out.weight *= torch.logspace(-1.5, 0, 32)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        found: Tensor = self.out(self.mid(self.norm(self.up(self.table(input_ids).mean(1)))).tanh())
+        return found
+
+
+def test_a_probe_gives_smaller_steps_to_rows_whose_errors_count_for_more() -> None:
+    model = Heads()
+    source, probe = open_source(model), opq.probe(model, example_inputs=torch.randint(50, (4, 9)))
+    scaled = RowScaled.of(source, assign(source.specs), probe)
+    assert isinstance(scaled, RowScaled)
+    assert set(scaled.exponents) == {"up.weight", "mid.weight", "out.weight"}
+    e, felt = scaled.exponents["mid.weight"], probe.rows["mid.weight"]
+    assert np.corrcoef(e, np.arange(32))[0, 1] < -0.7  # the later rows count for more
+    assert int(e.max()) <= 4  # no row is coarser than twice the median one
+    assert felt.mean() == pytest.approx(probe.sensitivity["mid.weight"], rel=1e-3)
+    assert torch.equal(scaled.tensor("mid.weight"), rows.divided(model.mid.weight, e))
+    assert torch.equal(scaled.tensor("table.weight"), model.table.weight)
+
+
+def test_where_batchnorm_is_rows_have_one_step_with_a_probe_too() -> None:
+    result = opq.compress(Heads(norm=True), bits=5, example_inputs=torch.randint(50, (4, 9)))
+    assert not any(t.by_row for t in result.plan)
 
 
 def test_nan_among_the_weights_is_refused_by_name_as_ever() -> None:

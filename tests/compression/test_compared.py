@@ -71,7 +71,7 @@ def test_an_older_file_of_the_weights_alone_is_taken_over(tmp_path: Path) -> Non
 
 def test_a_file_without_the_probe_that_turns_out_no_better_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = iter([2.0, 1.0, 3.0])
-    monkeypatch.setattr(compared._Judge, "error", lambda self, plan, codes, changed=None: next(errors))
+    monkeypatch.setattr(compared._Judge, "error", lambda self, state: next(errors))
     assert opq.compress(Two(), bits=6).basis == NOTES["probe"]
     errors = iter([2.0, 1.0, 1.5])
     assert opq.compress(Two(), bits=6).basis == NOTES[WEIGHTS]

@@ -64,7 +64,7 @@ ELSEWHERE = {
     writer: "Packed.size Packed.write Packed.verify Packed._same write_file size_of foreseen",
     grid: "quantize _on_paths _quantize dequantize",
     rounding: "rounded",
-    rows: "exponents spread divided",
+    rows: "exponents in_quarters spread divided",
     trellis: "step nearest numpy_seconds _viterbi costs counted error price prices _excess "
     "Follower.__init__ Follower.__call__",
 }

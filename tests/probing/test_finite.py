@@ -99,8 +99,10 @@ def test_a_layer_that_is_given_infinity_is_rounded_without_feedback() -> None:
             return self.out(torch.tanh(self.mix(x)) + torch.sigmoid(self.gate(far).detach()))
 
     torch.manual_seed(0)
+    model = Masked()
+    model.gate.weight.data.abs_()  # sums of rows far from zero: else a gate may turn over by rounding
     with pytest.warns(ProbeWarning, match=r"the inputs of 'gate.weight' are NaN, infinite or too large"):
-        result = opq.compress(Masked(), bits=6, input_size=(6,))
+        result = opq.compress(model, bits=6, input_size=(6,))
     assert result.basis.startswith("a probe")
 
 

@@ -24,7 +24,7 @@ from opq.models.batch import Batch
 from opq.models.observe import batch_statistics, untouched, watching
 from opq.models.outputs import floating
 from opq.probing import gradients
-from opq.probing.gradients import at_once, differentiable, sensitivity
+from opq.probing.gradients import Felt, at_once, differentiable, sensitivity
 from opq.probing.moments import Moments
 from opq.probing.renorm import statistics
 
@@ -226,9 +226,9 @@ def test_with_many_outputs_a_quarter_of_the_samples_is_enough(outputs: int, look
 def test_sensitivities_of_a_recurrent_network_are_measured_on_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def measured(*_: object, enough: int, **__: object) -> dict[str, float]:
+    def measured(*_: object, enough: int, **__: object) -> Felt:
         asked.append(enough)
-        return {}
+        return Felt({})
 
     monkeypatch.setattr("opq.probing.sensitivity.sensitivity", measured)
     for model in (nn.GRU(3, 4), nn.LSTMCell(3, 4), nn.Linear(3, 4)):
