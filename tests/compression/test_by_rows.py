@@ -73,18 +73,14 @@ class Heads(nn.Module):
     def __init__(self, norm: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.table, self.up, self.mid, self.out = (
-            nn.Embedding(50, 20),
-            nn.Linear(20, 24),
-            nn.Linear(24, 32),
-            nn.Linear(32, 6),
-        )
-        self.norm = nn.BatchNorm1d(24) if norm else nn.Identity()
+        self.table, self.up, self.few = nn.Embedding(50, 64), nn.Linear(64, 72), nn.Linear(6, 6)
+        self.mid, self.out = nn.Linear(72, 80), nn.Linear(80, 6)
+        self.norm = nn.BatchNorm1d(72) if norm else nn.Identity()
         with torch.no_grad():
-            self.out.weight *= torch.logspace(-1.5, 0, 32)
+            self.out.weight *= torch.logspace(-1.5, 0, 80)
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        found: Tensor = self.out(self.mid(self.norm(self.up(self.table(input_ids).mean(1)))).tanh())
+        found: Tensor = self.few(self.out(self.mid(self.norm(self.up(self.table(input_ids).mean(1)))).tanh()))
         return found
 
 
@@ -95,7 +91,7 @@ def test_a_probe_gives_smaller_steps_to_rows_whose_errors_count_for_more() -> No
     assert isinstance(scaled, RowScaled)
     assert set(scaled.exponents) == {"up.weight", "mid.weight", "out.weight"}
     e, felt = scaled.exponents["mid.weight"], probe.rows["mid.weight"]
-    assert np.corrcoef(e, np.arange(32))[0, 1] < -0.7  # the later rows count for more
+    assert np.corrcoef(e, np.arange(80))[0, 1] < -0.7  # the later rows count for more
     assert int(e.max()) <= 4  # no row is coarser than twice the median one
     assert felt.mean() == pytest.approx(probe.sensitivity["mid.weight"], rel=1e-3)
     assert torch.equal(scaled.tensor("mid.weight"), rows.divided(model.mid.weight, e))
