@@ -372,9 +372,8 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
 """Tables that come from rows, by page and header."""
 
 WITHOUT: dict[tuple[str, str], str] = {
-    ("docs/datafree.md", "4 bits"): "the default's are rows of the table of speech; no call turns steps by row off",
     ("docs/howto/updates.md", "the receiver has"): "no figures: what to send to whom",
-    ("docs/datafree.md", "3 bits"): "the speaker encoder with and without steps by row, when they came in; no row yet",
+    ("docs/datafree.md", "one step a tensor"): "measured by a script in turns; no call turns steps by row off",
     ("docs/mathematics.md", "Letter"): "no figures: what letters mean",
     ("docs/howto/export.md", "ONNX"): "measured once with onnxruntime; no row",
     ("docs/datafree.md", "layer"): "no figures: how each kind of layer is treated",
