@@ -98,6 +98,19 @@ def test_a_probe_gives_smaller_steps_to_rows_whose_errors_count_for_more() -> No
     assert torch.equal(scaled.tensor("table.weight"), model.table.weight)
 
 
+def test_rows_that_synthetic_inputs_leave_dead_keep_a_step_of_use() -> None:
+    model = Heads()
+    with torch.no_grad():
+        model.out.weight[:, :60] = 0.0
+    source, probe = open_source(model), opq.probe(model, example_inputs=torch.randint(50, (4, 9)))
+    scaled = RowScaled.of(source, assign(source.specs), probe)
+    assert isinstance(scaled, RowScaled)
+    assert (probe.rows["mid.weight"] == 0).sum() == 60
+    dead, alive = np.split(scaled.exponents["mid.weight"], [60])
+    assert len(set(dead)) == 1
+    assert dead[0] - np.median(alive) == pytest.approx(4, abs=1)  # twice the step of those that count
+
+
 def test_where_batchnorm_is_rows_have_one_step_with_a_probe_too() -> None:
     result = opq.compress(Heads(norm=True), bits=5, example_inputs=torch.randint(50, (4, 9)))
     assert not any(t.by_row for t in result.plan)
