@@ -21,7 +21,7 @@ from opq.base.pool import torch_threads
 from opq.base.progress import Progress
 from opq.base.stages import stage, timed
 from opq.compression.alpha import weighed
-from opq.compression.by_rows import RowScaled, of_rows, restated
+from opq.compression.by_rows import RowScaled, alike, of_rows, restated
 from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, basis_of, probe_source, wants_probe
 from opq.compression.compared import without_probe
 from opq.compression.copies import without_copies
@@ -148,7 +148,7 @@ def compress(
             )
             made = _fit(problem, scaled, coder).run()
             if isinstance(coder, DataFreeCoder):
-                plain, rounded = _plain(problem, opened, stats)
+                plain, rounded = _plain(problem, scaled, opened, stats)
                 if other := without_probe(
                     coder,
                     made,
@@ -301,7 +301,7 @@ def _problem(
     given = of_rows(source, _given(options, roles, stats))
     known = bool(probed is not None and probed.sensitivity)
     found = dict.fromkeys(stats, 1.0) if known else _guessed(source, stats, options)
-    trellised = dict.fromkeys(may_follow(roles, _is_transposed(probed)), LEAST) if on_trellis else {}
+    trellised = dict.fromkeys(may_follow(roles, _is_crosswise(probed)), LEAST) if on_trellis else {}
     with stage("curves"):
         problem = Problem.of(options, roles, stats=stats, sensitivities=found | given, trellised=trellised)
     with stage("compile"):
@@ -314,24 +314,32 @@ def _problem(
     return weighed(coder, problem, given) if known else (problem, coder)
 
 
-def _plain(problem: Problem[Any], source: Source, stats: Mapping[str, Any]) -> tuple[Problem[Any], PlainCoder]:
-    """The same problem without what a probe tells, on plain grids, and what makes codes of its plans."""
+def _plain(
+    problem: Problem[Any], scaled: Source, source: Source, stats: Mapping[str, Any]
+) -> tuple[Problem[Any], PlainCoder]:
+    """The same problem without what a probe tells, on plain grids, and what makes codes of its plans.
+
+    Args:
+        scaled: the source of the problem, whose rows may be scaled by what the probe tells.
+        source: the network itself.
+        stats: statistics of its tensors.
+    """
     options, roles = problem.options, problem.roles
-    scaled = RowScaled.of(source, roles) if options.by_rows else source
-    found = restated(scaled, stats)
-    same = {name for name in found if found[name] is problem.stats[name]}
+    bare = RowScaled.of(source, roles) if options.by_rows else source
+    same = alike(bare, scaled, stats)
+    found = restated(bare, {name: problem.stats[name] if name in same else stats[name] for name in stats}, but=same)
     with stage("curves"):
         curves = {name: problem.curves[name] if name in same else Curve.of(found[name]) for name in found}
-    sensitivities = _guessed(scaled, found, options) | of_rows(scaled, _given(options, roles, found))
+    sensitivities = _guessed(bare, found, options) | of_rows(bare, _given(options, roles, found))
     plain = dataclasses.replace(problem, stats=found, curves=curves, sensitivities=sensitivities, trellised={})
-    return plain, PlainCoder(scaled, WEIGHTS)
+    return plain, PlainCoder(bare, WEIGHTS)
 
 
 def _on_trellis(problem: Problem[Any], source: Source) -> Problem[Any]:
     """A problem on plain grids without a probe, with the trellis where it pays if the options allow that."""
     if not problem.options.trellis:
         return problem
-    trellised = dict.fromkeys(may_follow(problem.roles, _is_transposed(None)), LEAST)
+    trellised = dict.fromkeys(may_follow(problem.roles, _is_crosswise(None)), LEAST)
     with stage("curves"):
         problem = dataclasses.replace(problem, trellised=trellised)
         return dataclasses.replace(problem, trellised=_least_rates(source, problem))
@@ -363,8 +371,6 @@ def _least_rates(source: Source, problem: Problem[Any]) -> dict[str, float]:
         return dict(zip(names, threads.ordered(one, names), strict=True))
 
 
-def _is_transposed(probed: Probe | None) -> Callable[[str], bool]:
-    """Whether feedback takes a tensor as (inputs, outputs), or as a stack."""
-    if probed is None:
-        return lambda name: False
-    return lambda name: bool((layout := probed.moments.layout(name)) and (layout.transposed or layout.stacked))
+def _is_crosswise(probed: Probe | None) -> Callable[[str], bool]:
+    """Whether the rows of a tensor are no outputs, as far as a probe tells."""
+    return (lambda name: False) if probed is None else probed.is_crosswise

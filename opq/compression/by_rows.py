@@ -10,7 +10,7 @@ All that decides on steps and codes works on the scaled weights. docs/datafree.m
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -82,8 +82,7 @@ class RowScaled(Source):
             tensor = source.tensor(name)
             return rows.divided(tensor, found[name]) if name in found else tensor
 
-        fields = {f.name: getattr(source, f.name) for f in dataclasses.fields(Source)}
-        return cls(**{**fields, "read": read}, whole=source, exponents=found, importance=importance)
+        return cls.over(source, read=read, whole=source, exponents=found, importance=importance)
 
 
 def _uneven(source: Source, names: Iterable[str]) -> dict[str, Codes]:
@@ -105,20 +104,29 @@ def _counts_by_row(source: Source, name: str) -> bool:
 def _may(role: Role, probe: Probe | None) -> bool:
     """Whether a tensor's first axis are outputs, each with enough weights to have a step of its own."""
     shape = role.spec.shape
-    layout = None if probe is None else probe.moments.layout(role.name)
-    if layout is not None and (layout.transposed or layout.stacked):
+    if probe is not None and probe.is_crosswise(role.name):
         return False
     return len(shape) > 1 and role.spec.size >= COLUMNS * shape[0] and not is_table(role.name, shape)
 
 
-def restated(source: Source, stats: Mapping[str, TensorStats]) -> dict[str, TensorStats]:
-    """Statistics of a source's tensors, from those of the tensors whose rows are not scaled."""
+def restated(source: Source, stats: Mapping[str, TensorStats], *, but: Collection[str] = ()) -> dict[str, TensorStats]:
+    """Statistics of a source's tensors, from those of the tensors whose rows are not scaled.
+
+    Args:
+        but: tensors of which `stats` has those of the scaled rows already.
+    """
     if not isinstance(source, RowScaled):
         return dict(stats)
     with torch_threads() as threads:
-        names = list(source.exponents)
+        names = [name for name in source.exponents if name not in but]
         every = threads.ordered(lambda name: TensorStats.of(source.tensor(name), name=name), names)
         return dict(stats) | dict(zip(names, every, strict=True))
+
+
+def alike(one: Source, other: Source, names: Iterable[str]) -> set[str]:
+    """The tensors whose rows are scaled in the same way in both sources of a network, or in neither."""
+    mine, theirs = (source.exponents if isinstance(source, RowScaled) else {} for source in (one, other))
+    return {n for n in names if (n in mine) == (n in theirs) and (n not in mine or np.array_equal(mine[n], theirs[n]))}
 
 
 def of_rows(source: Source, sensitivities: Mapping[str, float]) -> dict[str, float]:

@@ -36,8 +36,7 @@ class Differences(Source):
             return difference(new, base.read(name))
 
         specs = tuple(_told(spec, base) for spec in source.specs)
-        fields = {f.name: getattr(source, f.name) for f in dataclasses.fields(Source)}
-        return cls(**{**fields, "specs": specs, "read": read}, whole=source, base=base)
+        return cls.over(source, specs=specs, read=read, whole=source, base=base)
 
     @property
     def batchnorms(self) -> Mapping[str, BatchNormNames]:

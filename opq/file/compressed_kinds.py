@@ -54,7 +54,8 @@ class Trellis(Grid):
 
     @classmethod
     def codes_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
-        k = entropy.decode(data, plan.shape)
+        start, shape = cls.behind(data, plan)
+        k = entropy.decode(data[start:], shape)
         return trellis.numbers(k, out=k)
 
 
@@ -106,19 +107,10 @@ class GridRows(Grid):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class TrellisRows(GridRows):
+class TrellisRows(GridRows, Trellis):
     """A compressed tensor: multiples of a step for each row that follow the paths of a trellis."""
 
     kind: ClassVar[str] = "trellis-rows"
-
-    def written(self) -> Codes:
-        return trellis.paths(self.codes)
-
-    @classmethod
-    def codes_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
-        start, shape = cls.behind(data, plan)
-        k = entropy.decode(data[start:], shape)
-        return trellis.numbers(k, out=k)
 
 
 _LENGTH = 4

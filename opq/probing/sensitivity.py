@@ -78,6 +78,11 @@ class Probe:
         ranked = sorted(self.sensitivity.items(), key=lambda item: -item[1])
         return tables.html(_FELT, ((printable(n), f"{a:.4g}") for n, a in ranked), total=len(ranked))
 
+    def is_crosswise(self, name: str) -> bool:
+        """Whether feedback takes a tensor as (inputs, outputs), or as a stack, so that its rows are no outputs."""
+        layout = self.moments.layout(name)
+        return layout is not None and (layout.transposed or layout.stacked)
+
     def renormalised(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """New running means and variances of BatchNorm for the quantized network `state`, by buffer name.
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,9 @@ def _cells(spec: TensorSpec) -> tuple[str, ...]:
     return (printable(spec.name), shape, str(spec.dtype).removeprefix("torch."), spec.kind, printable(spec.like or ""))
 
 
+_S = TypeVar("_S", bound="Source")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Source:
     """Weights to compress. `read` gives one tensor that is not tied to another; a model is made by `build` only.
@@ -120,6 +123,11 @@ class Source:
     trusted: bool = False
     """Whether Python code in the model's folder may be run: the user passed `trust_remote_code=True`."""
     hint: Callable[[], InputHint | None] = dataclasses.field(default=lambda: None, repr=False)
+
+    @classmethod
+    def over(cls: type[_S], source: Source, **own: Any) -> _S:
+        """A source of this class that is another one in all that `own` does not give."""
+        return cls(**{f.name: getattr(source, f.name) for f in dataclasses.fields(Source)} | own)
 
     @cached_property
     def by_name(self) -> Mapping[str, TensorSpec]:

@@ -20,7 +20,7 @@ from opq.plan import Plan, TensorPlan
 from opq.quantizing.grid import dequantize, quantize
 from opq.training import kernel
 from opq.training.fixed_grid import FixedGrid, has_kernel, is_sharded, mask_like
-from opq.training.grid_plan import on_grids
+from opq.training.grid_plan import is_other, on_grids
 from opq.training.parametrizing import unwrap, wrap
 from opq.training.proving import exact_codes
 from opq.training.sites import find, grids, plain
@@ -103,7 +103,7 @@ def plan_in_force(model: nn.Module, plan: Plan | Result) -> Plan:
     """The plan that is trained: the given one, with the attached plain grids in place of other ones."""
     plan = plan if isinstance(plan, Plan) else plan.plan
     found = {grid.plan.name: grid.plan for _, _, grid in attached(model)}
-    tensors = (found.get(t.name, t) if t.stepped and t.codebook != "grid" else t for t in plan)
+    tensors = (found.get(t.name, t) if is_other(t) else t for t in plan)
     return plan.replace(tensors=tuple(tensors))
 
 

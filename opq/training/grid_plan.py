@@ -29,7 +29,7 @@ def on_grids(plan: Plan, weights: Callable[[str], torch.Tensor]) -> Plan:
     Raises:
         NonFiniteError: NaN or infinity among the weights.
     """
-    others = [tensor for tensor in plan.compressed if _is_other(tensor)]
+    others = [tensor for tensor in plan.compressed if is_other(tensor)]
     if not others:
         return plan
     if any(tensor.on_trellis for tensor in others):
@@ -48,13 +48,13 @@ def on_grids(plan: Plan, weights: Callable[[str], torch.Tensor]) -> Plan:
 
 
 def _on_grid(tensor: TensorPlan, weights: Callable[[str], torch.Tensor]) -> TensorPlan:
-    if not _is_other(tensor):
+    if not is_other(tensor):
         return tensor
     stats = TensorStats.of(weights(tensor.name), name=tensor.name)
     fields: dict[str, Any] = on_grid(Curve.of(stats).at_rate(tensor.rate), stats.max_abs)
     return dataclasses.replace(tensor, codebook="grid", **fields)
 
 
-def _is_other(tensor: TensorPlan) -> bool:
+def is_other(tensor: TensorPlan) -> bool:
     """Whether the tensor has steps, but not a plain grid."""
     return tensor.stepped and tensor.codebook != "grid"
