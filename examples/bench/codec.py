@@ -2,16 +2,19 @@
 
     python examples/bench/codec.py [--quick] [--no-peers] [--only NAME]
 
-Weights alone (no probe), so that bytes and errors are those of the codec. Real networks where ../shared has them, and
-random Laplacian weights in the shapes of ResNet-50. Prints a table and writes results/codec.json.
+Weights alone (no probe), so that bytes and errors are those of the codec: on a trellis, as by default, and on plain
+grids. Real networks where ../shared has them, and random Laplacian weights in the shapes of ResNet-50. NNCodec is
+installed in a virtual environment of its own, at the first run (peers.py). Rates are of seconds on the wall;
+`cpu_seconds` are of the processor. Prints a table and writes results/codec.json, after each method.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +43,15 @@ COLUMNS = (
     "over_entropy",
     "mse",
     "seconds",
+    "cpu_seconds",
     "encode_rate",
     "decode_seconds",
     "decode_rate",
 )
+METHODS = {"rd, trellis": True, "rd": False}
+"""How this package is called, and whether it then has a trellis."""
+WITHIN = 1e-3
+"""How far, in bits, the budget of a given error may be from the least one."""
 
 
 def resnet50() -> dict[str, torch.Tensor]:
@@ -75,28 +83,28 @@ def mean_square(a: State, b: State) -> float:
 
 
 def as_a_codec(state: State) -> dict[str, Any]:
-    """Options by which every squared error counts alike, and every tensor is on a plain grid."""
+    """Options by which every squared error counts alike."""
     weights = [n for n, w in state.items() if w.is_floating_point() and w.dim() > 1]
-    return {"trellis": False, "sensitivities": dict.fromkeys(weights[:1], 1.0)}
+    return {"sensitivities": dict.fromkeys(weights[:1], 1.0)}
 
 
-def ours(name: str, state: State, bits: float, score: Any) -> dict[str, Any]:
+def ours(name: str, state: State, bits: float, score: Any, *, method: str = "rd") -> dict[str, Any]:
     """One row of this package."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.opq.safetensors"
-        start = time.perf_counter()
-        result = opq.compress(state, bits=bits, **as_a_codec(state))
+        start, busy = time.perf_counter(), time.process_time()
+        result = opq.compress(state, bits=bits, trellis=METHODS[method], **as_a_codec(state))
         result.save(path)
-        seconds = time.perf_counter() - start
-        start = time.perf_counter()
+        seconds, cpu = time.perf_counter() - start, time.process_time() - busy
+        start, busy = time.perf_counter(), time.process_time()
         back = opq.load_state_dict(path)
-        decode = time.perf_counter() - start
+        decode, decode_cpu = time.perf_counter() - start, time.process_time() - busy
         found = examine(path)
     n = result.elements
     other = found.overhead_bytes - sum(t.coded_bytes for t in found.tensors if t.action == "keep")
     return {
         "model": name,
-        "method": "rd",
+        "method": method,
         "budget": bits,
         "file_bytes": result.bytes,
         "ratio": 4 * n / result.bytes,
@@ -106,8 +114,10 @@ def ours(name: str, state: State, bits: float, score: Any) -> dict[str, Any]:
         "over_entropy": (found.coded_bytes + other) / found.entropy_bytes - 1,
         "mse": mean_square(state, back),
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "encode_rate": n / seconds / 1e6,
         "decode_seconds": decode,
+        "decode_cpu_seconds": decode_cpu,
         "decode_rate": n / decode / 1e6,
     }
 
@@ -162,20 +172,25 @@ def nncodec(name: str, state: State, qp: int, score: Any) -> dict[str, Any]:
         **score(back),
         "mse": mean_square(state, back),
         "seconds": coded.encode,
+        "cpu_seconds": coded.encode_cpu,
         "encode_rate": n / coded.encode / 1e6,
         "decode_seconds": coded.decode,
+        "decode_cpu_seconds": coded.decode_cpu,
         "decode_rate": n / coded.decode / 1e6,
     }
 
 
-def equal_error(name: str, state: State, mse: float, score: Any) -> dict[str, Any]:
-    """Our bytes at the error of another tool: the budget that gives the same mean squared error, by bisection."""
-    low, high = 0.2, 12.0
-    for _ in range(14):
-        middle = (low + high) / 2
-        worse = mean_square(state, opq.compress(state, bits=middle, **as_a_codec(state)).state_dict()) > mse
-        low, high = (middle, high) if worse else (low, middle)
-    return ours(name, state, high, score) | {"method": "rd at that error"}
+def equal_error(name: str, state: State, other: Mapping[str, Any], score: Any, *, method: str) -> dict[str, Any]:
+    """Our bytes at the error of another tool's row: of the least budget whose mean squared error is no larger."""
+    low, high, bits = 0.2, 12.0, float(other["bits"])
+    while high - low > WITHIN:
+        made = opq.compress(state, bits=bits, trellis=METHODS[method], **as_a_codec(state)).state_dict()
+        # bits that are missing: each one more halves the error of a weight
+        over = 0.5 * math.log2(mean_square(state, made) / other["mse"])
+        low, high = (bits, high) if over > 0 else (low, bits)
+        bits += 1.1 * over + math.copysign(WITHIN / 3, over)  # the next one likely lies beyond
+        bits = bits if low < bits < high else (low + high) / 2
+    return ours(name, state, high, score, method=method) | {"method": f"{method}, at that error"}
 
 
 def nothing(_: State) -> dict[str, Any]:
@@ -244,13 +259,22 @@ def main() -> None:
             print(f"{name}: skipped, needs {zoo.SHARED}")
             continue
         state, score = network(name, options.quick)
-        rows = [ours(name, state, bits, score) for bits in (4.0, 3.0)]
-        rows += [zstandard(name, state, score)]
-        if with_peers and name != "minilm":
-            rows.append(nncodec(name, state, -26, score))
-            rows.append(equal_error(name, state, rows[-1]["mse"], score))
+        rows: list[dict[str, Any]] = []
+        for row in measured(name, state, score, with_peers):
+            rows.append(row)
+            results.merge("codec", rows)
         results.show(rows, COLUMNS, f"{name} ({torch.get_num_threads()} threads)")
-        results.merge("codec", rows)
+
+
+def measured(name: str, state: State, score: Any, with_peers: bool) -> Iterator[dict[str, Any]]:
+    """The rows of one network."""
+    for method in METHODS:
+        yield from (ours(name, state, bits, score, method=method) for bits in (4.0, 3.0))
+    yield zstandard(name, state, score)
+    if with_peers:
+        other = nncodec(name, state, -26, score)
+        yield other
+        yield from (equal_error(name, state, other, score, method=method) for method in METHODS)
 
 
 if __name__ == "__main__":

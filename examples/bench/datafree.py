@@ -170,7 +170,7 @@ def part(case: Case, bits: float, method: str) -> Any:
     start = time.perf_counter()
     problem = weighed(DataFreeCoder(case.source, case.probe), equal, {})[0] if sensitive else equal
     coder = DataFreeCoder(case.source, case.probe, feeds_back=feeds_back, renormalises=renormalises)
-    result = Fit(case.source, problem, coder, options.progress).run()
+    result = Fit(case.source, problem, coder, options.progress).run().result
     return case.row(method, result.bytes, result.state_dict(), time.perf_counter() - start, bits)
 
 

@@ -44,14 +44,15 @@ from nncodec import nn
 given, taken, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 arrays = {k: np.asarray(v, dtype=np.float32) for k, v in np.load(given).items()}
 with tempfile.TemporaryDirectory() as folder:
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     data = nn.encode(arrays, args={"qp": options["qp"], "use_dq": True, "results": folder, "verbose": False})
-    encode = time.perf_counter() - start
-    start = time.perf_counter()
+    encode, encode_cpu = time.perf_counter() - start, time.process_time() - busy
+    start, busy = time.perf_counter(), time.process_time()
     back = nn.decode(data)
-    decode = time.perf_counter() - start
+    decode, decode_cpu = time.perf_counter() - start, time.process_time() - busy
 np.savez(taken, **{k: np.asarray(v) for k, v in back.items()})
-print("\\n" + json.dumps({"bytes": len(data), "encode": encode, "decode": decode}))
+print("\\n" + json.dumps({"bytes": len(data), "encode": encode, "decode": decode,
+                         "encode_cpu": encode_cpu, "decode_cpu": decode_cpu}))
 """
 
 HQQ = """
@@ -100,6 +101,10 @@ class Coded:
     """Seconds."""
     decode: float
     """Seconds."""
+    encode_cpu: float = 0.0
+    """Seconds of the processor, where they are measured."""
+    decode_cpu: float = 0.0
+    """The same of decoding."""
 
 
 def environment(name: str) -> Path | None:
@@ -164,4 +169,4 @@ def _run(name: str, program: str, arrays: Mapping[str, np.ndarray], options: Map
             raise RuntimeError(f"{name} failed:\n{ran.stderr[-2000:]}")
         figures = json.loads(ran.stdout.strip().splitlines()[-1])
         with np.load(taken) as back:
-            return Coded(figures["bytes"], dict(back), figures["encode"], figures["decode"])
+            return Coded(arrays=dict(back), **figures)
