@@ -1,20 +1,23 @@
 """The codec: coded size against entropy, budget error, and speed, next to zstandard and NNCodec 2.
 
-    python examples/bench/codec.py [--quick] [--no-peers] [--only NAME]
+    python examples/bench/codec.py [--quick] [--no-peers] [--only NAME] [--again]
 
 Weights alone (no probe), so that bytes and errors are those of the codec: on a trellis, as by default, and on plain
 grids. Real networks where ../shared has them, and random Laplacian weights in the shapes of ResNet-50. NNCodec is
 installed in a virtual environment of its own, at the first run (peers.py). Rates are of seconds on the wall;
-`cpu_seconds` are of the processor. Prints a table and writes results/codec.json, after each method.
+`cpu_seconds` are of the processor. Prints a table and writes results/codec.json, after each row; rows that today's
+code has measured are not measured again, unless `--again` asks for it.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,8 @@ COLUMNS = (
 )
 METHODS = {"rd, trellis": True, "rd": False}
 """How this package is called, and whether it then has a trellis."""
+QP = -26
+"""NNCodec's quantization parameter: about four bits a weight on the real networks."""
 WITHIN = 1e-3
 """How far, in bits, the budget of a given error may be from the least one."""
 
@@ -249,6 +254,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller test sets")
     parser.add_argument("--no-peers", action="store_true", help="leave NNCodec out")
     parser.add_argument("--only", action="append", help="one network (may be repeated); rows of others stay")
+    parser.add_argument("--again", action="store_true", help="measure rows of today's code anew, too")
     options = parser.parse_args()
     opq.compress({"warm": torch.randn(64, 64)}, bits=8)
     with_peers = not options.no_peers and peers.available("nncodec")
@@ -259,22 +265,37 @@ def main() -> None:
             print(f"{name}: skipped, needs {zoo.SHARED}")
             continue
         state, score = network(name, options.quick)
-        rows: list[dict[str, Any]] = []
-        for row in measured(name, state, score, with_peers):
-            rows.append(row)
-            results.merge("codec", rows)
+        rows = [] if options.again else held(name)
+        for (method, bits), measure in tasks(name, state, score, rows, with_peers).items():
+            if not any(row["method"] == method and bits in (None, row.get("budget")) for row in rows):
+                rows.append(measure())
+                results.merge("codec", rows)
         results.show(rows, COLUMNS, f"{name} ({torch.get_num_threads()} threads)")
 
 
-def measured(name: str, state: State, score: Any, with_peers: bool) -> Iterator[dict[str, Any]]:
-    """The rows of one network."""
+def held(name: str) -> list[dict[str, Any]]:
+    """The rows of a network that today's code has measured already."""
+    path, today = results.RESULTS / "codec.json", results.digest("codec")
+    rows = json.loads(path.read_text()) if path.exists() else []
+    return [row for row in rows if row["model"] == name and row["stamp"].get("code") == today]
+
+
+def tasks(
+    name: str, state: State, score: Any, rows: Sequence[Mapping[str, Any]], with_peers: bool
+) -> dict[tuple[str, float | None], Callable[[], dict[str, Any]]]:
+    """What measures the rows of one network, by method and budget; those at another's error look for its row."""
+    found: dict[tuple[str, float | None], Callable[[], dict[str, Any]]] = {}
     for method in METHODS:
-        yield from (ours(name, state, bits, score, method=method) for bits in (4.0, 3.0))
-    yield zstandard(name, state, score)
+        for bits in (4.0, 3.0):
+            found[method, bits] = functools.partial(ours, name, state, bits, score, method=method)
+    found["int8+zstd", None] = functools.partial(zstandard, name, state, score)
     if with_peers:
-        other = nncodec(name, state, -26, score)
-        yield other
-        yield from (equal_error(name, state, other, score, method=method) for method in METHODS)
+        found[f"nncodec qp={QP}", None] = functools.partial(nncodec, name, state, QP, score)
+        for method in METHODS:
+            found[f"{method}, at that error", None] = lambda method=method: equal_error(
+                name, state, next(row for row in rows if row["method"] == f"nncodec qp={QP}"), score, method=method
+            )
+    return found
 
 
 if __name__ == "__main__":
