@@ -49,9 +49,14 @@ FIRST = ("datafree", "finetune", "methods", "codec")
 DRAWN = ("rd, trellis", "rd", "rd, weights only", "nncodec", "hqq", "uniform")
 """Methods in the picture of `datafree` on the page; its table has all."""
 WEIGHTS_ONLY, DEFAULT, GRID = "opq, weights only", "opq, default", "opq, trellis=False"
-ALIKE = f"{WEIGHTS_ONLY}, trellis=False, all alike"
+ALIKE, PLAIN = f"{WEIGHTS_ONLY}, all alike", f"{WEIGHTS_ONLY}, trellis=False, all alike"
 NAMES = {
-    "codec": {"rd": ALIKE, "rd at that error": f"{ALIKE}, at that error"},
+    "codec": {
+        "rd, trellis": ALIKE,
+        "rd": PLAIN,
+        "rd, trellis, at that error": f"{ALIKE}, at NNCodec's error",
+        "rd, at that error": f"{PLAIN}, at NNCodec's error",
+    },
     "datafree": {
         "rd, trellis": DEFAULT,
         "rd": GRID,
@@ -60,11 +65,11 @@ NAMES = {
         "rd, sensitivities alone": f"{GRID}, but no feedback and no re-normalisation",
         "rd, re-normalisation alone": f"{GRID}, but no sensitivities and no feedback",
         "rd, weights only": WEIGHTS_ONLY,
-        "rd, trellis alone": f"{WEIGHTS_ONLY}, all alike",
-        "rd, a=1, no correction": ALIKE,
+        "rd, trellis alone": ALIKE,
+        "rd, a=1, no correction": PLAIN,
     },
     "finetune": {"rd": "opq, fine-tuned"},
-    "scale": {"rd": ALIKE},
+    "scale": {"rd": PLAIN},
     "speed": {"rd, trellis": DEFAULT},
 }
 """By benchmark: what a row's method is called on the page, the best first."""
