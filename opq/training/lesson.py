@@ -103,11 +103,13 @@ class Lesson:
         return Passes(list(self.taught), self.rows, self.data.plain)
 
     def statistics(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """BatchNorm statistics by which a model's channels are where its teacher's are on what is learnt from.
+        """BatchNorms by which a model's channels are where its teacher's are on what is learnt from.
 
-        By the name of the buffer; none where the teacher is another kind of network.
+        By the name of the buffer or parameter; none where the teacher is another kind of network. Weights and biases
+        are the teacher's: those of a file make up for the coarse statistics that it stores, and for these alone.
         """
-        if not any(norm.running_mean is not None for norm in batchnorms(model)):
+        norms = set(batchnorms(self.teacher))
+        if not norms:
             return {}
         state = dense_state_dict(model)
         own = self.teacher.state_dict()
@@ -115,7 +117,10 @@ class Lesson:
             return {}
         inputs = self.data.plain(self.taught[:STATISTICS])
         batch = Batch((), inputs) if isinstance(inputs, Mapping) else Batch((inputs,))
-        return renormalise(self.teacher, state, batch)
+        names = [name for name, module in self.teacher.named_modules() if module in norms]
+        affine = (f"{name}.{which}".lstrip(".") for name in names for which in ("weight", "bias"))
+        theirs = {name: own[name] for name in affine if name in own}
+        return renormalise(self.teacher, state | theirs, batch) | theirs
 
     def judge(self, model: nn.Module) -> tuple[float, float]:
         """The agreement of a model with its teacher on what is held back, and its distance from it."""

@@ -20,6 +20,7 @@ from opq.compression.result import Result
 from opq.errors import DataError, MismatchError, MissingExtraError, OptionError
 from opq.sources.base import InputHint
 from opq.sources.digits import load
+from opq.training.lesson import Lesson, of_pictures
 from opq.training.pictures import Pictures
 
 
@@ -84,6 +85,25 @@ def test_pictures_without_labels_bring_accuracy_back_in_no_more_bytes(folder: Pa
     assert found.best is not None
     assert found.best.distance == min(epoch.distance for epoch in found.history if epoch.distance is not None)
     assert found.best.bytes == found.result.bytes
+
+
+def test_statistics_of_the_pictures_do_not_depend_on_how_a_file_holds_its_batchnorms(
+    folder: Path, digits: Result
+) -> None:
+    """A file's weights and biases make up for the coarse statistics that it stores, and for these alone."""
+    dense, model = load(), filled(digits)
+    pictures = Pictures.read(evaluation.open_pictures(folder), dense.input_hint, lambda *_: None)
+    lesson = Lesson(of_pictures(pictures, 0), dense, batch=32, seed=0, temperature=2.0)
+    wanted = lesson.statistics(model)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.weight.data *= 3
+        norm.running_var *= 9
+        norm.running_var += 8 * norm.eps
+    found = lesson.statistics(model)
+    assert norms and found.keys() == wanted.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, wanted[name], msg=name)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(folder: Path, result: Result) -> None:
