@@ -63,7 +63,7 @@ def compress(
     constraints: Sequence[Constraint] = (),
     sensitivities: Mapping[str, float] | None = None,
     probe: bool | Literal["quick"] | None = None,
-    calibration: Iterable[Any] | None = None,
+    calibration: Iterable[Any] | str | os.PathLike[str] | None = None,
     input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
     alpha: float | None = None,
@@ -98,7 +98,8 @@ def compress(
         probe: of `rd` and `opq`: measure sensitivities on synthetic inputs, feed quantization errors back and
             re-normalise BatchNorm. By default where the source has a model that can be run. "quick": a language model
             is shown random tokens, not texts that it writes itself.
-        calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones.
+        calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones; or a tensor of inputs,
+            or a folder or an `.npz` file of pictures without labels, of which 128 are looked at.
         input_size: shape of one input without the batch dimension, where the model does not say; of a forward with
             several arguments, the shapes by their names.
         example_inputs: an example of what the forward takes, where the model does not say.
@@ -174,7 +175,7 @@ def solve(
     constraints: Sequence[Constraint] = (),
     sensitivities: Mapping[str, float] | None = None,
     probe: bool | Literal["quick"] | None = None,
-    calibration: Iterable[Any] | None = None,
+    calibration: Iterable[Any] | str | os.PathLike[str] | None = None,
     input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
     alpha: float | None = None,
@@ -206,7 +207,8 @@ def solve(
         constraints: of `rd` and `opq`: objects of `opq.constraints`, solved through cvxpy.
         sensitivities: of `rd` and `opq`: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
         probe: of `rd` and `opq`: whether to measure sensitivities on synthetic inputs; "quick" as in `compress`.
-        calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones.
+        calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones; or a tensor of inputs,
+            or a folder or an `.npz` file of pictures without labels, of which 128 are looked at.
         input_size: shape of one input without the batch dimension, where the model does not say; of a forward with
             several arguments, the shapes by their names.
         example_inputs: an example of what the forward takes, where the model does not say.

@@ -54,6 +54,9 @@ def compress(
         bool,
         typer.Option("--quick-probe", help="As --probe; language models see random tokens, not texts of their own."),
     ] = False,
+    calibration: Annotated[
+        str | None, typer.Option(help="A folder of pictures without labels, or an .npz file, to measure on, not noise.")
+    ] = None,
     input_size: Annotated[
         str | None, typer.Option(help="Shape of one input, such as 3,224,224, or of several: x=3,32,32 y=24.")
     ] = None,
@@ -86,7 +89,7 @@ def compress(
     if output is not None and what_is(Path(source) / "model_index.json") == "a file":
         refused: dict[str, Any] = {"size": size, "keep": keep, "override": override, "input_size": input_size}
         refused |= {"sparsity": sparsity, "dry_run": dry_run, "dequantize": dequantize}
-        refused |= {"like": like, "base": base}
+        refused |= {"like": like, "base": base, "calibration": calibration}
         few = () if code_bits is None else (opq.constraints.code_bits("*", max=code_bits),)
         budget = {"bits": bits, "ratio": ratio, "constraints": few, "probe": probe, "trellis": trellis, "seed": seed}
         budget |= {"workers": workers}
@@ -94,7 +97,7 @@ def compress(
         return
     streamed = output is not None and _streams(source, output)
     if not dry_run:
-        refuse_inputs(path, [] if base is None else [base])
+        refuse_inputs(path, [given for given in (base, calibration) if given is not None])
     if not dry_run and not streamed:
         refuse_inputs(path, [source])
         may_replace(path, force)
@@ -114,6 +117,11 @@ def compress(
         "like": like,
         "base": base,
     }
+    if calibration is not None:
+        if streamed:
+            remedy = "Leave it out, or compress to one file."
+            raise OptionError("--calibration does not go with a folder as output", got=calibration, remedy=remedy)
+        options["calibration"] = calibration
     if dry_run:
         if trellis is None and method == "rd" and not options["constraints"]:
             options["trellis"] = True  # what the file would be, not what training would start from

@@ -175,6 +175,18 @@ def told(source: Source, plan: Plan) -> Plan:
     )
 
 
+def rebuilt(source: Source, plan: Plan, exponents: Mapping[str, Codes]) -> tuple[Source, Plan]:
+    """The source and the plan that a file was made of, from the network and the file's own plan and exponents.
+
+    It is enough to store the codes again: no scaled weights can be read from it.
+    """
+    if not exponents:
+        return source, plan
+    plain = (dataclasses.replace(t, codebook=t.codebook.removesuffix("-rows")) for t in plan)
+    scaled = RowScaled.over(source, whole=source, exponents=exponents, importance={})
+    return scaled, plan.replace(tensors=tuple(plain))
+
+
 def of_scaled(source: Source, plan: TensorPlan, exponents: Codes | None) -> TensorPlan | None:
     """An older file's plan of a tensor as a plan of this source's weights; None if its rows were scaled otherwise.
 

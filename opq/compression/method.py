@@ -93,7 +93,9 @@ class DataFree(Method):
     constraints: Sequence[Constraint] = ()
     sensitivities: Mapping[str, float] | None = None
     probe: bool | Literal["quick"] | None = None
-    calibration: Iterable[Any] | None = dataclasses.field(default=None, repr=False, compare=False)
+    calibration: Iterable[Any] | str | os.PathLike[str] | None = dataclasses.field(
+        default=None, repr=False, compare=False
+    )
     alpha: float | None = None
 
     def __post_init__(self) -> None:
@@ -131,7 +133,8 @@ class RateDistortion(DataFree):
         probe: whether to measure sensitivities on synthetic inputs, feed quantization errors back and re-normalise
             BatchNorm; None: if the source has a model that can be run. "quick": as True, but a language model is
             shown random tokens in place of texts that it writes itself.
-        calibration: batches of real inputs, used instead of synthetic ones.
+        calibration: batches of real inputs, used instead of synthetic ones; or a tensor, or pictures: a folder or an
+            `.npz` file.
 
     Raises:
         OptionError: a value or a combination of values has no meaning.
@@ -164,7 +167,8 @@ class Opq(DataFree):
         probe: whether to measure sensitivities on synthetic inputs, feed quantization errors back and re-normalise
             BatchNorm; None: if the source has a model that can be run. "quick": as True, but a language model is
             shown random tokens in place of texts that it writes itself.
-        calibration: batches of real inputs, used instead of synthetic ones.
+        calibration: batches of real inputs, used instead of synthetic ones; or a tensor, or pictures: a folder or an
+            `.npz` file.
 
     Raises:
         OptionError: a value or a combination of values has no meaning.

@@ -83,7 +83,7 @@ class Options:
         return self.data_free.probe
 
     @property
-    def calibration(self) -> Iterable[Any] | None:
+    def calibration(self) -> Iterable[Any] | str | os.PathLike[str] | None:
         return self.data_free.calibration
 
     @property

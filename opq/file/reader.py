@@ -73,6 +73,8 @@ class Reader:
     plan: Plan
     base: BaseName | None
     """Of a file of differences: what these are to be added to."""
+    note: str
+    """What the codes rest on, see `opq.file.basis`; empty for the weights alone."""
 
     def __init__(
         self, source: str | os.PathLike[str] | InMemory, *, max_expansion: float = MAX_EXPANSION, base: Any = None
@@ -87,7 +89,8 @@ class Reader:
         self._checked: set[str] = set()
         self._spans = self._laid_out(entries, begin, start)
         self._limit(max_expansion)
-        self.plan = self.plan.replace(basis=basis.sentence(basis.note_of(self._data), self.plan.method))
+        self.note = basis.note_of(self._data)
+        self.plan = self.plan.replace(basis=basis.sentence(self.note, self.plan.method))
         if self.base is None and base is not None:
             raise WrongBaseError(f"{label} has no base", got="base=", remedy="Leave base= out.")
         self._base = None if self.base is None or base is None else open_base(base)

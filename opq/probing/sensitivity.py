@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from opq.models.divided import gathered
 from opq.models.observe import batch_statistics, device_of, untouched
 from opq.models.outputs import counted, weighing
 from opq.models.wrappers import unwrapped
+from opq.probing import calibration as calibrating
 from opq.probing import evidence, finite, recurrent, texts
 from opq.probing.gradients import Felt, NotFiniteError, SampleProgress, at_once, differentiable, sensitivity
 from opq.probing.inputs import synthetic
@@ -34,6 +36,7 @@ from opq.probing.renorm import known, renormalise
 from opq.probing.units import error_of
 from opq.quantizing.moment import DAMPING, DAMPING_REAL
 from opq.sources.base import InputHint
+from opq.sources.hints import hint_of_module
 
 REAL_SAMPLES = 512
 """How many real inputs are used at most, where the caller does not say."""
@@ -124,7 +127,7 @@ def probe(
     *,
     input_size: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
     example_inputs: Any = None,
-    calibration: Iterable[Any] | None = None,
+    calibration: Iterable[Any] | str | os.PathLike[str] | None = None,
     hint: InputHint | None = None,
     quick: bool = False,
     samples: int | None = None,
@@ -141,7 +144,8 @@ def probe(
         input_size: shape of one sample without the batch dimension, or such shapes by the names of the forward's
             arguments; by default they are guessed from the model.
         example_inputs: anything the forward takes, to be imitated in shape and kind.
-        calibration: batches of real inputs to use instead of synthetic ones.
+        calibration: batches of real inputs to use instead of synthetic ones; or a tensor, or a folder or an `.npz` file
+            of pictures.
         hint: what the source knows about the inputs (`Source.input_hint`).
         quick: random tokens for a language model, not texts that it writes itself: for that it runs once a token.
         samples: inputs in all; by default 64 synthetic ones, or 32 images of 128 x 128 pixels and more for a network
@@ -168,7 +172,12 @@ def probe(
     check_detached(model)
     with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
         if calibration is not None:
-            batch, words = gathered(model, calibration, samples or REAL_SAMPLES), False
+            batch, words = (
+                gathered(
+                    model, calibrating.batches(calibration, hint or hint_of_module(model)), samples or REAL_SAMPLES
+                ),
+                False,
+            )
         else:
             batch, words = made_up(
                 model,

@@ -31,6 +31,7 @@ from opq.training import processes, unlabelled
 from opq.training.attaching import attach, attached, plan_in_force
 from opq.training.collecting import collect
 from opq.training.holding import Holding
+from opq.training.keeping import coded, codes_kept, with_kept
 from opq.training.lesson import Data, Lesson
 from opq.training.loop import Batches, Epoch, Loop, Training
 from opq.training.objective import Loss, Objective
@@ -120,8 +121,9 @@ def finetune(
     resume: bool = True,
     batch: int = 32,
     hold_size: bool | None = None,
+    codes: Literal["train", "keep"] | None = None,
 ) -> Finetuned:
-    """Trains the weights of a pruned and quantized network with fixed masks and codebooks.
+    """Trains the weights of a pruned and quantized network with fixed masks and codebooks, or what is not compressed.
 
     With batches, by their targets. With pictures or texts and no labels, by the outputs of the dense network: a tenth
     is held back, and the epoch is kept that is nearest to the teacher on it; the file is held below its budget.
@@ -167,6 +169,10 @@ def finetune(
         batch: pictures or texts in a step; fewer where there are not as many.
         hold_size: whether the file is held below the budget of `plan`, or its present size: where codes spread beyond
             it, the weights nearest to a lower level fall to it. By default where pictures or texts are given.
+        codes: `"train"` moves weights between the levels of plain grids. `"keep"` leaves the codes of a result as they
+            are, trellises and steps by row too, and trains biases, norms and all else that is not compressed; nothing
+            is attached, and `model` is left with the weights that the file holds. By default `"keep"` where pictures or
+            texts are given and the codes are on trellises or have steps by row, else `"train"`.
 
     Raises:
         TrainingError: the loss is not finite; the last good checkpoint stays.
@@ -200,23 +206,31 @@ def finetune(
                 "pictures and texts have no labels", got=f"loss={loss!r}", wanted="'distill'", remedy=remedy
             )
         dense = _teacher(inner, "dense" if teacher is None and loss == "distill" else teacher)
-        if not is_attached(inner):
-            attach(inner, plan)
-        _check_same_masks(inner)
-        if how.seed is not None:
-            torch.manual_seed(how.seed)
-        made = _optimizer(inner, optimizer, how, by_step=free)
-        with contextlib.nullcontext() if dense is None else evaluating(dense):
+        start = coded(inner, plan, how.codes, free=free)
+        with contextlib.ExitStack() as stack:
+            if start is not None:
+                stack.enter_context(codes_kept(inner, start))
+            elif not is_attached(inner):
+                attach(inner, plan)
+            _check_same_masks(inner)
+            if how.seed is not None:
+                torch.manual_seed(how.seed)
+            made = _optimizer(inner, optimizer, how, by_step=free)
+            if dense is not None:
+                stack.enter_context(evaluating(dense))
             lesson = None if not isinstance(data, Data) or dense is None else Lesson.of(data, dense, how)
             taught: Any = data if lesson is None else lesson.epoch
             loop = Loop(model, plan_in_force(inner, plan), taught, how,
                         objective=Objective(loss, dense, how.distill, how.temperature), optimizer=made,
                         evaluate=evaluate, checkpoint=None if checkpoint is None else Path(checkpoint), progress=told,
-                        holding=_holding(inner, plan, how, free), lesson=lesson)  # fmt: skip
+                        holding=None if start is not None else _holding(inner, plan, how, free),
+                        lesson=lesson)  # fmt: skip
             loop.train()
     kept = None if loop.best is None else int(loop.best["epoch"])
     skipped = () if lesson is None else lesson.data.skipped
-    return Finetuned(result=collect(inner, plan), history=tuple(loop.history), kept=kept, skipped=skipped)
+    held = free if how.hold_size is None else how.hold_size
+    result = collect(inner, plan) if start is None else with_kept(inner, start, held=held)
+    return Finetuned(result=result, history=tuple(loop.history), kept=kept, skipped=skipped)
 
 
 LEVELS = 20

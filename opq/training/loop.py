@@ -59,9 +59,12 @@ class Training:
     """Pictures or texts in a step, where they are given and not batches."""
     hold_size: bool | None = None
     """Whether the file is held below the budget while it is trained; None: where pictures or texts are given."""
+    codes: Literal["train", "keep"] | None = None
+    """Whether the compressed weights are trained, or only what is not compressed; None: the latter where pictures or
+    texts are given and the codes are on trellises or have steps by row."""
 
     def __post_init__(self) -> None:
-        for name in ("schedule", "amp", "bn"):
+        for name in CHOICES:
             _one_of(name, getattr(self, name))
         for name, low in (("epochs", 0), ("reestimate_bn", 0), ("checkpoint_every", 1), ("batch", 1)):
             value = getattr(self, name)
@@ -77,6 +80,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "schedule": ("cosine", "linear", "constant"),
     "amp": ("bf16", "fp16", None),
     "bn": ("update", "freeze", None),
+    "codes": ("train", "keep", None),
 }
 
 
