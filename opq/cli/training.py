@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -37,6 +37,10 @@ def finetune(
         str | None, typer.Option(help="A folder of pictures without labels, an .npz file, or 'synthetic'.")
     ] = None,
     texts: Annotated[str | None, typer.Option(help="A file of lines of text, or 'own': the model writes them.")] = None,
+    codes: Annotated[
+        str | None,
+        typer.Option(help="keep: train only what is not compressed; train: weights too. Default: keep on trellises."),
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures or texts.")] = 10,
     batch: Annotated[int, typer.Option(min=1, help="Pictures or texts in a step.")] = 32,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default: 0.0005.")] = None,
@@ -45,7 +49,7 @@ def finetune(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a file's weights on pictures or texts without labels.
+    """Train a file's network on pictures or texts without labels.
 
     The network in SOURCE teaches, and the file keeps its size. A run that was interrupted goes on where it was when the
     same command is given again.
@@ -60,6 +64,7 @@ def finetune(
         file,
         images=images,
         texts=texts,
+        codes=cast(Any, codes),
         epochs=epochs,
         batch=batch,
         lr=lr,
