@@ -105,6 +105,7 @@ def run(name: str, bits: float, arguments: argparse.Namespace) -> dict[str, Any]
     what = "synthetic images" if arguments.synthetic else f"{arguments.pictures:,} {things}"
     options = {**case.options, **dict(json.loads(arguments.options))}
     grids = options.get("codes") == "train"
+    method = f"rd, {what}, codes trained" if grids else f"rd, {what}"
     start, cpu = time.perf_counter(), time.process_time()
     model = copy.deepcopy(case.model)
     seen = None if arguments.synthetic else given.get("images")
@@ -120,7 +121,7 @@ def run(name: str, bits: float, arguments: argparse.Namespace) -> dict[str, Any]
     pictures = 0 if arguments.synthetic else arguments.pictures
     best = trained.history[trained.kept] if trained.kept is not None and trained.kept >= 0 else None
     row = {
-        "model": name, "method": f"rd, {what}{', codes trained' if grids else ''}", "budget": bits, "file_bytes": path.stat().st_size,
+        "model": name, "method": method, "budget": bits, "file_bytes": path.stat().st_size,
         "bits": trained.result.bits, "ratio": trained.result.ratio, "nominal_ratio": trained.result.nominal.ratio,
         "agreement": None if best is None else 100 * best.score, "pictures": pictures, "epochs": epochs,
         "kept": trained.kept, "seed": arguments.seed, "seconds": seconds, "cpu_seconds": spent,

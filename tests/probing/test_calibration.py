@@ -27,6 +27,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def size() -> tuple[int, ...]:
+    """Of an input."""
+    found = load().input_hint.image_size
+    assert found is not None
+    return found
+
+
 def shown(given: object) -> torch.Tensor:
     return torch.cat(list(batches(given, load().input_hint)))
 
@@ -36,7 +43,7 @@ def test_a_folder_an_npz_and_an_image_set_give_the_same_batches(folder: Path, tm
     pixels = np.stack([np.asarray(images.read(i)) for i in range(40)])
     np.savez(tmp_path / "some.npz", x=pixels)
     wanted = shown(folder)
-    assert wanted.shape == (40, *load().input_hint.image_size)
+    assert wanted.shape == (40, *size())
     torch.testing.assert_close(shown(str(tmp_path / "some.npz")), wanted)
     torch.testing.assert_close(shown(evaluation.open_pictures(folder)), wanted)
 
@@ -49,11 +56,12 @@ def test_of_many_pictures_some_are_taken_evenly_spread() -> None:
         return np.zeros((8, 8), np.uint8)
 
     assert len(shown(evaluation.ImageSet(1000, pixels))) == PICTURES
-    assert read[0] == 0 and read[-1] == 999 and max(np.diff(read)) <= 8
+    assert (read[0], read[-1]) == (0, 999)
+    assert max(np.diff(read)) <= 8
 
 
 def test_a_tensor_is_one_batch() -> None:
-    x = torch.randn(12, *load().input_hint.image_size)
+    x = torch.randn(12, *size())
     whole, parts = (opq.compress("demo:digits", bits=3, calibration=given) for given in (x, [x]))
     assert b"".join(whole.packed.parts) == b"".join(parts.packed.parts)
 

@@ -45,7 +45,8 @@ def filled(result: Result) -> nn.Module:
 
 def trained(model: nn.Module, start: Any, given: Any = None, **options: Any) -> opq.Finetuned:
     given = evaluation.demo_images() if given is None else given
-    return opq.finetune(model, start, given, **{"epochs": 2, "seed": 0, "progress": False, "batch": 16, **options})
+    how = {"epochs": 2, "seed": 0, "progress": False, "batch": 16, **options}
+    return opq.finetune(model, start, given, **how)
 
 
 def same_codes(one: Result, other: Result) -> bool:
@@ -94,7 +95,7 @@ def test_plain_grids_are_trained_unless_they_shall_stay() -> None:
 
 
 def test_with_labels_or_where_it_is_asked_for_the_weights_are_trained(trellis: Result) -> None:
-    batches = [(torch.randn(8, *load().input_hint.image_size), torch.zeros(8, dtype=torch.long)) for _ in range(2)]
+    batches = [(torch.randn(8, 8, 8), torch.zeros(8, dtype=torch.long)) for _ in range(2)]
     for given, options in ((batches, {}), (None, {"codes": "train"})):
         with pytest.warns(GridWarning):
             found = trained(load(), trellis, given, **options)
@@ -136,8 +137,8 @@ def test_what_takes_too_many_bytes_is_moved_by_a_part_of_the_way(
     torch.manual_seed(0)
     with torch.no_grad():
         for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
-            norm.weight *= torch.randn(len(norm.weight)).exp()
-            norm.bias += 50 * torch.randn(len(norm.bias))
+            norm.weight.mul_(torch.randn(len(norm.weight)).exp())
+            norm.bias.add_(50 * torch.randn(len(norm.bias)))
     assert keeping.with_kept(model, trellis, held=False).bytes > trellis.bytes
     found = keeping.with_kept(model, trellis)
     assert found.bytes <= trellis.bytes

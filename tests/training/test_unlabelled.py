@@ -97,9 +97,9 @@ def test_statistics_of_the_pictures_do_not_depend_on_how_a_file_holds_its_batchn
     wanted = lesson.statistics(model)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
+        assert norm.running_var is not None
         norm.weight.data *= 3
-        norm.running_var *= 9
-        norm.running_var += 8 * norm.eps
+        norm.running_var.mul_(9).add_(8 * norm.eps)
     found = lesson.statistics(model)
     assert norms
     assert found.keys() == wanted.keys()
