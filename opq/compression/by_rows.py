@@ -70,7 +70,7 @@ class RowScaled(Source):
                 importance = {
                     n: felt[n] for n in names if n in felt and _counts_by_row(source, n) and (felt[n] > 0).any()
                 }
-            importance = {name: np.maximum(a, np.median(a[a > 0]) / FAINT) for name, a in importance.items()}
+            importance = {name: _limited(a) for name, a in importance.items()}
             found = {name: rows.in_quarters(a, POWER) for name, a in importance.items()}
             uneven = _uneven(source, [n for n in names if n not in found])
             importance |= {name: rows.factors(e) ** -2.0 for name, e in uneven.items()}
@@ -83,6 +83,13 @@ class RowScaled(Source):
             return rows.divided(tensor, found[name]) if name in found else tensor
 
         return cls.over(source, read=read, whole=source, exponents=found, importance=importance)
+
+
+def _limited(a: Floats) -> Floats:
+    """The sensitivities of rows, each at most `FAINT` times the median one that is not 0, and at least a part of it."""
+    middle = np.median(a[a > 0])
+    limited: Floats = np.clip(a, middle / FAINT, middle * FAINT)
+    return limited
 
 
 def _uneven(source: Source, names: Iterable[str]) -> dict[str, Codes]:

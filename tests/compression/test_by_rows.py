@@ -111,6 +111,20 @@ def test_rows_that_synthetic_inputs_leave_dead_keep_a_step_of_use() -> None:
     assert dead[0] - np.median(alive) == pytest.approx(4, abs=1)  # twice the step of those that count
 
 
+def test_a_row_that_counts_for_far_more_than_all_others_does_not_decide_on_them() -> None:
+    model = Heads()
+    with torch.no_grad():
+        model.out.weight[:, 40] = 1000.0
+    source, probe = open_source(model), opq.probe(model, example_inputs=torch.randint(50, (4, 9)))
+    scaled = RowScaled.of(source, assign(source.specs), probe)
+    assert isinstance(scaled, RowScaled)
+    felt, kept = probe.rows["mid.weight"], scaled.importance["mid.weight"]
+    assert felt[40] > 1000 * np.median(felt)
+    assert kept[40] == pytest.approx(by_rows.FAINT * np.median(felt))
+    assert int(scaled.exponents["mid.weight"][40]) == -4  # half the median row's step
+    assert 1.0 > by_rows.of_rows(scaled, {"mid.weight": 1.0})["mid.weight"] > 0.3
+
+
 def test_where_batchnorm_is_rows_have_one_step_with_a_probe_too() -> None:
     result = opq.compress(Heads(norm=True), bits=5, example_inputs=torch.randint(50, (4, 9)))
     assert not any(t.by_row for t in result.plan)
