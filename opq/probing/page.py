@@ -23,6 +23,8 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "dec
             "cls_token_id", "mask_token_id", "forced_bos_token_id", "image_token_id")  # fmt: skip
 _NEVER, _TIMES = "suppress_tokens", "no_timestamps_token_id"
 """What the configuration of `generate` calls ids that it never writes, and the id that turns points in time off."""
+_CHOSEN = (("lang_to_id", "<|en|>"), ("task_to_id", "transcribe"))
+"""Where it has the ids of languages and of tasks, of which each text begins with one, and which one that is here."""
 _FEW = 2
 """Texts to try things with."""
 _SAME, _COARSE = 1e-3, 0.1
@@ -73,6 +75,23 @@ class Page:
         """(texts, length) int64."""
         found: torch.Tensor = self.members[self.name]
         return found
+
+    @property
+    def beginning(self) -> list[int]:
+        """The ids with which a decoder's texts begin whatever it reads, as `generate` has them; none if nothing says.
+
+        These are the start, then what is forced: of Whisper the language, the task and that there are no times.
+        """
+        own = getattr(self.model, "generation_config", None)
+        start = next((v for v in Facts.of(self.model).values("decoder_start_token_id") if _is_id(v)), None)
+        if self.name != DECODED or start is None:
+            return []
+        forced = getattr(own, "forced_decoder_ids", None) or ()
+        if all(isinstance(pair, (list, tuple)) and len(pair) == 2 and _is_id(pair[1]) for pair in forced) and forced:
+            return [start, *(token for _, token in sorted(forced))]
+        first = [_chosen(getattr(own, table, None), name) for table, name in _CHOSEN]
+        first += [getattr(own, name, None) for name in (_TIMES, "forced_bos_token_id")]
+        return [start, *(v for v in first if _is_id(v))]
 
     def batch(self) -> Batch:
         """The call of the forward."""
@@ -156,6 +175,15 @@ class Page:
         return scores is not None and bool(torch.isfinite(scores).all())
 
 
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _chosen(ids: Any, name: str) -> Any:
+    """One id of a table of them by name: that of `name`, else the first."""
+    return ids.get(name, next(iter(ids.values()), None)) if isinstance(ids, Mapping) else None
+
+
 def _texts(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() == 2 and value.dtype == torch.int64
 
@@ -170,4 +198,4 @@ def _special(model: nn.Module) -> set[int]:
     if isinstance(times, int):  # the ids behind it are points in time
         found.append(list(range(times, facts.number("vocab_size") or times + 1)))
     flat = [v for value in found for v in (value if isinstance(value, (list, tuple)) else [value])]
-    return {v for v in flat if isinstance(v, int) and not isinstance(v, bool) and v >= 0}
+    return {v for v in flat if _is_id(v)}

@@ -7,7 +7,7 @@ filled in again and again. What gives no scores of words keeps its random tokens
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from opq.probing.page import DECODED, READ, Page
 
 LENGTH = 48
 """Tokens of a text, where the model takes so long ones."""
+ENOUGH, LONGEST = 64, 3
+"""What is decoded from sounds or images is longer in proportion where there are fewer of these than `ENOUGH`, as of
+sounds of half a minute, up to `LONGEST` times. A choice: a decoder's layers then see some thousand tokens."""
 TEMPERATURES = (0.7, 1.1)
 """Of the texts in turn: cool ones are likely ones, hot ones have more of the rare words."""
 LED = 1
@@ -66,8 +69,7 @@ def _written(model: nn.Module, batch: Batch, generator: torch.Generator, see: Se
     page = Page.of(model, batch)
     if page is None:
         return None
-    length = page.length or LENGTH
-    length = length if page.fits(length + LED) else page.ids.shape[1] - LED
+    length = next((n for n in _lengths(page) if page.fits(n + LED)), page.ids.shape[1] - LED)
     if not page.goes_forward():
         return page.with_ids(_filled(page, length, generator, see)).batch()
     texts = len(page.ids)
@@ -78,18 +80,23 @@ def _written(model: nn.Module, batch: Batch, generator: torch.Generator, see: Se
     return page.with_ids(_told(page, length, generator, lambda done, _: see(texts + done, 2 * texts))).batch()
 
 
+def _lengths(page: Page) -> Iterator[int]:
+    """Lengths that texts may have, the best first."""
+    if page.length is None and page.name == DECODED and READ not in page.members:
+        yield LENGTH * max(1, min(LONGEST, ENOUGH // len(page.ids)))
+    yield page.length or LENGTH
+
+
 def _told(page: Page, length: int, generator: torch.Generator, see: Seen) -> torch.Tensor:
     """Texts word by word, (texts, length)."""
-    start = next((v for v in Facts.of(page.model).values("decoder_start_token_id") if isinstance(v, int)), None)
+    beginning = page.beginning
     led = 0 if page.name == DECODED else LED
     parts = []
     rows = ROWS if page.remembers else ANEW
     for at in range(0, len(page.ids), rows):
         few = page.with_rows(min(rows, len(page.ids) - at), at)
         heat = _temperatures(len(few.ids))
-        ids = _random(few, 1, generator)
-        if page.name == DECODED and start is not None:
-            ids = torch.full_like(ids, start)
+        ids = torch.tensor([beginning]).expand(len(few.ids), -1) if beginning else _random(few, 1, generator)
         parts.append(_continued(few, ids, length + led, heat, generator)[:, led:])
         see(at + len(few.ids), len(page.ids))
     return torch.cat(parts)
@@ -98,11 +105,11 @@ def _told(page: Page, length: int, generator: torch.Generator, see: Seen) -> tor
 def _continued(
     page: Page, ids: torch.Tensor, length: int, heat: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    state = _Memory(page) if page.remembers else None
+    state, first = (_Memory(page) if page.remembers else None), ids.shape[1]
     while ids.shape[1] < length:
         scores = page.read(ids) if state is None else state.read(ids)
         assert scores is not None
-        if state is not None and ids.shape[1] == 3:  # is what it remembers what it has read?
+        if state is not None and ids.shape[1] == first + 2:  # is what it remembers what it has read?
             anew = page.read(ids)
             assert anew is not None
             state, scores = (state, scores) if page.same(anew[:, -1], scores[:, -1]) else (None, anew)
@@ -114,20 +121,21 @@ class _Memory:
     """The state of a model that has read the beginning of some texts."""
 
     def __init__(self, page: Page):
-        self._page, self._state, self._encoded = page, None, None
+        self._page, self._state, self._encoded, self._done = page, None, None, 0
 
     def read(self, ids: torch.Tensor) -> torch.Tensor | None:
-        """The scores of the last place, (texts, 1, words)."""
-        page = self._page.with_ids(ids)
-        more = {page.name: ids[:, -1:], "use_cache": True, "past_key_values": self._state}
+        """The scores of the places that it has not read before, (texts, places, words)."""
+        page, new = self._page.with_ids(ids), ids[:, self._done :]
+        more = {page.name: new, "use_cache": True, "past_key_values": self._state}
         if self._encoded is not None:
             more["encoder_outputs"] = (self._encoded,)
         if "position_ids" in page.members:
-            more["position_ids"] = page.members["position_ids"][:, -1:]
+            more["position_ids"] = page.members["position_ids"][:, self._done :]
         output = page.replace(**more).batch().to(page.model)(page.model)
         self._state = output.past_key_values
         self._encoded = getattr(output, "encoder_last_hidden_state", None)
-        return page.scores(output, ids[:, -1:])
+        self._done = ids.shape[1]
+        return page.scores(output, new)
 
 
 def _filled(page: Page, length: int, generator: torch.Generator, see: Seen) -> torch.Tensor:

@@ -159,6 +159,72 @@ def test_an_encoder_with_a_decoder_reads_what_it_has_written() -> None:
     assert not bool((made["decoder_input_ids"][:, 1:] == 0).any())
 
 
+def _whisper(**options: Any) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_source_positions": 600}
+    ids = {"decoder_start_token_id": 38, "bos_token_id": 37, "eos_token_id": 37, "pad_token_id": 37}
+    torch.manual_seed(0)
+    config = transformers.WhisperConfig(vocab_size=60, num_mel_bins=8, max_target_positions=64, **sizes, **heads, **ids)
+    model = transformers.WhisperForConditionalGeneration(config).eval()
+    for name, value in options.items():
+        setattr(model.generation_config, name, value)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8 if parameter.dim() == 2 else 1)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("options", "beginning"),
+    [
+        ({"no_timestamps_token_id": 44}, [38, 44]),
+        ({"forced_decoder_ids": [[2, 41], [1, 39]]}, [38, 39, 41]),
+        ({"lang_to_id": {"<|de|>": 39, "<|en|>": 40}, "task_to_id": {"transcribe": 42}, "no_timestamps_token_id": 44},
+         [38, 40, 42, 44]),
+        ({"lang_to_id": {"<|de|>": 39}}, [38, 39]),
+        ({"forced_bos_token_id": 5, "forced_decoder_ids": None}, [38, 5]),
+        ({}, [38]),
+    ],
+)  # fmt: skip
+def test_a_decoders_texts_begin_with_what_generate_forces(options: dict[str, Any], beginning: list[int]) -> None:
+    model = _whisper(**options)
+    ids = texts.written(model, synthetic(model, samples=16)).kwargs["decoder_input_ids"]
+    assert ids[:, : len(beginning)].tolist() == [beginning] * len(ids)
+    assert len(ids[:, len(beginning) :].unique()) > 5
+    assert not bool((ids[:, len(beginning) :] >= 44).any()) or 44 not in beginning
+
+
+def test_what_is_decoded_from_a_few_long_sounds_is_longer() -> None:
+    model = _whisper()
+    few = synthetic(model, samples=16)
+    assert len(few.kwargs["input_features"]) == 4
+    assert texts.written(model, few).kwargs["decoder_input_ids"].shape == (4, texts.LONGEST * texts.LENGTH)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, "LENGTH", 30)  # thrice as many are more than it takes
+        assert texts.written(model, few).kwargs["decoder_input_ids"].shape == (4, 30)
+
+
+def test_a_beginning_of_several_tokens_is_remembered() -> None:
+    model = _whisper(no_timestamps_token_id=44)
+    lengths: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _, __, given: lengths.append(given["decoder_input_ids"].shape[1]), with_kwargs=True
+    )
+    batch = synthetic(model, samples=16)
+    lengths.clear()
+    quick = texts.written(model, batch).kwargs["decoder_input_ids"]
+    assert lengths.count(1) > 30
+    slow = Page.of(model, batch)
+    forward = model.forward
+    model.forward = lambda input_features, decoder_input_ids: forward(
+        input_features=input_features, decoder_input_ids=decoder_input_ids
+    )
+    assert slow is not None
+    assert not slow.remembers
+    assert torch.equal(quick, texts.written(model, batch).kwargs["decoder_input_ids"])
+
+
 def test_the_probe_shows_a_model_its_own_texts_unless_it_is_to_be_quick() -> None:
     model = Follower()
     own, random = (opq.probe(model, quick=quick, samples=8).batch.args[0] for quick in (False, True))
