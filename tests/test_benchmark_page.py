@@ -28,10 +28,10 @@ def test_every_method_of_opq_has_a_name_that_says_what_was_called(benchmark: str
     assert len(shown) == len(rows)
 
 
-def test_the_first_rows_of_a_network_are_its_best() -> None:
+def test_the_first_rows_of_a_network_are_its_best_without_data() -> None:
     shown = benchmark_page.ordered(DATAFREE, benchmark_page.NAMES["datafree"])
     for model in ("minilm", "mobilenet-v1-0.75"):
-        own = [row for row in shown if row["model"] == model and row["budget"] == 3]
+        own = [row for row in shown if row["model"] == model and row["budget"] == 3 and "real" not in row["method"]]
         assert own[0]["top1"] == max(row["top1"] for row in own)
 
 
