@@ -95,7 +95,7 @@ def test_plain_grids_are_trained_unless_they_shall_stay() -> None:
 
 
 def test_with_labels_or_where_it_is_asked_for_the_weights_are_trained(trellis: Result) -> None:
-    batches = [(torch.randn(8, 8, 8), torch.zeros(8, dtype=torch.long)) for _ in range(2)]
+    batches = [(torch.randn(8, 1, 8, 8), torch.zeros(8, dtype=torch.long)) for _ in range(2)]
     for given, options in ((batches, {}), (None, {"codes": "train"})):
         with pytest.warns(GridWarning):
             found = trained(load(), trellis, given, **options)
