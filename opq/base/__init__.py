@@ -10,6 +10,7 @@ Other folders use:
 - `dtypes`: element types by the names that safetensors gives them.
 - `extras`: optional packages, and errors of other libraries in one line.
 - `format_v1`: every number that format version 1 fixes for ever.
+- `mapped`: memory for large arrays that stay, apart from the heap.
 - `paths`: what is at a path, checked before it is opened.
 - `pool`: threads for work on arrays.
 - `process_state`: state that all threads of a process share, changed by one thread at a time.
@@ -31,6 +32,7 @@ __all__ = [
     "dtypes",
     "extras",
     "format_v1",
+    "mapped",
     "paths",
     "pool",
     "process_state",

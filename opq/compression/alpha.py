@@ -7,11 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
+
 from opq.allocation.stats import TensorStats
+from opq.base.arrays import Narrow, narrow
 from opq.base.pool import give_back
 from opq.base.progress import silent
 from opq.base.stages import stage
-from opq.compression.coders import CodesByName, DataFreeCoder
+from opq.compression.coders import DataFreeCoder
 from opq.compression.fit import Fit
 from opq.compression.options import ALPHAS, Options
 from opq.compression.problem import Problem
@@ -55,17 +58,19 @@ def _best(coder: C, candidates: Sequence[Problem[TensorStats]]) -> tuple[Problem
             plans = [as_stored(Fit(coder.source, candidate, coder, silent).decide()) for candidate in plain]
     except InfeasibleError:  # as predicted; for the smallest file all plans are alike, and `Fit.run` will measure it
         return candidates[0], coder
-    codes: list[CodesByName] = [{} for _ in plans]
+    codes: list[dict[str, Narrow]] = [{} for _ in plans]
     with stage("quantize"):
         for name, found in coder.alternatives(list(zip(*(plan.compressed for plan in plans), strict=True))):
             for of_plan, q in zip(codes, found, strict=True):
-                of_plan[name] = q
+                of_plan[name] = narrow(q)
         give_back()
     with stage("compare"):
-        errors = [coder.probe.output_error(coder.state(plan, q)) for plan, q in zip(plans, codes, strict=True)]
-        give_back()
+        errors = []
+        for plan, of_plan in zip(plans, codes, strict=True):
+            errors.append(coder.probe.output_error(coder.state(plan, of_plan)))
+            give_back()
     if any(map(math.isnan, errors)):  # the data decide the outputs' sizes: as for networks without BatchNorm
         return candidates[-1], coder
     best = errors.index(min(errors))
-    known = {t.name: (t, codes[best][t.name]) for t in plans[best].compressed}
+    known = {t.name: (t, codes[best][t.name].astype(np.int16, copy=False)) for t in plans[best].compressed}
     return candidates[best], dataclasses.replace(coder, known=known)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from opq.allocation.stats import TensorStats
-from opq.base.arrays import Codes, Floats
+from opq.base.arrays import Codes, Floats, Narrow
 from opq.base.pool import torch_threads
 from opq.base.stages import stage
 from opq.compression.differences import Differences
@@ -155,7 +155,7 @@ def _counts(source: RowScaled, name: str) -> float:
     return float(np.mean(a * r**2) / np.mean(a))
 
 
-def decoded(source: Source, plan: TensorPlan, codes: Codes, dtype: torch.dtype) -> torch.Tensor:
+def decoded(source: Source, plan: TensorPlan, codes: Narrow, dtype: torch.dtype) -> torch.Tensor:
     """The weights of codes as a file of this source gives them."""
     q = torch.from_numpy(codes)
     if not isinstance(source, RowScaled) or plan.name not in source.exponents:

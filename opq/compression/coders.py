@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from opq.base.arrays import Codes
+from opq.base.arrays import Codes, Narrow
 from opq.base.calls import warn
 from opq.base.pool import torch_threads
 from opq.base.stages import stage
@@ -166,12 +166,12 @@ class DataFreeCoder:
             return {}
         return self.probe.renormalised(self.state(plan, codes))
 
-    def state(self, plan: Plan, codes: CodesByName) -> dict[str, torch.Tensor]:
+    def state(self, plan: Plan, codes: Mapping[str, Narrow]) -> dict[str, torch.Tensor]:
         """The compressed tensors as they will be decoded, under all their names."""
         return _state(self.source, plan, codes)
 
 
-def _state(source: Source, plan: Plan, codes: CodesByName) -> dict[str, torch.Tensor]:
+def _state(source: Source, plan: Plan, codes: Mapping[str, Narrow]) -> dict[str, torch.Tensor]:
     state = {n: decoded(source, plan[n], q, source.by_name[n].dtype) for n, q in codes.items()}
     return state | {t.name: state[t.like] for t in plan if t.like in state}
 
@@ -205,6 +205,6 @@ class PlainCoder:
     def kept(self, plan: Plan, codes: CodesByName) -> Mapping[str, torch.Tensor]:
         return {}
 
-    def state(self, plan: Plan, codes: CodesByName) -> dict[str, torch.Tensor]:
+    def state(self, plan: Plan, codes: Mapping[str, Narrow]) -> dict[str, torch.Tensor]:
         """The compressed tensors as they will be decoded, under all their names."""
         return _state(self.source, plan, codes)

@@ -15,6 +15,7 @@ import torch
 from torch.func import functional_call
 
 from opq.allocation.stats import TensorStats
+from opq.base.pool import give_back
 from opq.base.progress import silent
 from opq.base.stages import stage
 from opq.compression.coders import CodesByName, DataFreeCoder, PlainCoder
@@ -88,11 +89,13 @@ class _Judge:
     def _outputs(self, state: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         """What the network gives with these tensors, random numbers the same every time."""
         model, batch = self._coder.probe.model, self._batch
-        with untouched(model):
+        own = known(model, _whole(self._coder.source, state))
+        with untouched(model, replaced=own):
             torch.manual_seed(self._seed)
-            own = known(model, _whole(self._coder.source, state))
             output = functional_call(model, own, batch.args, dict(batch.kwargs))
-            return [counted(o, batch.mask).clone() for o in weighing(output)]
+            outputs = [counted(o, batch.mask).clone() for o in weighing(output)]
+        give_back()
+        return outputs
 
 
 def _inputs(coder: DataFreeCoder, options: Options) -> Batch:

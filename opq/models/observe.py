@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from opq.base.pool import give_back
 from opq.base.process_state import ordinary_arithmetic, same_random_state
 from opq.errors import ProbeError
 from opq.models.record import Record
@@ -35,18 +36,22 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[nn.Module]:
+def untouched(model: nn.Module, *, replaced: Collection[str] = ()) -> Iterator[nn.Module]:
     """The model in inference mode; afterwards all that it holds, its caches too, and random generators are as before.
 
     One thread at a time may be in such a block, so that two threads can observe the same model. Autocast and inference
     mode are off.
+
+    Args:
+        replaced: names of parameters in whose place the model runs with others, by `functional_call` alone: these need
+            no copy of their values.
 
     Raises:
         ProbeError: the model holds lazy modules, whose weights do not exist yet.
     """
     _refuse_lazy(model)
     with same_random_state(_cuda_devices(model)), ordinary_arithmetic(_default_dtype(model)):
-        record = Record(model, weights=True)
+        record = Record(model, weights=True, replaced=replaced)
         fast = torch.backends.mha.get_fastpath_enabled()
         try:
             torch.backends.mha.set_fastpath_enabled(False)  # the fused path calls no submodules, so no hook would run
@@ -105,6 +110,31 @@ def watching(modules: Mapping[str, nn.Module], see: Hook) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+TAKEN = 1 << 27
+"""Bytes that modules take in between two times that freed memory is given back. A choice: activations take a multiple
+of it where memory matters at all; what is given back costs time when it is used again."""
+
+
+@contextlib.contextmanager
+def tidied(model: nn.Module) -> Iterator[None]:
+    """While a model runs, the memory that it frees goes back to the system now and then.
+
+    It keeps some activations and frees others, between which later ones often do not fit: the heap was a third larger
+    than what was in use.
+    """
+    taken = 0
+
+    def see(name: str, module: nn.Module, given: Sequence[torch.Tensor]) -> None:
+        nonlocal taken
+        taken += sum(tensor.nbytes for tensor in given)
+        if taken >= TAKEN:
+            give_back()
+            taken = 0
+
+    with watching({name: m for name, m in model.named_modules() if next(m.children(), None) is None}, see):
+        yield
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:

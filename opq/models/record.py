@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -30,8 +30,11 @@ _LISTS = (list, collections.deque)
 class Record:
     """What a model holds now; `restore` makes it so again, as often as it is called."""
 
-    def __init__(self, model: nn.Module, *, weights: bool = False):
-        """`weights`: the values of parameters too (see `WEIGHTS`), and all gradients, which are None until restored."""
+    def __init__(self, model: nn.Module, *, weights: bool = False, replaced: Collection[str] = ()):
+        """`weights`: the values of parameters too (see `WEIGHTS`), and all gradients, which are None until restored.
+
+        The values of parameters of the names in `replaced` are not recorded: the model runs with others in their place.
+        """
         self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self._lists: list[tuple[Any, list[Any]]] = []
         self._sets: list[tuple[set[Any], set[Any]]] = []
@@ -40,7 +43,7 @@ class Record:
         self._grads: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._seen: dict[int, Any] = {}
         """What was looked into, by identity; held, so that no identity is used again."""
-        self._written = _written(model) if weights else set()
+        self._written = _written(model, replaced) if weights else set()
         for tensor in (*model.parameters(), *model.buffers()):
             self._look(tensor, inside=False)
         self._look(model, inside=False)
@@ -113,13 +116,14 @@ def _restore_dict(members: dict[Any, Any], before: dict[Any, Any]) -> None:
             members[key] = value
 
 
-def _written(model: nn.Module) -> set[int]:
-    """The parameters whose values are recorded, by identity."""
+def _written(model: nn.Module, replaced: Collection[str]) -> set[int]:
+    """The parameters whose values are recorded, by identity; all but those that are replaced are the model's own."""
+    others = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in replaced}
     parameters = list(model.parameters())
     if sum(p.nbytes for p in parameters) <= WEIGHTS:
-        return {id(p) for p in parameters}
+        return {id(p) for p in parameters} - others
     normed = (m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.max_norm is not None)
-    return {id(m.weight) for m in normed}
+    return {id(m.weight) for m in normed} - others
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)

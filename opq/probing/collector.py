@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from itertools import combinations_with_replacement
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -21,14 +20,15 @@ from opq.base.pool import Pool, give_back, torch_threads
 from opq.base.stages import stage
 from opq.errors import ProbeWarning
 from opq.models.batch import Batch
-from opq.models.observe import batch_statistics, untouched, watching
+from opq.models.observe import batch_statistics, tidied, untouched, watching
 from opq.models.outputs import counted, weighing
 from opq.models.record import Record
 from opq.probing import inside, recurrent
 from opq.probing.attention import projecting
 from opq.probing.layers import CONVOLUTIONS, Layer, inputs_of
 from opq.probing.renorm import Statistics, Tally
-from opq.quantizing.moment import DAMPING_REAL, Moment
+from opq.quantizing.moment import DAMPING_REAL, Half
+from opq.quantizing.triangle import Square, Triangle
 
 PRIOR = 0.5
 """How much `W'W` adds to the moment S of a head, which after pooling has only one input for each sample: the trace of
@@ -37,9 +37,6 @@ ROWS, FEWEST, PLENTY = 4, 16384, 64
 """How many inputs of a layer are used: `ROWS` for each coordinate, but at least `FEWEST`; of a convolution, so many
 positions, but at most `PLENTY` for each coordinate. With half or twice as many, results differed by no more than chance
 (docs/research.md)."""
-TILE = 512
-"""Side of the squares in which a moment is summed. A choice of speed; fixed, so that the sums do not depend on the
-number of threads."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
@@ -61,22 +58,23 @@ class Collector:
     micro_batch: int
     damping: float
 
-    def moments(self, wanted: Mapping[str, Layer]) -> dict[str, Moment]:
+    def moments(self, wanted: Mapping[str, Layer]) -> dict[str, Half]:
         """The moments of some layers by weight name, in one pass; layers that the model never runs are left out."""
         return self._run(wanted, dense=False)[0]
 
-    def both(self, wanted: Mapping[str, Layer]) -> tuple[dict[str, Moment], Dense]:
+    def both(self, wanted: Mapping[str, Layer]) -> tuple[dict[str, Half], Dense]:
         """The moments of some layers, and the statistics and outputs of the pass."""
         return self._run(wanted, dense=True)
 
     @torch.no_grad()
-    def _run(self, wanted: Mapping[str, Layer], *, dense: bool) -> tuple[dict[str, Moment], Dense]:
+    def _run(self, wanted: Mapping[str, Layer], *, dense: bool) -> tuple[dict[str, Half], Dense]:
         with stage("moments"), torch_threads() as threads:
             sums, tally = _Sums(wanted, threads), Tally()
             outputs: list[torch.Tensor] = []
             with contextlib.ExitStack() as stack:
                 stack.enter_context(untouched(self.model))
                 norms = stack.enter_context(batch_statistics(self.model))
+                stack.enter_context(tidied(self.model))
                 stack.enter_context(watching(sums.modules, sums.see))
                 stack.enter_context(projecting(self.model, sums.modules, sums.see))
                 if dense:
@@ -102,7 +100,7 @@ class _Sums:
         self._names: dict[str, list[str]] = {}
         for name, layer in wanted.items():
             self._names.setdefault(layer.module_name, []).append(name)
-        self._sums: dict[str, list[torch.Tensor]] = {}
+        self._sums: dict[str, list[Triangle]] = {}
         self._counts = dict.fromkeys(wanted, 0)
         self._mask: torch.Tensor | None = None
         self._share, self._samples = 1.0, 0
@@ -126,20 +124,21 @@ class _Sums:
         given, within = [self._real(x) for x in given], {n: x.float() for n, x in within.items()}
         x = inputs_of(layer, given, math.ceil(rows * self._share), self._counts[name], within)
         if name not in self._sums:
-            self._sums[name] = [x.new_zeros(x.shape[0], w, w) for w in layer.widths]
+            self._sums[name] = [Triangle.zeros(len(x), w, like=x) for w in layer.widths]
         for piece, total in zip(torch.split(x, list(layer.widths), dim=-1), self._sums[name], strict=True):
             _add_products(piece, total, self._threads)
         self._counts[name] += int(x.shape[1])
 
-    def moments(self, damping: float) -> dict[str, Moment]:
+    def moments(self, damping: float) -> dict[str, Half]:
         """The moment of every layer that was run; layers whose sums are not finite are left out with a warning."""
         for name, blocks in self._sums.items():
-            for total in blocks:
-                total.div_(self._counts[name])
-                for i, j in _tiles(total.shape[-1]):
-                    if i != j:
-                        total[:, j, i] = total[:, i, j].transpose(1, 2)
-        found = {n: blocks for n, blocks in self._sums.items() if all(bool(torch.isfinite(b).all()) for b in blocks)}
+            for _, _, square in _squares(blocks):
+                square.div_(self._counts[name])
+        found = {
+            name: blocks
+            for name, blocks in self._sums.items()
+            if all(bool(torch.isfinite(square).all()) for _, _, square in _squares(blocks))
+        }
         if lost := [name for name in self._sums if name not in found]:
             warn(
                 f"the inputs of {', '.join(map(repr, lost[:3]))} are NaN, infinite or too large on the probe's inputs: "
@@ -148,7 +147,7 @@ class _Sums:
             )
         return {name: self._moment(name, blocks, damping) for name, blocks in found.items()}
 
-    def _moment(self, name: str, blocks: Sequence[torch.Tensor], damping: float) -> Moment:
+    def _moment(self, name: str, blocks: Sequence[Triangle], damping: float) -> Half:
         """The moment of one layer. A head has too few inputs, so a multiple of `W'W` is added to its moment.
 
         The inputs that a layer was trained on vary most in the directions that its weights `W` respond to, and `W'W`
@@ -158,13 +157,15 @@ class _Sums:
         if recurrent.matrices(layer.module):  # synthetic sequences resemble real ones less than images do
             damping = max(damping, DAMPING_REAL)
         if inputs > self._samples or inputs >= layer.width:
-            return Moment(layer.layout, tuple(blocks), damping)
+            return Half(layer.layout, tuple(blocks), damping)
         pieces = torch.split(layer.weight.detach().float(), list(layer.widths), dim=-1)
         for piece, total in zip(pieces, blocks, strict=True):
             own = piece.transpose(1, 2) @ piece
-            trace, of_own = (m.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] for m in (total, own))
-            total += PRIOR * trace / of_own.clamp(min=torch.finfo(own.dtype).tiny) * own
-        return Moment(layer.layout, tuple(blocks), max(damping, DAMPING_REAL))
+            trace, of_own = (m.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] for m in (total.upper(), own))
+            share = PRIOR * trace / of_own.clamp(min=torch.finfo(own.dtype).tiny)
+            for i, j, square in total.squares:
+                square += share * own[:, i, j]
+        return Half(layer.layout, tuple(blocks), max(damping, DAMPING_REAL))
 
     def _real(self, x: torch.Tensor) -> torch.Tensor:
         """The inputs in float32; of inputs (samples, length, d) with a mask, only those of tokens that it counts."""
@@ -173,18 +174,17 @@ class _Sums:
         return x[self._mask] if masked else x
 
 
-def _tiles(width: int) -> list[tuple[slice, slice]]:
-    """Squares that cover a (width, width) matrix on and above its diagonal."""
-    sides = [slice(start, min(start + TILE, width)) for start in range(0, width, TILE)]
-    return list(combinations_with_replacement(sides, 2))
+def _squares(blocks: Sequence[Triangle]) -> Iterator[Square]:
+    """All that is held of the blocks of one moment."""
+    return (square for block in blocks for square in block.squares)
 
 
-def _add_products(x: torch.Tensor, total: torch.Tensor, threads: Pool) -> None:
-    """Adds `x'x` of (groups, rows, d) to `total` (groups, d, d), on and above the diagonal of tiles."""
+def _add_products(x: torch.Tensor, total: Triangle, threads: Pool) -> None:
+    """Adds `x'x` of (groups, rows, d) to `total`."""
 
-    def add(tile: tuple[slice, slice]) -> None:
-        i, j = tile
-        total[:, i, j].baddbmm_(x[:, :, i].transpose(1, 2), x[:, :, j])
+    def add(some: Square) -> None:
+        i, j, square = some
+        square.baddbmm_(x[:, :, i].transpose(1, 2), x[:, :, j])
 
-    for _ in threads.ordered(torch.no_grad()(add), _tiles(total.shape[-1])):
+    for _ in threads.ordered(torch.no_grad()(add), total.squares):
         pass

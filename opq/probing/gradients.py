@@ -21,7 +21,7 @@ from opq.base.calls import warn
 from opq.base.extras import brief
 from opq.errors import OpqError, ProbeError, ProbeWarning
 from opq.models.batch import Batch
-from opq.models.observe import batch_statistics, untouched
+from opq.models.observe import batch_statistics, tidied, untouched
 from opq.models.outputs import counted, floating, weighing
 from opq.models.record import Record
 from opq.probing import robust
@@ -35,6 +35,9 @@ VARIED = 8
 DRAWN = 256
 """The fewest random numbers on the outputs that one average is over: micro-batches times the outputs of one sample. A
 choice: a sensitivity then has an error of about sqrt(2 / 256), 9 %."""
+
+AT_ONCE = 1 << 18
+"""Weights whose gradients are squared at one time. A choice: with their squares in float64 they take 3 MB."""
 
 SampleProgress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""
@@ -135,7 +138,8 @@ def _sensitivity(
         record, size = Record(model), at_once(model, batch, most[:2])
         of_tokens = robust.tables(model)
         for part in batch.parts(size):
-            outputs = _outputs(model, part)
+            with tidied(model):
+                outputs = _outputs(model, part)
             units = units or _units(model, batch, part, outputs)
             felt = [(k, o) for k, o in enumerate(outputs) if o.requires_grad]
             v = [_noise(o, part.mask, units, k, generator) for k, o in felt]
@@ -242,7 +246,8 @@ def _squares(
         of_token = id(parameter) in of_tokens
         found[id(parameter)] = (robust.kept(gradient) if of_token else 1.0) * _mean_square(gradient)
         if gradient.dim() > 1 and gradient.numel() and not of_token:
-            of_rows[id(parameter)] = gradient.flatten(1).square().mean(1, dtype=torch.float64).cpu()
+            means = [some.square().mean(1, dtype=torch.float64) for some in _pieces(gradient)]
+            of_rows[id(parameter)] = torch.cat(means).cpu()
         return gradient.new_zeros(()).expand_as(gradient) if type(gradient) is torch.Tensor else gradient
 
     with contextlib.ExitStack() as stack:
@@ -254,5 +259,13 @@ def _squares(
 
 
 def _mean_square(gradient: torch.Tensor) -> float:
-    square = float(gradient.float().square().mean(dtype=torch.float64))
-    return square if math.isfinite(square) else float(gradient.double().square().mean())
+    total = sum(float(p.float().square().sum(dtype=torch.float64)) for p in _pieces(gradient))
+    if not math.isfinite(total):
+        total = sum(float(p.double().square().sum()) for p in _pieces(gradient))
+    return total / gradient.numel() if gradient.numel() else math.nan
+
+
+def _pieces(gradient: torch.Tensor) -> Sequence[torch.Tensor]:
+    """A gradient as (rows, columns), some rows at a time: its squares take three times as much as it does."""
+    rows = gradient.reshape(len(gradient), -1) if gradient.dim() and gradient.numel() else gradient.reshape(1, -1)
+    return torch.split(rows, max(1, AT_ONCE // max(1, rows.shape[1])))

@@ -128,14 +128,20 @@ def _patches(module: nn.Module, x: torch.Tensor, layout: Layout, positions: int,
     grid = [(n - r - 1) // s + 1 for n, r, s in zip(whole, reach, module.stride, strict=True)]
     chosen = spread(math.prod(grid), math.ceil(positions / samples), phase // samples)
     index, outside = _taps(module, x.shape[2:], chosen, grid, front)
-    seen = _pixels(x, index.to(x.device))
-    if bool(outside.any()):
-        seen.masked_fill_(outside[:, :, None].to(x.device), 0.0)
-    rows, channels = samples * len(chosen), seen.shape[-1]
+    index, outside = index.to(x.device), outside[:, :, None].to(x.device)
+    rows, channels = samples * len(chosen), x.shape[1]
     if layout.groups == channels:  # one transposition of a matrix, which is much faster than a general one
-        return seen.reshape(-1, channels).t().contiguous().view(channels, rows, -1)
-    seen = seen.reshape(rows, -1, layout.groups, channels // layout.groups)
-    return seen.permute(2, 0, 3, 1).reshape(layout.groups, rows, -1)
+        return _pixels(x, index, outside).reshape(-1, channels).t().contiguous().view(channels, rows, -1)
+    if index.shape[1] == 1:
+        seen = _pixels(x, index, outside).reshape(rows, 1, layout.groups, channels // layout.groups)
+        return seen.permute(2, 0, 3, 1).reshape(layout.groups, rows, -1)
+    patches = x.new_empty(layout.groups, samples, len(chosen), channels // layout.groups, index.shape[1])
+    for image, into in zip(
+        torch.split(x, 1), patches.unbind(1), strict=True
+    ):  # all at once would take twice the memory
+        seen = _pixels(image, index, outside).reshape(len(chosen), -1, layout.groups, channels // layout.groups)
+        into.copy_(seen.permute(2, 0, 3, 1))
+    return patches.view(layout.groups, rows, -1)
 
 
 def _taps(
@@ -163,14 +169,15 @@ def _taps(
     return index, outside
 
 
-def _pixels(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Some pixels of images (samples, channels, ...), as (samples, *index.shape, channels)."""
+def _pixels(x: torch.Tensor, index: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
+    """Some pixels of images (samples, channels, ...): (samples, *index.shape, channels), 0 where they are outside."""
     flat = x.flatten(2)
     if flat.stride(1) == 1:  # channels last in memory: each pixel is one piece
         found = flat.transpose(1, 2).index_select(1, index.flatten())
     else:
         found = flat.index_select(2, index.flatten()).transpose(1, 2)
-    return found.reshape(len(x), *index.shape, x.shape[1])
+    found = found.reshape(len(x), *index.shape, x.shape[1])
+    return found.masked_fill_(outside, 0.0) if bool(outside.any()) else found
 
 
 def spread(total: int, count: int, phase: int) -> torch.Tensor:

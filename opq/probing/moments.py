@@ -16,7 +16,7 @@ from opq.base.pool import give_back
 from opq.models.batch import Batch
 from opq.probing.collector import Collector, Dense
 from opq.probing.layers import Layer, layers
-from opq.quantizing.moment import DAMPING, WIDEST, Factors, Layout, Moment
+from opq.quantizing.moment import DAMPING, WIDEST, Factors, Half, Layout, Moment
 
 
 class Moments(Mapping[str, Moment]):
@@ -64,7 +64,7 @@ class Moments(Mapping[str, Moment]):
         """
         layer = self._layers[name]
         kept = self._all[name].moment if self.fit else None
-        return kept or self._collector.moments({name: layer})[name]
+        return (kept or self._collector.moments({name: layer})[name]).moment
 
     def layout(self, name: str) -> Layout | None:
         """How a weight is viewed as a stack of matrices; None if its layer is not supported."""
@@ -109,7 +109,7 @@ class Moments(Mapping[str, Moment]):
         return self._kept, self._dense
 
 
-def _factors(moments: Mapping[str, Moment]) -> dict[str, Factors]:
+def _factors(moments: Mapping[str, Half]) -> dict[str, Factors]:
     return {name: Factors(moment) for name, moment in moments.items()}
 
 

@@ -75,7 +75,7 @@ def statistics(
 ) -> Statistics:
     """Mean and variance (float64) at every BatchNorm's input, when the model runs with `state` instead of its own."""
     state, tally = known(model, state), Tally()
-    with untouched(model), batch_statistics(model) as norms, watching(dict(norms), tally.see):
+    with untouched(model, replaced=state), batch_statistics(model) as norms, watching(dict(norms), tally.see):
         record = Record(model)
         for part in batch.to(model).parts(micro_batch):
             functional_call(model, state, part.args, dict(part.kwargs))

@@ -103,8 +103,9 @@ class Probe:
         it. It is NaN where no output has the same shape as before, since the data decide the shapes.
         """
         part = next(self.batch.to(self.model).parts(self.micro_batch))
-        with torch.no_grad(), untouched(self.model), batch_statistics(self.model):
-            output = functional_call(self.model, known(self.model, state), part.args, dict(part.kwargs))
+        state = known(self.model, state)
+        with torch.no_grad(), untouched(self.model, replaced=state), batch_statistics(self.model):
+            output = functional_call(self.model, state, part.args, dict(part.kwargs))
         after = [counted(o, part.mask) for o in weighing(output)]
         before = self.moments.dense.outputs
         return texts.divergence(before[0], after[0], part.mask) if self.words else error_of(before, after)
@@ -194,8 +195,8 @@ def probe(
             batch, felt = measured(batch)
         except NotFiniteError as error:
             batch, felt = _elsewhere(model, batch, error, micro_batch, calibration is None, measured)
-    give_back()
     batch = _by_pixels(model, batch)
+    give_back()
     damping = DAMPING if calibration is None else DAMPING_REAL
     moments = Moments(model, batch, micro_batch=micro_batch, memory=memory, damping=damping)
     return Probe(model, felt, moments, batch, micro_batch, felt.rows, words)
@@ -246,6 +247,7 @@ def _measured(
     """The sensitivities, with the inputs on which they were measured."""
     tell: SampleProgress | None = functools.partial(told, "probe")
     if made:
+        give_back()
         with stage("evidence"):
             batch, tell = _with_evidence(model, batch, most, tell)
             give_back()

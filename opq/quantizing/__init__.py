@@ -7,8 +7,9 @@ Other folders use:
 - `moment`: the second moment of a layer's inputs, as error feedback needs it.
 - `rows`: a step for each row.
 - `trellis`: trellis-coded quantization.
+- `triangle`: symmetric and triangular matrices, held without what is below the diagonal.
 """
 
 from __future__ import annotations
 
-__all__ = ["feedback", "grid", "moment", "rows", "trellis"]
+__all__ = ["feedback", "grid", "moment", "rows", "trellis", "triangle"]

@@ -6,8 +6,11 @@ import dataclasses
 import functools
 import math
 import threading
+from collections.abc import Iterable
 
 import torch
+
+from opq.quantizing.triangle import Triangle
 
 WIDEST = 4096
 """The most coordinates that share one moment; wider layers have several moments, each for a block of coordinates, of
@@ -20,6 +23,10 @@ DAMPING_REAL = 0.15
 """The same for real inputs, which are few: in directions where they hardly vary, other inputs will. Found by trying
 0.05, 0.15 and 0.4 on MiniLM (docs/research.md)."""
 
+
+Factor = tuple[torch.Tensor, torch.Tensor]
+"""Of one block, the order of its coordinates (width,), those of most power first, and `N` in that order: (groups,
+width, width)."""
 
 TRIES = 6
 """How often the damping grows tenfold. A choice: it is then 50,000 times the mean of the diagonal, more than rounding
@@ -57,12 +64,9 @@ class Moment:
     """Added to the diagonal, as a fraction of its mean."""
 
     @functools.cached_property
-    def factors(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-        """For each block, the order of its coordinates (width,), those of most power first, and `N` in that order,
-        (groups, width, width)."""
-        orders = [b.diagonal(dim1=-2, dim2=-1).mean(0).argsort(descending=True, stable=True) for b in self.blocks]
-        both = zip(orders, self.blocks, strict=True)
-        return tuple((order, factor(block[:, order][:, :, order], self.damping)) for order, block in both)
+    def factors(self) -> tuple[Factor, ...]:
+        """The factor of each block."""
+        return tuple(factored(block, self.damping) for block in self.blocks)
 
     @property
     def width(self) -> int:
@@ -70,23 +74,53 @@ class Moment:
         return sum(int(block.shape[-1]) for block in self.blocks)
 
 
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
+class Half:
+    """A moment as it is held beside those of other layers: without what is below its diagonal."""
+
+    layout: Layout
+    blocks: tuple[Triangle, ...]
+    damping: float = DAMPING
+
+    @property
+    def moment(self) -> Moment:
+        """The whole moment."""
+        return Moment(self.layout, tuple(block.symmetric() for block in self.blocks), self.damping)
+
+
 class Factors:
     """What error feedback needs of a moment; the moment itself, as large again, is released once they are computed."""
 
-    def __init__(self, moment: Moment):
+    def __init__(self, moment: Half):
         self.layout = moment.layout
-        self.moment: Moment | None = moment
+        self.moment: Half | None = moment
         """None once the factors are computed."""
         self._lock = threading.Lock()
-        self._factors: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
+        self._factors: list[tuple[torch.Tensor, Triangle]] = []
 
     @property
-    def factors(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
-        """`Moment.factors`."""
+    def factors(self) -> Iterable[Factor]:
+        """`Moment.factors`, of which only the one that is looked at is whole."""
         with self._lock:
             if self.moment is not None:
-                self._factors, self.moment = self.moment.factors, None
-            return self._factors
+                self._factors = [_held(block, self.moment.damping) for block in self.moment.blocks]
+                self.moment = None
+        return ((order, n.upper()) for order, n in self._factors)
+
+
+def _held(block: Triangle, damping: float) -> tuple[torch.Tensor, Triangle]:
+    order, n = factored(block.symmetric(), damping)
+    return order, Triangle.of(n)
+
+
+def factored(block: torch.Tensor, damping: float) -> Factor:
+    """The factor of one block (groups, width, width)."""
+    order = block.diagonal(dim1=-2, dim2=-1).mean(0).argsort(descending=True, stable=True)
+    ordered = block[:, order][:, :, order]
+    del block  # as large as each array that follows
+    reverse = _reverse(ordered)
+    del ordered
+    return order, _factor(reverse, damping)
 
 
 def factor(s: torch.Tensor, damping: float) -> torch.Tensor:
@@ -95,9 +129,18 @@ def factor(s: torch.Tensor, damping: float) -> torch.Tensor:
     It is found by reversing the coordinates, taking the Cholesky factor, and reversing them again. Where rounding has
     left S without one, the damping grows tenfold until it has.
     """
+    return _factor(_reverse(s), damping)
+
+
+def _reverse(s: torch.Tensor) -> torch.Tensor:
+    """S with its coordinates reversed, divided by the mean of its diagonal."""
     mean = s.diagonal(dim1=-2, dim2=-1).mean(-1)
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
-    reverse = s.flip(1, 2).div_(mean[:, None, None])
+    return s.flip(1, 2).div_(mean[:, None, None])
+
+
+def _factor(reverse: torch.Tensor, damping: float) -> torch.Tensor:
+    """`N` of what `_reverse` gives, which is changed."""
     reverse.diagonal(dim1=-2, dim2=-1).add_(damping)
     lower: torch.Tensor
     lower, failed = torch.linalg.cholesky_ex(reverse)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from opq.base.arrays import Reals
+from opq.base.arrays import Narrow, Reals, narrow
 from opq.base.pool import Pool, give_back
 from opq.plan import TensorPlan
 from opq.quantizing import trellis
@@ -19,7 +19,7 @@ from opq.quantizing.feedback import feedback
 from opq.streaming.block_probe import Inputs
 from opq.streaming.chunks import Tensors
 from opq.streaming.clock import Clock
-from opq.streaming.encode import Narrow, joined, narrow
+from opq.streaming.encode import joined
 from opq.streaming.limits import LIMITS
 from opq.streaming.paths import prices, slabs
 

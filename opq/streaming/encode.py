@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from opq.base.arrays import Ints
+from opq.base.arrays import Ints, Narrow, narrow
 from opq.base.dtypes import torch_dtype
 from opq.coding import classes, entropy
 from opq.coding.classes import Contexts
@@ -29,9 +29,9 @@ from opq.plan import LARGEST_CODE, TensorPlan
 from opq.quantizing.grid import quantize
 from opq.streaming.clock import Clock
 from opq.streaming.limits import LIMITS
-from opq.streaming.paths import Held, Map, Narrow, Read, searched
+from opq.streaming.paths import Held, Map, Read, searched
 
-__all__ = ["Coded", "Narrow", "Quantizer", "Read", "encode", "joined", "narrow"]
+__all__ = ["Coded", "Quantizer", "Read", "encode", "joined"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,11 +69,6 @@ class Quantizer:
         if self._table is None or weights.dtype != self._dtype:  # differences to a base are float32
             return quantize(weights, self.plan).numpy()
         return self._table.take(weights.view(torch.uint8).numpy().view(self._pattern))
-
-
-def narrow(codes: npt.NDArray[np.int16]) -> Narrow:
-    """Codes in one byte each if that is enough."""
-    return codes.astype(np.int8) if codes.min() > -128 and codes.max() < 128 else codes
 
 
 def joined(pieces: Sequence[Narrow]) -> Narrow:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from opq.base.arrays import Floats32, Ints, Reals
+from opq.base.arrays import Floats32, Ints, Narrow, Reals
 from opq.base.format_v1 import RUN
 from opq.errors import WriteError
 from opq.plan import TensorPlan
@@ -27,7 +26,6 @@ from opq.streaming.clock import Clock
 PIECE = 1 << 20
 """Weights searched at once. A choice that trades memory, about 20 bytes for each, for the overhead of each read."""
 
-Narrow = npt.NDArray[np.int8] | npt.NDArray[np.int16]
 Read = Callable[[int, int], torch.Tensor]
 """Elements from `start` to `stop` of a tensor, flat."""
 

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import torch
 
+from opq.base.arrays import Narrow
 from opq.base.atomic import written_aside
 from opq.base.pool import Pool
 from opq.compression.differences import Differences
@@ -30,7 +31,7 @@ from opq.streaming.block_feedback import fed_codes
 from opq.streaming.block_probe import Carried
 from opq.streaming.chunks import Tensors
 from opq.streaming.clock import Clock
-from opq.streaming.encode import Coded, Narrow
+from opq.streaming.encode import Coded
 from opq.streaming.limits import LIMITS, Limits
 from opq.streaming.paths import Map
 from opq.streaming.work_folder import Work
