@@ -36,11 +36,11 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module, *, replaced: Collection[str] = ()) -> Iterator[nn.Module]:
+def untouched(model: nn.Module, *, replaced: Collection[str] = ()) -> Iterator[Record]:
     """The model in inference mode; afterwards all that it holds, its caches too, and random generators are as before.
 
     One thread at a time may be in such a block, so that two threads can observe the same model. Autocast and inference
-    mode are off.
+    mode are off. Yields what will be put back.
 
     Args:
         replaced: names of parameters in whose place the model runs with others, by `functional_call` alone: these need
@@ -57,7 +57,7 @@ def untouched(model: nn.Module, *, replaced: Collection[str] = ()) -> Iterator[n
             torch.backends.mha.set_fastpath_enabled(False)  # the fused path calls no submodules, so no hook would run
             model.train()  # there modules drop what they cached in inference mode
             model.eval()
-            yield model
+            yield record
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             record.restore()

@@ -72,6 +72,13 @@ class Record:
         for generator, state in self._generators:
             generator.set_state(state)
 
+    def settle(self) -> None:
+        """Forgets the values of parameters that are as they were, once the model has run on some inputs.
+
+        A forward that writes its weights does so whatever the inputs are; of all others no copy is needed.
+        """
+        self._tensors = [one.settled() for one in self._tensors]
+
     def _look(self, value: Any, *, inside: bool) -> None:
         """Records a value and all that it holds; `inside`: whether an object that is no module holds it."""
         stack = [(value, inside)]
@@ -144,6 +151,13 @@ class _Tensor:
         alias = tensor.detach() if plain else None
         copied = values and not _is_fixed(tensor)
         return cls(tensor, tensor.requires_grad, alias, tensor.detach().clone() if copied else None)
+
+    def settled(self) -> _Tensor:
+        """Without values, if it is a parameter that still has them."""
+        if self.values is None or self.alias is None or not isinstance(self.tensor, nn.Parameter):
+            return self
+        same = _place(self.tensor) == _place(self.alias) and torch.equal(self.alias, self.values)
+        return dataclasses.replace(self, values=None) if same else self
 
     def restore(self) -> None:
         tensor, alias = self.tensor, self.alias

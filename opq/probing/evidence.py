@@ -55,7 +55,7 @@ def decided(
     if images is None or not applies(model, batch):
         return batch
     reach, moved = STEP * float(images.std()), list[torch.Tensor]()
-    with untouched(model), batch_statistics(model), torch.enable_grad():
+    with untouched(model) as before, batch_statistics(model), torch.enable_grad():
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         record = Record(model)
@@ -64,6 +64,7 @@ def decided(
             for _ in range(steps):
                 x = None if x is None else _moved(model, part, x, reach)
                 record.restore()
+                before.settle()
             if x is None:
                 return batch
             moved.append(x.to(images))

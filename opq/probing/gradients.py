@@ -130,12 +130,13 @@ def _sensitivity(
 ) -> Felt:
     total, done, drawn, enough = batch.samples, 0, 0, most[2]
     good, last, units = torch.ones(total, dtype=torch.bool), "", None
-    with differentiable(model):
+    with differentiable(model) as before:
         names = {n: p for n, p in model.named_parameters(remove_duplicate=False) if p.is_floating_point()}
         parameters = {id(p): p for p in names.values()}
         sums, of_rows = dict.fromkeys(parameters, 0.0), dict[int, torch.Tensor]()
         batch = batch.to(model)
         record, size = Record(model), at_once(model, batch, most[:2])
+        before.settle()
         of_tokens = robust.tables(model)
         for part in batch.parts(size):
             with tidied(model):
@@ -170,13 +171,16 @@ def _sensitivity(
 
 
 @contextlib.contextmanager
-def differentiable(model: nn.Module) -> Iterator[None]:
-    """The model in batch-statistics mode, with gradients for all parameters, also for those that the user froze."""
-    with untouched(model), batch_statistics(model), torch.enable_grad():
+def differentiable(model: nn.Module) -> Iterator[Record]:
+    """The model in batch-statistics mode, with gradients for all parameters, also for those that the user froze.
+
+    Yields what will be put back.
+    """
+    with untouched(model) as before, batch_statistics(model), torch.enable_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.requires_grad_(True)
-        yield
+        yield before
 
 
 def at_once(model: nn.Module, batch: Batch, most: tuple[int, int]) -> int:

@@ -169,3 +169,26 @@ def test_shared_expanded_and_cyclic_things_are_no_trouble() -> None:
     me.append(None)
     kept.restore()
     assert (len(many), len(me)) == (record.LONGEST + 5, 2)
+
+
+class Clipping(nn.Module):
+    """Writes one of its weights whenever it runs, past the counter of versions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clipped, self.plain = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.clipped.weight.data.mul_(0.5)
+        return self.plain(self.clipped(x))  # type: ignore[no-any-return]
+
+
+def test_weights_that_a_first_run_has_left_alone_need_no_copy() -> None:
+    model = Clipping()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with untouched(model) as kept:
+        for _ in range(3):
+            model(torch.randn(2, 4))
+            kept.settle()
+        assert [one.tensor is model.clipped.weight for one in kept._tensors if one.values is not None] == [True]
+    assert same(model.state_dict(), before)
