@@ -244,6 +244,22 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
         words={"": lambda text: dict(zip(("model", "method"), text.split(", "), strict=True))},
         numbers={f"{rate:g} bits": (above_limit(rate),) for rate in LIMITS},
     ),
+    (
+        "docs/finetune.md",
+        ("network", "learnt from", "bits", "ratio", "dense", "compressed", "trained", "epochs", "seed"),
+    ): Source(
+        results="photographs",
+        words={"network": model, "learnt from": exactly("method", "rd, {}")},
+        numbers={
+            "bits": ("budget",),
+            "ratio": ("ratio",),
+            "dense": ("top1_dense",),
+            "compressed": ("top1_start",),
+            "trained": ("top1",),
+            "epochs": ("epochs",),
+            "seed": ("seed",),
+        },
+    ),
     ("docs/finetune.md", ("network", "file", "ratio", "dense error", "one shot", "fine-tuned")): Source(
         results="finetune",
         words={"network": model},
