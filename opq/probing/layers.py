@@ -136,9 +136,7 @@ def _patches(module: nn.Module, x: torch.Tensor, layout: Layout, positions: int,
         seen = _pixels(x, index, outside).reshape(rows, 1, layout.groups, channels // layout.groups)
         return seen.permute(2, 0, 3, 1).reshape(layout.groups, rows, -1)
     patches = x.new_empty(layout.groups, samples, len(chosen), channels // layout.groups, index.shape[1])
-    for image, into in zip(
-        torch.split(x, 1), patches.unbind(1), strict=True
-    ):  # all at once would take twice the memory
+    for image, into in zip(torch.split(x, 1), patches.unbind(1), strict=True):  # at once it would take twice the memory
         seen = _pixels(image, index, outside).reshape(len(chosen), -1, layout.groups, channels // layout.groups)
         into.copy_(seen.permute(2, 0, 3, 1))
     return patches.view(layout.groups, rows, -1)

@@ -173,12 +173,8 @@ def probe(
     check_detached(model)
     with shown((lambda _, done, total: progress(done, total)) if callable(progress) else progress) as told:
         if calibration is not None:
-            batch, words = (
-                gathered(
-                    model, calibrating.batches(calibration, hint or hint_of_module(model)), samples or REAL_SAMPLES
-                ),
-                False,
-            )
+            given = calibrating.batches(calibration, hint or hint_of_module(model))
+            batch, words = gathered(model, given, samples or REAL_SAMPLES), False
         else:
             batch, words = made_up(
                 model,

@@ -30,7 +30,7 @@ from opq.sources.images import ImageSet
 from opq.training import processes, unlabelled
 from opq.training.attaching import attach, attached, plan_in_force
 from opq.training.collecting import collect
-from opq.training.holding import Holding
+from opq.training.holding import Holding, allowed
 from opq.training.keeping import coded, codes_kept, with_kept
 from opq.training.lesson import Data, Lesson
 from opq.training.loop import Batches, Epoch, Loop, Training
@@ -207,6 +207,7 @@ def finetune(
             )
         dense = _teacher(inner, "dense" if teacher is None and loss == "distill" else teacher)
         start = coded(inner, plan, how.codes, free=free)
+        held = free if how.hold_size is None else how.hold_size
         with contextlib.ExitStack() as stack:
             if start is not None:
                 stack.enter_context(codes_kept(inner, start))
@@ -223,12 +224,10 @@ def finetune(
             loop = Loop(model, plan_in_force(inner, plan), taught, how,
                         objective=Objective(loss, dense, how.distill, how.temperature), optimizer=made,
                         evaluate=evaluate, checkpoint=None if checkpoint is None else Path(checkpoint), progress=told,
-                        holding=None if start is not None else _holding(inner, plan, how, free),
-                        lesson=lesson)  # fmt: skip
+                        holding=_holding(inner, plan) if held and start is None else None, lesson=lesson)  # fmt: skip
             loop.train()
     kept = None if loop.best is None else int(loop.best["epoch"])
     skipped = () if lesson is None else lesson.data.skipped
-    held = free if how.hold_size is None else how.hold_size
     result = collect(inner, plan) if start is None else with_kept(inner, start, held=held)
     return Finetuned(result=result, history=tuple(loop.history), kept=kept, skipped=skipped)
 
@@ -261,20 +260,15 @@ def _optimizer(model: nn.Module, given: Any, how: Training, *, by_step: bool) ->
     return torch.optim.Adam(groups, lr, fused=_fusable(trainable))
 
 
-def _holding(model: nn.Module, plan: Plan | Result, how: Training, free: bool) -> Holding | None:
-    """What holds the size of the file, where that is asked for: below the plan's budget, or below its present size."""
-    if not (free if how.hold_size is None else how.hold_size):
-        return None
+def _holding(model: nn.Module, plan: Plan | Result) -> Holding:
+    """What holds the size of the file: below the plan's budget, or below its present size."""
     if processes.world_size() > 1:
         raise OptionError("hold_size=True does not go with several processes", remedy="Train in one process.")
 
     def measure() -> int:
         return collect(model, plan).bytes
 
-    start = collect(model, plan) if isinstance(plan, Plan) else plan
-    budget = start.plan.budget
-    most = start.bytes if budget is None else budget.bytes(elements=start.elements, source_bytes=start.source_bytes)
-    return Holding(model, most, measure)
+    return Holding(model, allowed(collect(model, plan) if isinstance(plan, Plan) else plan), measure)
 
 
 def _teacher(model: nn.Module, teacher: nn.Module | str | None) -> nn.Module | None:

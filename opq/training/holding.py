@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,6 +22,9 @@ from opq.errors import BudgetError
 from opq.training.attaching import attached
 from opq.training.fixed_grid import FixedGrid
 from opq.training.sites import plain
+
+if TYPE_CHECKING:
+    from opq.compression.result import Result
 
 EVERY = 8
 """Steps between two estimates. A choice: an estimate takes a few hundredths of a step of a convolutional network."""
@@ -133,6 +136,14 @@ class Holding:
             if id(grid) not in seen:
                 seen.add(id(grid))
                 yield plain(module, attribute), grid
+
+
+def allowed(result: Result) -> float:
+    """Bytes that a file may take in training: the budget of its plan, or where there is none, its present size."""
+    budget = result.plan.budget
+    if budget is None:
+        return result.bytes
+    return budget.bytes(elements=result.elements, source_bytes=result.source_bytes)
 
 
 def _entropy(codes: Codes, height: float) -> float:

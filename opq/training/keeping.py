@@ -22,12 +22,13 @@ from opq.models.attachment import is_attached
 from opq.plan import Plan
 from opq.sources import open_source
 from opq.training.grid_plan import is_other
+from opq.training.holding import allowed
 from opq.training.proving import dense_state_dict
 from opq.training.sites import find, plain
 
-PARTS = (1.0, 0.5, 0.25, 0.0)
-"""Of what training moved, tried in turn until the file is within its budget: kept tensors are stored by their entropy,
-and may take some bytes more than before."""
+PARTS = (0.5, 0.25, 0.0)
+"""Of what training moved, tried in turn where the whole makes the file too large: kept tensors are stored by their
+entropy, and may take some bytes more than before."""
 
 
 def coded(model: nn.Module, plan: Plan | Result, wanted: str | None, *, free: bool) -> Result | None:
@@ -87,16 +88,17 @@ def with_kept(model: nn.Module, result: Result, *, held: bool = True) -> Result:
         OffCodebookError: a compressed tensor of the model has other weights than its codes give.
     """
     _check_unchanged(model, result)
-    if not held:
-        return _assembled(dense_state_dict(model), model, result)
-    before, after = result.state_dict(), {n: t.clone() for n, t in dense_state_dict(model).items()}
+    after = dense_state_dict(model)
+    found = _assembled(after, model, result)
+    if not held or found.bytes <= _most(result):
+        return found
+    before = result.state_dict()
     for part in PARTS:
-        state = {n: t if part == 1 else _between(before[n], t, part) for n, t in after.items()}
+        state = {name: _between(before[name], tensor, part) for name, tensor in after.items()}
         found = _assembled(state, model, result) if part else result
         if found.bytes <= _most(result):
             break
-    if part < 1:
-        model.load_state_dict(state)
+    model.load_state_dict(state)
     return found
 
 
@@ -105,10 +107,8 @@ def _between(start: torch.Tensor, end: torch.Tensor, part: float) -> torch.Tenso
 
 
 def _most(result: Result) -> float:
-    """Bytes that the file may take."""
-    budget = result.plan.budget
-    own = 0.0 if budget is None else budget.bytes(elements=result.elements, source_bytes=result.source_bytes)
-    return max(own, result.bytes)
+    """Bytes that the file may take: never fewer than it had."""
+    return max(allowed(result), result.bytes)
 
 
 def _assembled(state: dict[str, torch.Tensor], model: nn.Module, result: Result) -> Result:
