@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from growth import REFS, alone
+from growth import REFS, alone, least
 from torch import nn
 
 from opq.models import observe
@@ -26,7 +26,7 @@ WHOLE = 4 * WIDTH**2
 @pytest.fixture(scope="module")
 def moments() -> list[int]:
     """Growth in the pass that measures moments, and beyond its end in factoring all of them: peak and end of each."""
-    return alone(f"""
+    return least(f"""
         from torch import nn
         from opq.models.batch import Batch
         from opq.probing.moments import Moments
