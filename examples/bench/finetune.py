@@ -1,7 +1,7 @@
 """Weight-only fine-tuning on fixed masks and codebooks: error against real file bytes, and what a step costs.
 
     python examples/bench/finetune.py [--only lenet-300-100 lenet-5 resnet-20 step] [--validate] [--quick]
-    python examples/bench/finetune.py --dense 3
+    python examples/bench/finetune.py --dense 0 1 2
 
 One shot, no iterative pruning: one plan from the weights alone, then only weights move. The LeNets are trained here
 first (kept in cache/), with an L1 penalty; data and ResNet-20 come from ../shared. `--validate` holds out 10,000
@@ -18,7 +18,7 @@ import copy
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -304,14 +304,14 @@ def plainly(own: Task, recipe: Recipe) -> nn.Module:
     return reference
 
 
-def alike(own: Task, recipe: Recipe, seeds: int) -> Iterator[dict[str, Any]]:
+def alike(own: Task, recipe: Recipe, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
     """The dense network by the recipe of its compressed copy: distilled, decayed, its statistics estimated anew.
 
     The row before them is of what teaches it, trained by a plain run.
     """
     start, reference = time.perf_counter(), plainly(own, recipe)
     yield densely(own, recipe, reference, "dense, a plain run", start)
-    for seed in range(seeds):
+    for seed in seeds:
         torch.compiler.reset()  # after many statistics were estimated anew, it would compile no more
         start, model, teacher = time.perf_counter(), copy.deepcopy(own.dense), torch.compile(reference)
         finetune(torch.compile(model), keep_all(model), lambda epoch, seed=seed: own.train(epoch + 1000 * seed),
@@ -385,7 +385,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*(r.model for r in RECIPES), "step"], metavar="MODEL")
     parser.add_argument("--ratios", nargs="+", type=float, help="other ratios than the recipe's")
-    parser.add_argument("--dense", type=int, default=0, metavar="SEEDS", help="ResNet-20 itself by the same recipe")
+    parser.add_argument("--dense", nargs="+", type=int, metavar="SEED", help="ResNet-20 itself by the same recipe")
     parser.add_argument("--epochs", type=int, help="another number of epochs than the recipe's")
     parser.add_argument("--validate", action="store_true", help="errors on held-out training images, nothing written")
     parser.add_argument("--quick", action="store_true", help="few images and epochs, nothing written: does it run?")
