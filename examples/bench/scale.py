@@ -45,7 +45,7 @@ RUN = r"""
 import json, re, resource, sys, time
 if sys.argv[3] == "1":
     import zoo
-    zoo._hide_broken_torchvision()
+    zoo.hide_broken_torchvision()
 from opq.streaming import compress_folder
 start = time.perf_counter()
 probe = sys.argv[3] == "1"
