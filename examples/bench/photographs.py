@@ -1,15 +1,19 @@
 """Fine-tuning on a folder of pictures without labels: accuracy against the bytes of the file.
 
-    python examples/bench/photographs.py NETWORK BITS [--seed N] [--epochs N] [--images N | --synthetic] [--try]
+    python examples/bench/photographs.py NETWORK BITS [--seed N] [--epochs N] [--pictures N | --synthetic] [--try]
+    python examples/bench/photographs.py NETWORK --nominal 23.26 --sparsity 0.6 [--epochs N]
+    python examples/bench/photographs.py NETWORK BITS --peer clipq|nncodec|hqq
 
 One row a call: the network is compressed by the default call, its errors measured on some of the pictures in place of
 noise; then what is not compressed (of ResNet-20 the codes, on plain grids) is trained on 1,000 pictures without labels,
-taught by the dense network; and the file is scored on other pictures. MobileNet learns from photos_1000.npz and is
-scored on imagenet_like_1000.npz, on which nothing was chosen; ResNet-20 learns from the first 1,000 training images of
-CIFAR-10, their labels unread, and is scored on the test images; MiniLM learns from lines of text, and is scored by the
-rank correlation of the similarities of 300 other sentences. A run that is interrupted goes on where it was, and its row
-is written to results/photographs.json at the end. `--try` scores what is held back from training, and writes nothing:
-so the recipes were chosen.
+taught by the dense network; and the file is scored on other pictures. `--nominal` takes the paper's method, so many
+times smaller than the network by the paper's count, in which positions cost nothing, and trains its codes. `--peer`
+takes another tool: CLIP-Q learns from the same pictures, labelled by the dense network; NNCodec and HQQ do not train.
+MobileNet learns from photos_1000.npz and is scored on imagenet_like_1000.npz, on which nothing was chosen; ResNet-20
+learns from the first 1,000 training images of CIFAR-10, their labels unread, and is scored on the test images; MiniLM
+learns from lines of text, and is scored by the rank correlation of the similarities of 300 other sentences. A run that
+is interrupted goes on where it was, and its row is written to results/photographs.json at the end. `--try` scores what
+is held back from training, and writes nothing: so the recipes were chosen.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import photograph_peers
 import results
 import tiny
 import torch
@@ -96,21 +101,29 @@ def lines(count: int) -> list[str]:
 CASES: dict[str, Callable[[int], Case]] = {"resnet-20": resnet20, "mobilenet-v1-0.75": mobilenet, "minilm": minilm}
 
 
-def run(name: str, bits: float, arguments: argparse.Namespace) -> dict[str, Any]:
+def run(name: str, bits: float | None, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compress, score, train, write the file, read it back, score that."""
     case = CASES[name](arguments.pictures)
+    if arguments.peer:
+        return by_others(name, case, bits, arguments)
     epochs = arguments.epochs or case.epochs
     given = {"images": "synthetic"} if arguments.synthetic else case.given
     things = "lines of text" if name == "minilm" else "pictures"
     what = "synthetic images" if arguments.synthetic else f"{arguments.pictures:,} {things}"
     options = {**case.options, **dict(json.loads(arguments.options))}
-    grids = options.get("codes") == "train"
+    paper, grids = arguments.nominal is not None, options.get("codes") == "train"
     method = f"rd, {what}, codes trained" if grids else f"rd, {what}"
+    asked: dict[str, Any] = {"bits": bits, "trellis": False if grids else None}
+    if paper:
+        method = f"opq, {arguments.nominal:g}x nominal, {100 * arguments.sparsity:g} % pruned, {what}"
+        kept = 32 / (arguments.nominal * (1 - arguments.sparsity))
+        asked = {"method": "opq", "sparsity": arguments.sparsity, "bits": kept}
     start, cpu = time.perf_counter(), time.process_time()
     model = copy.deepcopy(case.model)
     seen = None if arguments.synthetic else given.get("images")
-    result = opq.compress(model, bits=bits, trellis=False if grids else None, calibration=seen)
-    stem = f"photographs-{name}-{bits:g}-{what.replace(' ', '-')}-{epochs}-{arguments.seed}{arguments.mark}"
+    result = opq.compress(model, calibration=seen, **asked)
+    asked_for = f"{arguments.nominal:g}x-{arguments.sparsity:g}" if paper else f"{bits:g}"
+    stem = f"photographs-{name}-{asked_for}-{what.replace(' ', '-')}-{epochs}-{arguments.seed}{arguments.mark}"
     checkpoint = CACHE / f"{stem}.ckpt"
     trained = opq.finetune(model, result, **given, epochs=epochs, seed=arguments.seed, checkpoint=checkpoint,
                            progress=logged(), **options)  # fmt: skip
@@ -121,7 +134,7 @@ def run(name: str, bits: float, arguments: argparse.Namespace) -> dict[str, Any]
     pictures = 0 if arguments.synthetic else arguments.pictures
     best = trained.history[trained.kept] if trained.kept is not None and trained.kept >= 0 else None
     row = {
-        "model": name, "method": method, "budget": bits, "file_bytes": path.stat().st_size,
+        "model": name, "method": method, "budget": bits or result.bits, "file_bytes": path.stat().st_size,
         "bits": trained.result.bits, "ratio": trained.result.ratio, "nominal_ratio": trained.result.nominal.ratio,
         "agreement": None if best is None else 100 * best.score, "pictures": pictures, "epochs": epochs,
         "kept": trained.kept, "seed": arguments.seed, "seconds": seconds, "cpu_seconds": spent,
@@ -132,6 +145,33 @@ def run(name: str, bits: float, arguments: argparse.Namespace) -> dict[str, Any]
         row["top1_start"] = case.score(filled(case.model, result.state_dict()))
         row["top1"] = case.score(opq.load(path, copy.deepcopy(case.model)))
         checkpoint.unlink(missing_ok=True)
+    return row
+
+
+def by_others(name: str, case: Case, bits: float | None, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The row of another tool."""
+    start, cpu, epochs = time.perf_counter(), time.process_time(), 0
+    if arguments.peer == "clipq":
+        epochs = arguments.epochs or case.epochs
+        made = photograph_peers.clipq(case.model, case.given["images"], epochs=epochs, weight=arguments.weight,
+                                      seed=arguments.seed, progress=logged())  # fmt: skip
+        method = f"clipq, lambda {arguments.weight:g}, {arguments.pictures:,} pictures"
+    elif bits is None:
+        raise SystemExit("NNCodec and HQQ need BITS")
+    else:
+        made = getattr(photograph_peers, arguments.peer)(case.model, bits)
+        method = arguments.peer
+    own = sum(p.numel() for p in case.model.parameters())
+    row = {
+        "model": name, "method": f"{method}, no training" if not epochs else method,
+        "budget": bits or 8 * made.bytes / own, "file_bytes": made.bytes, "bits": 8 * made.bytes / own,
+        "ratio": 4 * own / made.bytes, "pictures": arguments.pictures if epochs else 0, "epochs": epochs,
+        "seed": arguments.seed, "metric": case.metric, "samples": case.samples,
+        "seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu,
+    }  # fmt: skip
+    if not arguments.dry:
+        row["top1_dense"] = case.score(copy.deepcopy(case.model))
+        row["top1"] = case.score(filled(case.model, {**case.model.state_dict(), **made.state}))
     return row
 
 
@@ -171,7 +211,11 @@ def keep(row: dict[str, Any]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=CASES)
-    parser.add_argument("bits", type=float)
+    parser.add_argument("bits", type=float, nargs="?")
+    parser.add_argument("--nominal", type=float, help="the paper's method, at this ratio by its own count")
+    parser.add_argument("--sparsity", type=float, default=0.6, help="of the paper's method: the part that is pruned")
+    parser.add_argument("--peer", choices=("clipq", "nncodec", "hqq"), help="another tool")
+    parser.add_argument("--weight", type=float, default=1.0, help="lambda of CLIP-Q")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, help="another number than the network's own")
     parser.add_argument("--pictures", type=int, default=1000)
@@ -180,6 +224,8 @@ def main() -> None:
     parser.add_argument("--mark", default="", help="of the checkpoint's name")
     parser.add_argument("--try", dest="dry", action="store_true", help="nothing is scored or written")
     arguments = parser.parse_args()
+    if arguments.bits is None and arguments.nominal is None and arguments.peer != "clipq":
+        parser.error("BITS is missing")
     tiny.import_torchvision()
     CACHE.mkdir(exist_ok=True)
     row = run(arguments.network, arguments.bits, arguments)

@@ -42,6 +42,7 @@ DEPENDS = {
     "reliability": ("base", "plan", "coding", "file", "streaming", "training"),
     "scale": (*_CODEC, "models", "probing", "streaming"),
     "speed": (*_CODEC, "models", "probing"),
+    "steering": (*_CODEC, "models", "probing", "training"),
     "updates": (*_CODEC, "updates"),
     "web": ("base", "plan", "coding", "quantizing", "file", "web"),
 }

@@ -1,0 +1,88 @@
+"""Other tools on the scene of `photographs.py`: what each makes of a network of pictures.
+
+CLIP-Q learns from the same pictures without labels: their label is the class that the dense network gives. Its search,
+which evaluates the network for each layer anew, is kept short. NNCodec and HQQ see no picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import peers
+import torch
+from torch import nn
+
+import opq
+from opq.evaluation import ImageSet
+from opq.training.pictures import Pictures
+
+BATCH = 32
+SEARCH: Mapping[str, Any] = {"evaluations": 10, "startup": 4, "subset": 2}
+"""Of CLIP-Q. Its own defaults, 24 evaluations of 16 batches for each of 28 layers, would take three hours."""
+LR = 1e-4
+"""Of CLIP-Q's training, which begins with a trained network."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Made:
+    """What a tool made of a network."""
+
+    bytes: int
+    state: Mapping[str, torch.Tensor]
+
+
+def clipq(
+    model: nn.Module, images: ImageSet, *, epochs: int, weight: float, seed: int, progress: Callable[..., None]
+) -> Made:
+    """CLIP-Q, taught by the network itself; `weight` is its lambda."""
+    pictures = Pictures.read(images, model.input_hint, lambda *_: None)  # type: ignore[arg-type]
+
+    def shown(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(1000 * seed + epoch))
+        for which in order[: len(pictures) // BATCH * BATCH].view(-1, BATCH):
+            x = pictures.augmented(which.tolist(), seed, epoch).contiguous(memory_format=torch.channels_last)
+            with torch.no_grad():
+                yield x, model(x).argmax(1)
+
+    class Epoch:
+        """Batches of one epoch, which may be read more than once."""
+
+        def __init__(self, epoch: int):
+            self.epoch = epoch
+
+        def __len__(self) -> int:
+            return len(pictures) // BATCH
+
+        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            return shown(self.epoch)
+
+    how = opq.methods.ClipQ(data=Epoch, epochs=epochs, weight=weight, lr=LR, distill=1.0, **SEARCH)
+    result = opq.compress(model, method=how, seed=seed, progress=progress)
+    return Made(result.bytes, result.state_dict())
+
+
+def nncodec(model: nn.Module, bits: float) -> Made:
+    """NNCodec 2 with dependent quantization, at the size nearest to so many bits a parameter."""
+    own = {n: w for n, w in model.state_dict().items() if w.is_floating_point()}
+    arrays, count = {n: w.numpy() for n, w in own.items()}, sum(p.numel() for p in model.parameters())
+    tried: dict[int, Any] = {}
+    qp = -26
+    for _ in range(4):
+        if qp not in tried:
+            tried[qp] = peers.nncodec(arrays, qp=qp)
+        qp = min(-8, max(-40, qp + round(4 * (8 * tried[qp].bytes / count - bits))))
+    coded = min(tried.values(), key=lambda c: abs(8 * c.bytes / count - bits))
+    return Made(coded.bytes, {n: torch.from_numpy(np.array(a)).reshape(own[n].shape) for n, a in coded.arrays.items()})
+
+
+def hqq(model: nn.Module, bits: float) -> Made:
+    """HQQ in groups of 64 inputs, at the nearest whole number of bits; vectors and depthwise kernels as fp16."""
+    own = dict(model.named_parameters())
+    given = {n: w.detach().flatten(1) for n, w in own.items() if w.dim() > 1 and w[0].numel() % 64 == 0}
+    coded = peers.hqq({n: w.numpy() for n, w in given.items()}, bits=max(2, round(bits)))
+    left = sum(2 * w.numel() for n, w in model.state_dict().items() if n not in given and w.is_floating_point())
+    state = {n: torch.from_numpy(np.array(a)).reshape(own[n].shape) for n, a in coded.arrays.items()}
+    return Made(coded.bytes + left, state)
