@@ -150,7 +150,7 @@ def run(name: str, bits: float | None, arguments: argparse.Namespace) -> dict[st
 
 
 def counted(model: nn.Module, ratio: float, sparsity: float, **options: Any) -> opq.Result:
-    """The paper's method at a ratio by its own count, which feedback moves: the bits of kept weights make up for that."""
+    """The paper's method at a ratio by its own count, which feedback moves: bits of kept weights make up."""
     bits = 32 / (ratio * (1 - sparsity))
     for _ in range(3):
         result = opq.compress(model, method="opq", sparsity=sparsity, bits=bits, **options)
