@@ -1,6 +1,7 @@
 """What a file's codes rest on: a short note in the header's metadata, and the sentence that it stands for.
 
-A reader needs it for nothing. A file without a note was made from the weights alone, and is as large as it ever was.
+A reader needs it for nothing. A file without a note was made from the weights alone, or by training, which leaves no
+note: it may have brought the file to the last byte of its budget.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ UNFED = "sensitivities"
 """The note of a file whose errors were not fed back."""
 WEIGHTS = "weights"
 """The note of a file that a probe would have made worse."""
+TRAINING = "training of its weights under a plan"
+"""What a network that was trained rests on, as long as it is in memory."""
 
 
 def noted(*, calibrated: bool, renormalised: bool, felt: bool = True) -> str:
@@ -58,4 +61,4 @@ def sentence(note: str, method: str) -> str:
     """What a file rests on, in words."""
     if note:
         return NOTES[note]
-    return "the weights alone" if method in ("rd", "opq") else "its own data or the weights alone"
+    return "the weights alone, or training" if method in ("rd", "opq") else "its own data or the weights alone"

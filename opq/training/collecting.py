@@ -8,6 +8,7 @@ from torch import nn
 
 from opq.compression.fit import assemble
 from opq.compression.result import Result
+from opq.file.basis import TRAINING
 from opq.models.wrappers import unwrapped
 from opq.plan import Plan
 from opq.sources import open_source
@@ -41,4 +42,4 @@ def collect(model: nn.Module, plan: Plan | Result) -> Result:
     source = dataclasses.replace(
         open_source(dense_state_dict(model)), label=label, origin="module", make=lambda: model
     )  # with the model at hand, which knows the eps of its BatchNorms
-    return assemble(source, trained, codes, {})
+    return assemble(source, trained.replace(basis=TRAINING), codes, {})

@@ -76,5 +76,5 @@ def test_of_a_file_of_differences_inspection_and_page_name_the_base(tmp_path: Pa
     alone = opq.compress(new, bits=2)
     alone.save(tmp_path / "alone")
     assert examine(tmp_path / "alone").base is None
-    assert examine(tmp_path / "alone").summary().splitlines()[-1] == "by the weights alone"
+    assert examine(tmp_path / "alone").summary().splitlines()[-1] == "by the weights alone, or training"
     assert page.data(figures.figures(alone.reader))["base"] == ""

@@ -21,6 +21,7 @@ from torch.nn import functional
 from training_helpers import Tied, learnable_batches, mlp, plan_of
 
 import opq
+from opq import demo
 from opq.api import compress
 from opq.errors import AttachError, MismatchError, OffCodebookError, OptionError
 from opq.file.loading import load
@@ -349,6 +350,15 @@ def test_training_starts_from_a_results_codes_and_kept_tensors() -> None:
 
 
 # --- proof -----------------------------------------------------------------------------------
+
+
+def test_a_trained_network_does_not_claim_to_rest_on_a_probe_or_the_weights_alone() -> None:
+    model = demo.load()
+    plan = opq.solve(model, bits=3)
+    assert "probe" in plan.basis
+    result = collect(opq.attach(model, plan), plan)
+    assert result.basis == "training of its weights under a plan"
+    assert result.reader.basis == "the weights alone, or training"
 
 
 def test_collect_names_the_tensor_that_left_its_codebook() -> None:
