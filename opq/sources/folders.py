@@ -43,10 +43,8 @@ def from_folder(folder: Path, *, trust: bool = False) -> Source:
     headers = {path: header_of(path) for path in paths}
     _check_index(index, headers)
     config = configuration(folder)
-    described = any((folder / name).is_file() for name in DESCRIPTIONS)
-    source = from_files(
-        headers, label=folder.resolve().name, folder=folder if config or described else None, config=config
-    )
+    described = any(what_is(folder / name) == "a file" for name in ("config.json", *DESCRIPTIONS))
+    source = from_files(headers, label=folder.resolve().name, folder=folder if described else None, config=config)
     if not config.get("model_type"):
         return source
     return dataclasses.replace(

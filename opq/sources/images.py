@@ -82,9 +82,9 @@ def _opened_set(path: str | os.PathLike[str], *, labelled: bool) -> ImageSet:
     if path.is_file() and path.suffix == ".npz":
         return _npz(path, labelled)
     remedy = f"Pass a folder {'with one folder of images a class' if labelled else 'of images'}, or an .npz file."
-    raise DataError(
-        f"{path} holds no images", got="no such file or folder" if not path.exists() else path.suffix, remedy=remedy
-    )
+    if not path.exists():
+        raise DataError(f"there is no {path}", got="no such file or folder", remedy=remedy)
+    raise DataError(f"{path} holds no images", got=path.suffix or "a file", remedy=remedy)
 
 
 # --- sets ------------------------------------------------------------------------------------

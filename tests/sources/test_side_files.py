@@ -231,3 +231,12 @@ def test_a_strangers_file_in_a_folder_that_is_filled_stays(tmp_path: Path) -> No
 def test_weights_are_no_side_files(tmp_path: Path) -> None:
     save_file({"w": torch.ones(2)}, filled(tmp_path / "m", {"a.txt": "a", "x.gguf": "w"}) / "model.safetensors")
     assert side_files.listed(tmp_path / "m") == [Path("a.txt")]
+
+
+@pytest.mark.parametrize("config", ["{}", '{"layers": 3}'])
+def test_a_configuration_that_says_little_makes_a_folder_a_models_own(config: str, tmp_path: Path) -> None:
+    filled(tmp_path / "model", {"config.json": config, "tokenizer.json": "theirs"})
+    save_file({"a.weight": torch.randn(64, 64)}, tmp_path / "model" / "model.safetensors")
+    compress_folder(tmp_path / "model", tmp_path / "small", bits=4)
+    beside = {name: contents(tmp_path / "small")[name] for name in ("config.json", "tokenizer.json")}
+    assert beside == {"config.json": config.encode(), "tokenizer.json": b"theirs"}
