@@ -116,6 +116,7 @@ def run(name: str, bits: float | None, arguments: argparse.Namespace) -> dict[st
     asked: dict[str, Any] = {"bits": bits, "trellis": False if grids else None}
     if paper:
         method = f"opq, {arguments.nominal:g}x nominal, {100 * arguments.sparsity:g} % pruned, {what}"
+        method += ", codes kept" if options.get("codes") == "keep" else ""
     start, cpu = time.perf_counter(), time.process_time()
     model = copy.deepcopy(case.model)
     seen = None if arguments.synthetic else given.get("images")
