@@ -45,7 +45,8 @@ def clipq(
         for which in order[: len(pictures) // BATCH * BATCH].view(-1, BATCH):
             x = pictures.augmented(which.tolist(), seed, epoch).contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
-                yield x, model(x).argmax(1)
+                classes = model(x).argmax(1)
+            yield x, classes
 
     class Epoch:
         """Batches of one epoch, which may be read more than once."""
@@ -60,7 +61,8 @@ def clipq(
             return shown(self.epoch)
 
     how = opq.methods.ClipQ(data=Epoch, epochs=epochs, weight=weight, lr=LR, distill=1.0, **SEARCH)
-    result = opq.compress(model, method=how, seed=seed, progress=progress)
+    checkpoint = peers.CACHE / f"clipq-{weight:g}-{seed}"
+    result = opq.compress(model, method=how, seed=seed, progress=progress, checkpoint=checkpoint)
     return Made(result.bytes, result.state_dict())
 
 
