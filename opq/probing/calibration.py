@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from opq.base.calls import warn
 from opq.base.tables import counted, some
 from opq.errors import DataError, ProbeWarning
 from opq.sources.base import InputHint
-from opq.sources.images import ImageSet, open_pictures, prepared
+from opq.sources.images import ImageSet, open_pictures, prepared, readable
 
 PICTURES, BATCH = 128, 32
 """How many pictures of a set are looked at, and in one batch. Measured: with 512 MobileNet at 2.3 bits is no better."""
@@ -39,19 +39,18 @@ def batches(given: Any, hint: InputHint | None) -> Iterable[Any]:
     if hint is None or hint.image_size is None:
         remedy = "Give the module an attribute input_hint, an opq.sources.InputHint with the image's size; or batches."
         raise DataError("nothing says what pictures the model takes", got="calibration= of pictures", remedy=remedy)
-    shown = list(_readable(given.first(PICTURES), hint))
+    shown = _readable(given.first(PICTURES), hint)
     return [torch.stack(shown[k : k + BATCH]) for k in range(0, len(shown), BATCH)]
 
 
-def _readable(images: ImageSet, hint: InputHint) -> Iterator[torch.Tensor]:
+def _readable(images: ImageSet, hint: InputHint) -> list[torch.Tensor]:
     """Every picture that can be read; a `ProbeWarning` names the others."""
-    skipped = []
-    for i in range(images.count):
-        try:
-            yield prepared(images.read(i), hint)
-        except DataError as error:
-            skipped.append(error.fact)
-    if len(skipped) == images.count:
+    skipped: list[str] = []
+    shown = [
+        picture for _, picture in readable(images, lambda image: prepared(image, hint), skipped) if picture is not None
+    ]
+    if not shown:
         raise DataError("no picture of calibration= can be read", got=some(skipped), wanted="pictures")
     if skipped:
         warn(f"{counted(len(skipped), 'picture')} of calibration= could not be read: {some(skipped)}", ProbeWarning)
+    return shown

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from opq.base.extras import brief, need
 from opq.base.tables import counted
 from opq.errors import DataError
 from opq.sources.base import InputHint
+
+Used = TypeVar("Used")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _MARGIN = 256 / 224
@@ -85,6 +87,16 @@ def _opened_set(path: str | os.PathLike[str], *, labelled: bool) -> ImageSet:
     if not path.exists():
         raise DataError(f"there is no {path}", got="no such file or folder", remedy=remedy)
     raise DataError(f"{path} holds no images", got=path.suffix or "a file", remedy=remedy)
+
+
+def readable(images: ImageSet, use: Callable[[Any], Used], skipped: list[str]) -> Iterator[tuple[int, Used | None]]:
+    """Every image by its number, as `use` makes it; None where it cannot be read, which goes to `skipped` with why."""
+    for i in range(images.count):
+        try:
+            yield i, use(images.read(i))
+        except DataError as error:
+            skipped.append(error.fact if error.got is None else f"{error.fact}: {error.got}")
+            yield i, None
 
 
 # --- sets ------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from opq.base.progress import Progress
 from opq.base.tables import counted, some
 from opq.errors import DataError
 from opq.sources.base import InputHint
-from opq.sources.images import ImageSet, prepared, scaled
+from opq.sources.images import ImageSet, prepared, readable, scaled
 
 EXTRA = "finetune"
 SMALL = 64
@@ -55,13 +55,9 @@ class Pictures:
             DataError: fewer than two can be read.
         """
         held: dict[int, torch.Tensor] = {}
-        numbers, skipped, taken = [], [], 0
-        for i in range(images.count):
-            try:
-                pixels = _pixels(images.read(i), hint)
-            except DataError as error:
-                skipped.append(f"{error.fact}: {error.got}" if error.got is not None else error.fact)
-            else:
+        numbers, skipped, taken = list[int](), list[str](), 0
+        for i, pixels in readable(images, lambda image: _pixels(image, hint), skipped):
+            if pixels is not None:
                 numbers.append(i)
                 taken += pixels.numel()
                 if taken <= HELD:
