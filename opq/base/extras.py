@@ -26,13 +26,14 @@ def need(package: str, extra: str) -> Any:
         MissingExtraError: it is not installed.
         SourceError: it is installed but cannot be imported.
     """
+    whole = package.partition(".")[0]
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != package.partition(".")[0]:
-            raise SourceError(f"{package} does not import", got=error, remedy=f"Reinstall {package}.") from error
+        if error.name is None or error.name.partition(".")[0] != whole:
+            raise SourceError(f"{package} does not import", got=error, remedy=f"Reinstall {whole}.") from error
         remedy = f'Install the extra: pip install "opq[{extra}]".'
-        raise MissingExtraError(f"{package} is not installed", wanted=f"the extra {extra!r}", remedy=remedy) from error
+        raise MissingExtraError(f"{whole} is not installed", wanted=f"the extra {extra!r}", remedy=remedy) from error
     except (ImportError, RuntimeError) as error:
-        remedy = f"Install a {package} that was built for torch {torch.__version__}."
+        remedy = f"Install a build of {whole} for torch {torch.__version__}."
         raise SourceError(f"{package} does not import", got=error, remedy=remedy) from error

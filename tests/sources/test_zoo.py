@@ -283,3 +283,12 @@ def test_a_feature_without_its_extra(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=rf'{package}.* is not installed.*pip install "opq\[{extra}\]"'):
         use(tmp_path)
+
+
+def test_a_package_of_another_torch_is_named_by_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("opq.base.extras.importlib.import_module", broken)
+    with pytest.raises(SourceError, match=r"Install a build of torchvision for torch \d"):
+        need("torchvision.transforms.v2", "finetune")
