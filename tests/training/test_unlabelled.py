@@ -205,7 +205,7 @@ def test_a_folder_without_enough_pictures_says_so(result: Result, tmp_path: Path
     Image.fromarray(evaluation.demo_images().read(0)).save(tmp_path / "b.png")
     with pytest.raises(DataError, match="wanted at least 2"):
         trained(result, tmp_path)
-    with pytest.raises(DataError, match="there is no .*nowhere: got no such file or folder"):
+    with pytest.raises(DataError, match=r"there is no .*nowhere: got no such file or folder"):
         trained(result, tmp_path / "nowhere")
 
 
