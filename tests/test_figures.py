@@ -196,3 +196,17 @@ def test_every_figure_in_the_readme_s_sentences_is_what_was_measured() -> None:
         for value in measured if isinstance(measured, list) else [measured]:
             assert same(figures.NUMBER.findall(shown)[0], value), (shown, value)
     assert set(SAID) <= found, f"README no longer says: {sorted(set(SAID) - found)}"
+
+
+def test_what_the_readme_says_of_a_language_model_was_measured() -> None:
+    own, q3, q2 = (
+        one("language", model="smollm2-135m", **wanted)
+        for wanted in ({"method": "rd", "budget": 4.0}, {"method": "llama.cpp Q3_K_M"}, {"method": "llama.cpp Q2_K"})
+    )
+    said = (
+        f"(perplexity {own['perplexity_dense']:.1f}), {own['bits']:.1f} bits leave a perplexity of "
+        f"{own['perplexity']:.1f} and a divergence of {own['divergence']:.3f} nats a token; llama.cpp's Q3_K_M has "
+        f"{q3['perplexity']:.1f} and {q3['divergence']:.3f} at {q3['bits']:.1f} bits, its "
+        f"Q2_K {q2['perplexity']:.1f} and {q2['divergence']:.3f} at {q2['bits']:.1f}"
+    )
+    assert said in sentences()
