@@ -260,6 +260,15 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
             "seed": ("seed",),
         },
     ),
+    ("docs/finetune.md", ("changed", "top-1", "agreement, held back", "distance, held back")): Source(
+        results="steering",
+        words={"changed": exactly("method")},
+        numbers={
+            "top-1": ("top1",),
+            "agreement, held back": ("agreement",),
+            "distance, held back": ("distance",),
+        },
+    ),
     ("docs/finetune.md", ("network", "file", "ratio", "dense error", "one shot", "fine-tuned")): Source(
         results="finetune",
         words={"network": model},
