@@ -314,6 +314,21 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
         about=model,
     ),
     (
+        "docs/methods/opq.md",
+        ("method", "by the paper's count", "real", "bytes of the file", "compressed", "trained"),
+    ): Source(
+        results="photographs",
+        words={"method": exactly("method")},
+        numbers={
+            "by the paper's count": ("nominal_ratio",),
+            "real": ("ratio",),
+            "bytes of the file": ("file_bytes",),
+            "compressed": (lambda row: row.get("top1_start", row["top1"]),),
+            "trained": ("top1",),
+        },
+        about=model,
+    ),
+    (
         "docs/methods/baselines.md", ("method", "asked for", "bytes of the file", "error", "processor seconds"),
     ): Source(
         results="methods",
