@@ -237,6 +237,7 @@ def draw(rows: list[dict[str, Any]], path: Path = PICTURE) -> None:
     from matplotlib import pyplot
 
     rows = [r for r in rows if r["model"] == "mobilenet-v1-0.75" and r["top1"] > LEAST]
+    rows = [r for r in rows if not r["method"].endswith("codes kept")]
     figure, axis = pyplot.subplots(figsize=(7.5, 4.6))
     axis.axhline(rows[0]["top1_dense"], color="grey", linestyle=":", label="dense")
     for label, begins, key, style in DRAWN:
