@@ -35,9 +35,19 @@ class Made:
 
 
 def clipq(
-    model: nn.Module, images: ImageSet, *, epochs: int, weight: float, seed: int, progress: Callable[..., None]
+    model: nn.Module,
+    images: ImageSet,
+    *,
+    epochs: int,
+    weight: float,
+    theta: tuple[float, int] | None,
+    seed: int,
+    progress: Callable[..., None],
 ) -> Made:
-    """CLIP-Q, taught by the network itself; `weight` is its lambda."""
+    """CLIP-Q, taught by the network itself; `weight` is its lambda, `theta` (p, b) of every layer in place of a search.
+
+    A search by lambda alone may give the network up: once a layer has made the error large, all others cost nothing.
+    """
     pictures = Pictures.read(images, model.input_hint, lambda *_: None)  # type: ignore[arg-type]
 
     def shown(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -60,8 +70,9 @@ def clipq(
         def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             return shown(self.epoch)
 
-    how = opq.methods.ClipQ(data=Epoch, epochs=epochs, weight=weight, lr=LR, distill=1.0, **SEARCH)
-    checkpoint = peers.CACHE / f"clipq-{weight:g}-{seed}"
+    fixed = None if theta is None else {"*": theta}
+    how = opq.methods.ClipQ(data=Epoch, epochs=epochs, weight=weight, theta=fixed, lr=LR, distill=1.0, **SEARCH)
+    checkpoint = peers.CACHE / f"clipq-{weight:g}-{theta}-{seed}"
     result = opq.compress(model, method=how, seed=seed, progress=progress, checkpoint=checkpoint)
     return Made(result.bytes, result.state_dict())
 

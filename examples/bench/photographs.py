@@ -174,9 +174,11 @@ def by_others(name: str, case: Case, bits: float | None, arguments: argparse.Nam
     start, cpu, epochs = time.perf_counter(), time.process_time(), 0
     if arguments.peer == "clipq":
         epochs = arguments.epochs or case.epochs
+        theta = None if arguments.theta is None else (arguments.theta[0], int(arguments.theta[1]))
         made = photograph_peers.clipq(case.model, case.given["images"], epochs=epochs, weight=arguments.weight,
-                                      seed=arguments.seed, progress=logged())  # fmt: skip
-        method = f"clipq, lambda {arguments.weight:g}, {arguments.pictures:,} pictures"
+                                      theta=theta, seed=arguments.seed, progress=logged())  # fmt: skip
+        how = f"lambda {arguments.weight:g}" if theta is None else f"p {theta[0]:g}, b {theta[1]}"
+        method = f"clipq, {how}, {arguments.pictures:,} pictures"
     elif bits is None:
         raise SystemExit("NNCodec and HQQ need BITS")
     else:
@@ -267,6 +269,7 @@ def main() -> None:
     parser.add_argument("--nominal", type=float, help="the paper's method, at this ratio by its own count")
     parser.add_argument("--sparsity", type=float, default=0.6, help="of the paper's method: the part that is pruned")
     parser.add_argument("--peer", choices=("clipq", "nncodec", "hqq"), help="another tool")
+    parser.add_argument("--theta", type=float, nargs=2, metavar=("P", "B"), help="of CLIP-Q, in place of its search")
     parser.add_argument("--weight", type=float, default=1.0, help="lambda of CLIP-Q")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, help="another number than the network's own")
