@@ -12,7 +12,7 @@ from opq.errors import ExportError, OccupiedFolderError, OpqError
 from opq.export.dense import save_dense
 from opq.file.reader import Reader
 from opq.sources import hub_config, side_files
-from opq.sources.folders import DESCRIPTIONS, weights_name
+from opq.sources.folders import is_described, weights_name
 
 CARD = "README.md"
 _MARK = b"## Compressed with opq"
@@ -52,9 +52,8 @@ def config_folder(like: str | os.PathLike[str]) -> Path:
         folder = zoo.from_hf(text.removeprefix("hf:")).folder if text.startswith("hf:") else Path(text)
     except OpqError as error:
         raise ExportError(f"no configuration from {text}", got=error.fact, remedy=error.remedy) from error
-    described = [what_is(Path(folder or "") / name) == "a file" for name in ("config.json", *DESCRIPTIONS)]
     what = "nothing" if folder is None else what_is(folder)
-    if folder is None or not any(described):
+    if folder is None or not is_described(folder):
         raise ExportError(
             f"{text} is no Hugging Face folder",
             got="no config.json" if what == "a folder" else what,

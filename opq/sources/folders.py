@@ -43,8 +43,8 @@ def from_folder(folder: Path, *, trust: bool = False) -> Source:
     headers = {path: header_of(path) for path in paths}
     _check_index(index, headers)
     config = configuration(folder)
-    described = any(what_is(folder / name) == "a file" for name in ("config.json", *DESCRIPTIONS))
-    source = from_files(headers, label=folder.resolve().name, folder=folder if described else None, config=config)
+    own = folder if is_described(folder) else None
+    source = from_files(headers, label=folder.resolve().name, folder=own, config=config)
     if not config.get("model_type"):
         return source
     return dataclasses.replace(
@@ -57,6 +57,11 @@ def from_folder(folder: Path, *, trust: bool = False) -> Source:
 
 DESCRIPTIONS = ("adapter_config.json", "model_index.json")
 """Files that describe the weights if there is no config.json: those of PEFT's adapters and of diffusers' pipelines."""
+
+
+def is_described(folder: Path) -> bool:
+    """Whether a file in the folder says of what model its weights are, so that all in it belongs to this model."""
+    return any(what_is(folder / name) == "a file" for name in ("config.json", *DESCRIPTIONS))
 
 
 def weights_name(folder: Path) -> str:
