@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import math
 import tempfile
 import time
@@ -275,9 +274,8 @@ def main() -> None:
 
 def held(name: str) -> list[dict[str, Any]]:
     """The rows of a network that today's code has measured already."""
-    path, today = results.RESULTS / "codec.json", results.digest("codec")
-    rows = json.loads(path.read_text()) if path.exists() else []
-    return [row for row in rows if row["model"] == name and row["stamp"].get("code") == today]
+    today = results.digest("codec")
+    return [row for row in results.held("codec") if row["model"] == name and row["stamp"].get("code") == today]
 
 
 def tasks(

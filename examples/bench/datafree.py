@@ -199,21 +199,11 @@ def hqq(case: Case, bits: int) -> Any:
 
 
 def nncodec(case: Case, budget: float, tried: dict[int, Any]) -> Any:
-    """NNCodec 2 with dependent quantization at the size nearest to the budget; four steps of qp are about a bit."""
+    """NNCodec 2 with dependent quantization at the size nearest to the budget."""
     own = {n: w for n, w in case.model.state_dict().items() if w.is_floating_point()}
-    arrays = {n: w.numpy() for n, w in own.items()}
-
-    def bits(qp: int) -> float:
-        if qp not in tried:
-            tried[qp] = peers.nncodec(arrays, qp=qp)
-        return 8 * tried[qp].bytes / case.parameters
-
-    qp = -26
-    for _ in range(3):
-        qp = min(-8, max(-40, qp + round(4 * (bits(qp) - budget))))
-    qp = min(tried, key=lambda q: abs(bits(q) - budget))
-    state = {n: torch.from_numpy(np.array(a)).reshape(own[n].shape) for n, a in tried[qp].arrays.items()}
-    return case.row(f"nncodec qp={qp}", tried[qp].bytes, state, tried[qp].encode, budget)
+    qp, coded = peers.nncodec_near({n: w.numpy() for n, w in own.items()}, budget, case.parameters, tried)
+    state = {n: torch.from_numpy(np.array(a)).reshape(own[n].shape) for n, a in coded.arrays.items()}
+    return case.row(f"nncodec qp={qp}", coded.bytes, state, coded.encode, budget)
 
 
 def tasks(case: Case, *, with_peers: bool, ablation: bool) -> Iterator[Task]:
@@ -328,8 +318,7 @@ def main() -> None:
     parser.add_argument("--no-peers", action="store_true", help="leave HQQ and NNCodec out")
     parser.add_argument("--all-only", action="store_true", help="only the whole package, no part alone")
     options = parser.parse_args()
-    path = results.RESULTS / "datafree.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
+    rows = results.held("datafree")
     wanted = cases(options.only, options.images, tuple(options.budget))
     if SPEED in options.only or (not options.only and not any(row["model"] == SPEED for row in rows)):
         rows = write([row for row in rows if row["model"] != SPEED] + [speed()])

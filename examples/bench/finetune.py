@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -332,19 +331,12 @@ def densely(own: Task, recipe: Recipe, model: nn.Module, method: str, start: flo
 # --- the command -----------------------------------------------------------------------------
 
 
-def keep_rows(rows: list[dict[str, Any]], dry: bool) -> list[dict[str, Any]]:
+def keep_rows(rows: list[results.Row], dry: bool) -> list[results.Row]:
     """Writes these rows among those of earlier runs that they do not replace, unless it is a try; returns them all."""
-    if dry:
-        return rows
-    path = results.RESULTS / "finetune.json"
-    before = json.loads(path.read_text()) if path.exists() else []
-    fresh = {place(row) for row in rows}
-    every = sorted([row for row in before if place(row) not in fresh] + rows, key=place)
-    results.save("finetune", every)
-    return every
+    return rows if dry else results.keep("finetune", rows, place)
 
 
-def place(row: dict[str, Any]) -> tuple[Any, ...]:
+def place(row: results.Row) -> tuple[Any, ...]:
     """What a row is about, in the order of the table."""
     models = [*(recipe.model for recipe in RECIPES), "minilm"]
     which = row.get("wanted_ratio", row.get("batch", 0)), row.get("seed", -1)

@@ -17,7 +17,6 @@ import argparse
 import copy
 import functools
 import gc
-import json
 import os
 import tempfile
 import time
@@ -137,17 +136,11 @@ def hqq(case: Case, bits: int) -> dict[str, Any]:
 
 
 def nncodec(case: Case, budget: float) -> dict[str, Any]:
-    """NNCodec 2 at the quantization parameter, of three tried, whose size is nearest the budget."""
+    """NNCodec 2 at the size nearest to the budget."""
     arrays = {n: w.detach().numpy() for n, w in case.model.named_parameters()}
-    tried: dict[int, peers.Coded] = {}
-    qp = -26
-    for _ in range(3):
-        tried[qp] = tried.get(qp) or peers.nncodec(arrays, qp=qp)
-        qp = min(-8, max(-40, qp + round(4 * (8 * tried[qp].bytes / case.parameters - budget))))
-    best = min(tried, key=lambda q: abs(8 * tried[q].bytes / case.parameters - budget))
-    coded = tried[best]
+    qp, coded = peers.nncodec_near(arrays, budget, case.parameters)
     state = {n: torch.from_numpy(np.array(coded.arrays[n])).view(arrays[n].shape) for n in arrays}
-    return row(case, f"nncodec qp={best}", budget, coded.bytes, _state(case, state), coded.encode)
+    return row(case, f"nncodec qp={qp}", budget, coded.bytes, _state(case, state), coded.encode)
 
 
 def llama(case: Case, kind: str, library: Path) -> dict[str, Any]:
@@ -202,7 +195,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.download:
         download(options.packages)
-    path, rows = results.RESULTS / "language.json", list[dict[str, Any]]()
+    rows = list[results.Row]()
     for name, make in cases(options.packages).items():
         if options.only and name not in options.only:
             continue
@@ -210,9 +203,7 @@ def main() -> None:
         budgets = tuple(options.budget) or BUDGETS[name]
         for measure in tasks(case, budgets, options.method, options.packages, with_peers=not options.no_peers):
             new = measure()
-            rows = json.loads(path.read_text()) if path.exists() else []  # another run may have added some
-            rows = sorted([r for r in rows if _key(r) != _key(new)] + [new], key=lambda r: (*_key(r)[:2], -r["budget"]))
-            results.save("language", rows)
+            rows = results.keep("language", [new], _key, order=lambda r: (*_key(r)[:2], -r["budget"]))
             print({k: round(v, 4) if isinstance(v, float) else v for k, v in new.items()}, flush=True)
         results.show([r for r in rows if r["model"] == name], COLUMNS, name)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -270,12 +269,6 @@ def _weights(result: opq.Result) -> list[torch.Tensor]:
 # --- the command -----------------------------------------------------------------------------
 
 
-def held() -> list[dict[str, Any]]:
-    """The rows of earlier runs."""
-    path = results.RESULTS / "methods.json"
-    return json.loads(path.read_text()) if path.exists() else []
-
-
 def key(row: Mapping[str, Any]) -> tuple[str, str, str]:
     """What a row is known by."""
     return row["model"], row["method"], row["setting"]
@@ -351,7 +344,7 @@ def main() -> None:
         one = {c.method: quick(c) for c in wanted if c.model == "lenet-300-100" and not c.penalised}
         rows = run(list(one.values()), [], arguments.seconds, few=True)
     else:
-        before = held()
+        before = results.held("methods")
         done = set() if arguments.again else set(map(key, before))
         rows = run([c for c in wanted if c.key not in done], before, arguments.seconds)
         if rows:

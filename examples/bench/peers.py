@@ -138,6 +138,25 @@ def nncodec(arrays: Mapping[str, np.ndarray], *, qp: int) -> Coded:
     return _run("nncodec", NNCODEC, arrays, {"qp": qp})
 
 
+def nncodec_near(
+    arrays: Mapping[str, np.ndarray], bits: float, parameters: int, tried: dict[int, Coded] | None = None
+) -> tuple[int, Coded]:
+    """NNCodec 2 at the quantization parameter, of three tried, whose size is the nearest to so many bits a parameter.
+
+    Four steps of the parameter are about a bit.
+
+    Args:
+        tried: what was made of these arrays before, by the parameter; it is added to.
+    """
+    tried, qp = {} if tried is None else tried, -26
+    for _ in range(3):
+        if qp not in tried:
+            tried[qp] = nncodec(arrays, qp=qp)
+        qp = min(-8, max(-40, qp + round(4 * (8 * tried[qp].bytes / parameters - bits))))
+    best = min(tried, key=lambda q: abs(8 * tried[q].bytes / parameters - bits))
+    return best, tried[best]
+
+
 def hqq(arrays: Mapping[str, np.ndarray], *, bits: int, group: int = 64) -> Coded:
     """HQQ on two-dimensional arrays; its cost is `bits + 32 / group` bits a weight. Needs `available("hqq")`."""
     return _run("hqq", HQQ, arrays, {"bits": bits, "group": group})

@@ -34,6 +34,28 @@ class Made:
     state: Mapping[str, torch.Tensor]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Labelled:
+    """One epoch of augmented pictures in an order of its own, with the classes that a network gives them."""
+
+    teacher: nn.Module
+    pictures: Pictures
+    seed: int
+    epoch: int
+
+    def __len__(self) -> int:
+        return len(self.pictures) // BATCH
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        generator = torch.Generator().manual_seed(1000 * self.seed + self.epoch)
+        order = torch.randperm(len(self.pictures), generator=generator)
+        for which in order[: len(self) * BATCH].view(-1, BATCH).tolist():
+            x = self.pictures.augmented(which, self.seed, self.epoch).contiguous(memory_format=torch.channels_last)
+            with torch.no_grad():
+                classes = self.teacher(x).argmax(1)
+            yield x, classes
+
+
 def clipq(
     model: nn.Module,
     images: ImageSet,
@@ -49,29 +71,9 @@ def clipq(
     A search by lambda alone may give the network up: once a layer has made the error large, all others cost nothing.
     """
     pictures = Pictures.read(images, model.input_hint, lambda *_: None)  # type: ignore[arg-type]
-
-    def shown(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(1000 * seed + epoch))
-        for which in order[: len(pictures) // BATCH * BATCH].view(-1, BATCH):
-            x = pictures.augmented(which.tolist(), seed, epoch).contiguous(memory_format=torch.channels_last)
-            with torch.no_grad():
-                classes = model(x).argmax(1)
-            yield x, classes
-
-    class Epoch:
-        """Batches of one epoch, which may be read more than once."""
-
-        def __init__(self, epoch: int):
-            self.epoch = epoch
-
-        def __len__(self) -> int:
-            return len(pictures) // BATCH
-
-        def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            return shown(self.epoch)
-
     fixed = None if theta is None else {"*": theta}
-    how = opq.methods.ClipQ(data=Epoch, epochs=epochs, weight=weight, theta=fixed, lr=LR, distill=1.0, **SEARCH)
+    how = opq.methods.ClipQ(data=lambda epoch: Labelled(model, pictures, seed, epoch), epochs=epochs, weight=weight,
+                            theta=fixed, lr=LR, distill=1.0, **SEARCH)  # fmt: skip
     checkpoint = peers.CACHE / f"clipq-{weight:g}-{theta}-{seed}"
     result = opq.compress(model, method=how, seed=seed, progress=progress, checkpoint=checkpoint)
     return Made(result.bytes, result.state_dict())
@@ -80,14 +82,8 @@ def clipq(
 def nncodec(model: nn.Module, bits: float) -> Made:
     """NNCodec 2 with dependent quantization, at the size nearest to so many bits a parameter."""
     own = {n: w for n, w in model.state_dict().items() if w.is_floating_point()}
-    arrays, count = {n: w.numpy() for n, w in own.items()}, sum(p.numel() for p in model.parameters())
-    tried: dict[int, Any] = {}
-    qp = -26
-    for _ in range(4):
-        if qp not in tried:
-            tried[qp] = peers.nncodec(arrays, qp=qp)
-        qp = min(-8, max(-40, qp + round(4 * (8 * tried[qp].bytes / count - bits))))
-    coded = min(tried.values(), key=lambda c: abs(8 * c.bytes / count - bits))
+    count = sum(p.numel() for p in model.parameters())
+    _, coded = peers.nncodec_near({n: w.numpy() for n, w in own.items()}, bits, count)
     return Made(coded.bytes, {n: torch.from_numpy(np.array(a)).reshape(own[n].shape) for n, a in coded.arrays.items()})
 
 

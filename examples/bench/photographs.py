@@ -24,8 +24,9 @@ import dataclasses
 import functools
 import json
 import re
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,10 @@ from opq.evaluation import ImageSet
 
 CACHE = Path(__file__).parent / "cache"
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "pictures" / "photographs.png"
-LEAST = 40
-"""Percent: rows below are not drawn."""
 DRAWN = (
     ("rd, compressed on the photographs", "rd, 1,000 pictures", "top1_start", "o--C0"),
     ("rd, and trained on them", "rd, 1,000 pictures", "top1", "o-C1"),
     ("the paper's method, trained", "opq, ", "top1", "sC3"),
-    ("CLIP-Q, trained", "clipq, ", "top1", "^C2"),
 )
 """Label, how the methods of the rows begin, what is drawn of them, and in what style."""
 COLUMNS = ("model", "method", "budget", "bits", "ratio", "top1_dense", "top1_start", "top1", "agreement", "pictures",
@@ -111,31 +109,30 @@ def lines(count: int) -> list[str]:
 CASES: dict[str, Callable[[int], Case]] = {"resnet-20": resnet20, "mobilenet-v1-0.75": mobilenet, "minilm": minilm}
 
 
-def run(name: str, bits: float | None, arguments: argparse.Namespace) -> dict[str, Any]:
+def run(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Compress, score, train, write the file, read it back, score that."""
     case = CASES[name](arguments.pictures)
     if arguments.peer:
-        return by_others(name, case, bits, arguments)
+        return by_others(name, case, arguments)
     epochs = arguments.epochs or case.epochs
     given = {"images": "synthetic"} if arguments.synthetic else case.given
     things = "lines of text" if name == "minilm" else "pictures"
     what = "synthetic images" if arguments.synthetic else f"{arguments.pictures:,} {things}"
     options = {**case.options, **dict(json.loads(arguments.options))}
-    paper, grids = arguments.nominal is not None, options.get("codes") == "train"
-    method = f"rd, {what}, codes trained" if grids else f"rd, {what}"
-    asked: dict[str, Any] = {"bits": bits, "trellis": False if grids else None}
-    if paper:
-        method = f"opq, {arguments.nominal:g}x nominal, {100 * arguments.sparsity:g} % pruned, {what}"
-        method += ", codes kept" if options.get("codes") == "keep" else ""
+    codes, ratio = options.get("codes"), arguments.nominal
     start, cpu = time.perf_counter(), time.process_time()
     model = copy.deepcopy(case.model)
     seen = None if arguments.synthetic else given.get("images")
-    if paper:
-        result = counted(model, arguments.nominal, arguments.sparsity, calibration=seen)
+    if ratio is None:
+        method = f"rd, {what}" + (", codes trained" if codes == "train" else "")
+        asked = f"{arguments.bits:g}"
+        result = opq.compress(model, bits=arguments.bits, trellis=False if codes == "train" else None, calibration=seen)
     else:
-        result = opq.compress(model, calibration=seen, **asked)
-    asked_for = f"{arguments.nominal:g}x-{arguments.sparsity:g}" if paper else f"{bits:g}"
-    stem = f"photographs-{name}-{asked_for}-{what.replace(' ', '-')}-{epochs}-{arguments.seed}{arguments.mark}"
+        method = f"opq, {ratio:g}x nominal, {100 * arguments.sparsity:g} % pruned, {what}"
+        method += ", codes kept" if codes == "keep" else ""
+        asked = f"{ratio:g}x-{arguments.sparsity:g}"
+        result = counted(model, ratio, arguments.sparsity, calibration=seen)
+    stem = f"photographs-{name}-{asked}-{what.replace(' ', '-')}-{epochs}-{arguments.seed}{arguments.mark}"
     checkpoint = CACHE / f"{stem}.ckpt"
     trained = opq.finetune(model, result, **given, epochs=epochs, seed=arguments.seed, checkpoint=checkpoint,
                            progress=logged(), **options)  # fmt: skip
@@ -146,7 +143,7 @@ def run(name: str, bits: float | None, arguments: argparse.Namespace) -> dict[st
     pictures = 0 if arguments.synthetic else arguments.pictures
     best = trained.history[trained.kept] if trained.kept is not None and trained.kept >= 0 else None
     row = {
-        "model": name, "method": method, "budget": bits or result.bits, "file_bytes": path.stat().st_size,
+        "model": name, "method": method, "budget": arguments.bits or result.bits, "file_bytes": path.stat().st_size,
         "bits": trained.result.bits, "ratio": trained.result.ratio, "nominal_ratio": trained.result.nominal.ratio,
         "agreement": None if best is None else 100 * best.score, "pictures": pictures, "epochs": epochs,
         "kept": trained.kept, "seed": arguments.seed, "seconds": seconds, "cpu_seconds": spent,
@@ -169,7 +166,7 @@ def counted(model: nn.Module, ratio: float, sparsity: float, **options: Any) -> 
     return result
 
 
-def by_others(name: str, case: Case, bits: float | None, arguments: argparse.Namespace) -> dict[str, Any]:
+def by_others(name: str, case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
     """The row of another tool."""
     start, cpu, epochs = time.perf_counter(), time.process_time(), 0
     if arguments.peer == "clipq":
@@ -179,15 +176,13 @@ def by_others(name: str, case: Case, bits: float | None, arguments: argparse.Nam
                                       theta=theta, seed=arguments.seed, progress=logged())  # fmt: skip
         how = f"lambda {arguments.weight:g}" if theta is None else f"p {theta[0]:g}, b {theta[1]}"
         method = f"clipq, {how}, {arguments.pictures:,} pictures"
-    elif bits is None:
-        raise SystemExit("NNCodec and HQQ need BITS")
     else:
-        made = getattr(photograph_peers, arguments.peer)(case.model, bits)
-        method = arguments.peer
+        made = getattr(photograph_peers, arguments.peer)(case.model, arguments.bits)
+        method = f"{arguments.peer}, no training"
     own = sum(p.numel() for p in case.model.parameters())
     row = {
-        "model": name, "method": f"{method}, no training" if not epochs else method,
-        "budget": bits or 8 * made.bytes / own, "file_bytes": made.bytes, "bits": 8 * made.bytes / own,
+        "model": name, "method": method,
+        "budget": arguments.bits or 8 * made.bytes / own, "file_bytes": made.bytes, "bits": 8 * made.bytes / own,
         "ratio": 4 * own / made.bytes, "pictures": arguments.pictures if epochs else 0, "epochs": epochs,
         "seed": arguments.seed, "metric": case.metric, "samples": case.samples,
         "seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu,
@@ -217,44 +212,34 @@ def logged() -> Callable[[str, int, int], None]:
     return told
 
 
-def place(row: dict[str, Any]) -> tuple[Any, ...]:
+def place(row: results.Row) -> tuple[Any, ...]:
     """What a row is about, in the order of the table."""
     return row["model"], -row["budget"], row["method"], row["seed"]
 
 
-def keep(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Writes a row among those that it does not replace; returns them all."""
-    path = results.RESULTS / "photographs.json"
-    before = json.loads(path.read_text()) if path.exists() else []
-    rows = sorted([r for r in before if place(r) != place(row)] + [row], key=place)
-    results.save("photographs", rows)
-    return rows
-
-
-def draw(rows: list[dict[str, Any]], path: Path = PICTURE) -> None:
+def draw(rows: Sequence[results.Row], path: Path = PICTURE) -> None:
     """MobileNet's rows: accuracy against how much smaller the file is; the paper's method also by its own count."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    rows = [r for r in rows if r["model"] == "mobilenet-v1-0.75" and r["top1"] > LEAST]
-    rows = [r for r in rows if not r["method"].endswith("codes kept")]
+    rows = [r for r in rows if r["model"] == "mobilenet-v1-0.75" and not r["method"].endswith("codes kept")]
     figure, axis = pyplot.subplots(figsize=(7.5, 4.6))
     axis.axhline(rows[0]["top1_dense"], color="grey", linestyle=":", label="dense")
     for label, begins, key, style in DRAWN:
-        found: dict[float, list[dict[str, Any]]] = {}
-        for r in (r for r in rows if r["method"].startswith(begins) and key in r):
-            found.setdefault(round(r["ratio"], 1), []).append(r)
-        points = [(ratio, sum(r[key] for r in own) / len(own)) for ratio, own in sorted(found.items())]
-        if points:
-            axis.plot(*zip(*points, strict=True), style, label=label)
-    papers = [r for r in rows if r["method"].startswith("opq")]
-    for r in papers[:1]:
-        axis.plot([r["nominal_ratio"]], [r["top1"]], "sC3", fillstyle="none", label="the same by its own count")
-        start, end = (r["nominal_ratio"] - 0.25, r["top1"]), (r["ratio"] + 0.25, r["top1"])
-        axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": "C3", "linestyle": "--"})
-        axis.text((start[0] + end[0]) / 2, r["top1"] + 0.3, "positions cost bytes", color="C3", fontsize=8, ha="center")
+        found: dict[float, list[float]] = {}
+        for r in rows:
+            if r["method"].startswith(begins):
+                found.setdefault(round(r["ratio"], 1), []).append(r[key])
+        points = [(ratio, statistics.mean(scores)) for ratio, scores in sorted(found.items())]
+        axis.plot(*zip(*points, strict=True), style, label=label)
+    paper = next(r for r in rows if r["method"].startswith("opq"))
+    nominal, real, top1 = paper["nominal_ratio"], paper["ratio"], paper["top1"]
+    axis.plot([nominal], [top1], "sC3", fillstyle="none", label="the same by its own count")
+    arrow = {"arrowstyle": "->", "color": "C3", "linestyle": "--"}
+    axis.annotate("", (real + 0.25, top1), (nominal - 0.25, top1), arrowprops=arrow)
+    axis.text((nominal + real) / 2, top1 + 0.3, "positions cost bytes", color="C3", fontsize=8, ha="center")
     axis.set(xlabel="times smaller than float32", ylabel="top-1 of 1,000 photographs (%)")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="lower left")
@@ -280,16 +265,16 @@ def main() -> None:
     parser.add_argument("--try", dest="dry", action="store_true", help="nothing is scored or written")
     arguments = parser.parse_args()
     if arguments.network == "draw":
-        draw(json.loads((results.RESULTS / "photographs.json").read_text()))
+        draw(results.held("photographs"))
         return
     if arguments.bits is None and arguments.nominal is None and arguments.peer != "clipq":
         parser.error("BITS is missing")
     tiny.import_torchvision()
     CACHE.mkdir(exist_ok=True)
-    row = run(arguments.network, arguments.bits, arguments)
+    row = run(arguments.network, arguments)
     print(json.dumps(row))
     if not arguments.dry:
-        rows = keep(row)
+        rows = results.keep("photographs", [row], place)
         draw(rows)
         results.show(rows, COLUMNS, "Fine-tuned on pictures without labels")
 

@@ -17,7 +17,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,29 @@ def save(name: str, rows: Sequence[Row]) -> Path:
 
 def merge(name: str, rows: Sequence[Row]) -> Path:
     """Writes the rows in place of those of the same models; rows of other models stay."""
-    path = RESULTS / f"{name}.json"
     models = {row["model"] for row in rows}
-    others = [row for row in json.loads(path.read_text()) if row["model"] not in models] if path.exists() else []
-    return save(name, [*others, *rows])
+    return save(name, [*(row for row in held(name) if row["model"] not in models), *rows])
+
+
+def held(name: str) -> list[dict[str, Any]]:
+    """The rows of earlier runs."""
+    path = RESULTS / f"{name}.json"
+    return list(json.loads(path.read_text())) if path.exists() else []
+
+
+def keep(
+    name: str, rows: Sequence[Row], place: Callable[[Row], Any], order: Callable[[Row], Any] | None = None
+) -> list[Row]:
+    """Writes rows among those of earlier runs that they do not replace; returns them all.
+
+    Args:
+        place: what a row is about: it replaces the one of the same place.
+        order: by what all are sorted; by default their places.
+    """
+    fresh = {place(row) for row in rows}
+    every = sorted([row for row in held(name) if place(row) not in fresh] + [*rows], key=order or place)
+    save(name, every)
+    return every
 
 
 # --- is it still so? -------------------------------------------------------------------------

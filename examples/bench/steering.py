@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
+import dataclasses
+import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ import opq
 
 NETWORK, BITS = "mobilenet-v1-0.75", 2.0
 PICTURE = Path(__file__).resolve().parents[2] / "docs" / "pictures" / "steering.png"
-USUAL: Mapping[str, Any] = {"lr": 5e-4, "pictures": 1000, "epochs": 3, "trained": "biases and norms"}
 TRIED: Mapping[str, tuple[Any, ...]] = {
     "lr": (5e-5, 5e-4, 2e-3),
     "pictures": (100, 300, 1000),
@@ -42,33 +42,44 @@ NAMES = {"lr": "learning rate", "pictures": "photographs", "epochs": "epochs", "
 COLUMNS = ("what", "value", "top1", "top1_choices", "top1_figures", "agreement", "distance", "kept", "seconds")
 
 
-def row(case: photographs.Case, file: Path, what: str, value: Any, seed: int) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class How:
+    """One training; by default the usual one."""
+
+    lr: float = 5e-4
+    pictures: int = 1000
+    epochs: int = 3
+    trained: str = "biases and norms"
+
+
+def scores(case: photographs.Case, file: Path, how: How, seed: int) -> dict[str, Any]:
     """One training, scored."""
-    how, start = {**USUAL, what: value}, time.perf_counter()
-    model = copy.deepcopy(case.model)
-    if how["trained"] == "biases":
+    start, model = time.perf_counter(), copy.deepcopy(case.model)
+    if how.trained == "biases":
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.weight.requires_grad_(False)
-    given = {name: images.first(how["pictures"]) for name, images in case.given.items()}
-    epochs = 0 if how["trained"] == "nothing" else how["epochs"]
-    trained, best = None, None
-    if epochs:
-        trained = opq.finetune(model, file, **given, epochs=epochs, lr=how["lr"], seed=seed, codes="keep",
-                               bn="update" if how["trained"] == "and statistics" else None,
+    trained, best, state = None, None, opq.load_state_dict(file)
+    if how.trained != "nothing":
+        given = {name: images.first(how.pictures) for name, images in case.given.items()}
+        trained = opq.finetune(model, file, **given, epochs=how.epochs, lr=how.lr, seed=seed, codes="keep",
+                               bn="update" if how.trained == "and statistics" else None,
                                progress=photographs.logged(), **case.options)  # fmt: skip
-        best = trained.best
-    state = opq.load_state_dict(file) if trained is None else trained.result.state_dict()
+        best, state = trained.best, trained.result.state_dict()
     score = halves.top1(photographs.filled(case.model, state), zoo.imagenet_like())
     return {
-        "model": NETWORK, "method": f"{NAMES[what]}: {value}", "what": what, "value": value, "budget": BITS,
-        "seed": seed, "samples": 1000, "metric": "top1", **score.fields(),
+        "budget": BITS, "seed": seed, "samples": 1000, "metric": "top1", **score.fields(),
         "agreement": None if best is None else 100 * best.score, "distance": None if best is None else best.distance,
         "kept": None if trained is None else trained.kept, "seconds": time.perf_counter() - start,
     }  # fmt: skip
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
+def place(row: results.Row) -> tuple[int, int]:
+    """What a row is about, in the order of the table."""
+    return list(TRIED).index(row["what"]), TRIED[row["what"]].index(row["value"])
+
+
+def plot(rows: Sequence[results.Row], path: Path) -> None:
     """A panel for each thing: what is scored, against its values."""
     import matplotlib
 
@@ -103,19 +114,11 @@ def main() -> None:
     photographs.CACHE.mkdir(exist_ok=True)
     file = photographs.CACHE / "steering.opq.safetensors"
     opq.compress(case.model, bits=BITS, calibration=case.given["images"]).save(file)
-    path = results.RESULTS / "steering.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
-    usual: dict[str, Any] | None = None
+    once = functools.cache(lambda how: scores(case, file, how, arguments.seed))  # the usual one is of every panel
     for what in arguments.only or TRIED:
         for value in TRIED[what]:
-            if value == USUAL[what] and usual is not None:
-                one = {**usual, "what": what, "value": value, "method": f"{NAMES[what]}: {value}"}
-            else:
-                one = row(case, file, what, value, arguments.seed)
-            usual = one if value == USUAL[what] else usual
-            rows = [r for r in rows if (r["what"], r["value"]) != (what, value)] + [one]
-            rows.sort(key=lambda r: (list(TRIED).index(r["what"]), TRIED[r["what"]].index(r["value"])))
-            results.save("steering", rows)
+            about = {"model": NETWORK, "method": f"{NAMES[what]}: {value}", "what": what, "value": value}
+            rows = results.keep("steering", [{**about, **once(How(**{what: value}))}], place)
     plot(rows, PICTURE)
     results.show(rows, COLUMNS, f"{NETWORK} at {BITS} bits, trained on photographs without labels")
 
