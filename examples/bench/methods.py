@@ -176,31 +176,28 @@ RATIOS = {"lenet-300-100": (60, 120, 240), "lenet-5": (100, 300), "resnet-20": (
 CODEBOOK_RATIOS = {"lenet-300-100": (30, 60), "lenet-5": (38, 100), "resnet-20": (10, 16)}
 LAMBDAS = {"lenet-300-100": (0.3, 3), "lenet-5": (0.3, 3), "resnet-20": (1,)}
 OLMP = {
-    "lenet-300-100": ((0.056, 0.01, 64, 12), (0.06, 0.01, 40, 12), (0.06, 0.01, 56, 12), (0.06, 0.0125, 64, 12),
-                      (0.06, 0.01, 76, 12), (0.06, 0.01, 88, 12), (0.06, 0.01, 92, 12), (0.06, 0.01, 94, 12),
-                      (0.06, 0.01, 96, 12), (0.063, 0.01, 96, 12), (0.06, 0.01, 98, 13), (0.06, 0.01, 100, 14),
-                      (0.06, 0.01, 112, 12), (0.06, 0.01, 120, 13), (0.06, 0.02, 48, 12), (0.07, 0.02, 32, 12)),
+    "lenet-300-100": ((0.06, 0.01, 40, 12), (0.06, 0.01, 56, 12), (0.06, 0.01, 96, 12), (0.06, 0.01, 120, 13),
+                      (0.06, 0.02, 48, 12), (0.07, 0.02, 32, 12)),
     "lenet-5": ((0.05, 0.01, 40, 16),),
     "resnet-20": ((0.05, 0.02, 8, 3),),
 }  # fmt: skip
 """delta, learning rate, epochs, of these pruning: OLMP cannot do with fewer."""
 OLMP_PENALISED = {
     "lenet-300-100": ((0.02, 0.01, 48, 12), (0.05, 0.01, 48, 12), (0.1, 0.01, 64, 16)),
-    "lenet-5": ((0.02, 0.01, 40, 12), (0.02, 0.01, 60, 40), (0.03, 0.01, 80, 12)),
+    "lenet-5": ((0.02, 0.01, 40, 12), (0.03, 0.01, 80, 12)),
     "resnet-20": (),
 }
 """The same, from the dense networks of finetune.py."""
-GENTLE = {"delta": 0.008, "lr": 0.001, "optimizer": "adam", "search_batches": 4, "evaluations": 160,
-          "bounds": (0.0, 80.0), "sigma": 20.0}  # fmt: skip
-"""Options of further calls of OLMP. The bounds are of rows made when zeros counted among the magnitudes, and a pruned
-network's deviation was small; the default ones were not tried since."""
+DEEP = {"bounds": (-1.3, 20.0), "sigma": 2.0}
+"""Options of OLMP for networks that do not bear `c = 0` in all layers at once, which prunes half of every layer: deep
+ones, and those that are pruned already."""
+GENTLE = {"delta": 0.008, "lr": 0.001, "optimizer": "adam", "search_batches": 4, "evaluations": 160} | DEEP
+"""Options of further calls of OLMP."""
 OLMP_AGAIN = {
     "lenet-5": (((0.02, 0.01, 40, 12), ({"epochs": 60, "prune_epochs": 10}, {"epochs": 50, "prune_epochs": 5})),),
 }
 """Of `OLMP_PENALISED`, and epochs of further calls, each on the result of the one before and distilled from the dense
 network."""
-DEEP = {"bounds": (-1.3, 20.0), "sigma": 2.0}
-"""Options of OLMP for a deep network, which does not bear `c = 0` in all layers at once: half of every layer pruned."""
 
 
 def cases() -> list[Case]:
