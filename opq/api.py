@@ -21,7 +21,7 @@ from opq.base.pool import torch_threads
 from opq.base.progress import Progress
 from opq.base.stages import stage, timed
 from opq.compression.alpha import weighed
-from opq.compression.by_rows import RowScaled, alike, of_rows, restated
+from opq.compression.by_outputs import ByOutputs, alike, of_rows, restated
 from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, basis_of, probe_source, wants_probe
 from opq.compression.compared import without_probe
 from opq.compression.copies import without_copies
@@ -143,7 +143,7 @@ def compress(
             roles = _roles(opened, options)
             stats = gather(opened, roles, options.progress)
             probed = probe_source(opened, options)
-            scaled = RowScaled.of(opened, roles, probed) if options.by_rows else opened
+            scaled = _by_outputs(opened, options, roles, probed)
             problem, coder = _problem(
                 scaled, options, roles, restated(scaled, stats), probed, on_trellis=options.trellis
             )
@@ -290,6 +290,16 @@ def _roles(source: Source, options: Options) -> tuple[Role, ...]:
     return roles
 
 
+def _by_outputs(source: Source, options: Options, roles: tuple[Role, ...], probed: Probe | None) -> Source:
+    """The source that gives tensors by their outputs, where the options allow that."""
+    if not options.by_outputs:
+        return source
+    if options.like is None:
+        return ByOutputs.of(source, roles, probed, on_trellis=options.trellis)
+    with open_reader(options.like) as old:
+        return ByOutputs.of(source, roles, probed, on_trellis=options.trellis, old=old)
+
+
 def _problem(
     source: Source,
     options: Options,
@@ -303,7 +313,7 @@ def _problem(
     given = of_rows(source, _given(options, roles, stats))
     known = bool(probed is not None and probed.sensitivity)
     found = dict.fromkeys(stats, 1.0) if known else _guessed(source, stats, options)
-    trellised = dict.fromkeys(may_follow(roles, _is_crosswise(probed)), LEAST) if on_trellis else {}
+    trellised = dict.fromkeys(may_follow(roles, _is_crosswise(source, probed)), LEAST) if on_trellis else {}
     with stage("curves"):
         problem = Problem.of(options, roles, stats=stats, sensitivities=found | given, trellised=trellised)
     with stage("compile"):
@@ -327,7 +337,7 @@ def _plain(
         stats: statistics of its tensors.
     """
     options, roles = problem.options, problem.roles
-    bare = RowScaled.of(source, roles) if options.by_rows else source
+    bare = _by_outputs(source, options, roles, None)
     same = alike(bare, scaled, stats)
     found = restated(bare, {name: problem.stats[name] if name in same else stats[name] for name in stats}, but=same)
     with stage("curves"):
@@ -341,7 +351,7 @@ def _on_trellis(problem: Problem[Any], source: Source) -> Problem[Any]:
     """A problem on plain grids without a probe, with the trellis where it pays if the options allow that."""
     if not problem.options.trellis:
         return problem
-    trellised = dict.fromkeys(may_follow(problem.roles, _is_crosswise(None)), LEAST)
+    trellised = dict.fromkeys(may_follow(problem.roles, _is_crosswise(source, None)), LEAST)
     with stage("curves"):
         problem = dataclasses.replace(problem, trellised=trellised)
         return dataclasses.replace(problem, trellised=_least_rates(source, problem))
@@ -373,6 +383,7 @@ def _least_rates(source: Source, problem: Problem[Any]) -> dict[str, float]:
         return dict(zip(names, threads.ordered(one, names), strict=True))
 
 
-def _is_crosswise(probed: Probe | None) -> Callable[[str], bool]:
-    """Whether the rows of a tensor are no outputs, as far as a probe tells."""
-    return (lambda name: False) if probed is None else probed.is_crosswise
+def _is_crosswise(source: Source, probed: Probe | None) -> Callable[[str], bool]:
+    """Whether the rows of a source's tensor are no outputs, as far as a probe tells."""
+    turns = source.turns if isinstance(source, ByOutputs) else {}
+    return lambda name: probed is not None and name not in turns and probed.is_crosswise(name)

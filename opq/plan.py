@@ -102,9 +102,9 @@ class TensorPlan:
     like: str | None = None
     """For `share`: the tensor that holds the values."""
     codebook: str = "grid"
-    """`grid` (multiples of the step), `trellis` (multiples that form a path of the trellis), `grid-rows` and
-    `trellis-rows` (the same with a step for each row, of which `step` is the median row's), `table` (a list of values)
-    or `product` (a list of vectors)."""
+    """`grid` (multiples of the step), `trellis` (multiples that form a path of the trellis), `trellis-turned` (the same
+    where the first axis counts no outputs), `grid-rows`, `trellis-rows` and `trellis-turned-rows` (with a step for each
+    row, of which `step` is the median row's), `table` (a list of values) or `product` (a list of vectors)."""
     step: float = 0.0
     threshold: float = 0.0
     rounding: float = 0.5
@@ -139,7 +139,7 @@ class TensorPlan:
     @property
     def stepped(self) -> bool:
         """Whether the tensor is compressed to multiples of a step, one for the tensor or one for each row."""
-        return self.action == "compress" and self.codebook in ("grid", "trellis", "grid-rows", "trellis-rows")
+        return self.action == "compress" and self.codebook.startswith(("grid", "trellis"))
 
     @property
     def on_trellis(self) -> bool:
@@ -150,6 +150,11 @@ class TensorPlan:
     def by_row(self) -> bool:
         """Whether each row has a step of its own, which the file's payload holds."""
         return self.codebook.endswith("-rows")
+
+    @property
+    def turned(self) -> bool:
+        """Whether its codes are stored as those of a matrix (outputs, inputs), as the file's payload says."""
+        return "turned" in self.codebook
 
     @property
     def vector(self) -> bool:

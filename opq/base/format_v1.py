@@ -37,7 +37,7 @@ DTYPE_NAMES = (
 
 KIND_NAMES = (
     *("grid", "table", "product", "fine", "log", "raw", "share", "scalar", "trellis"),
-    *("grid-rows", "trellis-rows"),
+    *("grid-rows", "trellis-rows", "trellis-turned", "grid-turned-rows", "trellis-turned-rows"),
 )
 """Kinds of payload by their numbers in the index; only ever appended to."""
 

@@ -4,7 +4,7 @@ Other folders use:
 
 - `alpha`: the exponent of the sensitivities.
 - `budget`: the loop by which every budget in bytes is met.
-- `by_rows`: which tensors have steps by row, and a source whose rows are scaled.
+- `by_outputs`: a source that gives tensors as matrices (outputs, inputs), and with rows scaled; which tensors.
 - `coders`: from planned tensors to codes, with or without the probe.
 - `compared`: whether a file with the probe is better than one without it.
 - `copies`: tensors of one source that are equal.
@@ -26,7 +26,7 @@ from __future__ import annotations
 __all__ = [
     "alpha",
     "budget",
-    "by_rows",
+    "by_outputs",
     "coders",
     "compared",
     "copies",

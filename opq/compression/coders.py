@@ -16,7 +16,7 @@ from opq.base.arrays import Codes, Narrow
 from opq.base.calls import warn
 from opq.base.pool import torch_threads
 from opq.base.stages import stage
-from opq.compression.by_rows import decoded, of_rows
+from opq.compression.by_outputs import decoded, layout_of, of_rows
 from opq.compression.method import DataFree
 from opq.compression.options import Options
 from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
@@ -151,8 +151,10 @@ class DataFreeCoder:
         def coded(item: tuple[str, Factors | None]) -> tuple[str, list[Codes]]:
             name, moment = item
             w, plans = self.source.tensor(name), by_name[name]
-            found = [quantize(w, plan) for plan in plans] if moment is None else sweep(w, plans, moment)
-            return name, [q.numpy() for q in found]
+            if moment is None:
+                return name, [quantize(w, plan).numpy() for plan in plans]
+            layout = layout_of(self.source, name, moment.layout)
+            return name, [q.numpy() for q in sweep(w, plans, moment, layout=layout)]
 
         with torch_threads() as threads:
             yield from threads.ordered(coded, ((name, None) for name in by_name if name not in set(fed)))

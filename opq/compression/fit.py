@@ -18,7 +18,7 @@ from opq.allocation.stats import TensorStats
 from opq.base.pool import give_back
 from opq.base.progress import Progress
 from opq.base.stages import stage
-from opq.compression import by_rows
+from opq.compression import by_outputs
 from opq.compression.budget import AIM, Round, Search, by_line
 from opq.compression.coders import Coder, CodesByName
 from opq.compression.differences import Differences
@@ -237,12 +237,12 @@ def assemble(
         items: kept tensors whose stored form is known already.
         note: what the codes rest on, as of `opq.file.writer.pack`.
     """
-    stepped = [by_rows.stored(source, t, codes[t.name]) for t in plan.compressed]
+    stepped = [by_outputs.stored(source, t, codes[t.name]) for t in plan.compressed]
     kept = [(items or {}).get(item.name, item) for item in keep(source, plan, changed)]
     base = source.base if isinstance(source, Differences) else None
     if isinstance(source, Differences):
         kept = [source.finished(item) for item in kept]
-    plan = by_rows.told(source, plan)
+    plan = by_outputs.told(source, plan)
     return Result(
         plan=plan,
         packed=writer.pack(plan, [*stepped, *kept], note=note, base=None if base is None else base.name),

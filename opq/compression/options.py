@@ -102,8 +102,8 @@ class Options:
         return isinstance(self.how, RateDistortion) and bool(self.how.trellis)
 
     @property
-    def by_rows(self) -> bool:
-        """Whether tensors may have steps by row."""
+    def by_outputs(self) -> bool:
+        """Whether tensors may have steps by row, and be turned so that rows are outputs."""
         return isinstance(self.how, RateDistortion) and not self.how.constraints
 
     @property

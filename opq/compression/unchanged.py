@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from opq.base.dtypes import dtype_name
-from opq.compression.by_rows import of_scaled
+from opq.compression.by_outputs import of_older, older_codes
 from opq.compression.coders import Coder, CodesByName
 from opq.compression.roles import Role
 from opq.file.folder_reader import FolderReader
@@ -51,7 +51,7 @@ class Unchanged:
         plans = [plan for role in like if role.action == "compress" and (plan := _planned(role, old, source))]
         same: CodesByName = {}
         for name, codes in coder.codes(plans):
-            if np.array_equal(codes, old.codes(name)):
+            if np.array_equal(codes, older_codes(source, old, name)):
                 same[name] = codes
         sizes = old.sizes
         kept = tuple(old.plan[role.name] for role in like if role.action == "keep")
@@ -74,8 +74,8 @@ def _is_like(role: Role, old: Plan) -> bool:
 
 
 def _planned(role: Role, old: Reader | FolderReader, source: Source) -> TensorPlan | None:
-    """The old plan of a tensor; None if rows are scaled in another way, or 16 bits do not hold the codes by it."""
-    plan = of_scaled(source, old.plan[role.name], old.exponents(role.name))
+    """The old plan of a tensor; None if rows are others or scaled otherwise, or 16 bits do not hold the codes by it."""
+    plan = of_older(source, old, role.name)
     values = source.tensor(role.name)
     if plan is None or (values.numel() and float(values.double().abs().max()) >= LARGEST_CODE * plan.step):
         return None

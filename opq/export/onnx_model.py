@@ -183,8 +183,10 @@ def _open_axes_named(graph: Any, outputs: Sequence[str]) -> None:
 
 
 def _grid(reader: Reader, tensor: TensorPlan) -> GridTensor:
-    exponents = reader.exponents(tensor.name)
+    exponents, turn = reader.exponents(tensor.name), reader.turn(tensor.name)
     step = np.asarray(np.float32(tensor.step)) if exponents is None else rows.steps(tensor.step, exponents)
+    if turn is not None and step.ndim:
+        step = turn.spread(step, tensor.shape)
     return GridTensor(tensor.name, reader.codes(tensor.name), step)
 
 

@@ -1,6 +1,7 @@
 """The kinds of payload of compressed tensors: codes on a grid, on a trellis, or into a codebook.
 
-On a grid and on a trellis a tensor may have a step for each row; the exponents of these stand before its codes.
+On a grid and on a trellis a tensor may have a step for each row; the exponents of these stand before its codes. Paths
+run down the first axis of a tensor, or down the rows of a matrix of which the payload says how it is a tensor.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from opq.file.payload import Coded, Payload, Place
 from opq.plan import Action, TensorPlan
 from opq.quantizing import rows, trellis
 from opq.quantizing.grid import densely, saturated, scaled
+from opq.quantizing.turned import Turn
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +82,7 @@ class GridRows(Grid):
         return Grid.payload(self, plan)
 
     def digest(self, payload: bytes) -> int:
-        return zlib.crc32(np.ascontiguousarray(self.exponents, np.int16).data, Grid.digest(self, payload))
+        return _with_exponents(self.exponents, Grid.digest(self, payload))
 
     @classmethod
     def behind(cls, data: memoryview, plan: TensorPlan) -> tuple[int, tuple[int, ...]]:
@@ -117,6 +119,10 @@ _LENGTH = 4
 """Bytes of the length of the coded exponents, before them."""
 
 
+def _with_exponents(exponents: Codes, digest: int) -> int:
+    return zlib.crc32(np.ascontiguousarray(exponents, np.int16).data, digest)
+
+
 def _head_of_rows(data: memoryview) -> memoryview:
     """The coded exponents at the start of a payload."""
     length = int.from_bytes(data[:_LENGTH], "little")
@@ -132,6 +138,122 @@ def _row_steps(plan: TensorPlan, exponents: Codes) -> Floats32:
         got = f"{plan.step:.3g}, scaled by 2^({int(exponents.min())}/4) to 2^({int(exponents.max())}/4)"
         raise CorruptFileError(f"tensor {plan.name!r}: the step of a row is out of range", got=got)
     return found
+
+
+class Turned(Coded):
+    """A compressed tensor of which a matrix (outputs, inputs) is stored, see `opq.quantizing.turned`."""
+
+    __slots__ = ()
+    action: ClassVar[Action] = "compress"
+    inner: ClassVar[type[Grid]]
+    """How the matrix is stored."""
+    turn: Turn
+    codes: Codes
+    """In the tensor's shape."""
+
+    @property
+    @abc.abstractmethod
+    def matrix(self) -> Grid:
+        """The matrix as a tensor of its own."""
+
+    def read(self) -> Codes:
+        return self.codes
+
+    def payload(self, plan: TensorPlan) -> Payload:
+        if not self.turn.fits(plan.shape):
+            fact = f"tensor {plan.name!r}: axes of its inputs"
+            raise MismatchError(fact, got=self.turn, wanted=f"axes of {plan.shape}")
+        self._fits(plan, self.codes.shape)
+        found = self.matrix.payload(_of_matrix(plan, self.turn, self.inner))
+        return Payload(bytes((self.turn.front, self.turn.inputs)) + found.head, found.draft, found.codes)
+
+    @classmethod
+    def check(cls, plan: TensorPlan, place: Place) -> None:
+        cls.inner.check(plan, place)
+        if not plan.shape:
+            raise CorruptFileError(f"tensor {plan.name!r}: a turned tensor without axes")
+
+    @classmethod
+    def turn_of(cls, data: memoryview, plan: TensorPlan) -> Turn:
+        turn = Turn(data[0], data[1]) if len(data) >= _AXES else None
+        if turn is None or not turn.fits(plan.shape):
+            raise CorruptFileError("axes of the inputs that a tensor has not", got=turn, wanted=f"axes of {plan.shape}")
+        return turn
+
+    @classmethod
+    def behind(cls, data: memoryview, plan: TensorPlan) -> tuple[int, tuple[int, ...]]:
+        start, shape = cls.inner.behind(data[_AXES:], _of_matrix(plan, cls.turn_of(data, plan), cls.inner))
+        return _AXES + start, shape
+
+    @classmethod
+    def codes_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
+        turn = cls.turn_of(data, plan)
+        return turn.back(cls.inner.codes_of(data[_AXES:], _of_matrix(plan, turn, cls.inner)), plan.shape)
+
+    @classmethod
+    def exponents_of(cls, data: memoryview, plan: TensorPlan) -> Codes | None:
+        return cls.inner.exponents_of(data[_AXES:], _of_matrix(plan, cls.turn_of(data, plan), cls.inner))
+
+    @classmethod
+    def restore(cls, data: memoryview, plan: TensorPlan, number: float) -> torch.Tensor:
+        turn = cls.turn_of(data, plan)
+        return turn.tensor(cls.inner.restore(data[_AXES:], _of_matrix(plan, turn, cls.inner), number), plan.shape)
+
+
+_AXES = 2
+"""Bytes before the payload of the matrix: how many axes stand before those of the inputs, and how many these are."""
+
+
+def _of_matrix(plan: TensorPlan, turn: Turn, kind: type[Grid]) -> TensorPlan:
+    """The plan of a tensor's matrix."""
+    return dataclasses.replace(plan, shape=turn.shape(plan.shape), codebook=kind.kind)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class TrellisTurned(Turned):
+    """A matrix (outputs, inputs) of multiples of its plan's step that follow the paths of a trellis."""
+
+    kind: ClassVar[str] = "trellis-turned"
+    inner: ClassVar[type[Grid]] = Trellis
+    name: str
+    turn: Turn
+    codes: Codes
+
+    @property
+    def matrix(self) -> Trellis:
+        return Trellis(self.name, self.turn.codes(self.codes))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class GridTurnedRows(Turned):
+    """A matrix (outputs, inputs) of multiples of a step for each of its rows."""
+
+    kind: ClassVar[str] = "grid-turned-rows"
+    inner: ClassVar[type[Grid]] = GridRows
+    name: str
+    turn: Turn
+    codes: Codes
+    exponents: Codes
+    """Of the rows of the matrix."""
+
+    def digest(self, payload: bytes) -> int:
+        return _with_exponents(self.exponents, Turned.digest(self, payload))
+
+    @property
+    def matrix(self) -> GridRows:
+        return GridRows(self.name, self.turn.codes(self.codes), self.exponents)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class TrellisTurnedRows(GridTurnedRows):
+    """The same on the paths of a trellis."""
+
+    kind: ClassVar[str] = "trellis-turned-rows"
+    inner: ClassVar[type[Grid]] = TrellisRows
+
+    @property
+    def matrix(self) -> GridRows:
+        return TrellisRows(self.name, self.turn.codes(self.codes), self.exponents)
 
 
 class Listed(Coded):

@@ -25,6 +25,7 @@ from opq.file.base import BaseName, open_base
 from opq.file.header import check_version, no_twins
 from opq.file.reader import MAX_EXPANSION, Reader
 from opq.plan import Plan
+from opq.quantizing.turned import Turn
 
 __all__ = ["INDEX", "FolderReader", "check_payloads", "index_bytes", "open_reader", "parts_of", "read_index"]
 
@@ -109,6 +110,10 @@ class FolderReader:
     def exponents(self, name: str) -> Codes | None:
         """The exponents of a tensor with a step for each row; see `Reader.exponents`."""
         return self.shard(name).exponents(name)
+
+    def turn(self, name: str) -> Turn | None:
+        """How a tensor's codes are those of a matrix (outputs, inputs); see `Reader.turn`."""
+        return self.shard(name).turn(name)
 
     def tensor(self, name: str) -> torch.Tensor:
         """As `Reader.tensor`."""

@@ -16,6 +16,7 @@ from opq.base.format_v1 import CODED_TYPES, MOST_AXES
 from opq.coding import entropy
 from opq.errors import CorruptFileError, MismatchError
 from opq.plan import Action, TensorPlan
+from opq.quantizing.turned import Turn
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,6 +86,16 @@ class Stored(abc.ABC):
     def codes_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
         """The integer codes of a payload, in the tensor's shape; raises `MismatchError` if the kind has none."""
         raise MismatchError("no codes", got=cls.kind)
+
+    @classmethod
+    def exponents_of(cls, data: memoryview, plan: TensorPlan) -> Codes | None:
+        """The exponent of each row; None if the kind has none. Raises `CorruptFileError` if they are not there."""
+        return None
+
+    @classmethod
+    def turn_of(cls, data: memoryview, plan: TensorPlan) -> Turn | None:
+        """How the codes are those of a matrix (outputs, inputs); None if the kind does not say."""
+        return None
 
     @classmethod
     @abc.abstractmethod

@@ -31,8 +31,9 @@ from opq.file import basis, index
 from opq.file.base import RELATIVE, BaseName, added, open_base
 from opq.file.header import Entry, read_entries
 from opq.file.payload import Place
-from opq.file.stored import PAYLOADS, Fine, GridRows, Raw, Share
+from opq.file.stored import PAYLOADS, Fine, Raw, Share
 from opq.plan import Plan, TensorPlan
+from opq.quantizing.turned import Turn
 
 
 class InMemory(Protocol):
@@ -135,6 +136,8 @@ class Reader:
     def exponents(self, name: str) -> Codes | None:
         """Of a tensor with a step for each row the exponents `e_i` (rows,): row i has the step `Delta 2^(e_i / 4)`.
 
+        Rows are those of its matrix, where it has a `turn`.
+
         None of others.
 
         Raises:
@@ -142,11 +145,25 @@ class Reader:
             CorruptFileError: its bytes are damaged.
         """
         plan = self.plan.holder(name)
-        kind = PAYLOADS.get(self._places[plan.name].kind)
-        if kind is None or not issubclass(kind, GridRows):
+        if not plan.by_row:
             return None
         with _naming(name):
-            return kind.exponents_of(self._payload(plan.name), plan)
+            return PAYLOADS[self._places[plan.name].kind].exponents_of(self._payload(plan.name), plan)
+
+    def turn(self, name: str) -> Turn | None:
+        """Of a tensor whose first axis counts no outputs, how its codes are those of a matrix (outputs, inputs).
+
+        None of others, and of those that are not on a trellis.
+
+        Raises:
+            MismatchError: there is no such tensor.
+            CorruptFileError: its bytes are damaged.
+        """
+        plan = self.plan.holder(name)
+        if not plan.turned:
+            return None
+        with _naming(name):
+            return PAYLOADS[self._places[plan.name].kind].turn_of(self._payload(plan.name), plan)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The dense tensor, in the source's dtype.

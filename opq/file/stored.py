@@ -10,11 +10,14 @@ from typing import ClassVar
 
 from opq.file.compressed_kinds import Grid as Grid
 from opq.file.compressed_kinds import GridRows as GridRows
+from opq.file.compressed_kinds import GridTurnedRows as GridTurnedRows
 from opq.file.compressed_kinds import Listed as Listed
 from opq.file.compressed_kinds import Product as Product
 from opq.file.compressed_kinds import Table as Table
 from opq.file.compressed_kinds import Trellis as Trellis
 from opq.file.compressed_kinds import TrellisRows as TrellisRows
+from opq.file.compressed_kinds import TrellisTurned as TrellisTurned
+from opq.file.compressed_kinds import TrellisTurnedRows as TrellisTurnedRows
 from opq.file.kept_kinds import WHOLE, Raw, Scalar
 from opq.file.kept_kinds import Fine as Fine
 from opq.file.kept_kinds import Log as Log
@@ -34,7 +37,7 @@ class Share:
 
 KINDS: tuple[type[Stored | Share], ...] = (
     *(Grid, Table, Product, Fine, Log, Raw, Share, Scalar, Trellis),
-    *(GridRows, TrellisRows),
+    *(GridRows, TrellisRows, TrellisTurned, GridTurnedRows, TrellisTurnedRows),
 )
 """All kinds, in the order of their numbers in the file (`KIND_NAMES`)."""
 

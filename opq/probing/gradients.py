@@ -25,7 +25,9 @@ from opq.models.observe import batch_statistics, tidied, untouched
 from opq.models.outputs import counted, floating, weighing
 from opq.models.record import Record
 from opq.probing import robust
+from opq.probing.layers import layers
 from opq.probing.units import Units
+from opq.quantizing.turned import Turn
 
 ACTIVATIONS = 0.75
 """The fraction of the allowed memory for the activations of a backward pass; the rest is for the gradients of these and
@@ -57,7 +59,7 @@ class Felt(dict[str, float]):
 
     rows: Mapping[str, Floats]
     """Of tensors of two axes and more, but tables of embeddings, that of each row (rows,): their mean is the tensor's,
-    up to rounding."""
+    up to rounding. Rows are those of the matrix (outputs, inputs) that `Layout.turn` gives, where there is one."""
 
     def __init__(self, tensors: Mapping[str, float], rows: Mapping[str, Floats] | None = None):
         super().__init__(tensors)
@@ -137,14 +139,14 @@ def _sensitivity(
         batch = batch.to(model)
         record, size = Record(model), at_once(model, batch, most[:2])
         before.settle()
-        of_tokens = robust.tables(model)
+        of_tokens, turns = robust.tables(model), _turns(model)
         for part in batch.parts(size):
             with tidied(model):
                 outputs = _outputs(model, part)
             units = units or _units(model, batch, part, outputs)
             felt = [(k, o) for k, o in enumerate(outputs) if o.requires_grad]
             v = [_noise(o, part.mask, units, k, generator) for k, o in felt]
-            squares, by_row = _squares([o for _, o in felt], v, list(parameters.values()), of_tokens)
+            squares, by_row = _squares([o for _, o in felt], v, list(parameters.values()), of_tokens, turns)
             record.restore()
             for key, row in by_row.items():
                 of_rows[key] = of_rows[key] + row if key in of_rows else row
@@ -238,11 +240,12 @@ def _squares(
     v: Sequence[torch.Tensor],
     parameters: Sequence[nn.Parameter],
     of_tokens: Collection[int],
+    turns: Mapping[int, Turn],
 ) -> tuple[list[float], dict[int, torch.Tensor]]:
     """Means over each parameter of `(d v'f / d w)^2`; of a table of embeddings so that no token decides them.
 
-    Also the means over each row of all others of two axes and more, by `id`, in float64. Each gradient is released as
-    soon as it is measured: together they would take as much as the weights.
+    Also the means over each row, that is each output, of all others of two axes and more, by `id`, in float64. Each
+    gradient is released as soon as it is measured: together they would take as much as the weights.
     """
     found, of_rows = dict.fromkeys(map(id, parameters), 0.0), dict[int, torch.Tensor]()
 
@@ -250,7 +253,9 @@ def _squares(
         of_token = id(parameter) in of_tokens
         found[id(parameter)] = (robust.kept(gradient) if of_token else 1.0) * _mean_square(gradient)
         if gradient.dim() > 1 and gradient.numel() and not of_token:
-            means = [some.square().mean(1, dtype=torch.float64) for some in _pieces(gradient)]
+            turn = turns.get(id(parameter))
+            rows = gradient if turn is None else turn.matrix(gradient)
+            means = [some.square().mean(1, dtype=torch.float64) for some in _pieces(rows)]
             of_rows[id(parameter)] = torch.cat(means).cpu()
         return gradient.new_zeros(()).expand_as(gradient) if type(gradient) is torch.Tensor else gradient
 
@@ -260,6 +265,13 @@ def _squares(
             stack.callback(handle.remove)
         torch.autograd.grad(outputs, parameters, v, allow_unused=True)
     return list(found.values()), of_rows
+
+
+def _turns(model: nn.Module) -> dict[int, Turn]:
+    """By `id` how weights whose first axis counts no outputs are matrices (outputs, inputs)."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    found = {id(named[name]): layer.layout.turn for name, layer in layers(model).items()}
+    return {key: turn for key, turn in found.items() if turn is not None}
 
 
 def _mean_square(gradient: torch.Tensor) -> float:

@@ -8,8 +8,9 @@ Other folders use:
 - `rows`: a step for each row.
 - `trellis`: trellis-coded quantization.
 - `triangle`: symmetric and triangular matrices, held without what is below the diagonal.
+- `turned`: tensors whose first axis counts no outputs, as matrices (outputs, inputs).
 """
 
 from __future__ import annotations
 
-__all__ = ["feedback", "grid", "moment", "rows", "trellis", "triangle"]
+__all__ = ["feedback", "grid", "moment", "rows", "trellis", "triangle", "turned"]

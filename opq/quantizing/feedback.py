@@ -21,7 +21,7 @@ from opq.base.arrays import Floats32, Reals
 from opq.errors import OptionError
 from opq.plan import TensorPlan
 from opq.quantizing import trellis
-from opq.quantizing.moment import Factors, Moment
+from opq.quantizing.moment import Factors, Layout, Moment
 
 LEAF = 8
 """Coordinates at which halving stops: so many are fed back one by one. A choice of speed; it changes the order in which
@@ -62,21 +62,26 @@ def sweep(
     plans: Sequence[TensorPlan],
     moment: Moment | Factors,
     *,
+    layout: Layout | None = None,
     leaf: int = LEAF,
     rows_at_once: int = ROWS_AT_ONCE,
     bits: Reals | None = None,
 ) -> list[torch.Tensor]:
     """`feedback` on the grids of several plans in one pass, which costs little more than for one plan.
 
+    Args:
+        layout: how `w` is a stack of matrices, where it is not as the weight that the moment belongs to.
+
     Raises:
         OptionError: a plan uses a trellis, and the first axis of the weight counts inputs.
     """
     on_paths = any(plan.codebook == "trellis" for plan in plans)
+    layout = layout or moment.layout
     if on_paths and len(plans) > 1:
-        return [sweep(w, [plan], moment, leaf=leaf, rows_at_once=rows_at_once)[0] for plan in plans]
-    if on_paths and moment.layout.transposed:
+        return [sweep(w, [plan], moment, layout=layout, leaf=leaf, rows_at_once=rows_at_once)[0] for plan in plans]
+    if on_paths and layout.transposed:
         raise OptionError(f"tensor {plans[0].name!r}: paths down its inputs", got="a trellis", wanted="a grid")
-    matrix = moment.layout.matrix(w.detach().float().cpu())
+    matrix = layout.matrix(w.detach().float().cpu())
     groups, rows, width = matrix.shape
     grid = _Paths.of(matrix, plans[0], bits) if on_paths else _Grid.of(plans)
     at_once = rows if on_paths and groups > 1 else rows_at_once
@@ -88,7 +93,7 @@ def sweep(
             part = slice(first, first + at_once)
             codes[:, :, part, at] = _swept(matrix[:, part, at], grid, len(plans), n, leaf=leaf)
         start += len(order)
-    return [moment.layout.tensor(q, tuple(w.shape)) for q in codes]
+    return [layout.tensor(q, tuple(w.shape)) for q in codes]
 
 
 def _swept(w: torch.Tensor, grid: _Grid | _Paths, plans: int, n: torch.Tensor, *, leaf: int) -> torch.Tensor:

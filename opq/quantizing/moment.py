@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 
 from opq.quantizing.triangle import Triangle
+from opq.quantizing.turned import Turn
 
 WIDEST = 4096
 """The most coordinates that share one moment; wider layers have several moments, each for a block of coordinates, of
@@ -42,6 +43,16 @@ class Layout:
     """Each matrix of the stack is stored (d, rows), as transposed convolutions and Hugging Face's Conv1D do."""
     stacked: bool = False
     """The tensor has three dimensions, of which the first counts the matrices, as experts have it."""
+
+    @property
+    def turn(self) -> Turn | None:
+        """How the tensor is one matrix (outputs, inputs) of all groups; None if its first axis counts its outputs.
+
+        None as well of transposed convolutions in groups, whose inputs are no axis of their own.
+        """
+        if self.stacked:
+            return Turn(1, 1) if self.transposed else Turn(2, 1)
+        return Turn(0, 1) if self.transposed and self.groups == 1 else None
 
     def matrix(self, w: torch.Tensor) -> torch.Tensor:
         """The weight as (groups, rows, d)."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from opq.compression import by_rows
+from opq.compression import by_outputs
 from opq.compression.fit import assemble
 from opq.compression.result import Result
 from opq.errors import AttachError, OffCodebookError, OptionError
@@ -113,10 +113,9 @@ def _most(result: Result) -> float:
 
 def _assembled(state: dict[str, torch.Tensor], model: nn.Module, result: Result) -> Result:
     source = dataclasses.replace(open_source(state), label=result.label, origin="module", make=lambda: model)
-    found = {t.name: result.reader.exponents(t.name) for t in result.plan.compressed}
-    scaled, plan = by_rows.rebuilt(source, result.plan, {name: e for name, e in found.items() if e is not None})
     codes = {name: q.numpy() for name, q in result.codes.items()}
-    return assemble(scaled, plan, codes, {}, note=result.reader.note)
+    seen, plan, own = by_outputs.rebuilt(source, result.plan, codes, result.reader)
+    return assemble(seen, plan, own, {}, note=result.reader.note)
 
 
 def _check_unchanged(model: nn.Module, result: Result) -> None:

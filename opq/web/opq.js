@@ -944,8 +944,11 @@ function onTrellis(k, shape) {
 
 // --- payloads ---------------------------------------------------------------------------------
 
-const KINDS = ["grid", "table", "product", "fine", "log", "raw", "share", "scalar", "trellis", "grid-rows", "trellis-rows"];
-const STEPPED = new Set(["grid", "trellis", "grid-rows", "trellis-rows"]);
+const KINDS = [
+  "grid", "table", "product", "fine", "log", "raw", "share", "scalar", "trellis", "grid-rows", "trellis-rows",
+  "trellis-turned", "grid-turned-rows", "trellis-turned-rows",
+];
+const STEPPED = new Set(KINDS.filter((kind) => /^(grid|trellis)/.test(kind)));
 const COMPRESSED = new Set([...STEPPED, "table", "product"]);
 
 /** The codebook in front of the codes: its numbers, how many each entry has, and the rest. */
@@ -979,13 +982,39 @@ function takeSteps(payload, rows, step) {
   return { steps, coded: payload.subarray(end) };
 }
 
+/** How many elements there are before the axes of the inputs, along these, and behind them, and the rest of a payload. */
+function takeTurn(payload, shape) {
+  const [front, inputs] = payload;
+  if (!(inputs >= 1 && front + inputs <= shape.length)) {
+    throw corrupt("axes of the inputs that a tensor has not", { got: `${front}, ${inputs}`, wanted: `axes of ${shape}` });
+  }
+  const parts = [shape.slice(0, front), shape.slice(front, front + inputs), shape.slice(front + inputs)];
+  return { turn: parts.map(product), coded: payload.subarray(2) };
+}
+
+/** The elements of a matrix (before times behind, inputs) in the order of the tensor, (before, inputs, behind). */
+function turnedBack(matrix, [before, inputs, behind]) {
+  const out = new matrix.constructor(matrix.length);
+  for (let a = 0, i = 0; a < before; a++) {
+    for (let b = 0; b < inputs; b++) {
+      for (let c = 0; c < behind; c++) out[i++] = matrix[(a * behind + c) * inputs + b];
+    }
+  }
+  return out;
+}
+
 /**
  * What decoding a payload takes, as a value that can be sent to a worker: `kind`, `dtype`, the `shape` of the codes,
  * the `number` of the index (step, or codes an octave), the codebook or the `steps` of rows, the `size` of the tensor,
- * and `as`.
+ * how it was turned, and `as`.
  */
 function recipe(tensor, payload, as) {
   const { kind, dtype, shape, number } = tensor;
+  if (kind.includes("-turned")) {
+    const { turn, coded } = takeTurn(payload, shape);
+    const matrix = { ...tensor, kind: kind.replace("-turned", ""), shape: [turn[0] * turn[2], turn[1]] };
+    return { ...recipe(matrix, coded, as), turn };
+  }
   const size = product(shape);
   const task = { kind, dtype, shape, number, size, as, length: 1, coded: payload };
   if (kind.endsWith("-rows")) return { ...task, kind: kind.slice(0, -5), ...takeSteps(payload, shape[0], number) };
@@ -1740,8 +1769,9 @@ class Model {
       const added = relative && this.#base.like(tensor);
       const task = recipe(tensor, payload, added ? "codes" : as);
       const found = await decoded(task, workersWanted(this.#options.workers));
-      const data = added ? onBase(await added(), found, tensor, as) : found;
-      return { name, shape: as === "codes" ? task.shape : shape, dtype: NAMES[as] ?? dtype, data };
+      const held = task.turn ? turnedBack(found, task.turn) : found;
+      const data = added ? onBase(await added(), held, tensor, as) : held;
+      return { name, shape: as === "codes" && !task.turn ? task.shape : shape, dtype: NAMES[as] ?? dtype, data };
     } catch (error) {
       throw named(error, name);
     }
@@ -1888,6 +1918,7 @@ function consistent(tensor, byName) {
     if (length !== product(shape) * width(dtype)) throw wrong("the wrong length", length);
   } else if (!CODED.has(dtype)) throw wrong("codes of a type that has none", dtype);
   else if (kind.endsWith("-rows") && !shape.length) throw wrong("steps by row of a tensor without rows", "no axes");
+  else if (kind.includes("-turned") && !shape.length) throw wrong("a turned tensor without axes", "no axes");
   else if (kind === "log" && !(number >= 1)) throw wrong("no codes an octave", number);
 }
 

@@ -109,7 +109,7 @@ def test_the_element_types_and_kinds_are_on_the_page() -> None:
         assert by_number[str(number)] == [f"`{name}`", str(DTYPES[name].itemsize)]
     assert [f"`{name}`" for name in format_v1.KIND_NAMES] == rows("kind")[1][1 : 1 + len(format_v1.KIND_NAMES)]
     assert all(f"| {k} `{name}` |" in PAGE for k, name in enumerate(format_v1.KIND_NAMES))
-    (coded,) = re.findall(r"Kinds 0 to 4 and 8 to 10 stand for (.*?) only\.", PROSE)
+    (coded,) = re.findall(r"Kinds 0 to 4 and 8 to 13 stand for (.*?) only\.", PROSE)
     assert re.findall(r"[BF]\w+", coded) == list(format_v1.CODED_TYPES)
 
 

@@ -43,13 +43,13 @@ from opq.file import (
     stored,
     writer,
 )
-from opq.quantizing import grid, rows, trellis
+from opq.quantizing import grid, rows, trellis, turned
 
 COVERED = GOLDEN / "covered.py"
 MODULES = (
     *(adaptive, class_tables, classes, entropy, numbers, pages, stack, symbols, tables, tensor_model, text),
     *(codebook, compressed_kinds, folder_reader, header, index, index_columns, index_rows, kept_kinds, payload, reader),
-    *(stored, writer, grid, rounding, rows, trellis),
+    *(stored, writer, grid, rounding, rows, trellis, turned),
 )
 ELSEWHERE = {
     entropy: "coded_size Large.codes",
@@ -60,7 +60,7 @@ ELSEWHERE = {
     header: "header payload_starts",
     reader: "InMemory.parts Reader.exponents Reader.__repr__ Reader.basis Reader.sizes Reader.bytes",
     payload: "Payload.size Stored.payload Stored.restore Stored.digest Stored.codes_of Stored.check Coded.read",
-    compressed_kinds: "Listed.entries",
+    compressed_kinds: "Listed.entries Turned.matrix Turned.exponents_of Turned.behind",
     writer: "Packed.size Packed.write Packed.verify Packed._same write_file size_of foreseen",
     grid: "quantize _on_paths _quantize dequantize",
     rounding: "rounded",

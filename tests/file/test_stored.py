@@ -24,6 +24,7 @@ from opq.file.stored import (
     Fine,
     Grid,
     GridRows,
+    GridTurnedRows,
     Log,
     Product,
     Raw,
@@ -32,14 +33,18 @@ from opq.file.stored import (
     Table,
     Trellis,
     TrellisRows,
+    TrellisTurned,
+    TrellisTurnedRows,
 )
 from opq.file.writer import pack
 from opq.plan import Plan, TensorPlan
 from opq.quantizing.grid import scaled
 from opq.quantizing.trellis import numbers
+from opq.quantizing.turned import Turn
 
 RNG = np.random.default_rng(0)
 CODES = np.rint(RNG.laplace(size=(6, 4)) * 2).astype(np.int16)
+EXPONENTS = np.array([2, 0, -3, 1, 0, 5], np.int16)
 LISTED: dict[str, Any] = {"step": 0.0, "threshold": 0.0, "rounding": 0.5}
 EVERY: list[tuple[TensorPlan, Stored]] = [
     (planned("t", (6, 4)), Grid("t", CODES)),
@@ -59,6 +64,15 @@ EVERY: list[tuple[TensorPlan, Stored]] = [
     (
         planned("t", (2, 2), codebook="trellis-rows"),
         TrellisRows("t", numbers(np.array([[0, 1], [-2, 3]], np.int16)), np.array([2, 0], np.int16)),
+    ),
+    (planned("t", (4, 6), codebook="trellis-turned"), TrellisTurned("t", Turn(0, 1), numbers(CODES).T.copy())),
+    (
+        planned("t", (2, 2, 3), codebook="grid-turned-rows"),
+        GridTurnedRows("t", Turn(1, 1), CODES[:2].T.reshape(2, 2, 2).repeat(2, 2)[:, :, :3].copy(), EXPONENTS),
+    ),
+    (
+        planned("t", (4, 6), codebook="trellis-turned-rows"),
+        TrellisTurnedRows("t", Turn(0, 1), numbers(CODES).T.copy(), EXPONENTS),
     ),
     (kept("t", torch.zeros(4)), Fine("t", np.array([0, 1, -2, 3], np.int16), 0.25)),
     (kept("t", torch.zeros(3)), Log("t", np.array([0, 1, -2], np.int16), 2)),
@@ -128,3 +142,47 @@ def test_no_code_gives_an_infinite_weight_whatever_the_step(step: float, dtype: 
     assert bool(torch.isfinite(found).all())
     assert abs(float(found[0])) == abs(float(found[-1])) == min(abs(32767 * step), largest)
     assert (float(found[-1]) > 0) == (step > 0)
+
+
+def test_a_turned_tensor_is_the_matrix_that_its_payload_says() -> None:
+    """Columns are the axes of the inputs, rows all others in their order."""
+    w = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    for turn, wanted in (
+        (Turn(0, 1), w.permute(1, 2, 3, 0).reshape(60, 2)),
+        (Turn(1, 1), w.permute(0, 2, 3, 1).reshape(40, 3)),
+        (Turn(1, 2), w.permute(0, 3, 1, 2).reshape(10, 12)),
+        (Turn(3, 1), w.reshape(24, 5)),
+        (Turn(0, 4), w.reshape(1, 120)),
+    ):
+        assert torch.equal(turn.matrix(w), wanted)
+        assert turn.shape((2, 3, 4, 5)) == tuple(wanted.shape)
+        assert torch.equal(turn.tensor(wanted, (2, 3, 4, 5)), w)
+        of_rows = np.arange(len(wanted), dtype=np.float32)
+        by = torch.from_numpy(turn.spread(of_rows, (2, 3, 4, 5)).copy())
+        assert torch.equal(turn.matrix(w * by), wanted * torch.from_numpy(of_rows)[:, None])
+
+
+@pytest.mark.parametrize("head", [b"", b"\0", b"\0\0", b"\2\1", b"\0\3", b"\377\377"])
+def test_axes_of_inputs_that_a_tensor_has_not_are_refused(head: bytes) -> None:
+    plan = planned("t", (4, 6), codebook="trellis-turned")
+    payload = TrellisTurned("t", Turn(0, 1), numbers(CODES).T.copy()).payload(plan).bytes()
+    data = memoryview(head + payload[2:] if len(head) == 2 else head)
+    for read in (TrellisTurned.codes_of, TrellisTurned.turn_of, TrellisTurned.behind):
+        with pytest.raises(CorruptFileError, match="axes of the inputs"):
+            read(data, plan)
+    with pytest.raises(MismatchError, match="axes of its inputs"):
+        TrellisTurned("t", Turn(1, 2), numbers(CODES).T.copy()).payload(plan)
+    with pytest.raises(CorruptFileError, match="without axes"):
+        TrellisTurned.check(planned("t", (), codebook="trellis-turned"), Place("trellis-turned", 9))
+
+
+def test_the_reader_tells_how_a_tensor_is_turned() -> None:
+    item = TrellisTurnedRows("t", Turn(0, 1), numbers(CODES).T.copy(), EXPONENTS)
+    plans = (planned("t", (4, 6), codebook="trellis-turned-rows"), planned("g", (6, 4)))
+    with Reader(pack(Plan(method="rd", tensors=plans), [item, Grid("g", CODES)])) as reader:
+        assert reader.turn("t") == Turn(0, 1)
+        assert reader.turn("g") is None
+        found = reader.exponents("t")
+        assert found is not None
+        assert np.array_equal(found, EXPONENTS)
+        assert np.array_equal(reader.codes("t"), item.codes)

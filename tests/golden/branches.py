@@ -24,9 +24,24 @@ from opq.coding.entropy import Draft
 from opq.coding.symbols import LAST
 from opq.coding.tensor_model import Coding
 from opq.file.index import Place
-from opq.file.stored import Fine, Grid, GridRows, Log, Product, Raw, Stored, Table, Trellis, TrellisRows
+from opq.file.stored import (
+    Fine,
+    Grid,
+    GridRows,
+    GridTurnedRows,
+    Log,
+    Product,
+    Raw,
+    Stored,
+    Table,
+    Trellis,
+    TrellisRows,
+    TrellisTurned,
+    TrellisTurnedRows,
+)
 from opq.plan import Budget, Plan, TensorPlan
 from opq.quantizing.trellis import numbers
+from opq.quantizing.turned import Turn
 
 Codes = npt.NDArray[np.int16]
 Made = tuple[Plan, list[Stored]]
@@ -93,6 +108,35 @@ def by_rows() -> Made:
         for kind in (GridRows, TrellisRows):
             tensors.append(planned(f"{name}.{kind.kind}", shape, types.get(name, "F32"), codebook=kind.kind))
             items.append(kind(tensors[-1].name, k if kind is GridRows else numbers(k), e))
+    return Plan(method="rd", tensors=tuple(tensors)), items
+
+
+def turned() -> Made:
+    """Matrices of tensors whose first axis counts no outputs: by one axis and several, in stacks, in chunks, empty."""
+    rng = np.random.default_rng(21)
+    ways = {
+        "few": ((40, 12), Turn(0, 1), "BF16"),
+        "run": ((3, 140, 2), Turn(0, 1), "F16"),
+        "stack": ((4, 30, 70), Turn(1, 1), "F32"),
+        "flat": ((4, 70, 6), Turn(2, 1), "F32"),
+        "both": ((3, 5, 7), Turn(0, 2), "F64"),
+        "all": ((6, 5), Turn(0, 2), "F32"),
+        "none": ((5, 0), Turn(0, 1), "F32"),
+        "chunks": ((520, 1030), Turn(0, 1), "F16"),
+    }
+    tensors, items = list[TensorPlan](), list[Stored]()
+    for name, (shape, turn, dtype) in ways.items():
+        rows = turn.shape(shape)[0]
+        e = np.rint(rng.normal(size=rows) * 6).astype(np.int16)
+        k = laplace(np.full(turn.shape(shape), 0.15 if name == "chunks" else 1.2), 60 + len(items))
+        on_paths = turn.back(numbers(k), shape)
+        for made in (
+            TrellisTurned(f"{name}.paths", turn, on_paths),
+            GridTurnedRows(f"{name}.rows", turn, turn.back(k, shape), e),
+            TrellisTurnedRows(f"{name}.both", turn, on_paths, e),
+        ):
+            tensors.append(planned(made.name, shape, dtype, codebook=made.kind))
+            items.append(made)
     return Plan(method="rd", tensors=tuple(tensors)), items
 
 
@@ -262,7 +306,7 @@ def alike() -> Made:
 
 
 WRITTEN: dict[str, Callable[[], Made]] = {
-    made.__name__: made for made in (contexts, paths, by_rows, chunks, paged, roundings, names, empty, alike)
+    made.__name__: made for made in (contexts, paths, by_rows, turned, chunks, paged, roundings, names, empty, alike)
 }
 
 

@@ -45,10 +45,25 @@ from opq.errors import (
 from opq.file import index
 from opq.file.index import Place
 from opq.file.reader import Reader
-from opq.file.stored import Fine, Grid, GridRows, Log, Product, Raw, Stored, Table, Trellis, TrellisRows, raw_bytes
+from opq.file.stored import (
+    Fine,
+    Grid,
+    GridRows,
+    GridTurnedRows,
+    Log,
+    Product,
+    Raw,
+    Stored,
+    Table,
+    Trellis,
+    TrellisRows,
+    TrellisTurned,
+    raw_bytes,
+)
 from opq.file.writer import Packed, pack
 from opq.plan import Budget, Plan, TensorPlan
 from opq.quantizing.trellis import numbers
+from opq.quantizing.turned import Turn
 from opq.report.inspection import examine
 
 SMALLEST_LIMIT, EXPANSION = 1 << 16, 100.0
@@ -121,7 +136,8 @@ def every_kind() -> tuple[Plan, list[Stored]]:
 
 
 def classes() -> tuple[Plan, list[Stored]]:
-    """Codes whose rows differ in scale, some of them large: tables by class, bits behind symbols, and steps by row."""
+    """Codes whose rows differ in scale, some of them large: tables by class, bits behind symbols, steps by row, and
+    matrices of turned tensors."""
     scale = np.repeat([0.05, 20], 32)[:, None] * np.ones((1, 12))
     codes = np.rint(np.random.default_rng(5).laplace(size=(64, 12)) * scale).astype(np.int16)
     few, exponents = codes[40:50], (np.arange(10) % 7 - 4).astype(np.int16)
@@ -130,12 +146,16 @@ def classes() -> tuple[Plan, list[Stored]]:
         planned("z", (4, 4)),
         planned("rows", (10, 12), codebook="grid-rows"),
         planned("rows.paths", (10, 12), "BF16", codebook="trellis-rows"),
+        planned("turned", (12, 10), codebook="trellis-turned"),
+        planned("turned.rows", (2, 12, 5), codebook="grid-turned-rows"),
     )
     return Plan(method="opq", tensors=tensors), [
         Grid("w", codes),
         Grid("z", np.zeros((4, 4), np.int16)),
         GridRows("rows", few, exponents),
         TrellisRows("rows.paths", numbers(few), exponents),
+        TrellisTurned("turned", Turn(0, 1), Turn(0, 1).back(numbers(few), (12, 10))),
+        GridTurnedRows("turned.rows", Turn(1, 1), Turn(1, 1).back(few, (2, 12, 5)), exponents),
     ]
 
 

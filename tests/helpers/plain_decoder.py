@@ -13,7 +13,7 @@ import re
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 from itertools import accumulate
@@ -250,8 +250,10 @@ def take_text(stack: Stack) -> str:
 
 # --- the index --------------------------------------------------------------------------------------------------------
 
-KINDS = ["grid", "table", "product", "fine", "log", "raw", "share", "scalar", "trellis", "grid-rows", "trellis-rows"]
-QUANTIZED = ("grid", "table", "product", "trellis", "grid-rows", "trellis-rows")
+KINDS = ["grid", "table", "product", "fine", "log", "raw", "share", "scalar", "trellis", "grid-rows", "trellis-rows",
+         "trellis-turned", "grid-turned-rows", "trellis-turned-rows"]  # fmt: skip
+QUANTIZED = ("grid", "table", "product", "trellis", "grid-rows", "trellis-rows", "trellis-turned", "grid-turned-rows",
+             "trellis-turned-rows")  # fmt: skip
 DEFAULTS = {"step": 0.0, "rounding": 0.5, "threshold": 0.0, "sensitivity": 1.0, "rate": 0.0, "density": 1.0,
             "distortion": 0.0}  # fmt: skip
 
@@ -371,12 +373,24 @@ def weights(row: Row, payload: bytes) -> Floats:
     """The weights before they are rounded to their type."""
     if row.kind in ("table", "product"):
         return looked_up(row, payload)
+    if "-turned" in row.kind:
+        return turned(row, payload)
     if row.kind in ("grid-rows", "trellis-rows"):
         return by_row(row, payload)
     codes = read_codes(payload, row.shape)
     if row.kind == "log":
         return np.exp2(codes / np.float64(row.octave))
     return row.step * (trellis(codes) if row.kind == "trellis" else codes).astype(np.float64)
+
+
+def turned(row: Row, payload: bytes) -> Floats:
+    """The weights of a tensor of which a matrix is stored, whose columns are some axes in its middle."""
+    first, number = payload[0], payload[1]
+    check(number >= 1 and first + number <= len(row.shape), "axes of the inputs")
+    parts = row.shape[:first], row.shape[first : first + number], row.shape[first + number :]
+    before, inputs, behind = map(math.prod, parts)
+    matrix = replace(row, kind=row.kind.replace("-turned", ""), shape=(before * behind, inputs))
+    return weights(matrix, payload[2:]).reshape(before, behind, inputs).transpose(0, 2, 1)
 
 
 def by_row(row: Row, payload: bytes) -> Floats:

@@ -193,7 +193,7 @@ def test_compress_on_a_trellis(network: Network, tmp_path: Path) -> None:
     assert {t.name: t.codebook for t in found.plan.compressed} == {
         "first.weight": "trellis",
         "depthwise.weight": "trellis",
-        "up.weight": "grid",
+        "up.weight": "trellis-turned",
         "head.weight": "trellis",
     }
     found.save(tmp_path / "n.opq.safetensors")

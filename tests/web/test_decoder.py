@@ -23,10 +23,24 @@ from opq.base.dtypes import DTYPES
 from opq.base.format_v1 import CODED_TYPES, KIND_NAMES
 from opq.file.folder_reader import INDEX, FolderReader
 from opq.file.reader import Reader
-from opq.file.stored import Fine, Grid, GridRows, Log, Product, Raw, Table, Trellis
+from opq.file.stored import (
+    Fine,
+    Grid,
+    GridRows,
+    GridTurnedRows,
+    Log,
+    Product,
+    Raw,
+    Stored,
+    Table,
+    Trellis,
+    TrellisTurned,
+    TrellisTurnedRows,
+)
 from opq.file.writer import pack
 from opq.plan import Plan, TensorPlan
 from opq.quantizing.trellis import numbers
+from opq.quantizing.turned import Turn
 
 pytestmark = pytest.mark.skipif(node.missing() is not None, reason=str(node.missing()))
 
@@ -86,6 +100,18 @@ def test_every_kind_of_source_gives_the_same(js: node.Node, source: str, name: s
 # --- files just made ---------------------------------------------------------------------------
 
 
+def turned(rng: np.random.Generator, turn: Turn, shape: tuple[int, ...], scale: float) -> list[Stored]:
+    """A tensor of each kind that is turned."""
+    rows, columns = turn.shape(shape)
+    n = turn.back(numbers(np.clip(laplace(rng, rows, columns, scale=scale), -16383, 16383)), shape)
+    e = rng.integers(-9, 9, rows, np.int16)
+    return [
+        TrellisTurned(f"turned{turn.front}", turn, n),
+        GridTurnedRows(f"turned{turn.front}.rows", turn, n >> 1, e),
+        TrellisTurnedRows(f"turned{turn.front}.both", turn, n, e),
+    ]
+
+
 def on_every_kind(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], scale: float) -> bytes:
     """A file with a tensor of each kind that has codes."""
     size = math.prod(shape)
@@ -102,6 +128,11 @@ def on_every_kind(rng: np.random.Generator, dtype: str, shape: tuple[int, ...], 
         (
             planned("trellis", shape, dtype, codebook="trellis", step=0.01),
             Trellis("trellis", numbers(np.clip(laplace(rng, *shape, scale=scale), -16383, 16383))),
+        ),
+        *(
+            (planned(item.name, shape, dtype, codebook=item.kind, step=0.01), item)
+            for front in range(len(shape))
+            for item in turned(rng, Turn(front, 1), shape, scale)
         ),
         (planned("table", shape, dtype, codebook="table", **listed), Table("table", book, rng.integers(0, 7, shape))),
         (
@@ -198,6 +229,10 @@ def test_tensors_of_several_chunks_with_and_without_workers(js: node.Node, tmp_p
         (planned("wide", shape), Grid("wide", laplace(rng, *shape, scale=60))),
         (planned("sparse", shape, codebook="grid-rows"), GridRows("sparse", sparse, exponents)),
         (planned("path", shape, codebook="trellis"), Trellis("path", path_codes)),
+        (
+            planned("turned", shape[::-1], "F16", codebook="trellis-turned"),
+            TrellisTurned("turned", Turn(0, 1), path_codes.T.copy()),
+        ),
         (planned("product", (2101, 4001), **listed), Product("product", book, vectors)),
         (planned("same", shape), Grid("same", np.full(shape, -2, np.int16))),
     )
