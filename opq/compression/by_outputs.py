@@ -94,7 +94,7 @@ class ByOutputs(Source):
                 where that is nearly the same.
         """
         listed = [role for role in roles if role.action == "compress"]
-        felt = {} if probe is None else probe.rows
+        felt = {} if probe is None else {**probe.rows, **probe.usage}
         with stage("rows"):
             if isinstance(source, Differences):
                 return source
@@ -172,7 +172,8 @@ def _may(role: Role, probe: Probe | None, turn: Turn | None) -> bool:
     if len(shape) < 2 or (turn is None and probe is not None and probe.is_crosswise(role.name)):
         return False
     count = shape[0] if turn is None else turn.shape(shape)[0]
-    return role.spec.size >= COLUMNS * count and not is_table(role.name, shape)
+    used = probe is not None and role.name in probe.usage
+    return role.spec.size >= COLUMNS * count and (used or not is_table(role.name, shape))
 
 
 def restated(source: Source, stats: Mapping[str, TensorStats], *, but: Collection[str] = ()) -> dict[str, TensorStats]:

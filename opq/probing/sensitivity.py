@@ -28,7 +28,7 @@ from opq.models.observe import batch_statistics, device_of, untouched
 from opq.models.outputs import counted, weighing
 from opq.models.wrappers import unwrapped
 from opq.probing import calibration as calibrating
-from opq.probing import evidence, finite, recurrent, texts
+from opq.probing import evidence, finite, recurrent, texts, usage
 from opq.probing.gradients import Felt, NotFiniteError, SampleProgress, at_once, differentiable, sensitivity
 from opq.probing.inputs import synthetic
 from opq.probing.moments import Moments
@@ -61,6 +61,8 @@ class Probe:
     micro_batch: int = 16
     rows: Mapping[str, Floats] = dataclasses.field(default_factory=dict)
     """The sensitivity of each row of tensors of two axes and more, see `gradients.Felt`."""
+    usage: Mapping[str, Floats] = dataclasses.field(default_factory=dict)
+    """How much each row of tables of tokens counts, see `usage.of`."""
     words: bool = False
     """Whether the outputs are scores of words, on texts of the model's own or real ones: these rank plans well."""
 
@@ -195,7 +197,9 @@ def probe(
     give_back()
     damping = DAMPING if calibration is None else DAMPING_REAL
     moments = Moments(model, batch, micro_batch=micro_batch, memory=memory, damping=damping)
-    return Probe(model, felt, moments, batch, micro_batch, felt.rows, words)
+    with stage("usage"):
+        used = usage.of(model, batch, micro_batch=micro_batch, real=calibration is not None)
+    return Probe(model, felt, moments, batch, micro_batch, felt.rows, used, words)
 
 
 def made_up(

@@ -55,7 +55,8 @@ ELSEWHERE = {
     entropy: "coded_size Large.codes",
     tensor_model: "Coding.same",
     folder_reader: "FolderReader.__repr__ FolderReader.basis FolderReader.sizes FolderReader.bytes "
-    "FolderReader.base FolderReader.exponents FolderReader.check_base FolderReader.tensor FolderReader.verify "
+    "FolderReader.base FolderReader.exponents FolderReader.turn FolderReader.check_base FolderReader.tensor "
+    "FolderReader.verify "
     "parts_of check_payloads _crc index_bytes",
     header: "header payload_starts",
     reader: "InMemory.parts Reader.exponents Reader.__repr__ Reader.basis Reader.sizes Reader.bytes",

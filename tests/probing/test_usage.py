@@ -1,0 +1,89 @@
+"""How often rows of tables of tokens are used, and what that does to their steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import opq
+from opq.compression.by_outputs import ByOutputs
+from opq.compression.roles import assign
+from opq.models.batch import Batch
+from opq.probing import usage
+from opq.sources import open_source
+
+
+class Speaker(nn.Module):
+    """Scores of words by a table that also reads them, and places; early words are likelier."""
+
+    def __init__(self, words: int = 96, places: int = 64) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.places = nn.Embedding(words, 64), nn.Embedding(places, 64)
+        self.mix = nn.Linear(64, 64)
+        self.bias = nn.Parameter(-torch.linspace(0, 6, words))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        x = self.table(input_ids) + self.places(torch.arange(input_ids.shape[1])[None].expand_as(input_ids))
+        found: Tensor = self.mix(x) @ self.table.weight.T / 64 + self.bias
+        return found
+
+
+class Encoder(nn.Module):
+    """Embeddings of texts: nothing in its output tells how likely a word is."""
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.out = nn.Embedding(words, 64), nn.Linear(64, 5)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        found: Tensor = self.out(self.table(input_ids).mean(1))
+        return found
+
+
+def test_scores_of_words_tell_how_often_each_is_used() -> None:
+    model, ids = Speaker(), torch.randint(96, (8, 20))
+    mask = torch.ones_like(ids)
+    mask[:, 15:] = 0
+    found = usage.of(model, Batch((), {"input_ids": ids, "attention_mask": mask}), micro_batch=3, real=False)
+    with torch.no_grad():
+        wanted = model(ids)[:, :15].softmax(-1).mean((0, 1)).numpy() ** usage.POWER
+    assert set(found) == {"table.weight"}  # places are looked up by other numbers than the batch holds
+    assert found["table.weight"] / found["table.weight"].max() == pytest.approx(wanted / wanted.max(), rel=1e-4)
+
+
+def test_without_scores_the_place_in_the_vocabulary_tells_it() -> None:
+    ids = torch.randint(5000, (8, 20))
+    (found,) = usage.of(Encoder(5000), Batch((ids,)), micro_batch=4, real=False).values()
+    assert (np.diff(found) < 0).all()
+    assert found[0] / found[4999] == pytest.approx((5999 / 1000) ** usage.POWER)
+    assert usage.of(Encoder(500), Batch((ids % 500,)), micro_batch=4, real=False) == {}
+
+
+def test_of_real_texts_their_own_tokens_count_for_half() -> None:
+    ids = torch.full((4, 10), 4321)
+    (found,) = usage.of(Encoder(5000), Batch((ids,)), micro_batch=4, real=True).values()
+    assert found.argmax() == 4321
+    share = found ** (1 / usage.POWER)
+    assert share[4321] / share.sum() == pytest.approx(0.5, rel=1e-2)
+    assert (found > 0).all()
+
+
+def test_no_ids_no_usage() -> None:
+    assert usage.of(nn.Linear(4, 3), Batch((torch.randn(8, 4),)), micro_batch=4, real=False) == {}
+    assert usage.of(Encoder(50), Batch((torch.randint(50, (4,)),)), micro_batch=4, real=False) == {}
+
+
+def test_rare_words_have_larger_steps() -> None:
+    model = Speaker(words=400)
+    source, probe = open_source(model), opq.probe(model, example_inputs=torch.randint(400, (4, 20)))
+    seen = ByOutputs.of(source, assign(source.specs), probe)
+    assert isinstance(seen, ByOutputs)
+    assert "places.weight" not in seen.exponents
+    e = seen.exponents["table.weight"]
+    assert np.corrcoef(e, np.arange(400))[0, 1] > 0.95
+    assert 2 < int(e.max()) <= 4  # no row is coarser than twice the median one
+    assert -4 <= int(e.min()) < -2
