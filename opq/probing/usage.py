@@ -96,7 +96,7 @@ def _use(predicted: Floats | None, told: Floats | None, rows: int) -> Floats | N
 
 def _likely(scores: torch.Tensor) -> Floats:
     """The sum of the distributions that scores (places, words) give."""
-    parts = (some.float().softmax(-1).sum(0, dtype=torch.float64) for some in scores.split(_AT_ONCE))
+    parts = (some.float().softmax(-1).sum(0, dtype=torch.float64) for some in torch.split(scores, _AT_ONCE))
     found: Floats = torch.stack(list(parts)).sum(0).cpu().numpy()
     return found
 
