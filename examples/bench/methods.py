@@ -44,9 +44,9 @@ PUBLISHED = {
 
 
 RECIPES = (
-    Recipe(model="lenet-300-100", ratios=(), epochs=0, lr=1e-2, decay=0.03, headroom=1.5, alpha=0.15, fineness=1.4),
-    Recipe(model="lenet-5", ratios=(), epochs=0, lr=1e-2, decay=0.1, headroom=1.26, alpha=0.15, dense_epochs=6),
-    Recipe(model="resnet-20", ratios=(), epochs=0, lr=2e-3, decay=1e-2, headroom=1.05, feedback=True, alpha=0.5,
+    Recipe(model="lenet-300-100", ratios=(), epochs=0, lr=1e-2, decay=0.03, headroom=1.2, alpha=0.15, fineness=1.4),
+    Recipe(model="lenet-5", ratios=(), epochs=0, lr=1e-2, decay=0.1, alpha=0.15, dense_epochs=6),
+    Recipe(model="resnet-20", ratios=(), epochs=0, lr=2e-3, decay=1e-2, feedback=True, alpha=0.5,
            shift=4, mirror=True),
 )  # fmt: skip
 """Dense networks trained without a penalty, the same for all methods. `PENALISED` are those of finetune.py, with one
