@@ -41,7 +41,8 @@ BUDGETS = {"stories260k": (4.0, 3.0, 2.5), "smollm2-135m": (4.0, 3.0, 2.5), "min
            "speaker-encoder": (4.0, 3.0), "g2p": (4.0, 3.0, 2.5), "whisper-tiny.en": (4.0, 3.0, 2.5)}  # fmt: skip
 OWN = {"rd": {}, "rd, random tokens": {"probe": "quick"}, "rd, weights only": {"probe": False}}
 """This package's rows, by the options of the call."""
-METHODS = (*OWN, "round-to-nearest", "llama.cpp", "hqq", "nncodec")
+STREAMED = "rd, streamed"
+METHODS = (*OWN, STREAMED, "round-to-nearest", "llama.cpp", "hqq", "nncodec")
 LEVEL = 19
 """Of zstandard."""
 
@@ -81,6 +82,18 @@ def package(case: Case, method: str, budget: float, **options: Any) -> dict[str,
         result.save(path)
         size, state = path.stat().st_size, opq.load_state_dict(path)
     return {**row(case, method, budget, size, state, seconds), "memory": round(memory)}
+
+
+def streamed(case: Case, budget: float) -> dict[str, Any]:
+    """A folder of the model compressed block by block with its probe, into a folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, made = Path(folder) / "model", Path(folder) / "made"
+        case.model.save_pretrained(source)  # type: ignore[operator]
+        before, start = _memory("VmRSS"), time.process_time()
+        result = opq.compress_folder(source, made, size=int(budget * case.parameters / 8), probe=True)
+        seconds, memory = time.process_time() - start, _memory("VmHWM") - before
+        size, state = result.bytes, opq.load_state_dict(made)
+    return {**row(case, STREAMED, budget, size, state, seconds), "memory": round(memory)}
 
 
 def _memory(kind: str) -> float:
@@ -165,6 +178,8 @@ def tasks(
     for budget in budgets:
         for method in filter(wanted, OWN):
             yield functools.partial(package, case, method, budget, **OWN[method])
+    for budget in budgets if wanted(STREAMED) and case.in_blocks else ():
+        yield functools.partial(streamed, case, budget)
     for bits in (4, 3) if wanted("round-to-nearest") else ():
         yield functools.partial(rounded, case, bits)
     if wanted("llama.cpp") and case.gguf is not None and (library := llama_cpp.library(packages)) is not None:

@@ -56,6 +56,8 @@ class Case:
     """Figures of a network in place of the model, which is still there to be compared with."""
     gguf: Path | None = None
     """The file that the model was read from, where it is one of llama.cpp."""
+    in_blocks: bool = False
+    """Whether a folder of it can be streamed, block by block."""
 
     @property
     def parameters(self) -> int:
@@ -119,7 +121,7 @@ def _causal(name: str, model: nn.Module, ids: Tensor) -> Case:
     def score(network: nn.Module) -> Scores:
         return against(dense, network, ids)
 
-    return Case(name, model, ids.numel(), score)
+    return Case(name, model, ids.numel(), score, in_blocks=True)
 
 
 @torch.inference_mode()

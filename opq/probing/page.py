@@ -63,7 +63,7 @@ class Page:
         others = [n for n in texts if n not in (name, _MASK, _PLACES, READ)]
         if others and name in _KNOWN:  # kinds of tokens, or what else they may be
             return None
-        page = cls(model, members, name, inner is None, frozenset(_special(model)))
+        page = cls(model, members, name, inner is None, frozenset(special_ids(model)))
         few = page.with_rows(_FEW)
         scores = few.read(few.ids)
         if scores is None or scores.shape[-1] <= int(page.ids.max()):
@@ -188,7 +188,7 @@ def _texts(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() == 2 and value.dtype == torch.int64
 
 
-def _special(model: nn.Module) -> set[int]:
+def special_ids(model: nn.Module) -> set[int]:
     """What the configuration, and that of `generate`, call by such names, and what `generate` never writes."""
     facts, own = Facts.of(model), getattr(model, "generation_config", None)
     found = [*facts.values(*_SPECIAL), *(getattr(own, name, None) for name in (*_SPECIAL, _NEVER))]

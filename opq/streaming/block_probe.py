@@ -1,5 +1,6 @@
 """The synthetic batch, propagated through a model block by block: the inputs of every block, and the sensitivities.
 
+    draw      random tokens -> texts (`opq.streaming.block_texts`)
     forward   texts -> front -> block 0 -> ... -> block N-1: the input of every block is written to disk
     reverse   v ~ N(0, I) on the outputs -> output matrix -> tail -> block N-1 -> ... -> block 0 -> front
 
@@ -29,6 +30,7 @@ from opq.base.pool import Pool, give_back
 from opq.errors import ProbeError
 from opq.probing.layers import layers
 from opq.quantizing.moment import Layout, Moment, widths
+from opq.streaming import block_texts
 from opq.streaming.clock import Clock
 from opq.streaming.model_blocks import PART, Blocks
 from opq.streaming.team import Team
@@ -96,12 +98,13 @@ class Carried:
         """
         parts = range(min(PROBED, self.blocks.parts))
         self.team.first(self._check_space)
-        self.team.each(lambda: self._forward(self._mine(range(self.blocks.parts))))
-        self.team.each(lambda: self._reverse(self._mine(parts)))
+        block_texts.write(self)
+        self.team.each(lambda: self._forward(self.mine(range(self.blocks.parts))))
+        self.team.each(lambda: self._reverse(self.mine(parts)))
         total: Felt = {}
         for stage in range(-1, len(self.blocks) + 1):
             for part in parts:
-                for name, square in self._get("felt", stage, part)[1].items():
+                for name, square in self.get("felt", stage, part)[1].items():
                     total[name] = total.get(name, 0.0) + square / (PART * len(parts))
         if wrong := [name for name, square in total.items() if not math.isfinite(square)]:
             raise ProbeError(
@@ -112,7 +115,7 @@ class Carried:
     def inputs(self, k: int) -> dict[str, Inputs]:
         """The inputs of the matrices of block k, by the source's names; call `sensitivities` first."""
         names, found = self.blocks.named(k), {}
-        with self._filled(k) as block:
+        with self.filled(k) as block:
             known = {name: layer.layout for name, layer in layers(block).items() if name in _linear(block)}
             with _Seen(_linear(block)) as seen:
 
@@ -142,17 +145,17 @@ class Carried:
 
     # --- sweeps ------------------------------------------------------------------------------
 
-    def _mine(self, parts: Iterable[int]) -> list[int]:
+    def mine(self, parts: Iterable[int]) -> list[int]:
         return [part for part in parts if part % self.team.size == self.team.rank]
 
     def _forward(self, mine: list[int]) -> bytes:
         last = len(self.blocks)
-        for part in self._left("input", 0, mine):
-            self._put("input", 0, part, self._alone(lambda p: self.blocks.front(p), part))
+        for part in self.left("input", 0, mine):
+            self.put("input", 0, part, self.alone(lambda p: self.blocks.front(p), part))
         for k in range(last):
-            if left := self._left("input", k + 1, mine):
-                with self._filled(k):
-                    self._each(left, functools.partial(self._onwards, k))
+            if left := self.left("input", k + 1, mine):
+                with self.filled(k):
+                    self.each(left, functools.partial(self._onwards, k))
             self.progress("probe", k + 1, 2 * last)
         return b""
 
@@ -163,24 +166,24 @@ class Carried:
             raise ProbeError(
                 f"block {k} of the model gives NaN or infinity on synthetic texts", remedy="Use --no-probe."
             )
-        self._put("input", k + 1, part, out)
+        self.put("input", k + 1, part, out)
 
     def _back(self, k: int, seen: _Seen, part: int) -> None:
         with self.clock("probe"):
             found = self._through(k, seen, part)
-        self._put("felt", k, part, *found)
+        self.put("felt", k, part, *found)
 
     def _reverse(self, mine: list[int]) -> bytes:
         last = len(self.blocks)
-        for part in self._left("felt", last, mine):
-            self._put("felt", last, part, *self._alone(self._from_outputs, part))
+        for part in self.left("felt", last, mine):
+            self.put("felt", last, part, *self.alone(self._from_outputs, part))
         for k in reversed(range(last)):
-            if left := self._left("felt", k, mine):
-                with self._filled(k) as block, _Seen(_linear(block)) as seen:
-                    self._each(left, functools.partial(self._back, k, seen))
+            if left := self.left("felt", k, mine):
+                with self.filled(k) as block, _Seen(_linear(block)) as seen:
+                    self.each(left, functools.partial(self._back, k, seen))
             self.progress("probe", 2 * last - k, 2 * last)
-        for part in self._left("felt", -1, mine):
-            self._put("felt", -1, part, *self._alone(self._to_front, part))
+        for part in self.left("felt", -1, mine):
+            self.put("felt", -1, part, *self.alone(self._to_front, part))
         return b""
 
     def _from_outputs(self, part: int) -> tuple[torch.Tensor, Felt]:
@@ -212,7 +215,7 @@ class Carried:
             hidden = self._input(k, part).requires_grad_()
             out, given = seen.during(lambda: self.blocks.run(k, hidden))
             ends = [hidden, *(y for _, y in given.values()), *other.values()]
-            back, *gradients = torch.autograd.grad(out, ends, self._get("felt", k + 1, part)[0], allow_unused=True)
+            back, *gradients = torch.autograd.grad(out, ends, self.get("felt", k + 1, part)[0], allow_unused=True)
         felt = {}
         for (name, (x, y)), g in zip(given.items(), gradients, strict=False):
             if g is not None:
@@ -228,7 +231,7 @@ class Carried:
         with torch.enable_grad():
             for parameter in around.values():
                 parameter.requires_grad_(True)
-            hidden, cotangent = self.blocks.front(part), self._get("felt", 0, part)[0]
+            hidden, cotangent = self.blocks.front(part), self.get("felt", 0, part)[0]
             gradients = torch.autograd.grad(hidden, list(around.values()), cotangent, allow_unused=True)
         both = zip(around, gradients, strict=True)
         felt = {n: float(g.double().square().sum()) / self.blocks.spec(n).size for n, g in both if g is not None}
@@ -242,7 +245,7 @@ class Carried:
         check_space(self.work.folder, wanted - there)
         return b""
 
-    def _alone(self, work: Callable[[int], T], part: int) -> T:
+    def alone(self, work: Callable[[int], T], part: int) -> T:
         """Runs the work in one thread of the pool, so that no sum depends on the number of threads."""
 
         def timed(part: int) -> T:
@@ -252,28 +255,28 @@ class Carried:
         return self.pool.submit(timed, part).result()
 
     @contextlib.contextmanager
-    def _filled(self, k: int) -> Iterator[nn.Module]:
+    def filled(self, k: int) -> Iterator[nn.Module]:
         with contextlib.ExitStack() as stack:
             with self.clock("read"):
                 block = stack.enter_context(self.blocks.filled(k))
             yield block
         give_back()
 
-    def _each(self, parts: list[int], work: Callable[[int], None]) -> None:
+    def each(self, parts: list[int], work: Callable[[int], None]) -> None:
         for _ in self.pool.ordered(work, parts):
             pass
 
-    def _left(self, kind: str, stage: int, mine: list[int]) -> list[int]:
+    def left(self, kind: str, stage: int, mine: list[int]) -> list[int]:
         return [part for part in mine if not (self.work.inner / self._name(kind, stage, part)).is_file()]
 
     def _name(self, kind: str, stage: int, part: int) -> str:
         return f"probe-{self.key}-{kind}-{stage + 1:05}-{part:02}"
 
-    def _put(self, kind: str, stage: int, part: int, values: torch.Tensor, felt: Felt | None = None) -> None:
+    def put(self, kind: str, stage: int, part: int, values: torch.Tensor, felt: Felt | None = None) -> None:
         text = torch.frombuffer(bytearray(json.dumps(felt or {}).encode()), dtype=torch.uint8)
         self.work.put(self._name(kind, stage, part), save({"values": values.detach().contiguous(), "felt": text}))
 
-    def _get(self, kind: str, stage: int, part: int) -> tuple[torch.Tensor, Felt]:
+    def get(self, kind: str, stage: int, part: int) -> tuple[torch.Tensor, Felt]:
         name = self._name(kind, stage, part)
         data = self.work.get(name)
         if data is None:
@@ -282,7 +285,7 @@ class Carried:
         return held["values"], dict(json.loads(held["felt"].numpy().tobytes()))
 
     def _input(self, k: int, part: int) -> torch.Tensor:
-        return self._get("input", k, part)[0]
+        return self.get("input", k, part)[0]
 
 
 class _Seen(contextlib.AbstractContextManager["_Seen"]):

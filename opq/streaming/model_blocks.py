@@ -22,6 +22,7 @@ from opq.base.extras import brief, need
 from opq.base.process_state import same_random_state
 from opq.errors import MissingExtraError, ProbeError, SourceError
 from opq.probing.inputs import texts
+from opq.probing.page import special_ids
 from opq.sources.base import Source, TensorSpec
 from opq.sources.hf_models import UNBUILDABLE, class_of
 from opq.sources.names import model_name
@@ -31,6 +32,8 @@ TEXTS, PART = 128, 16
 """Synthetic texts in all, and in one part; parts are divided among threads and processes. A choice that trades time for
 the accuracy of the moments."""
 _HIDDEN = "hidden_states"
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+"""How transformers' names of models end whose outputs at each place are scores of the next word."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,7 +76,13 @@ class Blocks:
         self._block_of = {name: k for k, block in enumerate(self._names) for name in block.values()}
         self.head = None if head is None else names[id(head.weight)]
         """The source's name of the output matrix, (vocabulary, width)."""
+        self.writes = head is not None and type(model).__name__.endswith(_CAUSAL)
+        """Whether its outputs are scores of the next word."""
+        self._embedded, self._lookup = names[id(self._embedding.weight)], self._embedding.forward
+        self._padding = self._embedding.padding_idx
+        self._paths = [path for path, p in _parameters(self._trunk) if names[id(p)] == self._embedded]
         self._around = self._filled_around(names)
+        self.reads(self.ids)
         self._calls = self._recorded()
 
     def __len__(self) -> int:
@@ -83,6 +92,27 @@ class Blocks:
     def parts(self) -> int:
         """The number of parts of the synthetic batch."""
         return len(self.ids) // PART
+
+    def reads(self, ids: torch.Tensor) -> None:
+        """Gives the model other texts of the same shape; of the embedding the rows are held that these use."""
+        rows, self.ids = torch.unique(ids), ids
+        values = nn.Parameter(torch.cat([self._rows(self._embedded, row, row + 1) for row in rows.tolist()]))
+        for path in self._paths:
+            self._around[self._embedded] = _set(self._trunk, path, values.requires_grad_(False))
+        pad = (rows == self._padding).nonzero() if self._padding is not None else rows[:0]
+        self._embedding.padding_idx = int(pad) if len(pad) else None
+        self._embedding.forward = lambda ids: self._lookup(torch.searchsorted(rows, ids))
+
+    @property
+    def special(self) -> list[int]:
+        """Ids that begin, end, pad or mask texts."""
+        return sorted(special_ids(self._trunk))
+
+    @property
+    def scale(self) -> float:
+        """What the products with the output matrix are multiplied by before they are scores of words."""
+        config = self._trunk.config
+        return float(getattr(config, "logit_scale", None) or 1) / float(getattr(config, "logits_scaling", None) or 1)
 
     def block_of(self, name: str) -> int | None:
         """The number of the block to which one of the source's tensors belongs."""
@@ -162,22 +192,10 @@ class Blocks:
         return names
 
     def _filled_around(self, names: Mapping[int, str]) -> dict[str, nn.Parameter]:
-        """Gives values to parameters outside of blocks and output matrix: norms, positions, rows of the embedding."""
+        """Gives values to parameters outside of blocks, embedding and output matrix: norms, positions."""
         inside = {id(p) for block in self.blocks for p in block.parameters()}
-        rows, embedded = torch.unique(self.ids), names[id(self._embedding.weight)]
-        around = {}
-        for path, parameter in _parameters(self._trunk):
-            if id(parameter) not in inside:
-                name = names[id(parameter)]
-                if name == embedded:
-                    values = torch.cat([self._rows(name, row, row + 1) for row in rows.tolist()])
-                else:
-                    values = self._read(name)
-                around[name] = _set(self._trunk, path, values)
-        pad = (rows == self._embedding.padding_idx).nonzero() if self._embedding.padding_idx is not None else rows[:0]
-        real, self._embedding.padding_idx = self._embedding.forward, int(pad) if len(pad) else None
-        self._embedding.forward = lambda ids: real(torch.searchsorted(rows, ids))
-        return around
+        own = [(path, names[id(p)]) for path, p in _parameters(self._trunk) if id(p) not in inside]
+        return {name: _set(self._trunk, path, self._read(name)) for path, name in own if name != self._embedded}
 
     def _recorded(self) -> list[_Call]:
         """How the model calls its blocks. A block returns a tensor, or in older versions of transformers a tuple."""

@@ -23,12 +23,14 @@ from opq.compression.options import Options
 from opq.errors import ProbeError, ProbeWarning, WriteError
 from opq.file.folder_reader import FolderReader
 from opq.models.batch import Batch
-from opq.probing.inputs import texts
 from opq.probing.moments import Moments
+from opq.probing.texts import TEMPERATURES
 from opq.quantizing.feedback import feedback
 from opq.quantizing.grid import quantize
 from opq.report.inspection import examine
+from opq.streaming import block_texts
 from opq.streaming.block_probe import PROBED, Carried
+from opq.streaming.block_texts import DRAWN
 from opq.streaming.chunks import Tensors
 from opq.streaming.clock import Clock
 from opq.streaming.dense import save_dense_folder
@@ -176,8 +178,35 @@ def test_one_block_has_its_weights_at_a_time(carried: Carried, monkeypatch: pyte
     monkeypatch.setattr(Blocks, "run", counted)
     carried.sensitivities()
     carried.inputs(1)
-    assert len(held) == 2 * (8 + PROBED) + 8
+    assert len(held) == 2 * (8 * (DRAWN + 1) + PROBED) + 8
     assert all(p.is_meta for block in carried.blocks.blocks for p in block.parameters())
+
+
+def test_texts_are_drawn_from_what_stands_before_every_word(case: tuple[Any, Path], tmp_path: Path) -> None:
+    """Twice, all places at once: by the whole model, with the noise that the probe draws."""
+    model, folder = case
+    source = opq.open_source(folder)
+    with pool(2) as threads:
+        probe = carried_of(open_blocks(source, Tensors(source), 0), tmp_path / "out", threads)
+        random = probe.blocks.ids
+        block_texts.write(probe)
+        again = carried_of(open_blocks(source, Tensors(source), 0), tmp_path / "out", threads)
+        block_texts.write(again)  # from the files of the first
+    assert torch.equal(probe.blocks.ids, again.blocks.ids)
+    special = probe.blocks.special
+    heat = torch.tensor(TEMPERATURES).repeat(PART // 2)[:, None, None]
+    ids = random[PART : 2 * PART]
+    for _ in range(DRAWN):
+        with torch.no_grad():
+            scores = batch(ids)(model).logits / heat
+        noise = torch.rand(scores.shape, generator=torch.Generator().manual_seed(2 * 104729))
+        scores = scores - torch.log(-torch.log(noise))
+        scores[..., special] = -torch.inf
+        ids = torch.cat([ids[:, :1], scores.argmax(-1)[:, :-1]], 1)
+    found = probe.blocks.ids[PART : 2 * PART]
+    assert (found != ids).float().mean() < 0.02  # scores differ in the last bits
+    assert (found != random[PART : 2 * PART])[:, 1:].float().mean() > 0.9
+    assert not torch.isin(probe.blocks.ids[:, 1:], torch.tensor(special)).any()
 
 
 def test_codes_are_those_of_feedback_on_the_whole_matrix(case: tuple[Any, Path], tmp_path: Path) -> None:
@@ -187,10 +216,10 @@ def test_codes_are_those_of_feedback_on_the_whole_matrix(case: tuple[Any, Path],
     assert result.basis == "sensitivities and error feedback block by block, 128 synthetic texts"
     assert examine(tmp_path / "out").basis == "a probe of the model on synthetic inputs: sensitivities, error feedback"
     source = opq.open_source(folder)
-    hint = source.input_hint
-    assert hint is not None
-    ids = texts(hint, samples=64, seed=0)
-    moments = Moments(model, batch(ids))
+    with pool(2) as threads:
+        probe = carried_of(open_blocks(source, Tensors(source), 0), tmp_path / "again", threads)
+        block_texts.write(probe)
+    moments = Moments(model, batch(probe.blocks.ids))
     fed = differing = weights = 0
     with FolderReader(tmp_path / "out") as reader:
         for tensor in reader.plan.compressed:
