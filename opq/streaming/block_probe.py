@@ -113,7 +113,12 @@ class Carried:
         return total
 
     def inputs(self, k: int) -> dict[str, Inputs]:
-        """The inputs of the matrices of block k, by the source's names; call `sensitivities` first."""
+        """The inputs of the matrices of block k, by the source's names; call `sensitivities` first.
+
+        Behind the last block are those of the output matrix.
+        """
+        if k == len(self.blocks):
+            return self._at_outputs()
         names, found = self.blocks.named(k), {}
         with self.filled(k) as block:
             known = {name: layer.layout for name, layer in layers(block).items() if name in _linear(block)}
@@ -132,6 +137,18 @@ class Carried:
                 same = (layout, *((p.data_ptr(), p.shape) for p in pieces))
                 found[names[name]] = shared.setdefault(same, Inputs(pieces, layout))
         return found
+
+    def _at_outputs(self) -> dict[str, Inputs]:
+        """The inputs of the output matrix, if errors are fed back in it."""
+        blocks = self.blocks
+
+        @torch.no_grad()
+        def one(part: int) -> torch.Tensor:
+            return blocks.tail(self._input(len(blocks), part)).flatten(0, -2)
+
+        if blocks.fed_head is None:
+            return {}
+        return {blocks.fed_head: Inputs([self.alone(one, part) for part in range(blocks.parts)], Layout())}
 
     @property
     def transposed(self) -> frozenset[str]:

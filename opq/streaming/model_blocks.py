@@ -27,6 +27,7 @@ from opq.sources.base import Source, TensorSpec
 from opq.sources.hf_models import UNBUILDABLE, class_of
 from opq.sources.names import model_name
 from opq.streaming.chunks import Tensors
+from opq.streaming.limits import LIMITS
 
 TEXTS, PART = 128, 16
 """Synthetic texts in all, and in one part; parts are divided among threads and processes. A choice that trades time for
@@ -115,8 +116,15 @@ class Blocks:
         return float(getattr(config, "logit_scale", None) or 1) / float(getattr(config, "logits_scaling", None) or 1)
 
     def block_of(self, name: str) -> int | None:
-        """The number of the block to which one of the source's tensors belongs."""
-        return self._block_of.get(name)
+        """The number of the block to which one of the source's tensors belongs; of `fed_head` that behind the last."""
+        return len(self.blocks) if name == self.fed_head else self._block_of.get(name)
+
+    @property
+    def fed_head(self) -> str | None:
+        """The tensor that holds the output matrix, if errors are fed back in it: not where its codes are too many."""
+        if self.head is None or self.spec(self.head).size > LIMITS.cached:
+            return None
+        return self.spec(self.head).like or self.head
 
     def named(self, k: int) -> dict[str, str]:
         """Parameters of block k: the name within the block -> the source's name."""

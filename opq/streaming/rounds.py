@@ -154,10 +154,11 @@ class Rounds:
         return {n: dataclasses.replace(s, ratio=s.ratio * factors.get(n, 1.0)) for n, s in taken.items()}, growth
 
     def grown(self, carried: Carried, plan: Plan, plain: Samples, small: bool) -> dict[str, float]:
-        """The factor by which error feedback raises the bits of each tensor, measured in some of the blocks."""
+        """The factor by which error feedback raises the bits of each tensor, measured in some of the blocks
+        and in the output matrix."""
         task, blocks = self.task, carried.blocks
-        every = range(0, len(blocks), -(-len(blocks) // task.limits.fed_blocks))
-        mine = list(every)[task.team.rank :: task.team.size]
+        every = [*range(0, len(blocks), -(-len(blocks) // task.limits.fed_blocks)), len(blocks)]
+        mine = every[task.team.rank :: task.team.size]
 
         def work() -> bytes:
             taken: Samples = {}
@@ -179,4 +180,5 @@ class Rounds:
         for part in task.team.each(work):
             fed |= prediction.from_text(part)
         roles = {name: role for k in range(len(blocks)) for role, name in blocks.named(k).items()}
+        roles |= {} if blocks.fed_head is None else {blocks.fed_head: ""}
         return prediction.growth(plain, fed, roles)

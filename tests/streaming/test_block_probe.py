@@ -224,9 +224,7 @@ def test_codes_are_those_of_feedback_on_the_whole_matrix(case: tuple[Any, Path],
     with FolderReader(tmp_path / "out") as reader:
         for tensor in reader.plan.compressed:
             codes, w = reader.codes(tensor.name), source.tensor(tensor.name)
-            if tensor.name in moments and not any(
-                outside in tensor.name for outside in ("lm_head", "embed_tokens", "wte")
-            ):
+            if tensor.name in moments:
                 wanted = feedback(w, tensor, moments[tensor.name]).numpy()
                 fed, weights = fed + 1, weights + w.numel()
                 differing += int((codes != wanted).sum())  # moments differ in the last bits
@@ -235,7 +233,7 @@ def test_codes_are_those_of_feedback_on_the_whole_matrix(case: tuple[Any, Path],
                 assert np.array_equal(codes, quantize(w, tensor).numpy())
             transposed = tensor.name in moments and moments[tensor.name].layout.transposed
             assert tensor.codebook == ("grid" if transposed or tensor.rate < 1.3 else "trellis")
-    assert fed in (14, 8)
+    assert fed in (15, 9)
     assert differing < 0.01 * weights
 
 
