@@ -373,7 +373,8 @@ def _grid(tensor: TensorPlan, density: float | None) -> tuple[str, str, str]:
     if not tensor.stepped:
         return (tensor.codebook, "", sparsity)
     zone = "trellis" if tensor.on_trellis else f"{tensor.dead_zone:.3f}"
-    return (f"{tensor.step:.4g}{' by row' if tensor.by_row else ''}", zone, sparsity)
+    by = "" if not tensor.by_row else " by output" if tensor.turned else " by row"
+    return (f"{tensor.step:.4g}{by}", zone, sparsity)
 
 
 def as_stored(plan: Plan) -> Plan:

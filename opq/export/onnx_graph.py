@@ -25,7 +25,7 @@ class GridTensor:
     name: str
     codes: Codes
     step: Floats32
-    """Of the tensor, a scalar; or of each row, (rows,)."""
+    """Of the tensor, a scalar; of each row, (rows,); or with as many axes as the codes, which it multiplies."""
 
     @property
     def weights(self) -> Floats32:
@@ -36,7 +36,7 @@ class GridTensor:
     @property
     def spread(self) -> Floats32:
         """The steps in a shape in which they multiply the codes."""
-        return self.step.reshape(-1, *[1] * (self.codes.ndim - 1)) if self.step.ndim else self.step
+        return self.step.reshape(-1, *[1] * (self.codes.ndim - 1)) if self.step.ndim == 1 else self.step
 
 
 def put(graph: Any, value: Any, codes: Codes, scale: Floats32) -> str:

@@ -18,6 +18,7 @@ from opq.compression.roles import assign
 from opq.errors import GridWarning
 from opq.quantizing import rows
 from opq.quantizing.turned import Turn
+from opq.report import save_page
 from opq.sources import open_source
 
 
@@ -318,3 +319,26 @@ def test_codes_of_turned_weights_stay_while_the_rest_is_trained(tmp_path: Path) 
     assert all(torch.equal(trained.result.codes[t.name], result.codes[t.name]) for t in result.plan.compressed)
     assert not torch.equal(trained.result.tensor("5.bias"), result.tensor("5.bias"))
     assert trained.result.plan.compressed == result.plan.compressed
+
+
+def test_turned_weights_are_exported_with_the_steps_of_their_outputs(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, x = stored(True), torch.randn(3, 64)
+    result = opq.compress(model, bits=4, input_size=(64,))
+    result.save(tmp_path / "m.opq.safetensors")
+    made = opq.export.save_onnx(tmp_path / "m.opq.safetensors", tmp_path / "m.onnx", model, example_inputs=x)
+    assert "3 tensors as integers" in repr(made)
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        wanted = functional_call(model, result.state_dict(), x)
+    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-5)
+
+
+def test_the_page_and_the_table_show_turned_weights(tmp_path: Path) -> None:
+    model = stored(True)
+    result = opq.compress(model, bits=4, input_size=(64,))
+    assert str(result.report()).count(" by output") == 3
+    result.save(tmp_path / "m.opq.safetensors")
+    save_page(tmp_path / "m.opq.safetensors", tmp_path / "page.html", source=model)
+    assert "trellis-turned-rows" in (tmp_path / "page.html").read_text(encoding="utf-8")

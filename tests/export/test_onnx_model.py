@@ -31,6 +31,16 @@ def test_values_further_away_than_two_roundings_stay_as_they_are(error: float) -
 
 
 @pytest.mark.parametrize("turned", [False, True])
+def test_steps_along_another_axis_are_found_too(turned: bool) -> None:
+    """Of a tensor that stores inputs first, whose steps are those of its outputs."""
+    steps = np.linspace(0.5, 2, CODES.shape[1], dtype=np.float32)[None]
+    grid = GridTensor("w", CODES, np.float32(STEP) * steps)
+    found = recognised(grid.weights.T if turned else grid.weights, grid)
+    assert found is not None
+    np.testing.assert_array_equal(found[0] * found[1], grid.weights.T if turned else grid.weights)
+
+
+@pytest.mark.parametrize("turned", [False, True])
 def test_steps_by_row_are_found_along_their_axis(turned: bool) -> None:
     grid = GridTensor("w", CODES, STEP * SCALES.ravel())
     found = recognised(grid.weights.T if turned else grid.weights, grid)
