@@ -59,8 +59,9 @@ ELSEWHERE = {
     "FolderReader.verify "
     "parts_of check_payloads _crc index_bytes",
     header: "header payload_starts",
-    reader: "InMemory.parts Reader.exponents Reader.__repr__ Reader.basis Reader.sizes Reader.bytes",
-    payload: "Payload.size Stored.payload Stored.restore Stored.digest Stored.codes_of Stored.check Coded.read",
+    reader: "InMemory.parts Reader.exponents Reader.turn Reader.__repr__ Reader.basis Reader.sizes Reader.bytes",
+    payload: "Payload.size Stored.payload Stored.restore Stored.digest Stored.codes_of Stored.check Coded.read "
+    "Stored.exponents_of Stored.turn_of",
     compressed_kinds: "Listed.entries Turned.matrix Turned.exponents_of Turned.behind",
     writer: "Packed.size Packed.write Packed.verify Packed._same write_file size_of foreseen",
     grid: "quantize _on_paths _quantize dequantize",
