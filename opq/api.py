@@ -5,6 +5,7 @@ source -> roles -> statistics -> [probe] -> Problem -> Plan -> codes -> file in 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -294,9 +295,7 @@ def _by_outputs(source: Source, options: Options, roles: tuple[Role, ...], probe
     """The source that gives tensors by their outputs, where the options allow that."""
     if not options.by_outputs:
         return source
-    if options.like is None:
-        return ByOutputs.of(source, roles, probed, on_trellis=options.trellis)
-    with open_reader(options.like) as old:
+    with contextlib.nullcontext() if options.like is None else open_reader(options.like) as old:
         return ByOutputs.of(source, roles, probed, on_trellis=options.trellis, old=old)
 
 

@@ -130,8 +130,9 @@ def _as_before(old: Reader | FolderReader | None, name: str, e: Codes) -> Codes:
     What a probe tells of rows moves a little with every tensor that changed, and a row may lie on the edge.
     """
     before = old.exponents(name) if old is not None and name in old.plan else None
-    alike = before is not None and before.shape == e.shape and bool((np.abs(before - e) <= 1).all())
-    return before if alike and before is not None else e
+    if before is None or before.shape != e.shape or (np.abs(before - e) > 1).any():
+        return e
+    return before
 
 
 def _turns(roles: Iterable[Role], probe: Probe) -> dict[str, Turn]:
@@ -215,26 +216,27 @@ def _counts(source: ByOutputs, name: str) -> float:
     return float(np.mean(a * r**2) / np.mean(a))
 
 
+def _seen(source: Source, name: str) -> tuple[Turn | None, Codes | None]:
+    """How a source turns a tensor, and the exponents of its rows; None for each that it leaves as it is."""
+    return (source.turns.get(name), source.exponents.get(name)) if isinstance(source, ByOutputs) else (None, None)
+
+
 def layout_of(source: Source, name: str, layout: Layout) -> Layout:
     """How the weights that a source gives of a tensor are a stack of matrices, if those of the network are `layout`."""
-    turned = isinstance(source, ByOutputs) and name in source.turns
-    return Layout(groups=layout.groups) if turned else layout
+    turn, _ = _seen(source, name)
+    return layout if turn is None else Layout(groups=layout.groups)
 
 
 def decoded(source: Source, plan: TensorPlan, codes: Narrow, dtype: torch.dtype) -> torch.Tensor:
     """The weights of codes as a file of this source gives them."""
-    q = torch.from_numpy(codes)
-    if not isinstance(source, ByOutputs):
-        return dequantize(q, plan, dtype)
-    e, turn = source.exponents.get(plan.name), source.turns.get(plan.name)
+    q, (turn, e) = torch.from_numpy(codes), _seen(source, plan.name)
     found = dequantize(q, plan, dtype) if e is None else rows.scaled(q, rows.steps(plan.step, e), dtype)
     return found if turn is None else turn.tensor(found, plan.shape)
 
 
 def stored(source: Source, plan: TensorPlan, codes: Codes) -> Stored:
     """What a file of this source holds of a compressed tensor."""
-    e = source.exponents.get(plan.name) if isinstance(source, ByOutputs) else None
-    turn = source.turns.get(plan.name) if isinstance(source, ByOutputs) else None
+    turn, e = _seen(source, plan.name)
     name, codes = plan.name, codes if turn is None else turn.back(codes, plan.shape)
     if turn is None or (e is None and not plan.on_trellis):
         if e is None:
@@ -288,9 +290,7 @@ def _within(plan: TensorPlan) -> TensorPlan:
 
 def of_older(source: Source, old: Reader | FolderReader, name: str) -> TensorPlan | None:
     """An older file's plan of a tensor as a plan of this source's weights; None if that saw it in another way."""
-    own, e = source.exponents.get(name) if isinstance(source, ByOutputs) else None, old.exponents(name)
-    turn = source.turns.get(name) if isinstance(source, ByOutputs) else None
-    plan = old.plan[name]
+    (turn, own), e, plan = _seen(source, name), old.exponents(name), old.plan[name]
     alike = own is None if e is None else own is not None and np.array_equal(own, e)
     told_of = turn if plan.on_trellis or e is not None else None
     return _within(plan) if alike and told_of == old.turn(name) else None
@@ -298,6 +298,5 @@ def of_older(source: Source, old: Reader | FolderReader, name: str) -> TensorPla
 
 def older_codes(source: Source, old: Reader | FolderReader, name: str) -> Codes:
     """An older file's codes of a tensor as those of this source's weights."""
-    codes = old.codes(name)
-    turn = source.turns.get(name) if isinstance(source, ByOutputs) else None
+    codes, (turn, _) = old.codes(name), _seen(source, name)
     return codes if turn is None else turn.codes(codes)

@@ -140,13 +140,14 @@ def _row_steps(plan: TensorPlan, exponents: Codes) -> Floats32:
     return found
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Turned(Coded):
     """A compressed tensor of which a matrix (outputs, inputs) is stored, see `opq.quantizing.turned`."""
 
-    __slots__ = ()
     action: ClassVar[Action] = "compress"
     inner: ClassVar[type[Grid]]
     """How the matrix is stored."""
+    name: str
     turn: Turn
     codes: Codes
     """In the tensor's shape."""
@@ -215,9 +216,6 @@ class TrellisTurned(Turned):
 
     kind: ClassVar[str] = "trellis-turned"
     inner: ClassVar[type[Grid]] = Trellis
-    name: str
-    turn: Turn
-    codes: Codes
 
     @property
     def matrix(self) -> Trellis:
@@ -230,9 +228,6 @@ class GridTurnedRows(Turned):
 
     kind: ClassVar[str] = "grid-turned-rows"
     inner: ClassVar[type[Grid]] = GridRows
-    name: str
-    turn: Turn
-    codes: Codes
     exponents: Codes
     """Of the rows of the matrix."""
 

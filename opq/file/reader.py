@@ -153,7 +153,7 @@ class Reader:
     def turn(self, name: str) -> Turn | None:
         """Of a tensor whose first axis counts no outputs, how its codes are those of a matrix (outputs, inputs).
 
-        None of others, and of those that are not on a trellis.
+        None of others, and of those that have neither a trellis nor steps by row.
 
         Raises:
             MismatchError: there is no such tensor.

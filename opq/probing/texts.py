@@ -95,7 +95,7 @@ def _told(page: Page, length: int, generator: torch.Generator, see: Seen) -> tor
     rows = ROWS if page.remembers else ANEW
     for at in range(0, len(page.ids), rows):
         few = page.with_rows(min(rows, len(page.ids) - at), at)
-        heat = _temperatures(len(few.ids))
+        heat = temperatures(len(few.ids))
         ids = torch.tensor([beginning]).expand(len(few.ids), -1) if beginning else _random(few, 1, generator)
         parts.append(_continued(few, ids, length + led, heat, generator)[:, led:])
         see(at + len(few.ids), len(page.ids))
@@ -144,7 +144,7 @@ def _filled(page: Page, length: int, generator: torch.Generator, see: Seen) -> t
     every = []
     for at in range(0, len(page.ids), ANEW):
         few = page.with_rows(min(ANEW, len(page.ids) - at), at)
-        heat = _temperatures(len(few.ids))[:, None].expand(-1, length)
+        heat = temperatures(len(few.ids))[:, None].expand(-1, length)
         ids = _random(few, length, generator)
         for _ in range(ROUNDS):
             open_ = torch.rand(ids.shape, generator=generator) < FILLED
@@ -157,7 +157,8 @@ def _filled(page: Page, length: int, generator: torch.Generator, see: Seen) -> t
     return torch.cat(every)
 
 
-def _temperatures(texts: int) -> torch.Tensor:
+def temperatures(texts: int) -> torch.Tensor:
+    """That of each text, (texts,)."""
     return torch.tensor(TEMPERATURES).repeat(-(-texts // len(TEMPERATURES)))[:texts]
 
 

@@ -141,13 +141,13 @@ class Carried:
     def _at_outputs(self) -> dict[str, Inputs]:
         """The inputs of the output matrix, if errors are fed back in it."""
         blocks = self.blocks
+        if blocks.fed_head is None:
+            return {}
 
         @torch.no_grad()
         def one(part: int) -> torch.Tensor:
             return blocks.tail(self._input(len(blocks), part)).flatten(0, -2)
 
-        if blocks.fed_head is None:
-            return {}
         return {blocks.fed_head: Inputs([self.alone(one, part) for part in range(blocks.parts)], Layout())}
 
     @property

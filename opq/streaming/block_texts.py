@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from opq.probing.texts import TEMPERATURES
+from opq.probing.texts import temperatures
 
 if TYPE_CHECKING:
     from opq.streaming.block_probe import Carried
@@ -60,7 +60,7 @@ def _drawn(carried: Carried, part: int) -> torch.Tensor:
     blocks = carried.blocks
     generator = torch.Generator().manual_seed(carried.seed + 104729 * (part + 1))
     hidden = blocks.tail(carried.get(_DRAFT, 0, part)[0])
-    heat = torch.tensor(TEMPERATURES).repeat(-(-len(hidden) // len(TEMPERATURES)))[: len(hidden), None, None]
+    heat = temperatures(len(hidden))[:, None, None]
     rows, special = blocks.spec(str(blocks.head)).shape[0], torch.tensor(blocks.special, dtype=torch.long)
     best, words = torch.full(hidden.shape[:2], -torch.inf), torch.zeros(hidden.shape[:2], dtype=torch.long)
     for start in range(0, rows, carried.rows):
