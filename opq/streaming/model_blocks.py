@@ -262,8 +262,6 @@ def _ids(source: Source, seed: int) -> torch.Tensor:
 def _without_values(source: Source) -> nn.Module:
     need("transformers", "hf")
     kind, config = class_of(Path(str(source.folder)), trust=source.trusted)
-    if getattr(config, "quantization_config", None) is not None:
-        raise ProbeError("the checkpoint is quantized", got="a quantization_config")
     try:
         with same_random_state(), _no_parameters():
             model: nn.Module = kind.from_config(config) if kind.__name__ == "AutoModel" else kind(config)

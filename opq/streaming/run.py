@@ -230,11 +230,11 @@ def _blocks(source: Source, options: Options, tensors: Tensors, team: Team) -> t
             basis = Basis(said, noted(calibrated=False, renormalised=False))
         except UNAVAILABLE as error:
             if options.probe:
-                basis = Basis("sensitivities by the probe of the whole model, no error feedback", UNFED)
+                basis = Basis(f"sensitivities by the probe of the whole model, no error feedback: {error}", UNFED)
             else:
                 basis = Basis(f"the weights alone: {error}")
-                if source.folder is not None and source.buildable:
-                    warn(f"{source.label} is compressed by {basis.words}", ProbeWarning)
+            if source.folder is not None and source.buildable:
+                warn(f"{source.label} is compressed by {basis.words}", ProbeWarning)
     if len(every := set(team.each(basis.words.encode))) > 1:
         got = "; ".join(sorted(words.decode() for words in every))
         raise RankError("the processes see different models", got=got, remedy="Install the same packages everywhere.")
