@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from opq.base.stages import stage
 from opq.compression.differences import Differences
 from opq.compression.prior import is_recurrent, is_table
 from opq.compression.roles import Role
+from opq.file.compressed_kinds import head_of_rows
 from opq.file.folder_reader import FolderReader
 from opq.file.reader import Reader
 from opq.file.stored import (
@@ -39,7 +41,6 @@ from opq.file.stored import (
     TrellisTurnedRows,
 )
 from opq.plan import Plan, TensorPlan
-from opq.probing.sensitivity import Probe
 from opq.quantizing import rows, trellis
 from opq.quantizing.grid import dequantize
 from opq.quantizing.moment import Layout
@@ -62,6 +63,25 @@ sensitivities, which are worth less. Measured on 76 tiny networks whose rows hav
 sensitivities their errors grow by 4 %."""
 
 
+class Told(Protocol):
+    """What a probe tells of tensors, by name."""
+
+    @property
+    def sensitivity(self) -> Mapping[str, float]:
+        """How much errors in each tensor count."""
+
+    @property
+    def rows(self) -> Mapping[str, Floats]:
+        """How much errors in each row count."""
+
+    @property
+    def usage(self) -> Mapping[str, Floats]:
+        """The same of tables of tokens, by how often each token is used."""
+
+    def layout(self, name: str) -> Layout | None:
+        """How feedback takes a tensor; None if it is not known."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ByOutputs(Source):
     """Reads some tensors as matrices (outputs, inputs), or with each row divided by its scale, others as they are."""
@@ -81,7 +101,7 @@ class ByOutputs(Source):
         cls,
         source: Source,
         roles: Iterable[Role],
-        probe: Probe | None = None,
+        probe: Told | None = None,
         *,
         on_trellis: bool = True,
         old: Reader | FolderReader | None = None,
@@ -135,11 +155,11 @@ def _as_before(old: Reader | FolderReader | None, name: str, e: Codes) -> Codes:
     return before
 
 
-def _turns(roles: Iterable[Role], probe: Probe) -> dict[str, Turn]:
+def _turns(roles: Iterable[Role], probe: Told) -> dict[str, Turn]:
     """The tensors that are turned: those that feedback takes as (inputs, outputs), or as a stack."""
     found = {}
     for role in roles:
-        layout = probe.moments.layout(role.name)
+        layout = probe.layout(role.name)
         if layout is not None and layout.turn is not None and layout.turn.shape(role.spec.shape)[0] <= trellis.TALLEST:
             found[role.name] = layout.turn
     return found
@@ -167,10 +187,11 @@ def _counts_by_row(source: Source, name: str, number: int) -> bool:
     return not is_recurrent(name) and source.by_name[name].size >= COLUMNS_FELT * number
 
 
-def _may(role: Role, probe: Probe | None, turn: Turn | None) -> bool:
+def _may(role: Role, probe: Told | None, turn: Turn | None) -> bool:
     """Whether a tensor has outputs as rows, each with enough weights to have a step of its own."""
     shape = role.spec.shape
-    if len(shape) < 2 or (turn is None and probe is not None and probe.is_crosswise(role.name)):
+    layout = None if probe is None or turn is not None else probe.layout(role.name)
+    if len(shape) < 2 or (layout is not None and layout.crosswise):
         return False
     count = shape[0] if turn is None else turn.shape(shape)[0]
     used = probe is not None and role.name in probe.usage
@@ -232,6 +253,12 @@ def decoded(source: Source, plan: TensorPlan, codes: Narrow, dtype: torch.dtype)
     q, (turn, e) = torch.from_numpy(codes), _seen(source, plan.name)
     found = dequantize(q, plan, dtype) if e is None else rows.scaled(q, rows.steps(plan.step, e), dtype)
     return found if turn is None else turn.tensor(found, plan.shape)
+
+
+def head(source: Source, name: str) -> bytes:
+    """The bytes before the codes of a tensor that is not turned."""
+    _, e = _seen(source, name)
+    return b"" if e is None else head_of_rows(e)
 
 
 def stored(source: Source, plan: TensorPlan, codes: Codes) -> Stored:

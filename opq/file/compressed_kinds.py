@@ -70,8 +70,7 @@ class GridRows(Grid):
     """`e_i` of each row: (rows,)."""
 
     def head(self) -> bytes:
-        coded = entropy.encode(self.exponents)
-        return len(coded).to_bytes(_LENGTH, "little") + coded
+        return head_of_rows(self.exponents)
 
     def payload(self, plan: TensorPlan) -> Payload:
         self._fits(plan, self._shape(plan))
@@ -117,6 +116,12 @@ class TrellisRows(GridRows, Trellis):
 
 _LENGTH = 4
 """Bytes of the length of the coded exponents, before them."""
+
+
+def head_of_rows(exponents: Codes) -> bytes:
+    """What stands before the codes where rows have exponents `e_i` (rows,)."""
+    coded = entropy.encode(exponents)
+    return len(coded).to_bytes(_LENGTH, "little") + coded
 
 
 def _with_exponents(exponents: Codes, digest: int) -> int:

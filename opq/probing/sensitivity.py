@@ -34,7 +34,7 @@ from opq.probing.inputs import synthetic
 from opq.probing.moments import Moments
 from opq.probing.renorm import known, renormalise
 from opq.probing.units import error_of
-from opq.quantizing.moment import DAMPING, DAMPING_REAL
+from opq.quantizing.moment import DAMPING, DAMPING_REAL, Layout
 from opq.sources.base import InputHint
 from opq.sources.hints import hint_of_module
 
@@ -83,10 +83,14 @@ class Probe:
         ranked = sorted(self.sensitivity.items(), key=lambda item: -item[1])
         return tables.html(_FELT, ((printable(n), f"{a:.4g}") for n, a in ranked), total=len(ranked))
 
+    def layout(self, name: str) -> Layout | None:
+        """How feedback takes a tensor; None if errors are not fed back in it."""
+        return self.moments.layout(name)
+
     def is_crosswise(self, name: str) -> bool:
         """Whether feedback takes a tensor as (inputs, outputs), or as a stack, so that its rows are no outputs."""
-        layout = self.moments.layout(name)
-        return layout is not None and (layout.transposed or layout.stacked)
+        layout = self.layout(name)
+        return layout is not None and layout.crosswise
 
     def renormalised(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """New running means and variances of BatchNorm for the quantized network `state`, by buffer name.

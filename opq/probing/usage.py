@@ -60,8 +60,8 @@ def of(model: nn.Module, batch: Batch, *, micro_batch: int, real: bool) -> dict[
             places += max((ids.numel() for ids in looked_up.values()), default=0)
             if not looked_up or places >= PLACES:
                 break
-    found = {name: _use(predicted.get(len(told)), told if real else None, len(told)) for name, told in counted.items()}
-    return {f"{name}.weight" if name else "weight": use**POWER for name, use in found.items() if use is not None}
+    found = {name: weight(predicted.get(len(ids)), len(ids), ids if real else None) for name, ids in counted.items()}
+    return {f"{name}.weight" if name else "weight": used for name, used in found.items() if used is not None}
 
 
 def _texts(batch: Batch) -> list[torch.Tensor]:
@@ -82,16 +82,26 @@ def _read(model: nn.Module, part: Batch, tables: Mapping[str, nn.Embedding]) -> 
     return output, seen
 
 
-def _use(predicted: Floats | None, told: Floats | None, rows: int) -> Floats | None:
-    """The frequency of each row, up to a factor; None if nothing tells it."""
+def weight(predicted: Floats | None, rows: int, told: Floats | None = None) -> Floats | None:
+    """How much each row of a table counts, up to a factor; None if nothing tells it.
+
+    Args:
+        predicted: how often a model expects each token.
+        told: how often each is in real texts.
+    """
     if predicted is not None and np.isfinite(predicted).all():
-        return predicted
+        return _counting(predicted)
     if rows < VOCABULARY:
         return None
     found: Floats = 1.0 / (FIRST + np.arange(rows))
     if told is not None:
         found += told * (found.sum() / told.sum())
-    return found
+    return _counting(found)
+
+
+def _counting(use: Floats) -> Floats:
+    counts: Floats = use**POWER
+    return counts
 
 
 def _likely(scores: torch.Tensor) -> Floats:

@@ -54,6 +54,11 @@ class Layout:
             return Turn(1, 1) if self.transposed else Turn(2, 1)
         return Turn(0, 1) if self.transposed and self.groups == 1 else None
 
+    @property
+    def crosswise(self) -> bool:
+        """Whether the first axis of the tensor counts no outputs."""
+        return self.transposed or self.stacked
+
     def matrix(self, w: torch.Tensor) -> torch.Tensor:
         """The weight as (groups, rows, d)."""
         stack = w if self.stacked else w.reshape(self.groups, w.shape[0] // self.groups, -1)

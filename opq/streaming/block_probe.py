@@ -7,8 +7,9 @@
 One block is in memory at a time. The reverse sweep gives exactly the sensitivities of `opq.probe`: `a_i` = mean over
 the tensor's weights of `E[(d v'f / d w)^2]`. For a matrix with inputs `x_t` and gradients `g_t` at its outputs,
 `sum (d v'f / d w)^2 = |sum_t g_t x_t'|^2 = sum_tu (g_t'g_u)(x_t'x_u)` over the tokens t, u of one text, so that the
-gradient of the matrix is never formed. The model's outputs are the logits before they are scaled or capped. The texts
-are divided into parts, and the numbers of a part do not depend on which process works on the others.
+gradient of the matrix is never formed; output by output these are the sensitivities of its rows. The model's outputs
+are the logits before they are scaled or capped. The texts are divided into parts, and the numbers of a part do not
+depend on which process works on the others.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
-import math
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import nn
 
+from opq.base.arrays import Floats
 from opq.base.pool import Pool, give_back
 from opq.errors import ProbeError
+from opq.probing import usage
 from opq.probing.layers import layers
 from opq.quantizing.moment import Layout, Moment, widths
+from opq.sources.base import Source
 from opq.streaming import block_texts
 from opq.streaming.clock import Clock
 from opq.streaming.model_blocks import PART, Blocks
@@ -41,8 +44,9 @@ PROBED = 2
 texts."""
 
 Progress = Callable[[str, int, int], None]
-Felt = dict[str, float]
-"""Sums over texts of the mean of `(d v'f / d w)^2`, by tensor."""
+Felt = dict[str, torch.Tensor]
+"""`(d v'f / d w)^2`, its mean over the inputs and its sum or mean over texts, by tensor: (outputs,), or (1,) where all
+have the same or their mean is all that is known; float64."""
 T = TypeVar("T")
 
 
@@ -74,6 +78,23 @@ class Inputs:
             start += width
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Found:
+    """What the probe in blocks tells of a model's tensors, by the source's names of those that hold the values."""
+
+    sensitivity: Mapping[str, float]
+    """`a_i` of every matrix that the outputs depend on."""
+    rows: Mapping[str, Floats]
+    """The sensitivity of each output, (outputs,)."""
+    usage: Mapping[str, Floats]
+    """How much each row of the table of tokens counts, (rows,)."""
+    layouts: Mapping[str, Layout]
+
+    def layout(self, name: str) -> Layout | None:
+        """How feedback takes a tensor; None if errors are not fed back in it."""
+        return self.layouts.get(name)
+
+
 @dataclasses.dataclass(frozen=True)
 class Carried:
     """The synthetic batch at every block of a model; its files in the work folder survive an interruption."""
@@ -90,8 +111,23 @@ class Carried:
     rows: int = 4096
     """Rows of the output matrix in memory at one time."""
 
+    def found(self, source: Source) -> Found:
+        """What the probe tells of the tensors of a source; those of tied names are added.
+
+        Raises:
+            ProbeError: as `sensitivities`.
+        """
+        felt: Felt = {}
+        for name, square in self.sensitivities().items():
+            holder = source.by_name[name].like or name
+            felt[holder] = felt[holder] + square if holder in felt else square
+        rows = {name: square.numpy() for name, square in felt.items() if len(square) > 1}
+        sensitivity = {name: float(square.mean()) for name, square in felt.items()}
+        used, table = self._usage(), source.by_name[self.blocks.table]
+        return Found(sensitivity, rows, {} if used is None else {table.like or table.name: used}, self.layouts)
+
     def sensitivities(self) -> Felt:
-        """`a_i` of every matrix that the outputs depend on, by the source's names.
+        """Those of every matrix that the outputs depend on, by the source's names.
 
         Raises:
             ProbeError: one is NaN or infinite; the text names that nearest to the outputs.
@@ -104,9 +140,10 @@ class Carried:
         total: Felt = {}
         for stage in range(-1, len(self.blocks) + 1):
             for part in parts:
-                for name, square in self.get("felt", stage, part)[1].items():
-                    total[name] = total.get(name, 0.0) + square / (PART * len(parts))
-        if wrong := [name for name, square in total.items() if not math.isfinite(square)]:
+                for name, square in self.get("squares", stage, part)[1].items():
+                    square = square / (PART * len(parts))
+                    total[name] = total[name] + square if name in total else square
+        if wrong := [name for name, square in total.items() if not bool(torch.isfinite(square).all())]:
             raise ProbeError(
                 f"the gradient of {wrong[-1]} is NaN or infinite on synthetic texts", remedy="Use --no-probe."
             )
@@ -151,14 +188,44 @@ class Carried:
         return {blocks.fed_head: Inputs([self.alone(one, part) for part in range(blocks.parts)], Layout())}
 
     @property
-    def transposed(self) -> frozenset[str]:
-        """The matrices that are stored as (inputs, outputs), by the source's names."""
-        return frozenset(
-            self.blocks.named(k)[name]
+    def layouts(self) -> dict[str, Layout]:
+        """How feedback would take the tensors of layers in blocks, by the source's names."""
+        return {
+            self.blocks.named(k)[name]: layer.layout
             for k, block in enumerate(self.blocks.blocks)
             for name, layer in layers(block).items()
-            if layer.layout.transposed
-        )
+        }
+
+    def _usage(self) -> Floats | None:
+        """How much each row of the table of tokens counts; None where nothing tells it."""
+        rows, predicted = self.blocks.spec(self.blocks.table).shape[0], None
+        if self.blocks.writes and self.blocks.spec(str(self.blocks.head)).shape[0] == rows:
+            predicted = np.frombuffer(self.team.first(self._predicted))
+        return usage.weight(predicted, rows)
+
+    def _predicted(self) -> bytes:
+        """How often the model expects each token on the texts of the reverse sweep, some rows of its output matrix at
+        a time: the normalisers of all places, then the sum of the distributions.
+        """
+        blocks = self.blocks
+        rows = blocks.spec(str(blocks.head)).shape[0]
+
+        @torch.no_grad()
+        def summed(part: int) -> Floats:
+            hidden = blocks.tail(self._input(len(blocks), part)).flatten(0, -2)
+            spans = [(start, min(start + self.rows, rows)) for start in range(0, rows, self.rows)]
+
+            def scores(span: tuple[int, int]) -> torch.Tensor:
+                return (blocks.scale * (hidden @ blocks.head_rows(*span).T)).double()
+
+            norms = torch.full((len(hidden), 1), -torch.inf, dtype=torch.float64)
+            for span in spans:
+                norms = torch.logaddexp(norms, scores(span).logsumexp(1, keepdim=True))
+            found: Floats = torch.cat([(scores(span) - norms).exp().sum(0) for span in spans]).numpy()
+            return found
+
+        parts = range(min(PROBED, blocks.parts))
+        return bytes(sum(self.alone(summed, part) for part in parts).tobytes())  # type: ignore[union-attr]
 
     # --- sweeps ------------------------------------------------------------------------------
 
@@ -188,19 +255,19 @@ class Carried:
     def _back(self, k: int, seen: _Seen, part: int) -> None:
         with self.clock("probe"):
             found = self._through(k, seen, part)
-        self.put("felt", k, part, *found)
+        self.put("squares", k, part, *found)
 
     def _reverse(self, mine: list[int]) -> bytes:
         last = len(self.blocks)
-        for part in self.left("felt", last, mine):
-            self.put("felt", last, part, *self.alone(self._from_outputs, part))
+        for part in self.left("squares", last, mine):
+            self.put("squares", last, part, *self.alone(self._from_outputs, part))
         for k in reversed(range(last)):
-            if left := self.left("felt", k, mine):
+            if left := self.left("squares", k, mine):
                 with self.filled(k) as block, _Seen(_linear(block)) as seen:
                     self.each(left, functools.partial(self._back, k, seen))
             self.progress("probe", 2 * last - k, 2 * last)
-        for part in self.left("felt", -1, mine):
-            self.put("felt", -1, part, *self.alone(self._to_front, part))
+        for part in self.left("squares", -1, mine):
+            self.put("squares", -1, part, *self.alone(self._to_front, part))
         return b""
 
     def _from_outputs(self, part: int) -> tuple[torch.Tensor, Felt]:
@@ -221,7 +288,7 @@ class Carried:
         for start in range(0, rows, self.rows):
             weight = self.blocks.head_rows(start, min(start + self.rows, rows))
             cotangent += torch.randn((*h.shape[:-1], len(weight)), generator=generator) @ weight
-        return cotangent, {name: float(h.double().square().sum()) / h.shape[-1]}
+        return cotangent, {name: h.double().square().sum()[None] / h.shape[-1]}
 
     def _through(self, k: int, seen: _Seen, part: int) -> tuple[torch.Tensor, Felt]:
         """Back through block k: the cotangent at its input, and the sums for its matrices."""
@@ -232,14 +299,14 @@ class Carried:
             hidden = self._input(k, part).requires_grad_()
             out, given = seen.during(lambda: self.blocks.run(k, hidden))
             ends = [hidden, *(y for _, y in given.values()), *other.values()]
-            back, *gradients = torch.autograd.grad(out, ends, self.get("felt", k + 1, part)[0], allow_unused=True)
+            back, *gradients = torch.autograd.grad(out, ends, self.get("squares", k + 1, part)[0], allow_unused=True)
         felt = {}
-        for (name, (x, y)), g in zip(given.items(), gradients, strict=False):
+        for (name, (x, _)), g in zip(given.items(), gradients, strict=False):
             if g is not None:
-                felt[names[name]] = _square(x.detach(), g) / (x.shape[-1] * y.shape[-1])
+                felt[names[name]] = _squares(x.detach(), g) / x.shape[-1]
         for name, g in zip(other, gradients[len(given) :], strict=True):
             if g is not None:
-                felt[names[name]] = float(g.double().square().mean())
+                felt[names[name]] = g.double().square().flatten(1).mean(1)
         return back, felt
 
     def _to_front(self, part: int) -> tuple[torch.Tensor, Felt]:
@@ -248,10 +315,10 @@ class Carried:
         with torch.enable_grad():
             for parameter in around.values():
                 parameter.requires_grad_(True)
-            hidden, cotangent = self.blocks.front(part), self.get("felt", 0, part)[0]
+            hidden, cotangent = self.blocks.front(part), self.get("squares", 0, part)[0]
             gradients = torch.autograd.grad(hidden, list(around.values()), cotangent, allow_unused=True)
         both = zip(around, gradients, strict=True)
-        felt = {n: float(g.double().square().sum()) / self.blocks.spec(n).size for n, g in both if g is not None}
+        felt = {n: g.double().square().sum()[None] / self.blocks.spec(n).size for n, g in both if g is not None}
         return torch.zeros(0), felt
 
     # --- threads and files -------------------------------------------------------------------
@@ -290,8 +357,8 @@ class Carried:
         return f"probe-{self.key}-{kind}-{stage + 1:05}-{part:02}"
 
     def put(self, kind: str, stage: int, part: int, values: torch.Tensor, felt: Felt | None = None) -> None:
-        text = torch.frombuffer(bytearray(json.dumps(felt or {}).encode()), dtype=torch.uint8)
-        self.work.put(self._name(kind, stage, part), save({"values": values.detach().contiguous(), "felt": text}))
+        squares = {f"{_OF}{name}": square.contiguous() for name, square in (felt or {}).items()}
+        self.work.put(self._name(kind, stage, part), save({_VALUES: values.detach().contiguous(), **squares}))
 
     def get(self, kind: str, stage: int, part: int) -> tuple[torch.Tensor, Felt]:
         name = self._name(kind, stage, part)
@@ -299,7 +366,7 @@ class Carried:
         if data is None:
             raise ProbeError("a file of the probe is gone", got=f"no {name}", remedy="Run the command again.")
         held = load(data)
-        return held["values"], dict(json.loads(held["felt"].numpy().tobytes()))
+        return held[_VALUES], {name.removeprefix(_OF): t for name, t in held.items() if name.startswith(_OF)}
 
     def _input(self, k: int, part: int) -> torch.Tensor:
         return self.get("input", k, part)[0]
@@ -339,7 +406,10 @@ def _linear(block: nn.Module) -> dict[str, nn.Module]:
     return {n: module for n, module in own.items() if module.weight.dim() == 2}  # type: ignore[operator]
 
 
-def _square(x: torch.Tensor, g: torch.Tensor) -> float:
-    """`|sum_t g_t x_t'|^2`, summed over texts; without a dimension for texts, all tokens are those of one text."""
+def _squares(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """`|sum_t g_tj x_t'|^2` by output j, summed over texts; without a dimension for texts, all tokens are of one."""
     x, g = (t if t.dim() == 3 else t.flatten(0, -2)[None] for t in (x, g))
-    return float(((x @ x.transpose(1, 2)).double() * (g @ g.transpose(1, 2)).double()).sum())
+    return ((x @ x.transpose(1, 2)).double() @ g.double()).mul_(g).sum((0, 1))
+
+
+_VALUES, _OF = "values", "of "

@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from opq.compression.by_outputs import ByOutputs
 from opq.compression.differences import Differences, difference
 from opq.errors import CorruptSourceError, MissingShardError
 from opq.file.header import payload_starts
+from opq.quantizing.rows import factors
 from opq.sources.base import Source
 
 
@@ -41,7 +43,7 @@ class Tensors:
 
     @property
     def whole(self) -> Tensors:
-        """Of differences to a base, the tensors of the network itself."""
+        """The tensors of the network itself, not differences to a base or scaled rows."""
         return self
 
     def dtype(self, name: str) -> torch.dtype:
@@ -95,8 +97,36 @@ class DifferenceTensors(Tensors):
         return spec.dtype.is_floating_point and self._base.fits(name, spec.shape)
 
 
+class ScaledTensors(Tensors):
+    """Reads ranges of tensors whose rows are scaled."""
+
+    def __init__(self, source: ByOutputs):
+        super().__init__(source)
+        self._new = Tensors(source.whole)
+        self._by = {name: torch.from_numpy(factors(e)) for name, e in source.exponents.items()}
+
+    @property
+    def whole(self) -> Tensors:
+        return self._new
+
+    def dtype(self, name: str) -> torch.dtype:
+        own = super().dtype(name)
+        return own if name not in self._by or own == torch.float64 else torch.float32
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        weights = self._new.read(name, start, stop)
+        if name not in self._by or start == stop:
+            return weights
+        width = self.source.by_name[name].size // len(self._by[name])
+        first, last = start // width, -(-stop // width)
+        by = self._by[name][first:last].repeat_interleave(width)[start - first * width :][: stop - start]
+        return (weights.double() / by).to(self.dtype(name))
+
+
 def tensors_of(source: Source) -> Tensors:
-    """The tensors of a source, or of its differences to a base."""
+    """The tensors of a source: of the network itself, its differences to a base, or with scaled rows."""
+    if isinstance(source, ByOutputs):
+        return ScaledTensors(source)
     return DifferenceTensors(source) if isinstance(source, Differences) else Tensors(source)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from opq.compression.by_outputs import ByOutputs, Told, head, of_rows
 from opq.compression.coders import probe_source
 from opq.compression.copies import tied
 from opq.compression.options import Options
@@ -20,7 +21,7 @@ from opq.errors import PatternError
 from opq.probing.sensitivity import weights
 from opq.quantizing.trellis import LOOPS
 from opq.sources.base import Source
-from opq.streaming.block_probe import Carried
+from opq.streaming.chunks import tensors_of
 from opq.streaming.measure import Measure, measure, packed, scale_square, scales_of, ties, unpacked
 from opq.streaming.paths import block
 from opq.streaming.task import Task
@@ -35,7 +36,15 @@ def prepared(task: Task) -> tuple[Task, Problem[Measure]]:
         task = dataclasses.replace(task, source=tied(task.source, same))
         roles = roles_of(task.source, task.options)
     found = {r.name: found[r.name] for r in roles if r.action == "compress"}
-    is_transposed = (task.carried.transposed if task.carried else frozenset()).__contains__
+    with task.clock("solve"):
+        told = probed(task)
+    task, scaled = by_rows(task, roles, told)
+    found |= measures(task, [role for role in roles if role.name in scaled])
+
+    def is_transposed(name: str) -> bool:
+        layout = None if task.carried is None or told is None else told.layout(name)
+        return layout is not None and layout.transposed
+
     trellised = may_follow(roles, is_transposed) if task.options.trellis else frozenset()
     LOOPS.prepare(numpy_seconds(roles, trellised, fed=task.carried is not None), task.options.progress)
     with task.clock("curves"):
@@ -45,10 +54,27 @@ def prepared(task: Task) -> tuple[Task, Problem[Measure]]:
             options=task.options,
             roles=roles,
             stats=found,
-            sensitivities=sensitivities(task, roles, found),
+            sensitivities=sensitivities(task, roles, found, told),
             curves={name: one.curve for name, one in found.items()},
             trellised=rates,
         )
+
+
+def probed(task: Task) -> Told | None:
+    """What a probe tells, in blocks or of the whole model; None without one."""
+    if task.carried is not None:
+        return task.carried.found(task.source)
+    return probe_source(task.source, task.options) if task.options.probe else None
+
+
+def by_rows(task: Task, roles: Sequence[Role], told: Told | None) -> tuple[Task, frozenset[str]]:
+    """The task with rows scaled by what the probe tells, and the tensors whose rows these are."""
+    if told is None or not task.options.by_outputs:
+        return task, frozenset()
+    source = ByOutputs.of(task.source, roles, told, on_trellis=False)
+    if not isinstance(source, ByOutputs):
+        return task, frozenset()
+    return dataclasses.replace(task, source=source, tensors=tensors_of(source)), frozenset(source.exponents)
 
 
 def least_rates(task: Task, names: frozenset[str], found: Mapping[str, Measure]) -> dict[str, float]:
@@ -100,7 +126,7 @@ def measures(task: Task, roles: Sequence[Role]) -> dict[str, Measure]:
 def _shard(task: Task, roles: Sequence[Role], done: int, total: int) -> dict[str, Measure]:
     """The measures of one source shard: those of an earlier run, or new ones, which are kept for a later run."""
     specs = [role.spec for role in roles]
-    kept_as = task.identities.measures(specs)
+    kept_as = task.identities.measures(specs, b"".join(head(task.source, role.name) for role in roles))
     if (before := task.work.get(kept_as)) is not None:
         return unpacked(before)
     found = {}
@@ -111,17 +137,15 @@ def _shard(task: Task, roles: Sequence[Role], done: int, total: int) -> dict[str
     return found
 
 
-def sensitivities(task: Task, roles: Sequence[Role], found: dict[str, Measure]) -> dict[str, float]:
+def sensitivities(task: Task, roles: Sequence[Role], found: dict[str, Measure], told: Told | None) -> dict[str, float]:
     """`a_i` of every compressed tensor: as given, else by the probe, else by what the weights alone tell."""
     source, options = task.source, task.options
     given = options.sensitivities or {}
     if unknown := sorted(set(given) - set(found)):
         raise PatternError("sensitivities= names no compressed tensor", got=", ".join(unknown[:5]))
     alpha = 1.0 if options.alpha is None else options.alpha
-    if task.carried is not None:
-        a = _alike(source, found) | felt(source, task.carried, found, alpha)
-    elif options.probe and (probed := probe_source(source, options)) is not None:
-        a = _alike(source, found) | probed.sensitivities(found, alpha=alpha)
+    if told is not None:
+        a = _alike(source, found) | weights(of_rows(source, told.sensitivity), found, alpha)
     else:
         a = guessed(source, found, options.budget) if options.weighs and not given else _alike(source, found)
     a |= given
@@ -132,12 +156,3 @@ def _alike(source: Source, found: Mapping[str, Measure]) -> dict[str, float]:
     """1 for every tensor; for float8, whose weights are codes times scales, the mean square of the scales."""
     scales = scales_of(source)
     return {name: scale_square(source, scales[name]) if name in scales else 1.0 for name in found}
-
-
-def felt(source: Source, carried: Carried, found: dict[str, Measure], alpha: float) -> dict[str, float]:
-    """`a_i` by the probe in blocks. Those of tied names are added; a tensor that was never used has the median."""
-    sums: dict[str, float] = {}
-    for name, square in carried.sensitivities().items():
-        holder = source.by_name[name].like or name
-        sums[holder] = sums.get(holder, 0.0) + square
-    return weights(sums, found, alpha)

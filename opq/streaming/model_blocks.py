@@ -79,9 +79,10 @@ class Blocks:
         """The source's name of the output matrix, (vocabulary, width)."""
         self.writes = head is not None and type(model).__name__.endswith(_CAUSAL)
         """Whether its outputs are scores of the next word."""
-        self._embedded, self._lookup = names[id(self._embedding.weight)], self._embedding.forward
+        self.table, self._lookup = names[id(self._embedding.weight)], self._embedding.forward
+        """The source's name of the embedding of tokens."""
         self._padding = self._embedding.padding_idx
-        self._paths = [path for path, p in _parameters(self._trunk) if names[id(p)] == self._embedded]
+        self._paths = [path for path, p in _parameters(self._trunk) if names[id(p)] == self.table]
         self._around = self._filled_around(names)
         self.reads(self.ids)
         self._calls = self._recorded()
@@ -97,9 +98,9 @@ class Blocks:
     def reads(self, ids: torch.Tensor) -> None:
         """Gives the model other texts of the same shape; of the embedding the rows are held that these use."""
         rows, self.ids = torch.unique(ids), ids
-        values = nn.Parameter(torch.cat([self._rows(self._embedded, row, row + 1) for row in rows.tolist()]))
+        values = nn.Parameter(torch.cat([self._rows(self.table, row, row + 1) for row in rows.tolist()]))
         for path in self._paths:
-            self._around[self._embedded] = _set(self._trunk, path, values.requires_grad_(False))
+            self._around[self.table] = _set(self._trunk, path, values.requires_grad_(False))
         pad = (rows == self._padding).nonzero() if self._padding is not None else rows[:0]
         self._embedding.padding_idx = int(pad) if len(pad) else None
         self._embedding.forward = lambda ids: self._lookup(torch.searchsorted(rows, ids))
@@ -203,7 +204,7 @@ class Blocks:
         """Gives values to parameters outside of blocks, embedding and output matrix: norms, positions."""
         inside = {id(p) for block in self.blocks for p in block.parameters()}
         own = [(path, names[id(p)]) for path, p in _parameters(self._trunk) if id(p) not in inside]
-        return {name: _set(self._trunk, path, self._read(name)) for path, name in own if name != self._embedded}
+        return {name: _set(self._trunk, path, self._read(name)) for path, name in own if name != self.table}
 
     def _recorded(self) -> list[_Call]:
         """How the model calls its blocks. A block returns a tensor, or in older versions of transformers a tuple."""

@@ -52,10 +52,11 @@ class Identities:
         hashed.update(repr([(s.name, s.shape, str(s.dtype), s.like) for s in self.source.specs]).encode())
         return hashed.hexdigest()
 
-    def measures(self, specs: Sequence[TensorSpec]) -> str:
-        """The name under which the measures of some tensors of one file are stored."""
+    def measures(self, specs: Sequence[TensorSpec], scales: bytes = b"") -> str:
+        """The name under which the measures of some tensors of one file are stored, whose rows may be scaled."""
         described = [(s.name, s.shape, str(s.dtype)) for s in specs]
-        return "measure-" + hashlib.sha256(repr((self.tensor(specs[0].name), described)).encode()).hexdigest()[:32]
+        hashed = hashlib.sha256(repr((self.tensor(specs[0].name), described)).encode() + scales)
+        return f"measure-{hashed.hexdigest()[:32]}"
 
     def run(self, options: Options, shard_size: int, *, probed: bool) -> str:
         """Identifies a whole run: the source, and every option that changes bytes."""

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from opq.compression.budget import AIM, Round, Search, by_line
+from opq.compression.by_outputs import head
 from opq.compression.problem import Problem
 from opq.compression.shortfall import Shortfall, shortfall
 from opq.errors import CertificateError, InfeasibleError
@@ -150,8 +151,12 @@ class Rounds:
         bits = sum(t.rate * t.size for t in plan.compressed)
         if task.carried is not None and abs(bits - growth.bits) > GROWN * bits:
             growth = _Growth(self.grown(task.carried, plan, taken, small), bits)
-        factors = growth.factors
-        return {n: dataclasses.replace(s, ratio=s.ratio * factors.get(n, 1.0)) for n, s in taken.items()}, growth
+        return {name: self.complete(name, sample, growth) for name, sample in taken.items()}, growth
+
+    def complete(self, name: str, sample: prediction.Sample, growth: _Growth) -> prediction.Sample:
+        """The sample of a tensor, with what error feedback adds to its codes and what stands before them."""
+        before = len(head(self.task.source, name))
+        return prediction.Sample(sample.ratio * growth.factors.get(name, 1.0), sample.header + before)
 
     def grown(self, carried: Carried, plan: Plan, plain: Samples, small: bool) -> dict[str, float]:
         """The factor by which error feedback raises the bits of each tensor, measured in some of the blocks

@@ -24,6 +24,7 @@ from opq.base.calls import refusing, warn
 from opq.base.format_v1 import FOLDER_INDEX
 from opq.base.pool import pool
 from opq.base.progress import Progress
+from opq.compression.by_outputs import told
 from opq.compression.differences import Differences
 from opq.compression.method import DataFree, Opq, RateDistortion
 from opq.compression.options import Options
@@ -205,7 +206,7 @@ def _streamed(task: Task) -> Streamed:
     written = Rounds(task, problem, target, History.of(task.work, task.team)).run()
     task.team.once(lambda: finish(task, target))
     return Streamed(
-        plan=written.plan.replace(basis=task.basis.words),
+        plan=told(task.source, written.plan).replace(basis=task.basis.words),
         label=task.source.label,
         elements=task.source.elements,
         source_bytes=task.source.bytes,

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 
 from opq.base.atomic import written_aside
+from opq.compression.by_outputs import told
 from opq.file.folder_reader import INDEX, index_bytes
 from opq.plan import Plan
 from opq.sources import hub_config, side_files
@@ -75,7 +76,7 @@ def write(task: Task, plan: Plan, target: Target) -> int:
         sizes = {}
         for done, k in enumerate(mine):
             path = task.work.folder / target.name(k)
-            size = finished(path, parts[k], base_name(task.source))
+            size = finished(path, told(task.source, parts[k]), base_name(task.source))
             sizes[k] = shards.write(path, parts[k], plan) if size is None else size
             task.options.progress("shards", done + 1, len(mine))
         return json.dumps(sizes).encode()

@@ -16,6 +16,7 @@ import torch
 from opq.base.arrays import Narrow
 from opq.base.atomic import written_aside
 from opq.base.pool import Pool
+from opq.compression.by_outputs import head, told
 from opq.compression.differences import Differences
 from opq.errors import FileFormatError, WriteError
 from opq.file import stored, writer
@@ -102,13 +103,13 @@ class Shards:
         Raises:
             WriteError: the file cannot be written or verified; it is removed.
         """
-        inner = self.work.inner
+        inner, written = self.work.inner, told(self.source, part)
         try:
             with tempfile.TemporaryFile(dir=inner) as spool, written_aside(path, within=inner) as out:
                 places, offsets, small = self._payloads(part, whole, spool)
                 large = writer.own_entries(part, {n: p for n, p in places.items() if p.kind != "share"})
                 header, common = writer.frame(
-                    part, [places[t.name] for t in part], large, small, note=self.note, base=base_name(self.source)
+                    written, [places[t.name] for t in part], large, small, note=self.note, base=base_name(self.source)
                 )
                 with self.clock("write"):
                     out.write(header)
@@ -117,7 +118,7 @@ class Shards:
                     out.write(common)
                     out.flush()
                 with self.clock("verify"):
-                    _check(Path(out.name), part)
+                    _check(Path(out.name), written)
                 return out.tell()
         except OSError as error:
             raise WriteError(f"cannot write {path}", got=error.strerror or error) from error
@@ -149,14 +150,15 @@ class Shards:
             yield item.name, made.place.kind, made.place.number, Coded.of([made.payload])
         for name in large:
             yield name, "raw", 0, self._raw(name)
+        kinds = {tensor.name: tensor.codebook for tensor in told(self.source, part).compressed}
         for group, codes in self._grouped(part):
             ordinary = [t for t in group if t.size <= self.limits.alone]
             one = functools.partial(self._one, codes)
             for tensor, coded in zip(ordinary, self.pool.weighed(one, ordinary, lambda t: t.size), strict=True):
-                yield tensor.name, tensor.codebook, 0, coded
+                yield tensor.name, kinds[tensor.name], 0, coded
             for tensor in (t for t in group if t.size > self.limits.alone):
                 found = codes.get(tensor.name)
-                yield tensor.name, tensor.codebook, 0, self._encoded(tensor, found, self.pool.ordered)
+                yield tensor.name, kinds[tensor.name], 0, self._encoded(tensor, found, self.pool.ordered)
 
     def _grouped(self, part: Plan) -> Iterator[tuple[list[TensorPlan], dict[str, Narrow]]]:
         """The compressed tensors; those of one block together, with their codes by error feedback."""
@@ -180,7 +182,7 @@ class Shards:
     def _encoded(self, tensor: TensorPlan, codes: Narrow | None, run: Map) -> Coded:
         """The payload of a compressed tensor; `codes` are those by error feedback, if any."""
         limit, inner = self.limits.cached, self.work.inner
-        return encode.encode(
+        coded = encode.encode(
             tensor,
             lambda start, stop: self.tensors.read(tensor.name, start, stop),
             self.clock,
@@ -189,6 +191,8 @@ class Shards:
             cached=limit,
             spool=inner,
         )
+        before = head(self.source, tensor.name)
+        return Coded.of([before, *coded.parts]) if before else coded
 
     def _raw(self, name: str) -> Coded:
         """A kept tensor in lazy parts: one sweep for length and checksum, another for the bytes."""

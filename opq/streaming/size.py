@@ -23,6 +23,7 @@ from opq.base.pool import Pool
 from opq.coding import classes as classes_of_weights
 from opq.coding import entropy
 from opq.coding.symbols import SYMBOL
+from opq.compression.by_outputs import told
 from opq.compression.problem import Problem
 from opq.file import writer
 from opq.file.index import Place
@@ -218,7 +219,7 @@ def fixed_bytes(
     plan = as_stored(plan)
     total = 0.0
     for names in shards:
-        part = part_of(plan, names)
+        part = told(source, part_of(plan, names))
         items, large = kept_items(source, part, plan)
         places = {item.name: writer.foreseen(item, part[item.name]) for item in items}
         places |= {name: Place("raw", source.by_name[name].nbytes) for name in large}

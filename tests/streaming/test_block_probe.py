@@ -20,22 +20,25 @@ from typer.testing import CliRunner
 import opq
 from opq.base.pool import pool
 from opq.cli import app
+from opq.compression.by_outputs import ByOutputs
 from opq.compression.options import Options
+from opq.compression.roles import assign
 from opq.errors import ProbeError, ProbeWarning, WriteError
 from opq.file.folder_reader import FolderReader
 from opq.models.batch import Batch
+from opq.probing import usage
 from opq.probing.moments import Moments
 from opq.probing.texts import TEMPERATURES
 from opq.quantizing.feedback import feedback
 from opq.quantizing.grid import quantize
+from opq.quantizing.rows import divided
 from opq.report.inspection import examine
 from opq.streaming import block_texts
 from opq.streaming.block_probe import PROBED, Carried
 from opq.streaming.block_texts import DRAWN
-from opq.streaming.chunks import Tensors
+from opq.streaming.chunks import Tensors, tensors_of
 from opq.streaming.clock import Clock
 from opq.streaming.dense import save_dense_folder
-from opq.streaming.first_pass import felt
 from opq.streaming.limits import Limits
 from opq.streaming.model_blocks import PART, Blocks, open_blocks
 from opq.streaming.run import compress_folder, streamed
@@ -109,11 +112,11 @@ def batch(ids: torch.Tensor) -> Batch:
     return Batch((), {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
-def gradients(model: nn.Module, carried: Carried) -> dict[str, float]:
-    """`sum over texts |d v'f / d w|^2 / (weights x texts)` by automatic differentiation through the whole model, `v`
-    as the probe draws it."""
+def gradients(model: nn.Module, carried: Carried) -> dict[str, torch.Tensor]:
+    """`(d v'f / d w)^2`, its mean over texts, by automatic differentiation through the whole model, `v` as the probe
+    draws it."""
     names = dict(model.named_parameters())
-    total = dict.fromkeys(names, 0.0)
+    total = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in names.items()}
     for part in range(PROBED):
         generator = torch.Generator().manual_seed(7919 * (part + 1))
         ids = carried.blocks.ids[PART * part : PART * (part + 1)]
@@ -122,26 +125,36 @@ def gradients(model: nn.Module, carried: Carried) -> dict[str, float]:
             logits = batch(text[None])(model).logits
             found = torch.autograd.grad(logits, list(names.values()), direction[None], allow_unused=True)
             for name, g in zip(names, found, strict=True):
-                total[name] += 0.0 if g is None else float(g.double().square().mean()) / (PART * PROBED)
+                total[name] += 0.0 if g is None else g.double().square() / (PART * PROBED)
     return total
 
 
 def test_of_tied_names_sensitivities_are_added() -> None:
-    """The weight feels what every one of its uses does; one that was never used has the median of the others."""
-    ties = {"a": None, "head": "a", "b": None, "c": None, "unused": None}
-    source: Any = SimpleNamespace(by_name={name: SimpleNamespace(like=like) for name, like in ties.items()})
-    measured: Any = SimpleNamespace(sensitivities=lambda: {"a": 1.0, "head": 8.0, "b": 4.0, "c": 1.0})
-    found: Any = dict.fromkeys(("a", "b", "c", "unused"))
-    assert felt(source, measured, found, 0.5) == {"a": 3.0, "b": 2.0, "c": 1.0, "unused": 2.0}
+    """The weight feels what every one of its uses does, and each of its rows; use is that of who holds the table."""
+    ties = {"a": None, "head": "a", "b": None, "c": None, "table": "a"}
+    source: Any = SimpleNamespace(by_name={n: SimpleNamespace(name=n, like=like) for n, like in ties.items()})
+    felt = {"a": [1.0], "head": [6.0, 10.0], "b": [4.0], "c": [1.0, 3.0, 5.0]}
+    squares = {name: torch.tensor(square, dtype=torch.float64) for name, square in felt.items()}
+    measured: Any = SimpleNamespace(
+        sensitivities=lambda: squares, _usage=lambda: np.ones(2), layouts={}, blocks=SimpleNamespace(table="table")
+    )
+    found = Carried.found(measured, source)
+    assert found.sensitivity == {"a": 9.0, "b": 4.0, "c": 3.0}
+    assert {name: rows.tolist() for name, rows in found.rows.items()} == {"a": [7.0, 11.0], "c": [1.0, 3.0, 5.0]}
+    assert [*found.usage] == ["a"]
 
 
 def test_sensitivities_are_those_of_the_whole_model(case: tuple[Any, Path], carried: Carried) -> None:
-    model, found = case[0], carried.sensitivities()
-    wanted = gradients(model, carried)
+    model, felt = case[0], carried.sensitivities()
+    squares, layouts = gradients(model, carried), carried.layouts
+    wanted = {name: float(square.mean()) for name, square in squares.items()}
+    found = {name: float(square.mean()) for name, square in felt.items()}
     inside = [n for n, p in model.named_parameters() if p.dim() > 1 and (".layers." in n or ".h." in n)]
     assert len(inside) in (14, 8)
     for name in inside:
         assert found[name] == pytest.approx(wanted[name], rel=1e-3), name
+        by_output = squares[name].mean(0 if layouts[name].transposed else 1)
+        torch.testing.assert_close(felt[name], by_output, rtol=1e-2, atol=1e-3 * wanted[name], msg=name)
     positions = [n for n in found if n.endswith("wpe.weight")]
     for name in positions:  # of the embeddings the cross terms of texts of one part are noise
         assert found[name] == pytest.approx(wanted[name], rel=0.3)
@@ -152,6 +165,50 @@ def test_sensitivities_are_those_of_the_whole_model(case: tuple[Any, Path], carr
         assert found["lm_head.weight"] == pytest.approx(wanted["lm_head.weight"], rel=0.05)
     else:
         assert found[embedding] == pytest.approx(wanted[embedding], rel=0.2)
+
+
+def test_words_are_expected_as_often_as_by_the_whole_model(case: tuple[Any, Path], carried: Carried) -> None:
+    """The mean of its predicted distributions, over the texts of which sensitivities are measured."""
+    carried.sensitivities()
+    ids = carried.blocks.ids[: PART * PROBED]
+    with torch.no_grad():
+        likely = batch(ids)(case[0]).logits.double().softmax(-1).flatten(0, 1).sum(0)
+    (table, found), *more = carried.found(opq.open_source(case[1])).usage.items()
+    assert not more
+    assert table == carried.blocks.table
+    np.testing.assert_allclose(found, likely.numpy() ** usage.POWER, rtol=1e-4)
+
+
+def test_rows_that_count_more_have_smaller_steps(llama: Path, tmp_path: Path) -> None:
+    """The folder's codes are of rows that are scaled as in a single file by what the probe in blocks tells."""
+    result = compress_folder(llama, tmp_path / "out", bits=4)
+    source = opq.open_source(llama)
+    with pool(2) as threads:
+        told = carried_of(open_blocks(source, Tensors(source), 0), tmp_path / "probe", threads).found(source)
+    by_rows = ByOutputs.of(source, assign(source.specs), told, on_trellis=False)
+    assert isinstance(by_rows, ByOutputs)
+    assert len(by_rows.exponents) >= 2
+    with FolderReader(tmp_path / "out") as reader:
+        for tensor in result.plan.compressed:
+            own, scaled = reader.exponents(tensor.name), tensor.name in by_rows.exponents
+            assert scaled == tensor.codebook.endswith("-rows") == (own is not None)
+            assert reader.plan[tensor.name].codebook == tensor.codebook
+            if own is not None:
+                np.testing.assert_array_equal(own, by_rows.exponents[tensor.name])
+    assert any(np.ptp(e) > 0 for e in by_rows.exponents.values())
+
+
+def test_scaled_rows_are_read_from_anywhere_to_anywhere(llama: Path) -> None:
+    source = opq.open_source(llama)
+    spec = next(spec for spec in source.specs if len(spec.shape) == 2)
+    e = np.arange(spec.shape[0], dtype=np.int16) % 7 - 3
+    scaled = ByOutputs.over(source, whole=source, turns={}, exponents={spec.name: e}, importance={})
+    tensors, wanted = tensors_of(scaled), divided(source.tensor(spec.name), e).reshape(-1)
+    width = spec.shape[1]
+    for start, stop in ((0, spec.size), (0, 1), (5, width), (width - 1, width + 1), (width, 3 * width), (7, 7)):
+        assert torch.equal(tensors.read(spec.name, start, stop), wanted[start:stop])
+    assert tensors.dtype(spec.name) == torch.float32
+    assert torch.equal(tensors.whole.read(spec.name, 0, 9), source.tensor(spec.name).reshape(-1)[:9])
 
 
 def test_moments_are_those_of_the_whole_model(case: tuple[Any, Path], carried: Carried) -> None:
@@ -220,11 +277,16 @@ def test_codes_are_those_of_feedback_on_the_whole_matrix(case: tuple[Any, Path],
     with pool(2) as threads:
         probe = carried_of(open_blocks(source, Tensors(source), 0), tmp_path / "again", threads)
         block_texts.write(probe)
+        told = carried_of(probe.blocks, tmp_path / "again", threads).found(source)
+    scaled = ByOutputs.of(source, assign(source.specs), told, on_trellis=False)
     moments = Moments(model, batch(probe.blocks.ids))
     fed = differing = weights = 0
     with FolderReader(tmp_path / "out") as reader:
         for tensor in reader.plan.compressed:
-            codes, w = reader.codes(tensor.name), source.tensor(tensor.name)
+            codes, w = reader.codes(tensor.name), scaled.tensor(tensor.name)
+            codebook, _, by_row = tensor.codebook.partition("-")
+            assert by_row in ("", "rows")
+            tensor = dataclasses.replace(tensor, codebook=codebook)
             if tensor.name in moments:
                 wanted = feedback(w, tensor, moments[tensor.name]).numpy()
                 fed, weights = fed + 1, weights + w.numel()
@@ -319,7 +381,7 @@ def test_what_the_probe_has_done_is_not_done_again(
 
 
 def test_killed_in_the_probe(llama: Path, whole: Path, tmp_path: Path) -> None:
-    killed(llama, tmp_path / "out", at="felt-00001", bits=3, shard_size=SHARD)
+    killed(llama, tmp_path / "out", at="squares-00001", bits=3, shard_size=SHARD)
     compress_folder(llama, tmp_path / "out", bits=3, shard_size=SHARD)
     assert contents(tmp_path / "out") == contents(whole)
 
@@ -392,6 +454,7 @@ def test_a_gradient_that_overflows_is_said(tmp_path: Path) -> None:
     model = saved("llama", tmp_path / "model")
     with torch.no_grad():
         model.lm_head.weight.mul_(1e25)
+        model.model.norm.weight.mul_(1e15)
     model.save_pretrained(tmp_path / "model", max_shard_size="100KB")
     with pytest.raises(ProbeError, match=r"the gradient of model.layers.1.* is NaN or infinite on synthetic texts"):
         compress_folder(tmp_path / "model", tmp_path / "out", bits=4)
