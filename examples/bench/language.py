@@ -6,9 +6,10 @@
 perplexity, by the divergence (in nats a token) from the dense model's distribution of the next token, and by how often
 both think the same token likeliest; MiniLM by the rank correlation of its embeddings' similarities, and their error;
 the speaker encoder by the cosine of its embeddings; g2p and Whisper by their errors, in percent of the phonemes or
-words that are right. `seconds` are the processor's; `memory` is the call's peak above what was there before, in MB.
-`language_models.py` says which weights are looked for in DIR; `--download` puts those there that a package holds.
-Every row is written to results/language.json as soon as it is measured, in place of an earlier one.
+words that are right; Piper, of which there are only weights, by the words that Whisper mishears when it speaks.
+`seconds` are the processor's; `memory` is the call's peak above what was there before, in MB. `language_models.py` says
+which weights are looked for in DIR; `--download` puts those there that a package holds. Every row is written to
+results/language.json as soon as it is measured, in place of an earlier one.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import peers
 import results
 import torch
 from language_models import Case, cases, download, read_gguf
+from safetensors.torch import save_file
 
 import opq
 from opq.base.pool import give_back
@@ -38,7 +40,8 @@ from opq.base.pool import give_back
 COLUMNS = ("model", "method", "budget", "bits", "perplexity_dense", "perplexity", "errors_dense", "errors",
            "divergence", "agreement", "correlation", "error_db", "cosine", "samples", "seconds", "memory")  # fmt: skip
 BUDGETS = {"stories260k": (4.0, 3.0, 2.5), "smollm2-135m": (4.0, 3.0, 2.5), "minilm": (3.0, 2.5, 2.0),
-           "speaker-encoder": (4.0, 3.0), "g2p": (4.0, 3.0, 2.5), "whisper-tiny.en": (4.0, 3.0, 2.5)}  # fmt: skip
+           "speaker-encoder": (4.0, 3.0), "g2p": (4.0, 3.0, 2.5), "whisper-tiny.en": (4.0, 3.0, 2.5),
+           "piper": (3.4, 3.0)}  # fmt: skip
 OWN = {"rd": {}, "rd, random tokens": {"probe": "quick"}, "rd, weights only": {"probe": False}}
 """This package's rows, by the options of the call."""
 STREAMED = "rd, streamed"
@@ -76,8 +79,12 @@ def package(case: Case, method: str, budget: float, **options: Any) -> dict[str,
     """The package as everyone calls it: one call, saved, loaded again."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.opq.safetensors"
+        source: Any = case.model
+        if case.bare:
+            source = Path(folder) / "weights.safetensors"
+            save_file(case.model.state_dict(), source)
         before, start = _memory("VmRSS"), time.process_time()
-        result = opq.compress(case.model, size=int(budget * case.parameters / 8), **options)
+        result = opq.compress(source, size=int(budget * case.parameters / 8), **options)
         seconds, memory = time.process_time() - start, _memory("VmHWM") - before
         result.save(path)
         size, state = path.stat().st_size, opq.load_state_dict(path)
@@ -176,7 +183,7 @@ def tasks(
         return not methods or method in methods
 
     for budget in budgets:
-        for method in filter(wanted, OWN):
+        for method in filter(wanted, OWN if not case.bare else ("rd, weights only",)):
             yield functools.partial(package, case, method, budget, **OWN[method])
     for budget in budgets if wanted(STREAMED) and case.in_blocks else ():
         yield functools.partial(streamed, case, budget)

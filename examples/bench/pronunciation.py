@@ -59,12 +59,18 @@ def pronouncer(weights: Path) -> Pronouncer:
     return model.eval()
 
 
-def dictionary(path: Path) -> Dictionary:
-    """`WORDS` words of letters only, with all their pronunciations."""
+def spellings(path: Path) -> Dictionary:
+    """All words with all their pronunciations."""
     found: Dictionary = {}
     for line in path.read_text().splitlines():
         word, *spoken = line.split("#")[0].split()
         found.setdefault(word.split("(")[0], []).append(tuple(spoken))
+    return found
+
+
+def dictionary(path: Path) -> Dictionary:
+    """`WORDS` words of letters only, with all their pronunciations."""
+    found = spellings(path)
     words = [word for word in found if word.isalpha() and word.isascii() and len(word) < LONGEST]
     return {word: found[word] for word in words[:: len(words) // WORDS][:WORDS]}
 
