@@ -98,7 +98,7 @@ def compress(
         sensitivities: of `rd` and `opq`: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
         probe: of `rd` and `opq`: measure sensitivities on synthetic inputs, feed quantization errors back and
             re-normalise BatchNorm. By default where the source has a model that can be run. "quick": a language model
-            is shown random tokens, not texts that it writes itself.
+            draws the words of its texts all at once, not one after the other.
         calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones; or a tensor of inputs,
             or a folder or an `.npz` file of pictures without labels, of which 128 are looked at.
         input_size: shape of one input without the batch dimension, where the model does not say; of a forward with

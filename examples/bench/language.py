@@ -42,8 +42,8 @@ COLUMNS = ("model", "method", "budget", "bits", "perplexity_dense", "perplexity"
 BUDGETS = {"stories260k": (4.0, 3.0, 2.5), "smollm2-135m": (4.0, 3.0, 2.5), "minilm": (3.0, 2.5, 2.0),
            "speaker-encoder": (4.0, 3.0), "g2p": (4.0, 3.0, 2.5), "whisper-tiny.en": (4.0, 3.0, 2.5),
            "piper": (3.4, 3.0)}  # fmt: skip
-OWN = {"rd": {}, "rd, random tokens": {"probe": "quick"}, "rd, weights only": {"probe": False}}
-"""This package's rows, by the options of the call."""
+OWN = {"rd": {}, "rd, quick": {"probe": "quick"}, "rd, weights only": {"probe": False}}
+"""This package's rows, by the options of the call; those in a hurry of causal models."""
 STREAMED = "rd, streamed"
 METHODS = (*OWN, STREAMED, "round-to-nearest", "llama.cpp", "hqq", "nncodec")
 LEVEL = 19
@@ -183,7 +183,9 @@ def tasks(
         return not methods or method in methods
 
     for budget in budgets:
-        for method in filter(wanted, OWN if not case.bare else ("rd, weights only",)):
+        for method in filter(wanted, OWN):
+            if (case.bare and method != "rd, weights only") or (method == "rd, quick" and not case.in_blocks):
+                continue
             yield functools.partial(package, case, method, budget, **OWN[method])
     for budget in budgets if wanted(STREAMED) and case.in_blocks else ():
         yield functools.partial(streamed, case, budget)

@@ -52,7 +52,7 @@ def compress(
     probe: Annotated[bool | None, typer.Option("--probe/--no-probe", help="Measure sensitivities on noise.")] = None,
     quick_probe: Annotated[
         bool,
-        typer.Option("--quick-probe", help="As --probe; language models see random tokens, not texts of their own."),
+        typer.Option("--quick-probe", help="As --probe; language models draw the words of their texts all at once."),
     ] = False,
     calibration: Annotated[
         str | None, typer.Option(help="A folder of pictures without labels, or an .npz file, to measure on, not noise.")
@@ -85,7 +85,7 @@ def compress(
     path = output or Path(default_name(source))
     if quick_probe and probe is False:
         raise OptionError("--quick-probe and --no-probe contradict each other", remedy="Give one of them.")
-    probe = True if quick_probe else probe  # all that there is for folders of shards, which see random tokens
+    probe = True if quick_probe else probe  # all that there is for folders of shards, whose texts are drawn so anyway
     if output is not None and what_is(Path(source) / "model_index.json") == "a file":
         refused: dict[str, Any] = {"size": size, "keep": keep, "override": override, "input_size": input_size}
         refused |= {"sparsity": sparsity, "dry_run": dry_run, "dequantize": dequantize}

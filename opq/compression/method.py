@@ -131,8 +131,8 @@ class RateDistortion(DataFree):
         constraints: objects of `opq.constraints`, solved through cvxpy.
         sensitivities: `a_i` by tensor name, used instead of the probe's; tensors not named have 1.
         probe: whether to measure sensitivities on synthetic inputs, feed quantization errors back and re-normalise
-            BatchNorm; None: if the source has a model that can be run. "quick": as True, but a language model is
-            shown random tokens in place of texts that it writes itself.
+            BatchNorm; None: if the source has a model that can be run. "quick": as True, but a language model
+            draws the words of its texts all at once, not one after the other.
         calibration: batches of real inputs, used instead of synthetic ones; or a tensor, or pictures: a folder or an
             `.npz` file.
 
@@ -165,8 +165,8 @@ class Opq(DataFree):
         constraints: objects of `opq.constraints` on densities, with `sparsity`.
         sensitivities: `a_i` by tensor name, used instead of the probe's; tensors not named have 1.
         probe: whether to measure sensitivities on synthetic inputs, feed quantization errors back and re-normalise
-            BatchNorm; None: if the source has a model that can be run. "quick": as True, but a language model is
-            shown random tokens in place of texts that it writes itself.
+            BatchNorm; None: if the source has a model that can be run. "quick": as True, but a language model
+            draws the words of its texts all at once, not one after the other.
         calibration: batches of real inputs, used instead of synthetic ones; or a tensor, or pictures: a folder or an
             `.npz` file.
 

@@ -154,7 +154,8 @@ def probe(
         calibration: batches of real inputs to use instead of synthetic ones; or a tensor, or a folder or an `.npz` file
             of pictures.
         hint: what the source knows about the inputs (`Source.input_hint`).
-        quick: random tokens for a language model, not texts that it writes itself: for that it runs once a token.
+        quick: a language model draws all words of its texts at once, twice, and does not write them word by word, for
+            which it runs once a token.
         samples: inputs in all; by default 64 synthetic ones, or 32 images of 128 x 128 pixels and more for a network
             with BatchNorm, and up to 512 of `calibration`.
         seed: the same seed gives the same probe.
@@ -222,8 +223,10 @@ def made_up(
         batch = synthetic(
             model, input_size=input_size, example_inputs=example_inputs, hint=hint, samples=samples, seed=seed
         )
-    if quick or example_inputs is not None or input_size is not None:
+    if example_inputs is not None or input_size is not None:
         return batch, False
+    if quick:
+        return texts.drafted(model, batch, seed=seed), False
     written = texts.written(model, batch, seed=seed, see=see)
     return written, written is not batch
 

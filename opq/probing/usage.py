@@ -1,4 +1,4 @@
-"""How often the rows of tables of tokens are used, so that rare tokens may be coarser than common ones.
+"""How often the rows of tables of tokens, and of output matrices, are used, so that rare tokens may be coarser.
 
 A model that gives scores of words tells it itself: the mean of its predicted distributions over the places of texts is
 its own frequency of every word, also of those that no text holds. Of other models with a vocabulary the place in it
@@ -8,6 +8,7 @@ pieces by their probability), and by Zipf's law the frequency of the i-th is abo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -35,7 +36,8 @@ _AT_ONCE = 64
 
 @torch.no_grad()
 def of(model: nn.Module, batch: Batch, *, micro_batch: int, real: bool) -> dict[str, Floats]:
-    """How much each row of tables of tokens counts, (rows,) by parameter name; none where no ids are looked up.
+    """How much each row of tables of tokens, and of the matrix that gives their scores, counts: (rows,) by parameter
+    name, under all names of one that has several; none where no ids are looked up.
 
     Args:
         batch: the inputs, of which some are run.
@@ -45,10 +47,11 @@ def of(model: nn.Module, batch: Batch, *, micro_batch: int, real: bool) -> dict[
     if not tables or not _texts(batch):
         return {}
     predicted, counted, places = dict[int, Floats](), dict[str, Floats](), 0
+    heads = dict[str, int]()
     with untouched(model), batch_statistics(model):
         record = Record(model)
         for part in batch.to(model).parts(micro_batch):
-            output, looked_up = _read(model, part, tables)
+            output, looked_up, last = _read(model, part, tables)
             record.restore()
             for name, ids in looked_up.items():
                 rows = tables[name].num_embeddings
@@ -57,11 +60,16 @@ def of(model: nn.Module, batch: Batch, *, micro_batch: int, real: bool) -> dict[
                 for scores in _scores(output, ids, rows):
                     likely = _likely(_counted(scores, part.mask).flatten(0, -2))
                     predicted[rows] = predicted[rows] + likely if rows in predicted else likely
+                    heads |= {head: rows for head, given in last.items() if torch.equal(given, scores)}
             places += max((ids.numel() for ids in looked_up.values()), default=0)
             if not looked_up or places >= PLACES:
                 break
-    found = {name: weight(predicted.get(len(ids)), len(ids), ids if real else None) for name, ids in counted.items()}
-    return {f"{name}.weight" if name else "weight": used for name, used in found.items() if used is not None}
+    used = {name: weight(predicted.get(len(ids)), len(ids), ids if real else None) for name, ids in counted.items()}
+    used |= {name: weight(predicted[rows], rows) for name, rows in heads.items()}
+    modules = dict(model.named_modules())
+    by_weight = {id(modules[name].weight): found for name, found in used.items() if found is not None}
+    every = model.named_parameters(remove_duplicate=False)
+    return {name: by_weight[id(p)] for name, p in every if id(p) in by_weight}
 
 
 def _texts(batch: Batch) -> list[torch.Tensor]:
@@ -69,17 +77,31 @@ def _texts(batch: Batch) -> list[torch.Tensor]:
     return [t for t in batch.tensors if t.dtype == torch.int64 and t.dim() == 2]
 
 
-def _read(model: nn.Module, part: Batch, tables: Mapping[str, nn.Embedding]) -> tuple[object, dict[str, torch.Tensor]]:
-    """The output for some inputs, and by table the ids that were looked up in it, if they are those of the inputs."""
-    seen, own = dict[str, torch.Tensor](), _texts(part)
+def _read(
+    model: nn.Module, part: Batch, tables: Mapping[str, nn.Embedding]
+) -> tuple[object, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The output for some inputs; by table the ids that were looked up in it, if they are those of the inputs; and what
+    the last layer gave that has as many outputs as a table has rows, by its name.
+    """
+    looked_up, last, own = dict[str, torch.Tensor](), dict[str, torch.Tensor](), _texts(part)
+    rows = {table.num_embeddings for table in tables.values()}
 
     def see(name: str, module: nn.Module, given: Sequence[torch.Tensor]) -> None:
         if any(given[0].shape == ids.shape and torch.equal(given[0], ids) for ids in own):
-            seen[name] = given[0]
+            looked_up[name] = given[0]
 
-    with watching(tables, see):
+    def gave(name: str, given: torch.Tensor) -> None:
+        last.clear()
+        last[name] = given
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(watching(tables, see))
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and module.out_features in rows:
+                hook = module.register_forward_hook(lambda _, __, given, name=name: gave(name, given))
+                stack.callback(hook.remove)
         output = part(model)
-    return output, seen
+    return output, looked_up, last
 
 
 def weight(predicted: Floats | None, rows: int, told: Floats | None = None) -> Floats | None:

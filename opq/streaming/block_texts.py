@@ -1,8 +1,7 @@
 """Texts in place of random tokens, for a model of which one block is in memory at a time.
 
-To write texts word by word would take all blocks from disk for each word. So all places are drawn anew at once, each
-from the words that stand before it, and that again (Jacobi's iteration, with the same noise each time): the first words
-are then what the model writes, and all others follow from words that resemble them.
+To write texts word by word would take all blocks from disk for each word. So all words are drawn at once, as
+`opq.probing.texts.drafted` does, a block at a time.
 """
 
 from __future__ import annotations
@@ -12,14 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from opq.probing.texts import temperatures
+from opq.probing.texts import shaken, temperatures
 
 if TYPE_CHECKING:
     from opq.streaming.block_probe import Carried
 
-DRAWN = 2
-"""How often all words are drawn. Measured on stories260K in memory at 3 bits, two seeds: divergence 0.261 with one,
-0.231 with two, 0.236 with eight, 0.220 with sixteen; texts written word by word 0.202 (docs/research.md)."""
+DRAWN = 4
+"""How often all words are drawn."""
 _IDS, _DRAFT = "ids", "draft"
 
 
@@ -54,9 +52,7 @@ def _onwards(carried: Carried, k: int, part: int) -> None:
 
 @torch.no_grad()
 def _drawn(carried: Carried, part: int) -> torch.Tensor:
-    """New words of one part, (texts, tokens), some rows of the output matrix at a time: that whose score and noise, of
-    Gumbel's distribution, are the largest together is drawn by the softmax of the scores. The first word stays.
-    """
+    """New words of one part, (texts, tokens), some rows of the output matrix at a time. The first word stays."""
     blocks = carried.blocks
     generator = torch.Generator().manual_seed(carried.seed + 104729 * (part + 1))
     hidden = blocks.tail(carried.get(_DRAFT, 0, part)[0])
@@ -65,8 +61,7 @@ def _drawn(carried: Carried, part: int) -> torch.Tensor:
     best, words = torch.full(hidden.shape[:2], -torch.inf), torch.zeros(hidden.shape[:2], dtype=torch.long)
     for start in range(0, rows, carried.rows):
         weight = blocks.head_rows(start, min(start + carried.rows, rows))
-        scores = blocks.scale * (hidden @ weight.T) / heat
-        scores -= torch.rand(scores.shape, generator=generator).log_().neg_().log_()
+        scores = shaken(blocks.scale * (hidden @ weight.T) / heat, generator)
         scores[..., special[(special >= start) & (special < start + len(weight))] - start] = -torch.inf
         highest, at = scores.max(-1)
         words = torch.where(highest > best, at + start, words)

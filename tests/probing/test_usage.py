@@ -87,3 +87,39 @@ def test_rare_words_have_larger_steps() -> None:
     assert np.corrcoef(e, np.arange(400))[0, 1] > 0.95
     assert 2 < int(e.max()) <= 4  # no row is coarser than twice the median one
     assert -4 <= int(e.min()) < -2
+
+
+class Apart(Speaker):
+    """The same with an output matrix of its own, and a layer inside that has as many outputs as there are words."""
+
+    def __init__(self, words: int = 96) -> None:
+        super().__init__(words)
+        self.wide, self.narrow = nn.Linear(64, words), nn.Linear(words, 64)
+        self.head = nn.Linear(64, words)
+        self.alias = self.table
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        found: Tensor = self.head(self.narrow(self.wide(self.mix(self.alias(input_ids)))))
+        return found
+
+
+def test_rows_of_an_output_matrix_count_as_its_words_do() -> None:
+    model, ids = Apart(), torch.randint(96, (8, 20))
+    found = usage.of(model, Batch((ids,)), micro_batch=4, real=False)
+    assert set(found) == {"table.weight", "alias.weight", "head.weight"}
+    np.testing.assert_array_equal(found["head.weight"], found["alias.weight"])
+    with torch.no_grad():
+        wanted = model(ids).softmax(-1).mean((0, 1)).numpy() ** usage.POWER
+    assert found["head.weight"] / found["head.weight"].max() == pytest.approx(wanted / wanted.max(), rel=1e-4)
+
+
+def test_a_layer_inside_is_no_output_matrix() -> None:
+    """Its outputs are not the scores of words: here these are taken otherwise."""
+
+    class Other(Apart):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            found: Tensor = self.narrow(self.wide(self.mix(self.table(input_ids)))) @ self.head.weight.T
+            return found
+
+    ids = torch.randint(96, (8, 20))
+    assert set(usage.of(Other(), Batch((ids,)), micro_batch=4, real=False)) == {"table.weight", "alias.weight"}
