@@ -32,7 +32,7 @@ def weighed(coder: C, problem: Problem[TensorStats], given: Mapping[str, float])
 
     If the user gives no `alpha`, it is the one in `ALPHAS` whose plan changes the outputs least, for a network with
     BatchNorm; one in `WORDS` for a language model that wrote the probe's texts; and 1 for others (docs/datafree.md has
-    figures for these rules). The coder then has the codes of that plan already.
+    figures for these rules). The coder then has the codes of that plan already, where all of it is on plain grids.
     """
     named = len(given) == len(problem.stats)
     alphas = (1.0,) if named else _alphas(coder, problem.options)
@@ -72,5 +72,9 @@ def _best(coder: C, candidates: Sequence[Problem[TensorStats]]) -> tuple[Problem
     if any(map(math.isnan, errors)):  # the data decide the outputs' sizes: as for networks without BatchNorm
         return candidates[-1], coder
     best = errors.index(min(errors))
+    with stage("solve"):
+        chosen = as_stored(Fit(coder.source, candidates[best], coder, silent).decide())
+    if chosen.compressed != plans[best].compressed:  # some are on a trellis: these codes are of no use any more
+        return candidates[best], coder
     known = {t.name: (t, codes[best][t.name].astype(np.int16, copy=False)) for t in plans[best].compressed}
     return candidates[best], dataclasses.replace(coder, known=known)

@@ -28,7 +28,7 @@ from opq.quantizing.grid import quantize
 from opq.quantizing.moment import Factors
 from opq.sources.base import Source
 
-CodesByName = dict[str, Codes]
+CodesByName = dict[str, Narrow]
 
 LIVE = ("module", "timm", "torchvision", "demo", "hf")
 """Origins of sources that have a model: it is probed by default."""

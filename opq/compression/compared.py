@@ -15,6 +15,7 @@ import torch
 from torch.func import functional_call
 
 from opq.allocation.stats import TensorStats
+from opq.base.arrays import narrow
 from opq.base.pool import give_back
 from opq.base.progress import silent
 from opq.base.stages import stage
@@ -71,7 +72,7 @@ def without_probe(
 def _rounded(rounded: PlainCoder, plain: Problem[TensorStats]) -> tuple[Plan, CodesByName]:
     """A plan and its codes on plain grids, without the probe; its size is predicted, not measured."""
     plan = as_stored(Fit(rounded.source, dataclasses.replace(plain, trellised={}), rounded, silent).decide())
-    return plan, dict(rounded.codes(plan.compressed))
+    return plan, {name: narrow(codes) for name, codes in rounded.codes(plan.compressed)}
 
 
 class _Judge:

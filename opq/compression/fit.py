@@ -12,9 +12,11 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from opq.allocation.stats import TensorStats
+from opq.base.arrays import Narrow, narrow
 from opq.base.pool import give_back
 from opq.base.progress import Progress
 from opq.base.stages import stage
@@ -134,7 +136,7 @@ class Fit:
         """The codes of every compressed tensor."""
         codes: CodesByName = dict(self.unchanged.codes)
         for name, found in self.coder.codes(tuple(t for t in plan.compressed if t.name not in codes)):
-            codes[name] = found
+            codes[name] = narrow(found)
             self.progress("quantize", len(codes), len(plan.compressed))
         return codes
 
@@ -225,7 +227,7 @@ def _overhead(one: Round) -> float:
 def assemble(
     source: Source,
     plan: Plan,
-    codes: CodesByName,
+    codes: Mapping[str, Narrow],
     changed: Mapping[str, torch.Tensor],
     *,
     items: Mapping[str, Stored] | None = None,
@@ -237,7 +239,8 @@ def assemble(
         items: kept tensors whose stored form is known already.
         note: what the codes rest on, as of `opq.file.writer.pack`.
     """
-    stepped = [by_outputs.stored(source, t, codes[t.name]) for t in plan.compressed]
+    wide = ((tensor, codes[tensor.name].astype(np.int16, copy=False)) for tensor in plan.compressed)
+    stepped = [by_outputs.stored(source, tensor, q) for tensor, q in wide]
     kept = [(items or {}).get(item.name, item) for item in keep(source, plan, changed)]
     base = source.base if isinstance(source, Differences) else None
     if isinstance(source, Differences):
