@@ -55,8 +55,8 @@ def without_probe(
     with stage("compare"):
         try:
             judge = _Judge(coder, plain.options)
-            with_probe = judge.error({**coder.state(made.plan, made.codes), **made.changed})
-            without = judge.error(rounded.state(*_rounded(rounded, plain)))
+            with_probe = judge.error(lambda: {**coder.state(made.plan, made.codes), **made.changed})
+            without = judge.error(lambda: rounded.state(*_rounded(rounded, plain)))
         except Exception:  # a stranger's forward may fail in any way on inputs that it has not seen
             return None
     if not with_probe > without:
@@ -66,7 +66,7 @@ def without_probe(
     except InfeasibleError:
         return None
     with stage("compare"):
-        return other if judge.error(rounded.state(other.plan, other.codes)) < with_probe else None
+        return other if judge.error(lambda: rounded.state(other.plan, other.codes)) < with_probe else None
 
 
 def _rounded(rounded: PlainCoder, plain: Problem[TensorStats]) -> tuple[Plan, CodesByName]:
@@ -80,17 +80,18 @@ class _Judge:
 
     def __init__(self, coder: DataFreeCoder, options: Options):
         self._coder, self._batch, self._seed = coder, _inputs(coder, options), options.seed
-        self._before = self._outputs({})
+        self._before = self._outputs(dict)
 
-    def error(self, state: Mapping[str, torch.Tensor]) -> float:
-        """Of the network with these tensors; NaN where nothing can be compared."""
+    def error(self, state: Callable[[], Mapping[str, torch.Tensor]]) -> float:
+        """Of the network with the tensors that are made then, and not held any longer than they are needed; NaN where
+        nothing can be compared."""
         return error_of(self._before, self._outputs(state))
 
     @torch.no_grad()
-    def _outputs(self, state: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    def _outputs(self, state: Callable[[], Mapping[str, torch.Tensor]]) -> list[torch.Tensor]:
         """What the network gives with these tensors, random numbers the same every time."""
         model, batch = self._coder.probe.model, self._batch
-        own = known(model, _whole(self._coder.source, state))
+        own = known(model, _whole(self._coder.source, state()))
         with untouched(model, replaced=own):
             torch.manual_seed(self._seed)
             output = functional_call(model, own, batch.args, dict(batch.kwargs))
