@@ -87,7 +87,7 @@ class Found:
     rows: Mapping[str, Floats]
     """The sensitivity of each output, (outputs,)."""
     usage: Mapping[str, Floats]
-    """How much each row of the table of tokens counts, (rows,)."""
+    """How much each row of the table of tokens, and of the output matrix, counts: (rows,)."""
     layouts: Mapping[str, Layout]
 
     def layout(self, name: str) -> Layout | None:
@@ -123,8 +123,8 @@ class Carried:
             felt[holder] = felt[holder] + square if holder in felt else square
         rows = {name: square.numpy() for name, square in felt.items() if len(square) > 1}
         sensitivity = {name: float(square.mean()) for name, square in felt.items()}
-        used, table = self._usage(), source.by_name[self.blocks.table]
-        return Found(sensitivity, rows, {} if used is None else {table.like or table.name: used}, self.layouts)
+        used = {source.by_name[name].like or name: counts for name, counts in self._usage().items()}
+        return Found(sensitivity, rows, used, self.layouts)
 
     def sensitivities(self) -> Felt:
         """Those of every matrix that the outputs depend on, by the source's names.
@@ -196,12 +196,15 @@ class Carried:
             for name, layer in layers(block).items()
         }
 
-    def _usage(self) -> Floats | None:
-        """How much each row of the table of tokens counts; None where nothing tells it."""
-        rows, predicted = self.blocks.spec(self.blocks.table).shape[0], None
-        if self.blocks.writes and self.blocks.spec(str(self.blocks.head)).shape[0] == rows:
-            predicted = np.frombuffer(self.team.first(self._predicted))
-        return usage.weight(predicted, rows)
+    def _usage(self) -> dict[str, Floats]:
+        """How much each row of the table of tokens, and of the output matrix, counts; none where nothing tells it."""
+        table, head = self.blocks.table, self.blocks.head
+        rows = self.blocks.spec(table).shape[0]
+        if head is not None and self.blocks.writes and self.blocks.spec(head).shape[0] == rows:
+            found = usage.weight(np.frombuffer(self.team.first(self._predicted)), rows)
+            return {} if found is None else {table: found, head: found}
+        found = usage.weight(None, rows)
+        return {} if found is None else {table: found}
 
     def _predicted(self) -> bytes:
         """How often the model expects each token on the texts of the reverse sweep, some rows of its output matrix at
