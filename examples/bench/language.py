@@ -146,8 +146,8 @@ def rounded(case: Case, bits: int) -> dict[str, Any]:
 
 
 def hqq(case: Case, bits: int) -> dict[str, Any]:
-    """HQQ, groups of 64, on every matrix, the embeddings among them."""
-    given = {n: w for n, w in _matrices(case).items() if w.numel() % 64 == 0}
+    """HQQ, groups of 64, on every matrix, the embeddings among them; its codes are packed two groups at a time."""
+    given = {n: w for n, w in _matrices(case).items() if w.numel() % 128 == 0}
     coded = peers.hqq({n: w.numpy() for n, w in given.items()}, bits=bits, group=64)
     left = sum(2 * w.numel() for n, w in _matrices(case).items() if n not in given)
     state = {n: torch.from_numpy(np.array(coded.arrays[n])).view(w.shape) for n, w in given.items()}
