@@ -158,7 +158,8 @@ def hqq(case: Case, bits: int) -> dict[str, Any]:
 def nncodec(case: Case, budget: float) -> dict[str, Any]:
     """NNCodec 2 at the size nearest to the budget."""
     arrays = {n: w.detach().numpy() for n, w in case.model.named_parameters()}
-    qp, coded = peers.nncodec_near(arrays, budget, case.parameters)
+    given = {n: np.atleast_1d(w) for n, w in arrays.items()}  # it takes no scalars
+    qp, coded = peers.nncodec_near(given, budget, case.parameters)
     state = {n: torch.from_numpy(np.array(coded.arrays[n])).view(arrays[n].shape) for n in arrays}
     return row(case, f"nncodec qp={qp}", budget, coded.bytes, _state(case, state), coded.encode)
 
