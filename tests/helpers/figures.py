@@ -103,7 +103,7 @@ class Source:
 MODELS = {"MobileNet": "mobilenet-v1-0.75", "ResNet-20": "resnet-20", "MiniLM": "minilm", "LeNet-300": "lenet-300-100",
           "LeNet-5": "lenet-5", "ResNet-50": "resnet-50 shapes", "stories260K": "stories260k",
           "SmolLM2": "smollm2-135m", "Speaker encoder": "speaker-encoder", "g2p": "g2p",
-          "Whisper": "whisper-tiny.en"}  # fmt: skip
+          "Whisper": "whisper-tiny.en", "Piper": "piper"}  # fmt: skip
 
 
 def model(text: str) -> dict[str, str]:
