@@ -19,7 +19,7 @@ from opq.compression.fit import Fit
 from opq.compression.options import ALPHAS, Options
 from opq.compression.problem import Problem
 from opq.errors import InfeasibleError
-from opq.plan import as_stored
+from opq.plan import Plan, as_stored
 
 WORDS = (0.5, 1.0)
 """Exponents that are tried for a language model. A choice: each costs a sweep and a forward pass."""
@@ -53,10 +53,8 @@ def _alphas(coder: DataFreeCoder, options: Options) -> tuple[float, ...]:
 def _best(coder: C, candidates: Sequence[Problem[TensorStats]]) -> tuple[Problem[TensorStats], C]:
     """The problem whose plan changes the outputs on synthetic inputs least, and a coder that has the plan's codes."""
     plain = [dataclasses.replace(candidate, trellised={}) for candidate in candidates]  # enough to choose by
-    try:
-        with stage("solve"):
-            plans = [as_stored(Fit(coder.source, candidate, coder, silent).decide()) for candidate in plain]
-    except InfeasibleError:  # as predicted; for the smallest file all plans are alike, and `Fit.run` will measure it
+    plans = [plan for plan in (_decided(coder, candidate) for candidate in plain) if plan is not None]
+    if len(plans) < len(plain):  # for the smallest file all plans are alike, and `Fit.run` will measure it
         return candidates[0], coder
     codes: list[dict[str, Narrow]] = [{} for _ in plans]
     with stage("quantize"):
@@ -72,9 +70,17 @@ def _best(coder: C, candidates: Sequence[Problem[TensorStats]]) -> tuple[Problem
     if any(map(math.isnan, errors)):  # the data decide the outputs' sizes: as for networks without BatchNorm
         return candidates[-1], coder
     best = errors.index(min(errors))
-    with stage("solve"):
-        chosen = as_stored(Fit(coder.source, candidates[best], coder, silent).decide())
-    if chosen.compressed != plans[best].compressed:  # some are on a trellis: these codes are of no use any more
+    chosen = _decided(coder, candidates[best])
+    if chosen is None or chosen.compressed != plans[best].compressed:  # with tensors on a trellis, whose codes differ
         return candidates[best], coder
     known = {t.name: (t, codes[best][t.name].astype(np.int16, copy=False)) for t in plans[best].compressed}
     return candidates[best], dataclasses.replace(coder, known=known)
+
+
+def _decided(coder: DataFreeCoder, problem: Problem[TensorStats]) -> Plan | None:
+    """The plan that meets the budget by predicted size; None where none does."""
+    try:
+        with stage("solve"):
+            return as_stored(Fit(coder.source, problem, coder, silent).decide())
+    except InfeasibleError:
+        return None

@@ -118,9 +118,12 @@ class ScaledTensors(Tensors):
         if name not in self._by or start == stop:
             return weights
         width = self.source.by_name[name].size // len(self._by[name])
-        first, last = start // width, -(-stop // width)
-        by = self._by[name][first:last].repeat_interleave(width)[start - first * width :][: stop - start]
-        return (weights.double() / by).to(self.dtype(name))
+        by = self._by[name][start // width : -(-stop // width), None]
+        whole = torch.zeros(len(by), width, dtype=torch.float64)  # the rows that it has a part of
+        part = whole.view(-1)[start % width :][: stop - start]
+        part.copy_(weights)
+        whole /= by
+        return part.to(self.dtype(name))
 
 
 def tensors_of(source: Source) -> Tensors:

@@ -15,8 +15,10 @@ from opq.compression.fit import Fit
 from opq.compression.options import ALPHAS, Options
 from opq.compression.problem import Problem, gather
 from opq.compression.roles import assign
+from opq.compression.trellised import may_follow
 from opq.plan import as_stored
 from opq.probing.sensitivity import probe
+from opq.quantizing import trellis as trellis_of
 from opq.sources import open_source
 from opq.sources.base import Source
 
@@ -81,3 +83,32 @@ def test_the_error_of_a_language_model_is_the_divergence_of_what_it_expects() ->
         wanted = float(torch.distributions.kl_divergence(before, after).mean())
     model = Words()
     assert probe(model, samples=16).output_error(other) == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("trellis", [True, False])
+def test_codes_of_the_choice_are_kept_where_they_are_those_of_the_first_round(trellis: bool) -> None:
+    """Exponents are compared on plain grids: on a trellis these codes would only take memory."""
+    source = open_source("demo:digits")
+    roles = assign(source.specs)
+    stats = gather(source, roles)
+    names = may_follow(roles, lambda _: False) if trellis else ()
+    problem = Problem.of(
+        Options(bits=3.0), roles, stats=stats, sensitivities={}, trellised=dict.fromkeys(names, trellis_of.LEAST)
+    )
+    told = probe(source.build(), hint=source.input_hint)
+    chosen, coder = weighed(DataFreeCoder(source, told), problem, {})
+    assert bool(coder.known) is not trellis
+    plan = as_stored(Fit(source, chosen, coder, silent).decide())
+    assert {t.codebook for t in plan.compressed} >= ({"trellis"} if trellis else {"grid"})
+    if not trellis:
+        assert {name: known[0] for name, known in coder.known.items()} == {t.name: t for t in plan.compressed}
+
+
+def test_a_budget_that_no_plan_meets_is_left_to_the_fit() -> None:
+    source = open_source("demo:digits")
+    roles = assign(source.specs)
+    problem = Problem.of(Options(bits=0.01), roles, stats=gather(source, roles), sensitivities={})
+    told = probe(source.build(), hint=source.input_hint)
+    chosen, coder = weighed(DataFreeCoder(source, told), problem, {})
+    assert not coder.known
+    assert chosen.sensitivities == told.sensitivities(problem.stats, alpha=ALPHAS[0])
