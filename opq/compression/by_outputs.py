@@ -27,7 +27,6 @@ from opq.base.stages import stage
 from opq.compression.differences import Differences
 from opq.compression.prior import is_recurrent, is_table
 from opq.compression.roles import Role
-from opq.file.compressed_kinds import head_of_rows
 from opq.file.folder_reader import FolderReader
 from opq.file.reader import Reader
 from opq.file.stored import (
@@ -39,6 +38,7 @@ from opq.file.stored import (
     TrellisRows,
     TrellisTurned,
     TrellisTurnedRows,
+    head_of_rows,
 )
 from opq.plan import Plan, TensorPlan
 from opq.quantizing import rows, trellis

@@ -18,6 +18,7 @@ from opq.file.compressed_kinds import Trellis as Trellis
 from opq.file.compressed_kinds import TrellisRows as TrellisRows
 from opq.file.compressed_kinds import TrellisTurned as TrellisTurned
 from opq.file.compressed_kinds import TrellisTurnedRows as TrellisTurnedRows
+from opq.file.compressed_kinds import head_of_rows as head_of_rows
 from opq.file.kept_kinds import WHOLE, Raw, Scalar
 from opq.file.kept_kinds import Fine as Fine
 from opq.file.kept_kinds import Log as Log

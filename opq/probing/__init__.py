@@ -10,8 +10,9 @@ Other folders use:
 - `sensitivity`: `probe`, which measures all of this.
 - `texts`: texts that a language model writes itself.
 - `units`: errors of outputs, relative to how these vary.
+- `usage`: how often the rows of tables of tokens are used.
 """
 
 from __future__ import annotations
 
-__all__ = ["images", "inputs", "layers", "page", "renorm", "sensitivity", "texts", "units"]
+__all__ = ["images", "inputs", "layers", "page", "renorm", "sensitivity", "texts", "units", "usage"]
