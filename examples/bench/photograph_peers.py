@@ -88,9 +88,13 @@ def nncodec(model: nn.Module, bits: float) -> Made:
 
 
 def hqq(model: nn.Module, bits: float) -> Made:
-    """HQQ in groups of 64 inputs, at the nearest whole number of bits; vectors and depthwise kernels as fp16."""
+    """HQQ in groups of 64 inputs, at the nearest whole number of bits; vectors and depthwise kernels as fp16.
+
+    Codes of two bits are packed four groups at a time: what has other numbers of groups is fp16, too.
+    """
     own = dict(model.named_parameters())
-    given = {n: w.detach().flatten(1) for n, w in own.items() if w.dim() > 1 and w[0].numel() % 64 == 0}
+    matrices = {n: w.detach().flatten(1) for n, w in own.items() if w.dim() > 1}
+    given = {n: w for n, w in matrices.items() if w.shape[1] % 64 == 0 and w.numel() % 256 == 0}
     coded = peers.hqq({n: w.numpy() for n, w in given.items()}, bits=max(2, round(bits)))
     left = sum(2 * w.numel() for n, w in model.state_dict().items() if n not in given and w.is_floating_point())
     state = {n: torch.from_numpy(np.array(a)).reshape(own[n].shape) for n, a in coded.arrays.items()}
