@@ -14,6 +14,10 @@ from paths import ROOT
 TABLES = [table for page in figures.checked_pages() for table in tables(page)]
 
 
+NOTES = figures.rows("notes")
+"""Figures that were read off on the way."""
+
+
 def reason(table: Table) -> str | None:
     """Why a table comes from no row."""
     return next((why for (page, word), why in WITHOUT.items() if page == table.page and word in table.header), None)
@@ -22,10 +26,19 @@ def reason(table: Table) -> str | None:
 @pytest.mark.parametrize("table", TABLES, ids=lambda t: f"{t.page}: {', '.join(t.header[:3])}")
 def test_a_table_is_what_was_measured(table: Table) -> None:
     source = SOURCES.get((table.page, table.header))
-    if source is None:
+    if held := [row["cells"] for row in NOTES if (row["page"], tuple(row["header"])) == (table.page, table.header)]:
+        assert [cells for cells in map(list, table.rows) if cells not in held] == [], "python examples/bench/notes.py"
+    elif source is None:
         assert reason(table), f"{table.page}: tests/helpers/figures.py does not know where {table.header} comes from"
     else:
         assert not source.wrong(table), f"no row of {source.results}.json gives these rows of {table.page}"
+
+
+def test_every_note_is_of_a_table_that_is_there() -> None:
+    there = {(table.page, table.header, cells) for table in TABLES for cells in table.rows}
+    gone = [row for row in NOTES if (row["page"], tuple(row["header"]), tuple(row["cells"])) not in there]
+    assert not gone, "python examples/bench/notes.py"
+    assert all({"commit", "date"} <= set(row["stamp"]) for row in NOTES)
 
 
 def test_every_entry_of_the_helper_is_of_a_table_that_is_there() -> None:

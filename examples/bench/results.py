@@ -38,6 +38,7 @@ DEPENDS = {
     "language": (*_CODEC, "models", "probing"),
     "limit": ("base", "plan", "coding", "allocation", "quantizing", "compression"),
     "methods": (*_CODEC, "models", "training", "methods"),
+    "notes": (),
     "photographs": (*_CODEC, "models", "probing", "training"),
     "reliability": ("base", "plan", "coding", "file", "streaming", "training"),
     "scale": (*_CODEC, "models", "probing", "streaming"),

@@ -413,17 +413,11 @@ SOURCES: dict[tuple[str, tuple[str, ...]], Source] = {
 
 WITHOUT: dict[tuple[str, str], str] = {
     ("docs/howto/updates.md", "the receiver has"): "no figures: what to send to whom",
-    ("docs/datafree.md", "one step a tensor"): "measured by a script in turns; no call turns steps by row off",
     ("docs/mathematics.md", "Letter"): "no figures: what letters mean",
-    ("docs/howto/export.md", "ONNX"): "measured once with onnxruntime; no row",
     ("docs/datafree.md", "layer"): "no figures: how each kind of layer is treated",
     ("docs/research.md", "chosen"): "no figures: which choices were made on which images",
-    ("docs/research.md", "tried"): "what was tried on the way, by code that is gone; no row",
     ("docs/finetune.md", "option"): "no figures: what each option means",
-    ("docs/research.md", "dense training"): "held-out images, on the way to the recipes; no row",
-    ("docs/research.md", "recipe"): "on the way to the recipe, on another machine; no row",
     ("docs/methods/index.md", "`method=`"): "no figures: what each method takes",
-    ("docs/methods/olmp.md", "epochs, of these pruning"): "on the way to the rows of the table above; no row",
     ("docs/scaling.md", "on 16 cores"): "computed from the measured rates, and said so",
     ("docs/trust.md", "oldest"): "versions, by .ci/versions",
     ("docs/trust.md", "survived at first"): "faults by put_faults.py that tests let through before",
