@@ -159,6 +159,8 @@ SAID: dict[str, Callable[[], float | list[float]]] = {
     "11.3 %": lambda: statistics.mean(
         row["error"] for row in figures.rows("finetune") if row["method"] == "dense, the same recipe"
     ),
+    "7.5 %": lambda: one("language", model="piper", method="rd, weights only", budget=3.4)["errors"],
+    "8.2 %": lambda: one("language", model="piper", method="rd, weights only", budget=3.4)["errors_dense"],
     "13 %": lambda: max(steps("native")),
     "26 %": lambda: max(steps("top1")),
     "4.8 %": fewer_bytes("resnet-20"),
@@ -221,5 +223,14 @@ def test_what_the_readme_says_of_a_language_model_was_measured() -> None:
         f"{own['perplexity']:.1f} and a divergence of {own['divergence']:.3f} nats a token; llama.cpp's Q3_K_M has "
         f"{q3['perplexity']:.1f} and {q3['divergence']:.3f} at {q3['bits']:.1f} bits, its "
         f"Q2_K {q2['perplexity']:.1f} and {q2['divergence']:.3f} at {q2['bits']:.1f}"
+    )
+    assert said in sentences()
+    streamed = one("language", model="smollm2-135m", method="rd, streamed", budget=4.0)
+    said = f"({streamed['memory'] / 1e3:.1f} GB), it is {streamed['perplexity']:.1f} and {streamed['divergence']:.3f}"
+    assert said in sentences()
+    voice = one("language", model="piper", method="rd, weights only", budget=3.4)
+    said = (
+        f"at {voice['bits']:.1f} bits as well as before ({voice['errors']:.1f} % of the words misheard; "
+        f"{voice['errors_dense']:.1f} %)"
     )
     assert said in sentences()
