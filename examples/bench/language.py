@@ -156,12 +156,12 @@ def hqq(case: Case, bits: int) -> dict[str, Any]:
 
 
 def nncodec(case: Case, budget: float) -> dict[str, Any]:
-    """NNCodec 2 at the size nearest to the budget."""
-    arrays = {n: w.detach().numpy() for n, w in case.model.named_parameters()}
-    given = {n: np.atleast_1d(w) for n, w in arrays.items()}  # it takes no scalars
-    qp, coded = peers.nncodec_near(given, budget, case.parameters)
+    """NNCodec 2 at the size nearest to the budget; of bare weights, with constants of a graph, the matrices alone."""
+    arrays = {n: w.detach().numpy() for n, w in case.model.named_parameters() if w.dim() > 1 or not case.bare}
+    left = _others(case) if case.bare else 0
+    qp, coded = peers.nncodec_near(arrays, budget - 8 * left / case.parameters, case.parameters)
     state = {n: torch.from_numpy(np.array(coded.arrays[n])).view(arrays[n].shape) for n in arrays}
-    return row(case, f"nncodec qp={qp}", budget, coded.bytes, _state(case, state), coded.encode)
+    return row(case, f"nncodec qp={qp}", budget, coded.bytes + left, _state(case, state), coded.encode)
 
 
 def llama(case: Case, kind: str, library: Path) -> dict[str, Any]:
