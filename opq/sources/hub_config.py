@@ -12,6 +12,9 @@ METHOD = "opq"
 """The `quant_method` of transformers."""
 FILE = "model.opq.safetensors"
 """The file where the configuration names none."""
+LEFT = "gguf"
+"""The method that transformers leaves in the configuration of a model that it has read from a GGUF file: what it then
+saves are plain weights."""
 CONFIG = "config.json"
 
 
@@ -66,7 +69,8 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _method(config: dict[str, Any]) -> str | None:
     settings = config.get("quantization_config") or config.get("compression_config")
-    return None if not settings else str(settings.get("quant_method")) if isinstance(settings, dict) else "unknown"
+    named = None if not settings else str(settings.get("quant_method")) if isinstance(settings, dict) else "unknown"
+    return None if named == LEFT else named
 
 
 def _written(config: dict[str, Any]) -> dict[str, bytes]:

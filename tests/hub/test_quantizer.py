@@ -20,7 +20,7 @@ import opq.hub
 from opq.errors import CorruptFileError, FileFormatError, OpqWarning, SourceError, WrongBaseError
 from opq.file.loading import load_state_dict
 from opq.hub import quantizer, registration
-from opq.streaming import compress_folder
+from opq.streaming import compress_folder, save_dense_folder
 
 transformers = pytest.importorskip("transformers")
 
@@ -97,6 +97,23 @@ def test_shards_of_a_language_model_with_tied_weights_load_and_it_speaks(tmp_pat
     assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, do_sample=False).shape == (1, 5)
     ours = opq.hub.from_pretrained(tmp_path / "out")
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in ours.state_dict().items())
+
+
+def test_what_transformers_leaves_of_a_gguf_file_is_no_other_method(source: Path, tmp_path: Path) -> None:
+    """It saves plain weights, with a configuration that still names the file from which they were read."""
+    model = Path(shutil.copytree(source, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    left = {"quant_method": "gguf", "gguf_file": "bert.gguf", "dequantize": False}
+    (model / "config.json").write_text(json.dumps({**config, "quantization_config": left}))
+    compress_folder(model, tmp_path / "folder", bits=6, probe=False)
+    opq.compress(model, bits=6, probe=False).save(tmp_path / "bert.opq.safetensors")
+    opq.hub.save_pretrained(tmp_path / "bert.opq.safetensors", tmp_path / "file", model)
+    for made in (tmp_path / "folder", tmp_path / "file"):
+        assert json.loads((made / "config.json").read_text())["quantization_config"]["quant_method"] == "opq"
+        file = made if made.name == "folder" else made / DATA
+        assert same(transformers.AutoModel.from_pretrained(made), load_state_dict(file))
+    save_dense_folder(tmp_path / "folder", tmp_path / "dense")
+    assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
 
 
 def test_what_was_loaded_is_an_ordinary_model_and_is_saved_dense(repository: Path, tmp_path: Path) -> None:
