@@ -296,7 +296,7 @@ def _by_outputs(source: Source, options: Options, roles: tuple[Role, ...], probe
     if not options.by_outputs:
         return source
     with contextlib.nullcontext() if options.like is None else open_reader(options.like) as old:
-        return ByOutputs.of(source, roles, probed, on_trellis=options.trellis, old=old)
+        return ByOutputs.of(source, roles, probed, turning=options.trellis, old=old)
 
 
 def _problem(

@@ -275,26 +275,16 @@ def _g2p(weights: Path, words: Path) -> Case:
 
 
 def _whisper(weights: Path, folder: Path) -> Case:
-    from tokenizers import Tokenizer
-
-    tokens, model = Tokenizer.from_file(str(weights.parent / "tokenizer.json")), recognition.whisper(weights)
-    sounds = recognition.recordings(folder)
-    written = [recognition.transcript(model, heard) for heard, _ in sounds]
-    dense = [recognition.chances(model, heard, ids) for (heard, _), ids in zip(sounds, written, strict=True)]
-    right = sum(len(said) for _, said in sounds)
-
-    def score(network: nn.Module) -> Scores:
-        wrong, apart = 0, []
-        for (heard, said), ids, before in zip(sounds, written, dense, strict=True):
-            own = recognition.words(tokens.decode(recognition.transcript(network, heard)))
-            wrong += pronunciation.apart(own, said)
-            apart.append((before.exp() * (before - recognition.chances(network, heard, ids))).sum(1))
-        return {"errors": 100 * wrong / right, "divergence": float(torch.cat(apart).mean())}
-
-    return Case("whisper-tiny.en", model, right, score)
+    model, (heard, said) = recognition.whisper(weights), zip(*recognition.recordings(folder), strict=True)
+    reference = recognition.Compared(weights, model, heard, said)
+    return Case("whisper-tiny.en", model, reference.words, lambda network: reference.score(network, heard))
 
 
 def _piper(graph: Path, words: Path, whisper: Path) -> Case:
-    speaker = voice.Voice(graph, words)
-    number = sum(map(len, speaker.texts))
-    return Case("piper", speaker.weights, number, voice.scoring(speaker, whisper), bare=True)
+    speaker, listener = voice.Voice(graph, words), recognition.whisper(whisper)
+    reference = recognition.Compared(whisper, listener, speaker.heard(speaker.weights), speaker.texts)
+
+    def score(network: nn.Module) -> Scores:
+        return reference.score(listener, speaker.heard(network))
+
+    return Case("piper", speaker.weights, reference.words, score, bare=True)

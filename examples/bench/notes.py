@@ -37,7 +37,7 @@ def noted() -> list[dict[str, Any]]:
         words, header = [word for of, word in TABLES if of == page], None
         lines = list(_blamed(page))
         for (text, _), (line, stamp) in zip([("", {}), *lines], lines, strict=False):
-            if re.fullmatch(r"\|(?:\s*:?-+:?\s*\|)+", line.strip()):
+            if is_rule(line):
                 header = cells(text)
             elif not line.startswith("|"):
                 header = None
@@ -46,9 +46,14 @@ def noted() -> list[dict[str, Any]]:
     return found
 
 
-def cells(line: str) -> list[str]:
+def is_rule(line: str) -> bool:
+    """Whether a line is that between the header of a table and its rows."""
+    return re.fullmatch(r"\|(?:\s*:?-+:?\s*\|)+", line.strip()) is not None
+
+
+def cells(line: str) -> tuple[str, ...]:
     """What stands in the cells of one line of a table."""
-    return [cell.strip().replace("**", "") for cell in line.strip().strip("|").split("|")]
+    return tuple(cell.strip().replace("**", "") for cell in line.strip().strip("|").split("|"))
 
 
 def _blamed(page: str) -> Iterator[tuple[str, dict[str, str]]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pronunciation
 import torch
 from torch import Tensor
 
@@ -135,3 +136,32 @@ def chances(model: Any, heard: Tensor, ids: Sequence[int]) -> Tensor:
 def words(text: str) -> list[str]:
     """A transcript as the words that were said."""
     return [SPELLED.get(word, word) for word in re.findall(r"[a-z0-9']+", text.lower())]
+
+
+class Compared:
+    """What is heard, against what was said and against what a network made of the same first.
+
+    Args:
+        weights: the file that the network is from; beside it lies its tokenizer.
+        model: the network that hears first.
+        heard: spectrograms.
+        said: the words of each.
+    """
+
+    def __init__(self, weights: Path, model: Any, heard: Sequence[Tensor], said: Sequence[Sequence[str]]):
+        from tokenizers import Tokenizer
+
+        self._tokens, self._said = Tokenizer.from_file(str(weights.parent / "tokenizer.json")), said
+        self._written = [transcript(model, features) for features in heard]
+        self._dense = [chances(model, features, ids) for features, ids in zip(heard, self._written, strict=True)]
+        self.words = sum(map(len, said))
+        """How many were said."""
+
+    def score(self, model: Any, heard: Sequence[Tensor]) -> dict[str, float]:
+        """Words that a network mishears in percent of those that were said, and the divergence of its next token."""
+        wrong, apart = 0, []
+        for features, said, ids, before in zip(heard, self._said, self._written, self._dense, strict=True):
+            own = words(self._tokens.decode(transcript(model, features)))
+            wrong += pronunciation.apart(own, said)
+            apart.append((before.exp() * (before - chances(model, features, ids))).sum(1))
+        return {"errors": 100 * wrong / self.words, "divergence": float(torch.cat(apart).mean())}

@@ -9,8 +9,7 @@ expects there when it hears the dense voice.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -86,6 +85,14 @@ class Voice:
             ids += [*numbers[sound], *numbers[PAD]]
         return ids + list(numbers[END])
 
+    def heard(self, network: nn.Module) -> list[Tensor]:
+        """What Whisper is given of every sentence, (1, 80, 3000)."""
+        from transformers import WhisperFeatureExtractor
+
+        extract = WhisperFeatureExtractor()
+        every = (sound.astype(np.float32) for sound in self.spoken(network))
+        return [extract(sound, sampling_rate=HEARD, return_tensors="pt").input_features for sound in every]
+
     def spoken(self, network: nn.Module) -> list[np.ndarray[Any, Any]]:
         """The sound of every sentence, at `HEARD` samples a second, the loudest being 1; silence where it fails."""
         import onnxruntime
@@ -117,31 +124,3 @@ class Voice:
 def _ipa(phoneme: str) -> str:
     kind, stress = phoneme.rstrip("012"), phoneme[-1]
     return STRESS.get(stress, "") + IPA.get(phoneme, IPA[kind])
-
-
-def scoring(voice: Voice, whisper: Path) -> Callable[[nn.Module], Mapping[str, float]]:
-    """What scores weights in place of the voice's."""
-    from tokenizers import Tokenizer
-    from transformers import WhisperFeatureExtractor
-
-    tokens, model = Tokenizer.from_file(str(whisper.parent / "tokenizer.json")), recognition.whisper(whisper)
-    extract = WhisperFeatureExtractor()
-
-    def heard(network: nn.Module) -> list[Tensor]:
-        every = voice.spoken(network)
-        return [extract(s.astype(np.float32), sampling_rate=HEARD, return_tensors="pt").input_features for s in every]
-
-    first = heard(voice.weights)
-    written = [recognition.transcript(model, features) for features in first]
-    dense = [recognition.chances(model, features, ids) for features, ids in zip(first, written, strict=True)]
-    number = sum(map(len, voice.texts))
-
-    def score(network: nn.Module) -> Mapping[str, float]:
-        wrong, apart = 0, []
-        for features, said, ids, before in zip(heard(network), voice.texts, written, dense, strict=True):
-            own = recognition.words(re.sub(r"[’']", "'", tokens.decode(recognition.transcript(model, features))))
-            wrong += pronunciation.apart(own, said)
-            apart.append((before.exp() * (before - recognition.chances(model, features, ids))).sum(1))
-        return {"errors": 100 * wrong / number, "divergence": float(torch.cat(apart).mean())}
-
-    return score

@@ -103,13 +103,14 @@ class ByOutputs(Source):
         roles: Iterable[Role],
         probe: Told | None = None,
         *,
-        on_trellis: bool = True,
+        turning: bool = True,
         old: Reader | FolderReader | None = None,
     ) -> Source:
         """The source by its outputs; itself where no tensor is turned or has steps by row.
 
         Args:
-            on_trellis: whether tensors may be on a trellis, and so are turned where errors are fed back.
+            turning: whether tensors whose first axis counts no outputs are turned where errors are fed back; only a
+                trellis needs it.
             old: a file of which tensors are to be taken over if they did not change: their rows are scaled as there
                 where that is nearly the same.
         """
@@ -118,7 +119,7 @@ class ByOutputs(Source):
         with stage("rows"):
             if isinstance(source, Differences):
                 return source
-            turns = {} if probe is None or not on_trellis else _turns(listed, probe)
+            turns = {} if probe is None or not turning else _turns(listed, probe)
             names = [role.name for role in listed if _may(role, probe, turns.get(role.name))]
             importance = {}
             if felt and not source.batchnorms:

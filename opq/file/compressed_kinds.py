@@ -85,7 +85,7 @@ class GridRows(Grid):
 
     @classmethod
     def behind(cls, data: memoryview, plan: TensorPlan) -> tuple[int, tuple[int, ...]]:
-        return len(_head_of_rows(data)) + _LENGTH, plan.shape
+        return len(_exponents_in(data)) + _LENGTH, plan.shape
 
     @classmethod
     def restore(cls, data: memoryview, plan: TensorPlan, number: float) -> torch.Tensor:
@@ -95,7 +95,7 @@ class GridRows(Grid):
     @classmethod
     def exponents_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
         """`e_i` of each row; raises `CorruptFileError` unless the payload begins with them."""
-        found = entropy.decode(_head_of_rows(data), plan.shape[:1])
+        found = entropy.decode(_exponents_in(data), plan.shape[:1])
         if (largest := int(np.abs(found.astype(int)).max(initial=0))) > FARTHEST_ROW:
             raise CorruptFileError("a row scaled too far", got=largest, wanted=f"exponents within {FARTHEST_ROW}")
         return found
@@ -128,7 +128,7 @@ def _with_exponents(exponents: Codes, digest: int) -> int:
     return zlib.crc32(np.ascontiguousarray(exponents, np.int16).data, digest)
 
 
-def _head_of_rows(data: memoryview) -> memoryview:
+def _exponents_in(data: memoryview) -> memoryview:
     """The coded exponents at the start of a payload."""
     length = int.from_bytes(data[:_LENGTH], "little")
     if len(data) < _LENGTH + length:

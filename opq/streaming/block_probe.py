@@ -211,24 +211,28 @@ class Carried:
         a time: the normalisers of all places, then the sum of the distributions.
         """
         blocks = self.blocks
-        rows = blocks.spec(str(blocks.head)).shape[0]
 
         @torch.no_grad()
         def summed(part: int) -> Floats:
             hidden = blocks.tail(self._input(len(blocks), part)).flatten(0, -2)
-            spans = [(start, min(start + self.rows, rows)) for start in range(0, rows, self.rows)]
 
-            def scores(span: tuple[int, int]) -> torch.Tensor:
-                return (blocks.scale * (hidden @ blocks.head_rows(*span).T)).double()
+            def scores() -> Iterator[torch.Tensor]:
+                return ((blocks.scale * (hidden @ weight.T)).double() for _, weight in self.head_pieces())
 
             norms = torch.full((len(hidden), 1), -torch.inf, dtype=torch.float64)
-            for span in spans:
-                norms = torch.logaddexp(norms, scores(span).logsumexp(1, keepdim=True))
-            found: Floats = torch.cat([(scores(span) - norms).exp().sum(0) for span in spans]).numpy()
+            for some in scores():
+                norms = torch.logaddexp(norms, some.logsumexp(1, keepdim=True))
+            found: Floats = torch.cat([(some - norms).exp().sum(0) for some in scores()]).numpy()
             return found
 
         parts = range(min(PROBED, blocks.parts))
         return bytes(sum(self.alone(summed, part) for part in parts).tobytes())  # type: ignore[union-attr]
+
+    def head_pieces(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """The output matrix in float32, some rows at a time, each with the number of the first."""
+        rows = self.blocks.spec(str(self.blocks.head)).shape[0]
+        for start in range(0, rows, self.rows):
+            yield start, self.blocks.head_rows(start, min(start + self.rows, rows))
 
     # --- sweeps ------------------------------------------------------------------------------
 
@@ -287,9 +291,8 @@ class Carried:
         name = self.blocks.head
         if name is None:
             return torch.randn(h.shape, generator=generator), {}
-        cotangent, rows = torch.zeros_like(h), self.blocks.spec(name).shape[0]
-        for start in range(0, rows, self.rows):
-            weight = self.blocks.head_rows(start, min(start + self.rows, rows))
+        cotangent = torch.zeros_like(h)
+        for _, weight in self.head_pieces():
             cotangent += torch.randn((*h.shape[:-1], len(weight)), generator=generator) @ weight
         return cotangent, {name: h.double().square().sum()[None] / h.shape[-1]}
 

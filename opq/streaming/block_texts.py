@@ -57,10 +57,9 @@ def _drawn(carried: Carried, part: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(carried.seed + 104729 * (part + 1))
     hidden = blocks.tail(carried.get(_DRAFT, 0, part)[0])
     heat = temperatures(len(hidden))[:, None, None]
-    rows, special = blocks.spec(str(blocks.head)).shape[0], torch.tensor(blocks.special, dtype=torch.long)
+    special = torch.tensor(blocks.special, dtype=torch.long)
     best, words = torch.full(hidden.shape[:2], -torch.inf), torch.zeros(hidden.shape[:2], dtype=torch.long)
-    for start in range(0, rows, carried.rows):
-        weight = blocks.head_rows(start, min(start + carried.rows, rows))
+    for start, weight in carried.head_pieces():
         scores = shaken(blocks.scale * (hidden @ weight.T) / heat, generator)
         scores[..., special[(special >= start) & (special < start + len(weight))] - start] = -torch.inf
         highest, at = scores.max(-1)

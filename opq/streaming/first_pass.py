@@ -40,12 +40,9 @@ def prepared(task: Task) -> tuple[Task, Problem[Measure]]:
         told = probed(task)
     task, scaled = by_rows(task, roles, told)
     found |= measures(task, [role for role in roles if role.name in scaled])
-
-    def is_transposed(name: str) -> bool:
-        layout = None if task.carried is None or told is None else told.layout(name)
-        return layout is not None and layout.transposed
-
-    trellised = may_follow(roles, is_transposed) if task.options.trellis else frozenset()
+    layouts = {} if task.carried is None else task.carried.layouts
+    transposed = {name for name, layout in layouts.items() if layout.transposed}
+    trellised = may_follow(roles, transposed.__contains__) if task.options.trellis else frozenset()
     LOOPS.prepare(numpy_seconds(roles, trellised, fed=task.carried is not None), task.options.progress)
     with task.clock("curves"):
         rates = least_rates(task, trellised, found)
@@ -71,7 +68,7 @@ def by_rows(task: Task, roles: Sequence[Role], told: Told | None) -> tuple[Task,
     """The task with rows scaled by what the probe tells, and the tensors whose rows these are."""
     if told is None or not task.options.by_outputs:
         return task, frozenset()
-    source = ByOutputs.of(task.source, roles, told, on_trellis=False)
+    source = ByOutputs.of(task.source, roles, told, turning=False)
     if not isinstance(source, ByOutputs):
         return task, frozenset()
     return dataclasses.replace(task, source=source, tensors=tensors_of(source)), frozenset(source.exponents)

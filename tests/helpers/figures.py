@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import notes
 import numpy as np
 from paths import ROOT
 
@@ -34,16 +35,12 @@ def tables(page: str) -> list[Table]:
     """The Markdown tables of a page."""
     found, lines = [], (ROOT / page).read_text().splitlines()
     for k, line in enumerate(lines):
-        if re.fullmatch(r"\|(?:\s*:?-+:?\s*\|)+", line.strip()):
+        if notes.is_rule(line):
             end = next((n for n in range(k, len(lines)) if not lines[n].startswith("|")), len(lines))
             above = "\n".join(lines[: k - 1]).rstrip().split("\n\n")
             before = " ".join(above[-1].split())
-            found.append(Table(page, _cells(lines[k - 1]), tuple(map(_cells, lines[k + 1 : end])), before))
+            found.append(Table(page, notes.cells(lines[k - 1]), tuple(map(notes.cells, lines[k + 1 : end])), before))
     return found
-
-
-def _cells(line: str) -> tuple[str, ...]:
-    return tuple(cell.strip().replace("**", "") for cell in line.strip().strip("|").split("|"))
 
 
 def rows(name: str) -> list[Row]:

@@ -186,7 +186,7 @@ def test_rows_that_count_more_have_smaller_steps(llama: Path, tmp_path: Path) ->
     source = opq.open_source(llama)
     with pool(2) as threads:
         told = carried_of(open_blocks(source, Tensors(source), 0), tmp_path / "probe", threads).found(source)
-    by_rows = ByOutputs.of(source, assign(source.specs), told, on_trellis=False)
+    by_rows = ByOutputs.of(source, assign(source.specs), told, turning=False)
     assert isinstance(by_rows, ByOutputs)
     assert len(by_rows.exponents) >= 2
     with FolderReader(tmp_path / "out") as reader:
@@ -279,7 +279,7 @@ def test_codes_are_those_of_feedback_on_the_whole_matrix(case: tuple[Any, Path],
         probe = carried_of(open_blocks(source, Tensors(source), 0), tmp_path / "again", threads)
         block_texts.write(probe)
         told = carried_of(probe.blocks, tmp_path / "again", threads).found(source)
-    scaled = ByOutputs.of(source, assign(source.specs), told, on_trellis=False)
+    scaled = ByOutputs.of(source, assign(source.specs), told, turning=False)
     moments = Moments(model, batch(probe.blocks.ids))
     fed = differing = weights = 0
     with FolderReader(tmp_path / "out") as reader:
