@@ -103,8 +103,9 @@ class TensorPlan:
     """For `share`: the tensor that holds the values."""
     codebook: str = "grid"
     """`grid` (multiples of the step), `trellis` (multiples that form a path of the trellis), `trellis-turned` (the same
-    where the first axis counts no outputs), `grid-rows`, `trellis-rows` and `trellis-turned-rows` (with a step for each
-    row, of which `step` is the median row's), `table` (a list of values) or `product` (a list of vectors)."""
+    where the first axis counts no outputs), `grid-rows`, `trellis-rows`, `grid-turned-rows` and `trellis-turned-rows`
+    (with a step for each row, of which `step` is the median row's), `grid-columns` and `trellis-columns` (the same,
+    times a factor for each column), `table` (a list of values) or `product` (a list of vectors)."""
     step: float = 0.0
     threshold: float = 0.0
     rounding: float = 0.5
@@ -149,12 +150,17 @@ class TensorPlan:
     @property
     def by_row(self) -> bool:
         """Whether each row has a step of its own, which the file's payload holds."""
-        return self.codebook.endswith("-rows")
+        return self.codebook.endswith(("-rows", "-columns"))
+
+    @property
+    def by_column(self) -> bool:
+        """Whether each column has a factor of its own, which the file's payload holds."""
+        return self.codebook.endswith("-columns")
 
     @property
     def turned(self) -> bool:
         """Whether its codes are stored as those of a matrix (outputs, inputs), as the file's payload says."""
-        return "turned" in self.codebook
+        return "-turned" in self.codebook or self.by_column
 
     @property
     def vector(self) -> bool:
@@ -373,7 +379,8 @@ def _grid(tensor: TensorPlan, density: float | None) -> tuple[str, str, str]:
     if not tensor.stepped:
         return (tensor.codebook, "", sparsity)
     zone = "trellis" if tensor.on_trellis else f"{tensor.dead_zone:.3f}"
-    by = "" if not tensor.by_row else " by output" if tensor.turned else " by row"
+    by = " by output" if tensor.turned else " by row"
+    by = " by row and column" if tensor.by_column else by if tensor.by_row else ""
     return (f"{tensor.step:.4g}{by}", zone, sparsity)
 
 

@@ -38,6 +38,7 @@ DTYPE_NAMES = (
 KIND_NAMES = (
     *("grid", "table", "product", "fine", "log", "raw", "share", "scalar", "trellis"),
     *("grid-rows", "trellis-rows", "trellis-turned", "grid-turned-rows", "trellis-turned-rows"),
+    *("grid-columns", "trellis-columns"),
 )
 """Kinds of payload by their numbers in the index; only ever appended to."""
 
@@ -191,10 +192,11 @@ FROM_SHIFT, FROM_PARITY = 0o103 >> 1, 0o024 >> 1
 LARGEST_PATH = 2**14 - 1
 """Magnitude of the largest `k`, half a code on a trellis."""
 
-# --- steps by row ----------------------------------------------------------------------------
+# --- steps by row and column -----------------------------------------------------------------
 
 QUARTERS = (1.0, 1.189207115002721, 1.4142135623730951, 1.681792830507429)
-"""2^(k / 4) in float64: the step of row i is the tensor's step times `QUARTERS[e_i mod 4] 2^(e_i // 4)`."""
+"""2^(k / 4) in float64: the step of row i is the tensor's step times `QUARTERS[e_i mod 4] 2^(e_i // 4)`, and in
+column j its codes stand for multiples of that times `QUARTERS[f_j mod 4] 2^(f_j // 4)`."""
 
 FARTHEST_ROW = 400
-"""Magnitude of the largest `e_i`: factors from 2^-100 to 2^100."""
+"""Magnitude of the largest `e_i` and `f_j`: factors from 2^-100 to 2^100."""

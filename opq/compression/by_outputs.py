@@ -1,9 +1,10 @@
-"""A source that gives some tensors by their outputs: as matrices (outputs, inputs), and with each row scaled.
+"""A source that gives some tensors by their outputs: as matrices (outputs, inputs), with rows and columns scaled.
 
 One step for all rows has the smallest squared error, and where every error counts alike nothing else is needed. A probe
 tells how much errors in each row count (`Probe.rows`), and rows that count for more have smaller steps; not so where
 BatchNorm is, whose statistics make up for most of it. In recurrent layers rows are scaled to the same root mean square,
-with a probe or without: gates whose weights are small would get errors as large as they are, in every step.
+with a probe or without: gates whose weights are small would get errors as large as they are, in every step. Columns
+have factors where errors are fed back, by what an error in each costs once those behind it have made up for it.
 
 Paths of a trellis run down the outputs of one input while errors are fed back from input to input. So a tensor whose
 first axis counts no outputs is turned into a matrix where errors are fed back.
@@ -31,14 +32,17 @@ from opq.file.folder_reader import FolderReader
 from opq.file.reader import Reader
 from opq.file.stored import (
     Grid,
+    GridColumns,
     GridRows,
     GridTurnedRows,
     Stored,
     Trellis,
+    TrellisColumns,
     TrellisRows,
     TrellisTurned,
     TrellisTurnedRows,
     head_of_rows,
+    head_of_turn,
 )
 from opq.plan import Plan, TensorPlan
 from opq.quantizing import rows, trellis
@@ -52,11 +56,11 @@ RECURRENT = 0.05
 matrices of a speaker encoder have 0.09 to 1.27. With such steps in all of MiniLM, from the weights alone, its rank
 correlation falls from 96.8 to 96.1 at 3 bits: elsewhere small rows need not be as precise as others."""
 POWER = -0.25
-"""With a probe rows are scaled by this power of their sensitivities: half the exponent that is the best at high rates
-where these are known exactly."""
-FAINT = 16
-"""Sensitivities of rows are raised to the median one that is not 0 divided by this: a row without effect on synthetic
-inputs may have one on others. A choice."""
+"""With a probe rows are scaled by this power of their sensitivities, columns by that of what errors in them cost: half
+the exponent that is the best at high rates where these are known exactly."""
+FAINT, FAINT_COLUMN = 16, 256
+"""Sensitivities of rows are at least the median one that is not 0 divided by this, and at most that times it: a row
+without effect on synthetic inputs may have one on others. Costs of columns likewise. A choice."""
 COLUMNS, COLUMNS_FELT = 16, 64
 """Weights of the shortest row that has a step of its own, which takes two to four bits: in a recurrent layer; by
 sensitivities, which are worth less. Measured on 76 tiny networks whose rows have 32 weights, at 6 bits: by
@@ -78,13 +82,16 @@ class Told(Protocol):
     def usage(self) -> Mapping[str, Floats]:
         """The same of tables of tokens, by how often each token is used."""
 
+    def columns(self, names: Collection[str]) -> Mapping[str, Floats]:
+        """What errors in each column of these tensors' matrices cost (`moment.costs`), of those of which it knows."""
+
     def layout(self, name: str) -> Layout | None:
         """How feedback takes a tensor; None if it is not known."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ByOutputs(Source):
-    """Reads some tensors as matrices (outputs, inputs), or with each row divided by its scale, others as they are."""
+    """Reads some tensors as matrices (outputs, inputs), or with rows and columns divided by their scales."""
 
     whole: Source
     """The network itself."""
@@ -92,9 +99,13 @@ class ByOutputs(Source):
     """Of the tensors that are turned into matrices."""
     exponents: Mapping[str, Codes]
     """Of the tensors with steps by row, see `opq.quantizing.rows`."""
+    across: Mapping[str, Codes]
+    """Those of the columns, of the tensors with factors by column: each of them is a matrix, with steps by row."""
 
     importance: Mapping[str, Floats]
     """How much an error in each row of these tensors counts, up to a factor for the tensor."""
+    costs: Mapping[str, Floats]
+    """The same of columns."""
 
     @classmethod
     def of(
@@ -128,32 +139,51 @@ class ByOutputs(Source):
                     for n in names
                     if n in felt and _counts_by_row(source, n, len(felt[n])) and (felt[n] > 0).any()
                 }
-            importance = {name: _limited(a) for name, a in importance.items()}
+            importance = {name: _limited(a, FAINT) for name, a in importance.items()}
             found = {name: rows.in_quarters(a, POWER) for name, a in importance.items()}
             uneven = _uneven(source, [n for n in names if n not in found])
             importance |= {name: rows.factors(e) ** -2.0 for name, e in uneven.items()}
             found |= uneven
-            found = {name: _as_before(old, name, e) for name, e in found.items()}
+            costs = _costs(listed, probe, turns) if felt and not source.batchnorms and probe is not None else {}
+            for role in (role for role in listed if role.name in costs):
+                shape = turns.setdefault(role.name, Turn(1, len(role.spec.shape) - 1)).shape(role.spec.shape)
+                found.setdefault(role.name, np.zeros(shape[0], np.int16))
+                importance.setdefault(role.name, np.ones(shape[0]))
+            across = {name: rows.in_quarters(d, POWER) for name, d in costs.items()}
+            if old is not None:
+                found = {n: _as_before(old.exponents(n) if n in old.plan else None, e) for n, e in found.items()}
+                across = {n: _as_before(old.columns(n) if n in old.plan else None, f) for n, f in across.items()}
         if not (found or turns):
             return source
 
         def read(name: str) -> torch.Tensor:
             tensor = source.tensor(name)
             tensor = turns[name].matrix(tensor) if name in turns else tensor
-            return rows.divided(tensor, found[name]) if name in found else tensor
+            return rows.divided(tensor, found[name], across.get(name)) if name in found else tensor
 
-        return cls.over(source, read=read, whole=source, turns=turns, exponents=found, importance=importance)
+        own = {"exponents": found, "across": across, "importance": importance, "costs": costs}
+        return cls.over(source, read=read, whole=source, turns=turns, **own)
 
 
-def _as_before(old: Reader | FolderReader | None, name: str, e: Codes) -> Codes:
-    """The exponents of a tensor in an older file, if no row is scaled by more than a quarter octave otherwise there.
+def _as_before(before: Codes | None, e: Codes) -> Codes:
+    """The exponents of a tensor in an older file, if none differs by more than a quarter octave from the new ones.
 
     What a probe tells of rows moves a little with every tensor that changed, and a row may lie on the edge.
     """
-    before = old.exponents(name) if old is not None and name in old.plan else None
     if before is None or before.shape != e.shape or (np.abs(before - e) > 1).any():
         return e
     return before
+
+
+def _costs(roles: Iterable[Role], probe: Told, turns: Mapping[str, Turn]) -> dict[str, Floats]:
+    """What errors in each column cost, limited, of the matrices whose columns have enough weights for a factor."""
+    wide = []
+    for role in roles:
+        layout, shape = probe.layout(role.name), role.spec.shape
+        if layout is not None and layout.groups == 1 and (role.name in turns or not layout.crosswise):
+            count, _ = turns.get(role.name, Turn(1, len(shape) - 1)).shape(shape)
+            wide += [role.name] * (count >= COLUMNS_FELT)
+    return {name: _limited(d, FAINT_COLUMN) for name, d in probe.columns(wide).items() if (d > 0).any()}
 
 
 def _turns(roles: Iterable[Role], probe: Told) -> dict[str, Turn]:
@@ -166,10 +196,10 @@ def _turns(roles: Iterable[Role], probe: Told) -> dict[str, Turn]:
     return found
 
 
-def _limited(a: Floats) -> Floats:
-    """The sensitivities of rows, each at most `FAINT` times the median one that is not 0, and at least a part of it."""
+def _limited(a: Floats, most: float) -> Floats:
+    """The sensitivities, each at most so many times the median one that is not 0, and at least that part of it."""
     middle = np.median(a[a > 0])
-    limited: Floats = np.clip(a, middle / FAINT, middle * FAINT)
+    limited: Floats = np.clip(a, middle / most, middle * most)
     return limited
 
 
@@ -214,16 +244,26 @@ def restated(source: Source, stats: Mapping[str, TensorStats], *, but: Collectio
 
 
 def alike(one: Source, other: Source, names: Iterable[str]) -> set[str]:
-    """The tensors whose rows are scaled in the same way in both sources of a network, or in neither."""
-    mine, theirs = (source.exponents if isinstance(source, ByOutputs) else {} for source in (one, other))
-    return {n for n in names if (n in mine) == (n in theirs) and (n not in mine or np.array_equal(mine[n], theirs[n]))}
+    """The tensors whose rows and columns are scaled in the same way in both sources of a network, or in neither."""
+    return {name for name in names if _same(_scales(one, name), _scales(other, name))}
+
+
+def _scales(source: Source, name: str) -> tuple[Codes | None, Codes | None]:
+    """The exponents of a tensor's rows and columns, None for each that has none."""
+    return (source.exponents.get(name), source.across.get(name)) if isinstance(source, ByOutputs) else (None, None)
+
+
+def _same(one: tuple[Codes | None, ...], other: tuple[Codes | None, ...]) -> bool:
+    """Whether exponents are the same."""
+    both = zip(one, other, strict=True)
+    return all((e is None) == (f is None) and (e is None or f is None or np.array_equal(e, f)) for e, f in both)
 
 
 def of_rows(source: Source, sensitivities: Mapping[str, float]) -> dict[str, float]:
-    """Sensitivities of the scaled weights from those of the weights, which are means over all rows.
+    """Sensitivities of the scaled weights from those of the weights, which are means over all of them.
 
     An error in a scaled row is `r_i` times as large in the weights, if `r_i` is its scale, and counts `r_i^2` times as
-    much as there.
+    much as there. Columns likewise.
     """
     if not isinstance(source, ByOutputs):
         return dict(sensitivities)
@@ -234,38 +274,50 @@ def _counts(source: ByOutputs, name: str) -> float:
     """How much an error in the scaled weights counts beside one in the weights."""
     if name not in source.exponents:
         return 1.0
-    a, r = source.importance[name], rows.factors(source.exponents[name])
-    return float(np.mean(a * r**2) / np.mean(a))
+    counts = _mean(source.importance[name], source.exponents[name])
+    return counts * _mean(source.costs[name], source.across[name]) if name in source.across else counts
 
 
-def _seen(source: Source, name: str) -> tuple[Turn | None, Codes | None]:
-    """How a source turns a tensor, and the exponents of its rows; None for each that it leaves as it is."""
-    return (source.turns.get(name), source.exponents.get(name)) if isinstance(source, ByOutputs) else (None, None)
+def _mean(a: Floats, e: Codes) -> float:
+    """The mean of the squares of scales, weighted."""
+    return float(np.mean(a * rows.factors(e) ** 2) / np.mean(a))
+
+
+def _turn(source: Source, name: str) -> Turn | None:
+    """How a source turns a tensor; None if it leaves it as it is."""
+    return source.turns.get(name) if isinstance(source, ByOutputs) else None
+
+
+def columns_of(source: Source, name: str) -> Codes | None:
+    """The exponents of the columns of a tensor's matrix, as the source scales them."""
+    return _scales(source, name)[1]
 
 
 def layout_of(source: Source, name: str, layout: Layout) -> Layout:
     """How the weights that a source gives of a tensor are a stack of matrices, if those of the network are `layout`."""
-    turn, _ = _seen(source, name)
-    return layout if turn is None else Layout(groups=layout.groups)
+    return layout if _turn(source, name) is None else Layout(groups=layout.groups)
 
 
 def decoded(source: Source, plan: TensorPlan, codes: Narrow, dtype: torch.dtype) -> torch.Tensor:
     """The weights of codes as a file of this source gives them."""
-    q, (turn, e) = torch.from_numpy(codes), _seen(source, plan.name)
-    found = dequantize(q, plan, dtype) if e is None else rows.scaled(q, rows.steps(plan.step, e), dtype)
+    q, turn, (e, f) = torch.from_numpy(codes), _turn(source, plan.name), _scales(source, plan.name)
+    found = dequantize(q, plan, dtype) if e is None else rows.scaled(q, rows.steps(plan.step, e), dtype, across=f)
     return found if turn is None else turn.tensor(found, plan.shape)
 
 
 def head(source: Source, name: str) -> bytes:
-    """The bytes before the codes of a tensor that is not turned."""
-    _, e = _seen(source, name)
-    return b"" if e is None else head_of_rows(e)
+    """The bytes before the codes of a tensor whose matrix is as its weights lie."""
+    e, f = _scales(source, name)
+    before = b"" if f is None else head_of_turn(source.turns[name]) + head_of_rows(f)  # type: ignore[attr-defined]
+    return before + (b"" if e is None else head_of_rows(e))
 
 
 def stored(source: Source, plan: TensorPlan, codes: Codes) -> Stored:
     """What a file of this source holds of a compressed tensor."""
-    turn, e = _seen(source, plan.name)
+    turn, (e, f) = _turn(source, plan.name), _scales(source, plan.name)
     name, codes = plan.name, codes if turn is None else turn.back(codes, plan.shape)
+    if turn is not None and e is not None and f is not None:
+        return (TrellisColumns if plan.on_trellis else GridColumns)(name, turn, codes, e, f)
     if turn is None or (e is None and not plan.on_trellis):
         if e is None:
             return (Trellis if plan.on_trellis else Grid)(name, codes)
@@ -281,9 +333,10 @@ def told(source: Source, plan: Plan) -> Plan:
         return plan
 
     def of_file(tensor: TensorPlan) -> TensorPlan:
-        by_row = tensor.name in source.exponents
+        by_row, by_column = tensor.name in source.exponents, tensor.name in source.across
         turned = tensor.name in source.turns and (by_row or tensor.on_trellis)
         kind = f"{tensor.codebook}{'-turned' * turned}{'-rows' * by_row}"
+        kind = f"{tensor.codebook}-columns" if by_column else kind
         return dataclasses.replace(tensor, codebook=kind) if kind != tensor.codebook else tensor
 
     return plan.replace(tensors=tuple(of_file(t) if t.action == "compress" else t for t in plan.tensors))
@@ -300,15 +353,16 @@ def rebuilt(
         plan: the file's own, and `codes` its codes.
         old: the file.
     """
-    found = {t.name: old.exponents(t.name) for t in plan.compressed}
-    ways = {t.name: old.turn(t.name) for t in plan.compressed}
-    exponents = {name: e for name, e in found.items() if e is not None}
-    turns = {name: turn for name, turn in ways.items() if turn is not None}
+    names = [t.name for t in plan.compressed]
+    exponents = {name: e for name in names if (e := old.exponents(name)) is not None}
+    across = {name: f for name in names if (f := old.columns(name)) is not None}
+    turns = {name: turn for name in names if (turn := old.turn(name)) is not None}
     if not (exponents or turns):
         return source, plan, dict(codes)
-    seen = ByOutputs.over(source, whole=source, turns=turns, exponents=exponents, importance={})
-    own = {name: turns[name].codes(q) if name in turns else q for name, q in codes.items()}
-    return seen, plan.replace(tensors=tuple(map(_within, plan))), own
+    own = {"exponents": exponents, "across": across, "importance": {}, "costs": {}}
+    seen = ByOutputs.over(source, whole=source, turns=turns, **own)
+    of_source = {name: turns[name].codes(q) if name in turns else q for name, q in codes.items()}
+    return seen, plan.replace(tensors=tuple(map(_within, plan))), of_source
 
 
 def _within(plan: TensorPlan) -> TensorPlan:
@@ -318,13 +372,13 @@ def _within(plan: TensorPlan) -> TensorPlan:
 
 def of_older(source: Source, old: Reader | FolderReader, name: str) -> TensorPlan | None:
     """An older file's plan of a tensor as a plan of this source's weights; None if that saw it in another way."""
-    (turn, own), e, plan = _seen(source, name), old.exponents(name), old.plan[name]
-    alike = own is None if e is None else own is not None and np.array_equal(own, e)
+    turn, e, plan = _turn(source, name), old.exponents(name), old.plan[name]
+    alike = _same(_scales(source, name), (e, old.columns(name)))
     told_of = turn if plan.on_trellis or e is not None else None
     return _within(plan) if alike and told_of == old.turn(name) else None
 
 
 def older_codes(source: Source, old: Reader | FolderReader, name: str) -> Codes:
     """An older file's codes of a tensor as those of this source's weights."""
-    codes, (turn, _) = old.codes(name), _seen(source, name)
+    codes, turn = old.codes(name), _turn(source, name)
     return codes if turn is None else turn.codes(codes)

@@ -16,7 +16,7 @@ from opq.base.arrays import Codes, Narrow
 from opq.base.calls import warn
 from opq.base.pool import torch_threads
 from opq.base.stages import stage
-from opq.compression.by_outputs import decoded, layout_of, of_rows
+from opq.compression.by_outputs import columns_of, decoded, layout_of, of_rows
 from opq.compression.method import DataFree
 from opq.compression.options import Options
 from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError
@@ -154,7 +154,7 @@ class DataFreeCoder:
             if moment is None:
                 return name, [quantize(w, plan).numpy() for plan in plans]
             layout = layout_of(self.source, name, moment.layout)
-            return name, [q.numpy() for q in sweep(w, plans, moment, layout=layout)]
+            return name, [q.numpy() for q in sweep(w, plans, moment, layout=layout, f=columns_of(self.source, name))]
 
         with torch_threads() as threads:
             yield from threads.ordered(coded, ((name, None) for name in by_name if name not in set(fed)))

@@ -112,6 +112,8 @@ def _obstacle(reader: Reader, tensor: TensorPlan) -> ExportError | None:
         return ExportError(fact, got=f"{tensor.action}: {tensor.reason}", wanted="a compressed weight", remedy=remedy)
     if not tensor.stepped:
         return ExportError(fact, got=f"a codebook of kind {tensor.codebook!r}", wanted="a uniform grid", remedy=remedy)
+    if tensor.by_column:
+        return ExportError(fact, got="a factor for each column", wanted="a step for each row", remedy=remedy)
     if tensor.by_row and tensor.turned:
         return ExportError(fact, got="a step for each column", wanted="a step for each row", remedy=remedy)
     largest = int(np.abs(reader.codes(tensor.name)).max(initial=0))

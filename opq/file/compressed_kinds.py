@@ -1,7 +1,8 @@
 """The kinds of payload of compressed tensors: codes on a grid, on a trellis, or into a codebook.
 
-On a grid and on a trellis a tensor may have a step for each row; the exponents of these stand before its codes. Paths
-run down the first axis of a tensor, or down the rows of a matrix of which the payload says how it is a tensor.
+On a grid and on a trellis a tensor may have a step for each row, and a factor for each column; the exponents of both
+stand before its codes. Paths run down the first axis of a tensor, or down the rows of a matrix of which the payload
+says how it is a tensor.
 """
 
 from __future__ import annotations
@@ -95,10 +96,7 @@ class GridRows(Grid):
     @classmethod
     def exponents_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
         """`e_i` of each row; raises `CorruptFileError` unless the payload begins with them."""
-        found = entropy.decode(_exponents_in(data), plan.shape[:1])
-        if (largest := int(np.abs(found.astype(int)).max(initial=0))) > FARTHEST_ROW:
-            raise CorruptFileError("a row scaled too far", got=largest, wanted=f"exponents within {FARTHEST_ROW}")
-        return found
+        return _exponents(data, plan.shape[0], "row")
 
     @classmethod
     def check(cls, plan: TensorPlan, place: Place) -> None:
@@ -128,11 +126,19 @@ def _with_exponents(exponents: Codes, digest: int) -> int:
     return zlib.crc32(np.ascontiguousarray(exponents, np.int16).data, digest)
 
 
-def _exponents_in(data: memoryview) -> memoryview:
+def _exponents(data: memoryview, number: int, of: str) -> Codes:
+    """The exponents at the start of a payload, of so many rows or columns."""
+    found = entropy.decode(_exponents_in(data, of), (number,))
+    if (largest := int(np.abs(found.astype(int)).max(initial=0))) > FARTHEST_ROW:
+        raise CorruptFileError(f"a {of} scaled too far", got=largest, wanted=f"exponents within {FARTHEST_ROW}")
+    return found
+
+
+def _exponents_in(data: memoryview, of: str = "row") -> memoryview:
     """The coded exponents at the start of a payload."""
     length = int.from_bytes(data[:_LENGTH], "little")
     if len(data) < _LENGTH + length:
-        raise CorruptFileError("exponents of rows are cut off", got=f"{len(data)} bytes", wanted=_LENGTH + length)
+        raise CorruptFileError(f"exponents of {of}s are cut off", got=f"{len(data)} bytes", wanted=_LENGTH + length)
     return data[_LENGTH : _LENGTH + length]
 
 
@@ -171,7 +177,16 @@ class Turned(Coded):
             raise MismatchError(fact, got=self.turn, wanted=f"axes of {plan.shape}")
         self._fits(plan, self.codes.shape)
         found = self.matrix.payload(_of_matrix(plan, self.turn, self.inner))
-        return Payload(bytes((self.turn.front, self.turn.inputs)) + found.head, found.draft, found.codes)
+        return Payload(self.before(plan) + found.head, found.draft, found.codes)
+
+    def before(self, plan: TensorPlan) -> bytes:
+        """What stands before the payload of the matrix; raises `MismatchError` if it does not fit the plan."""
+        return head_of_turn(self.turn)
+
+    @classmethod
+    def start(cls, data: memoryview) -> int:
+        """The bytes before the payload of the matrix."""
+        return _AXES
 
     @classmethod
     def check(cls, plan: TensorPlan, place: Place) -> None:
@@ -188,17 +203,18 @@ class Turned(Coded):
 
     @classmethod
     def behind(cls, data: memoryview, plan: TensorPlan) -> tuple[int, tuple[int, ...]]:
-        start, shape = cls.inner.behind(data[_AXES:], _of_matrix(plan, cls.turn_of(data, plan), cls.inner))
-        return _AXES + start, shape
+        before = cls.start(data)
+        start, shape = cls.inner.behind(data[before:], _of_matrix(plan, cls.turn_of(data, plan), cls.inner))
+        return before + start, shape
 
     @classmethod
     def codes_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
         turn = cls.turn_of(data, plan)
-        return turn.back(cls.inner.codes_of(data[_AXES:], _of_matrix(plan, turn, cls.inner)), plan.shape)
+        return turn.back(cls.inner.codes_of(data[cls.start(data) :], _of_matrix(plan, turn, cls.inner)), plan.shape)
 
     @classmethod
     def exponents_of(cls, data: memoryview, plan: TensorPlan) -> Codes | None:
-        return cls.inner.exponents_of(data[_AXES:], _of_matrix(plan, cls.turn_of(data, plan), cls.inner))
+        return cls.inner.exponents_of(data[cls.start(data) :], _of_matrix(plan, cls.turn_of(data, plan), cls.inner))
 
     @classmethod
     def restore(cls, data: memoryview, plan: TensorPlan, number: float) -> torch.Tensor:
@@ -208,6 +224,11 @@ class Turned(Coded):
 
 _AXES = 2
 """Bytes before the payload of the matrix: how many axes stand before those of the inputs, and how many these are."""
+
+
+def head_of_turn(turn: Turn) -> bytes:
+    """What stands before the payload of a matrix."""
+    return bytes((turn.front, turn.inputs))
 
 
 def _of_matrix(plan: TensorPlan, turn: Turn, kind: type[Grid]) -> TensorPlan:
@@ -232,7 +253,7 @@ class GridTurnedRows(Turned):
     """A matrix (outputs, inputs) of multiples of a step for each of its rows."""
 
     kind: ClassVar[str] = "grid-turned-rows"
-    inner: ClassVar[type[Grid]] = GridRows
+    inner: ClassVar[type[GridRows]] = GridRows
     exponents: Codes
     """Of the rows of the matrix."""
 
@@ -249,7 +270,55 @@ class TrellisTurnedRows(GridTurnedRows):
     """The same on the paths of a trellis."""
 
     kind: ClassVar[str] = "trellis-turned-rows"
-    inner: ClassVar[type[Grid]] = TrellisRows
+    inner: ClassVar[type[GridRows]] = TrellisRows
+
+    @property
+    def matrix(self) -> GridRows:
+        return TrellisRows(self.name, self.turn.codes(self.codes), self.exponents)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class GridColumns(GridTurnedRows):
+    """A matrix (outputs, inputs) of multiples of a step for each of its rows, times a factor for each column."""
+
+    kind: ClassVar[str] = "grid-columns"
+    columns: Codes
+    """`f_j` of the columns of the matrix."""
+
+    def digest(self, payload: bytes) -> int:
+        return _with_exponents(self.columns, GridTurnedRows.digest(self, payload))
+
+    def before(self, plan: TensorPlan) -> bytes:
+        wanted = self.turn.shape(plan.shape)[1:]
+        if self.columns.shape != wanted or np.abs(self.columns.astype(int)).max(initial=0) > FARTHEST_ROW:
+            fact = f"tensor {plan.name!r}: exponents of columns"
+            raise MismatchError(fact, got=self.columns.shape, wanted=f"{wanted} within {FARTHEST_ROW}")
+        return head_of_turn(self.turn) + head_of_rows(self.columns)
+
+    @classmethod
+    def start(cls, data: memoryview) -> int:
+        return _AXES + _LENGTH + len(_exponents_in(data[_AXES:], "column"))
+
+    @classmethod
+    def columns_of(cls, data: memoryview, plan: TensorPlan) -> Codes:
+        return _exponents(data[_AXES:], cls.turn_of(data, plan).shape(plan.shape)[1], "column")
+
+    @classmethod
+    def restore(cls, data: memoryview, plan: TensorPlan, number: float) -> torch.Tensor:
+        turn = cls.turn_of(data, plan)
+        matrix, of_matrix = _of_matrix(plan, turn, cls.inner), data[cls.start(data) :]
+        steps = _row_steps(matrix, cls.inner.exponents_of(of_matrix, matrix))
+        codes = torch.from_numpy(cls.inner.codes_of(of_matrix, matrix))
+        found = rows.scaled(codes, steps, torch_dtype(plan.dtype), across=cls.columns_of(data, plan))
+        return turn.tensor(found, plan.shape)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class TrellisColumns(GridColumns):
+    """The same on the paths of a trellis."""
+
+    kind: ClassVar[str] = "trellis-columns"
+    inner: ClassVar[type[GridRows]] = TrellisRows
 
     @property
     def matrix(self) -> GridRows:

@@ -111,6 +111,10 @@ class FolderReader:
         """The exponents of a tensor with a step for each row; see `Reader.exponents`."""
         return self.shard(name).exponents(name)
 
+    def columns(self, name: str) -> Codes | None:
+        """The exponents of a tensor with a factor for each column; see `Reader.columns`."""
+        return self.shard(name).columns(name)
+
     def turn(self, name: str) -> Turn | None:
         """How a tensor's codes are those of a matrix (outputs, inputs); see `Reader.turn`."""
         return self.shard(name).turn(name)

@@ -93,6 +93,11 @@ class Stored(abc.ABC):
         return None
 
     @classmethod
+    def columns_of(cls, data: memoryview, plan: TensorPlan) -> Codes | None:
+        """The exponent of each column; None if the kind has none. Raises `CorruptFileError` if they are not there."""
+        return None
+
+    @classmethod
     def turn_of(cls, data: memoryview, plan: TensorPlan) -> Turn | None:
         """How the codes are those of a matrix (outputs, inputs); None if the kind does not say."""
         return None

@@ -150,10 +150,22 @@ class Reader:
         with _naming(name):
             return PAYLOADS[self._places[plan.name].kind].exponents_of(self._payload(plan.name), plan)
 
-    def turn(self, name: str) -> Turn | None:
-        """Of a tensor whose first axis counts no outputs, how its codes are those of a matrix (outputs, inputs).
+    def columns(self, name: str) -> Codes | None:
+        """Of a tensor with a factor for each column the exponents `f_j` (columns,): column j has `2^(f_j / 4)`.
 
-        None of others, and of those that have neither a trellis nor steps by row.
+        Columns are those of its matrix, see `turn`. None of others; errors as of `exponents`.
+        """
+        plan = self.plan.holder(name)
+        if not plan.by_column:
+            return None
+        with _naming(name):
+            return PAYLOADS[self._places[plan.name].kind].columns_of(self._payload(plan.name), plan)
+
+    def turn(self, name: str) -> Turn | None:
+        """Of a tensor whose payload says so, how its codes are those of a matrix (outputs, inputs).
+
+        None of others. It does of tensors with factors by column, and of those with a trellis or steps by row whose
+        first axis counts no outputs.
 
         Raises:
             MismatchError: there is no such tensor.

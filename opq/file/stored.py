@@ -9,16 +9,19 @@ from __future__ import annotations
 from typing import ClassVar
 
 from opq.file.compressed_kinds import Grid as Grid
+from opq.file.compressed_kinds import GridColumns as GridColumns
 from opq.file.compressed_kinds import GridRows as GridRows
 from opq.file.compressed_kinds import GridTurnedRows as GridTurnedRows
 from opq.file.compressed_kinds import Listed as Listed
 from opq.file.compressed_kinds import Product as Product
 from opq.file.compressed_kinds import Table as Table
 from opq.file.compressed_kinds import Trellis as Trellis
+from opq.file.compressed_kinds import TrellisColumns as TrellisColumns
 from opq.file.compressed_kinds import TrellisRows as TrellisRows
 from opq.file.compressed_kinds import TrellisTurned as TrellisTurned
 from opq.file.compressed_kinds import TrellisTurnedRows as TrellisTurnedRows
 from opq.file.compressed_kinds import head_of_rows as head_of_rows
+from opq.file.compressed_kinds import head_of_turn as head_of_turn
 from opq.file.kept_kinds import WHOLE, Raw, Scalar
 from opq.file.kept_kinds import Fine as Fine
 from opq.file.kept_kinds import Log as Log
@@ -38,7 +41,7 @@ class Share:
 
 KINDS: tuple[type[Stored | Share], ...] = (
     *(Grid, Table, Product, Fine, Log, Raw, Share, Scalar, Trellis),
-    *(GridRows, TrellisRows, TrellisTurned, GridTurnedRows, TrellisTurnedRows),
+    *(GridRows, TrellisRows, TrellisTurned, GridTurnedRows, TrellisTurnedRows, GridColumns, TrellisColumns),
 )
 """All kinds, in the order of their numbers in the file (`KIND_NAMES`)."""
 

@@ -68,8 +68,10 @@ class Packed:
     def _same(self, reader: Reader, name: str) -> bool:
         if reader.kind(name) == Raw.kind:
             return zlib.crc32(stored.raw_bytes(reader.stored(name))) == self.digests[name]
-        codes, exponents = zlib.crc32(reader.codes(name).data), reader.exponents(name)
-        return (codes if exponents is None else zlib.crc32(exponents.data, codes)) == self.digests[name]
+        digest = zlib.crc32(reader.codes(name).data)
+        for exponents in (reader.exponents(name), reader.columns(name)):
+            digest = digest if exponents is None else zlib.crc32(exponents.data, digest)
+        return digest == self.digests[name]
 
 
 def pack(plan: Plan, items: Iterable[Stored], *, note: str = "", base: BaseName | None = None) -> Packed:

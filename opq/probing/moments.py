@@ -12,11 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
-from opq.base.pool import give_back
+from opq.base.arrays import Floats
+from opq.base.pool import give_back, torch_threads
 from opq.models.batch import Batch
 from opq.probing.collector import Collector, Dense
 from opq.probing.layers import Layer, layers
-from opq.quantizing.moment import DAMPING, WIDEST, Factors, Half, Layout, Moment
+from opq.quantizing.moment import DAMPING, WIDEST, Factors, Half, Layout, Moment, costs
 
 
 class Moments(Mapping[str, Moment]):
@@ -86,6 +87,27 @@ class Moments(Mapping[str, Moment]):
         wanted = {name: self._layers[name] for name in names}
         found = self._all if self.fit else _factors(self._collector.moments(wanted))
         return {name: found.get(name) for name in names}
+
+    def costs(self, names: Iterable[str]) -> dict[str, Floats]:
+        """What errors in each input of some weights cost, see `quantizing.moment.costs`; of those that are ever run.
+
+        No pass is made for it where all moments fit in memory together.
+        """
+        found: dict[str, Floats] = {}
+        with torch_threads() as threads:
+            for group in self.groups(names):
+                halves = self._halves(group)
+                costs_of = threads.ordered(lambda half: costs(half.moment), halves.values())
+                found |= dict(zip(halves, costs_of, strict=True))
+        return found
+
+    def _halves(self, group: Iterable[str]) -> dict[str, Half]:
+        """The moments of one group, of the weights that are ever run."""
+        kept = self._all if self.fit else {}
+        held = {name: factors.moment for name in group if (factors := kept.get(name)) is not None}
+        left = [name for name in group if (name in held or not self.fit) and held.get(name) is None]
+        measured = self._collector.moments({name: self._layers[name] for name in left}) if left else {}
+        return {name: half for name in group if (half := held.get(name) or measured.get(name)) is not None}
 
     def release(self) -> None:
         """Forgets the moments and their factors, which take as much memory as is allowed; a request measures anew."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +86,10 @@ class Probe:
     def layout(self, name: str) -> Layout | None:
         """How feedback takes a tensor; None if errors are not fed back in it."""
         return self.moments.layout(name)
+
+    def columns(self, names: Collection[str]) -> Mapping[str, Floats]:
+        """How much errors in each column of some tensors' matrices cost, once those behind it make up for them."""
+        return self.moments.costs(names)
 
     def is_crosswise(self, name: str) -> bool:
         """Whether feedback takes a tensor as (inputs, outputs), or as a stack, so that its rows are no outputs."""

@@ -11,17 +11,19 @@ coordinates are halved recursively, so that nearly all of the work is products o
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
 import torch
 
-from opq.base.arrays import Floats32, Reals
+from opq.base.arrays import Codes, Floats32, Reals
 from opq.errors import OptionError
 from opq.plan import TensorPlan
 from opq.quantizing import trellis
 from opq.quantizing.moment import Factors, Layout, Moment
+from opq.quantizing.rows import factors
 
 LEAF = 8
 """Coordinates at which halving stops: so many are fed back one by one. A choice of speed; it changes the order in which
@@ -43,6 +45,7 @@ def feedback(
     leaf: int = LEAF,
     rows_at_once: int = ROWS_AT_ONCE,
     bits: Reals | None = None,
+    f: Codes | None = None,
 ) -> torch.Tensor:
     """The codes of `w` on the plan's grid with error feedback: int16, same shape, on the CPU.
 
@@ -52,8 +55,9 @@ def feedback(
         leaf: coordinates at which halving stops.
         rows_at_once: rows of the matrix that are swept together; on a trellis a multiple of a path's rows.
         bits: on a trellis, what each `k` costs (`trellis.costs`), where `w` is only a part of the weights.
+        f: the exponents of columns whose weights were divided by `2^(f_j / 4)`, as the moment's were not.
     """
-    return sweep(w, [plan], moment, leaf=leaf, rows_at_once=rows_at_once, bits=bits)[0]
+    return sweep(w, [plan], moment, leaf=leaf, rows_at_once=rows_at_once, bits=bits, f=f)[0]
 
 
 @torch.no_grad()
@@ -66,6 +70,7 @@ def sweep(
     leaf: int = LEAF,
     rows_at_once: int = ROWS_AT_ONCE,
     bits: Reals | None = None,
+    f: Codes | None = None,
 ) -> list[torch.Tensor]:
     """`feedback` on the grids of several plans in one pass, which costs little more than for one plan.
 
@@ -78,7 +83,8 @@ def sweep(
     on_paths = any(plan.codebook == "trellis" for plan in plans)
     layout = layout or moment.layout
     if on_paths and len(plans) > 1:
-        return [sweep(w, [plan], moment, layout=layout, leaf=leaf, rows_at_once=rows_at_once)[0] for plan in plans]
+        alone = functools.partial(sweep, w, moment=moment, layout=layout, leaf=leaf, rows_at_once=rows_at_once, f=f)
+        return [alone([plan])[0] for plan in plans]
     if on_paths and layout.transposed:
         raise OptionError(f"tensor {plans[0].name!r}: paths down its inputs", got="a trellis", wanted="a grid")
     matrix = layout.matrix(w.detach().float().cpu())
@@ -86,9 +92,11 @@ def sweep(
     grid = _Paths.of(matrix, plans[0], bits) if on_paths else _Grid.of(plans)
     at_once = rows if on_paths and groups > 1 else rows_at_once
     codes = torch.empty((len(plans), groups, rows, width), dtype=torch.int16)
-    start = 0
+    start, scale = 0, None if f is None else torch.from_numpy(factors(f)).float()
     for order, n in moment.factors:
         at, n = start + order.cpu(), n.cpu().contiguous()
+        if scale is not None:  # of C S C, if C are the scales: C N C^-1
+            n = n * (scale[at, None] / scale[at])
         for first in range(0, rows, at_once):
             part = slice(first, first + at_once)
             codes[:, :, part, at] = _swept(matrix[:, part, at], grid, len(plans), n, leaf=leaf)

@@ -8,8 +8,10 @@ import math
 import threading
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 
+from opq.base.arrays import Floats
 from opq.quantizing.triangle import Triangle
 from opq.quantizing.turned import Turn
 
@@ -23,6 +25,9 @@ docs/research.md, "What was tried"."""
 DAMPING_REAL = 0.15
 """The same for real inputs, which are few: in directions where they hardly vary, other inputs will. Found by trying
 0.05, 0.15 and 0.4 on MiniLM (docs/research.md)."""
+OWN = 0.05
+"""Added to each number of the diagonal, as a fraction of itself, where costs are measured: a fraction of the mean would
+be all that is seen of columns beside one of far larger inputs."""
 
 
 Factor = tuple[torch.Tensor, torch.Tensor]
@@ -167,6 +172,31 @@ def _factor(reverse: torch.Tensor, damping: float) -> torch.Tensor:
         reverse.diagonal(dim1=-2, dim2=-1).add_(damping)
         lower, failed = torch.linalg.cholesky_ex(reverse)
     return lower.div_(lower.diagonal(dim1=-2, dim2=-1).clone()[:, None]).flip(1, 2)
+
+
+def costs(moment: Moment) -> Floats:
+    """What an error in each coordinate costs, up to a factor, once those behind it have made up for it: (d,), float64.
+
+    That is `D` of `S + 0.05 diag S = N D N'`, in the order in which coordinates are quantized. The moment is one of a
+    single group.
+    """
+    return np.concatenate([_costs(block[0]) for block in moment.blocks])
+
+
+def _costs(s: torch.Tensor) -> Floats:
+    """`costs` of one block (d, d), found by its correlations, so that float32 is enough whatever the scales are."""
+    power = s.diagonal().double()
+    order = power.argsort(descending=True, stable=True).flip(0)
+    root = power[order].sqrt()
+    root = torch.where(root > 0, root, torch.ones_like(root)).float()
+    alike = s[order][:, order].div_(root).div_(root[:, None])
+    alike.diagonal().fill_(1 + OWN)
+    lower, failed = torch.linalg.cholesky_ex(alike)
+    left = torch.ones_like(power) if bool(failed) else lower.diagonal().double().square()
+    found = torch.empty_like(power)
+    found[order] = left * power[order]
+    costs: Floats = found.numpy()
+    return costs
 
 
 def widths(width: int, widest: int = WIDEST) -> list[int]:

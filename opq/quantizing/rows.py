@@ -1,7 +1,8 @@
-"""Steps by row: a tensor whose rows differ widely in scale has a step for each, on a scale of quarter octaves.
+"""Steps by row and column: a tensor whose rows differ widely in scale has a step for each, in quarter octaves.
 
 Row i of a tensor, along its first axis, has the step `Delta 2^(e_i / 4)`, rounded once to float32, with an integer
-`e_i`. So the tensor is quantized as if its rows had been divided by `2^(e_i / 4)` before, with one step for all.
+`e_i`. So the tensor is quantized as if its rows had been divided by `2^(e_i / 4)` before, with one step for all. In a
+matrix column j may have a factor of its own, `2^(f_j / 4)`.
 """
 
 from __future__ import annotations
@@ -57,20 +58,28 @@ def steps(step: float, e: Codes) -> Floats32:
         return (step * factors(e)).astype(np.float32)
 
 
-def divided(w: torch.Tensor, e: Codes) -> torch.Tensor:
-    """The rows of `w` divided by `2^(e_i / 4)`: float32, of a float64 tensor float64."""
+def divided(w: torch.Tensor, e: Codes, f: Codes | None = None) -> torch.Tensor:
+    """The rows of `w` divided by `2^(e_i / 4)`, its columns by `2^(f_j / 4)`: float32, of a float64 tensor float64."""
     by = torch.from_numpy(factors(e)).reshape(-1, *[1] * (w.dim() - 1))
-    return (w.double() / by).to(w.dtype if w.dtype == torch.float64 else torch.float32)
+    whole = w.double() / by
+    whole = whole if f is None else whole.div_(torch.from_numpy(factors(f)))
+    return whole.to(w.dtype if w.dtype == torch.float64 else torch.float32)
 
 
-def scaled(q: torch.Tensor, steps: Floats32, dtype: torch.dtype) -> torch.Tensor:
-    """Codes times the step of their row, in float64 and rounded once to `dtype`; no weight becomes infinite."""
+def scaled(q: torch.Tensor, steps: Floats32, dtype: torch.dtype, *, across: Codes | None = None) -> torch.Tensor:
+    """Codes times the step of their row, in float64 and rounded once to `dtype`; no weight becomes infinite.
+
+    Args:
+        across: of a matrix `f_j` of each column, by whose `2^(f_j / 4)` the products are multiplied before.
+    """
     dense = torch.empty(q.shape, dtype=dtype)
     if not q.numel():
         return dense
     matrix = q.reshape(len(steps), -1)
     rows = max(1, _PIECE // matrix.shape[1])
     by = torch.from_numpy(steps).double().reshape(-1, 1)
+    of_columns = None if across is None else torch.from_numpy(factors(across))
     for out, some, of_rows in zip(*(torch.split(t, rows) for t in (dense.view_as(matrix), matrix, by)), strict=True):
-        out.copy_(saturated(some.double() * of_rows, dtype))
+        weights = some.double() * of_rows
+        out.copy_(saturated(weights if of_columns is None else weights * of_columns, dtype))
     return dense

@@ -135,7 +135,7 @@ def _drawn(reader: Reader, tensor: TensorPlan, size: int, source: Source | None)
     if source is not None and tensor.name in source.by_name:
         values, exponents, turn = source.tensor(tensor.name), reader.exponents(tensor.name), reader.turn(tensor.name)
         values = values if turn is None else turn.matrix(values)
-        values = values if exponents is None else divided(values, exponents)
+        values = values if exponents is None else divided(values, exponents, reader.columns(tensor.name))
         stats = TensorStats.of(values, name=tensor.name)
         reach = max(stats.max_abs, tensor.step)
         heights, edges = np.histogram(values.float().numpy(), bins=160, range=(-reach, reach), density=True)

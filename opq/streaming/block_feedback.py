@@ -79,7 +79,7 @@ def fed_rows(
         every = [(0, plan.shape[0])] if inputs.layout.transposed else spans
         weights = torch.cat([tensors.read(plan.name, a * width, b * width) for a, b in every]).view(-1, width)
     with clock("feedback"):
-        codes = feedback(weights, plan, moment, bits=bits).numpy()
+        codes = feedback(weights, plan, moment, bits=bits, f=tensors.columns(plan.name)).numpy()
         if plan.codebook == "trellis":
             codes = trellis.paths(codes)
         return narrow(np.concatenate([codes[a:b] for a, b in spans]) if inputs.layout.transposed else codes).reshape(-1)

@@ -18,7 +18,7 @@ import contextlib
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,7 +31,7 @@ from opq.base.pool import Pool, give_back
 from opq.errors import ProbeError
 from opq.probing import usage
 from opq.probing.layers import layers
-from opq.quantizing.moment import Layout, Moment, widths
+from opq.quantizing.moment import Layout, Moment, costs, widths
 from opq.sources.base import Source
 from opq.streaming import block_texts
 from opq.streaming.clock import Clock
@@ -56,6 +56,11 @@ class Inputs:
     def __init__(self, pieces: list[torch.Tensor], layout: Layout):
         self.layout, self._pieces, self._lock = layout, pieces, threading.Lock()
         self._moment: Moment | None = None
+
+    def costs(self, clock: Clock) -> Floats:
+        """What an error in each of them costs, see `quantizing.moment.costs`: (width,)."""
+        with clock("moments"):
+            return costs(Moment(self.layout, tuple(self._blocks())))
 
     def moment(self, clock: Clock) -> Moment:
         """The moment, with its factors computed; the inputs themselves are then released."""
@@ -89,6 +94,12 @@ class Found:
     usage: Mapping[str, Floats]
     """How much each row of the table of tokens, and of the output matrix, counts: (rows,)."""
     layouts: Mapping[str, Layout]
+    costs: Callable[[], Mapping[str, Floats]]
+    """Measures what errors in each column cost, of all matrices in which they are fed back."""
+
+    def columns(self, names: Collection[str]) -> Mapping[str, Floats]:
+        """What errors in each column of some tensors cost, of those in which they are fed back."""
+        return {name: found for name, found in self.costs().items() if name in names}
 
     def layout(self, name: str) -> Layout | None:
         """How feedback takes a tensor; None if errors are not fed back in it."""
@@ -124,7 +135,13 @@ class Carried:
         rows = {name: square.numpy() for name, square in felt.items() if len(square) > 1}
         sensitivity = {name: float(square.mean()) for name, square in felt.items()}
         used = {source.by_name[name].like or name: counts for name, counts in self._usage().items()}
-        return Found(sensitivity, rows, used, self.layouts)
+        head = self.blocks.fed_head
+        layouts = self.layouts | ({} if head is None else {source.by_name[head].like or head: Layout()})
+
+        def of_holders() -> dict[str, Floats]:
+            return {source.by_name[name].like or name: found for name, found in self.costs().items()}
+
+        return Found(sensitivity, rows, used, layouts, of_holders)
 
     def sensitivities(self) -> Felt:
         """Those of every matrix that the outputs depend on, by the source's names.
@@ -174,6 +191,21 @@ class Carried:
                 same = (layout, *((p.data_ptr(), p.shape) for p in pieces))
                 found[names[name]] = shared.setdefault(same, Inputs(pieces, layout))
         return found
+
+    def costs(self) -> dict[str, Floats]:
+        """What errors in each input of the matrices cost, by the source's names; call `sensitivities` first."""
+        stages = range(len(self.blocks) + 1)
+        self.team.each(lambda: self._measure_costs(self.mine(stages)))
+        found = (self.get("costs", k, 0)[1] for k in stages)
+        return {name: cost.numpy() for of_block in found for name, cost in of_block.items()}
+
+    def _measure_costs(self, mine: Iterable[int]) -> bytes:
+        for k in (k for k in mine if self.left("costs", k, [0])):
+            inputs = self.inputs(k)
+            shared = list(dict.fromkeys(inputs.values()))
+            of = dict(zip(shared, self.pool.ordered(lambda one: one.costs(self.clock), shared), strict=True))
+            self.put("costs", k, 0, torch.zeros(0), {name: torch.tensor(of[one]) for name, one in inputs.items()})
+        return b""
 
     def _at_outputs(self) -> dict[str, Inputs]:
         """The inputs of the output matrix, if errors are fed back in it."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from opq.base.arrays import Codes
 from opq.compression.by_outputs import ByOutputs
 from opq.compression.differences import Differences, difference
 from opq.errors import CorruptSourceError, MissingShardError
@@ -45,6 +46,10 @@ class Tensors:
     def whole(self) -> Tensors:
         """The tensors of the network itself, not differences to a base or scaled rows."""
         return self
+
+    def columns(self, name: str) -> Codes | None:
+        """The exponents by which a tensor's columns are scaled in what `read` gives; None where they are not."""
+        return None
 
     def dtype(self, name: str) -> torch.dtype:
         """The element type of what `read` gives."""
@@ -98,16 +103,21 @@ class DifferenceTensors(Tensors):
 
 
 class ScaledTensors(Tensors):
-    """Reads ranges of tensors whose rows are scaled."""
+    """Reads ranges of tensors whose rows, and perhaps columns, are scaled."""
 
     def __init__(self, source: ByOutputs):
         super().__init__(source)
         self._new = Tensors(source.whole)
         self._by = {name: torch.from_numpy(factors(e)) for name, e in source.exponents.items()}
+        self._exponents = source.across
+        self._across = {name: torch.from_numpy(factors(f)) for name, f in source.across.items()}
 
     @property
     def whole(self) -> Tensors:
         return self._new
+
+    def columns(self, name: str) -> Codes | None:
+        return self._exponents.get(name)
 
     def dtype(self, name: str) -> torch.dtype:
         own = super().dtype(name)
@@ -123,11 +133,13 @@ class ScaledTensors(Tensors):
         part = whole.view(-1)[start % width :][: stop - start]
         part.copy_(weights)
         whole /= by
+        if name in self._across:
+            whole /= self._across[name]
         return part.to(self.dtype(name))
 
 
 def tensors_of(source: Source) -> Tensors:
-    """The tensors of a source: of the network itself, its differences to a base, or with scaled rows."""
+    """The tensors of a source: of the network itself, its differences to a base, or with scaled rows and columns."""
     if isinstance(source, ByOutputs):
         return ScaledTensors(source)
     return DifferenceTensors(source) if isinstance(source, Differences) else Tensors(source)
