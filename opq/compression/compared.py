@@ -35,7 +35,8 @@ from opq.probing.units import error_of
 from opq.sources.base import Source
 
 SAMPLES = 8
-"""Inputs that the outputs are compared on. A choice: a probe that fails is worse by factors on every one."""
+"""Inputs that the outputs are compared on, of language models texts whose words are drawn at once. A choice: a probe
+that fails is worse by factors on every one."""
 OTHER = 1
 """Added to the seed, so that these are not the probe's inputs."""
 
@@ -110,7 +111,7 @@ def _inputs(coder: DataFreeCoder, options: Options) -> Batch:
         input_size=options.input_size,
         example_inputs=options.example_inputs,
         hint=coder.source.input_hint,
-        quick=options.probe == "quick",
+        quick=True,
         samples=SAMPLES,
         seed=options.seed + OTHER,
     )

@@ -1,4 +1,4 @@
-"""Which tensors have steps by row or are turned, and what becomes of them on all ways."""
+"""Which tensors have steps by row, factors by column or are turned, and what becomes of them on all ways."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_probe_gives_smaller_steps_to_rows_whose_errors_count_for_more() -> No
     assert np.corrcoef(e, np.arange(80))[0, 1] < -0.7  # the later rows count for more
     assert int(e.max()) <= 4  # no row is coarser than twice the median one
     assert felt.mean() == pytest.approx(probe.sensitivity["mid.weight"], rel=1e-3)
-    assert torch.equal(scaled.tensor("mid.weight"), rows.divided(model.mid.weight, e))
+    assert torch.equal(scaled.tensor("mid.weight"), rows.divided(model.mid.weight, e, scaled.across["mid.weight"]))
     assert torch.equal(scaled.tensor("table.weight"), model.table.weight)
 
 
@@ -264,8 +264,9 @@ def test_weights_stored_as_inputs_by_outputs_come_out_like_all_others(bits: floa
     for as_inputs in (False, True):
         model = stored(as_inputs)
         result = opq.compress(model, bits=bits, input_size=(64,))
-        kinds = {t.codebook for t in result.plan.compressed}
-        assert kinds <= {f"{k}{'-turned' * as_inputs}-rows" for k in ("trellis", "grid")}
+        *wide, last = (t.codebook.removeprefix("trellis").removeprefix("grid") for t in result.plan.compressed)
+        assert set(wide) == {"-columns"}
+        assert last == f"{'-turned' * as_inputs}-rows"  # of 40 outputs, too few for factors of its inputs
         found[as_inputs] = decibels(model, result)
         result.save(tmp_path / "m.opq.safetensors")
         with opq.Reader(tmp_path / "m.opq.safetensors") as reader:
@@ -328,6 +329,7 @@ def test_turned_weights_are_exported_with_the_steps_of_their_outputs(tmp_path: P
     result.save(tmp_path / "m.opq.safetensors")
     made = opq.export.save_onnx(tmp_path / "m.opq.safetensors", tmp_path / "m.onnx", model, example_inputs=x)
     assert "3 tensors as integers" in repr(made)
+    assert result.plan["0.weight"].by_column
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
@@ -338,7 +340,114 @@ def test_turned_weights_are_exported_with_the_steps_of_their_outputs(tmp_path: P
 def test_the_page_and_the_table_show_turned_weights(tmp_path: Path) -> None:
     model = stored(True)
     result = opq.compress(model, bits=4, input_size=(64,))
-    assert str(result.report()).count(" by output") == 3
+    report = str(result.report())
+    assert (report.count(" by output"), report.count(" by row and column")) == (1, 2)
     result.save(tmp_path / "m.opq.safetensors")
     save_page(tmp_path / "m.opq.safetensors", tmp_path / "page.html", source=model)
-    assert "trellis-turned-rows" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "trellis-turned-rows" in page
+    assert "trellis-columns" in page
+
+
+class Uneven(nn.Module):
+    """Layers whose inputs differ widely in power, and depend on one another."""
+
+    mixing: Tensor
+    power: Tensor
+
+    def __init__(self, norm: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(80, 160), nn.Linear(160, 96)
+        self.norm = nn.BatchNorm1d(160) if norm else nn.Identity()
+        self.register_buffer("mixing", torch.randn(80, 80) / 9, persistent=False)
+        self.register_buffer("power", torch.logspace(-1, 1, 80), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.second(self.norm(self.first((x @ self.mixing) * self.power)).relu())
+        return found
+
+
+def errors(model: nn.Module, **options: object) -> float:
+    result = opq.compress(model, bits=3, input_size=(80,), **options)  # type: ignore[arg-type]
+    x = torch.randn(2000, 80, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        y = model(x)
+        return float((functional_call(model, result.state_dict(), x) - y).square().mean() / y.square().mean())
+
+
+def test_columns_whose_errors_cost_more_have_smaller_factors_and_outputs_are_nearer() -> None:
+    model = Uneven().eval()
+    result = opq.compress(model, bits=3, input_size=(80,))
+    assert all(t.by_column for t in result.plan.compressed)
+    f = result.reader.columns("first.weight")
+    assert f is not None
+    assert np.corrcoef(f, np.arange(80))[0, 1] < -0.8
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(by_outputs, "COLUMNS_FELT", 1 << 20)  # no tensor has so many outputs
+        patch.setattr(by_outputs, "COLUMNS", 1 << 20)
+        without = errors(model)
+    assert errors(model) < 0.95 * without
+
+
+def test_an_input_that_never_varies_does_not_get_a_step_without_limit() -> None:
+    model = Uneven().eval()
+    model.power[::2] = 0.0
+    probe = opq.probe(model, input_size=(80,))
+    source = open_source(model)
+    scaled = ByOutputs.of(source, assign(source.specs), probe)
+    assert isinstance(scaled, ByOutputs)
+    assert (probe.columns(["first.weight"])["first.weight"][::2] == 0).all()
+    f = scaled.across["first.weight"]
+    assert int(f[::2].max()) <= 4 * 2  # two octaves, of a power of 256
+
+
+@pytest.mark.parametrize("options", [{"probe": False}, {"constraints": [opq.constraints.sparsity("*", min=0.1)]}])
+def test_without_feedback_no_column_has_a_factor(options: dict[str, object]) -> None:
+    result = opq.compress(Uneven(), bits=3, input_size=(80,), **options)  # type: ignore[arg-type]
+    assert not any(t.by_column for t in result.plan)
+
+
+def test_where_batchnorm_is_no_column_has_a_factor() -> None:
+    assert not any(t.by_column for t in opq.compress(Uneven(norm=True), bits=3, input_size=(80,)).plan)
+
+
+def test_a_sensitivity_of_the_user_counts_for_the_weights_where_columns_are_scaled() -> None:
+    """Errors in scaled weights count as much as those that they become, weighted by what these cost."""
+    model = Uneven().eval()
+    result = opq.compress(model, bits=3, input_size=(80,), sensitivities={"first.weight": 3.0})
+    e, f = result.reader.exponents("first.weight"), result.reader.columns("first.weight")
+    assert e is not None
+    assert f is not None
+    probe = opq.probe(model, input_size=(80,))
+    d, a = probe.columns(["first.weight"])["first.weight"], probe.rows["first.weight"]
+    d, a = np.clip(d, np.median(d) / 256, np.median(d) * 256), np.clip(a, np.median(a) / 16, np.median(a) * 16)
+    wanted = 3.0 * np.average(rows.factors(e) ** 2, weights=a) * np.average(rows.factors(f) ** 2, weights=d)
+    assert result.plan["first.weight"].sensitivity == pytest.approx(wanted, rel=0.01)
+
+
+def test_a_file_with_factors_by_column_is_read_compared_and_updated(tmp_path: Path) -> None:
+    model = Uneven().eval()
+    old, new, update = (tmp_path / name for name in ("old.opq.safetensors", "new.opq.safetensors", "u.opq.safetensors"))
+    first = opq.compress(model, bits=3, input_size=(80,))
+    first.save(old)
+    with opq.Reader(old) as reader:
+        assert all(torch.equal(reader.tensor(n), w) for n, w in first.state_dict().items())
+        with torch.no_grad():
+            model.second.weight[0, 0] += 0.02
+        again = opq.compress(model, bits=3, input_size=(80,), like=old)
+        assert bytes(again.reader._payload("first.weight")) == bytes(reader._payload("first.weight"))
+    again.save(new)
+    opq.delta(old, new, update)
+    opq.apply(old, update, tmp_path / "made.opq.safetensors")
+    assert (tmp_path / "made.opq.safetensors").read_bytes() == new.read_bytes()
+
+
+def test_codes_with_factors_by_column_stay_while_the_rest_is_trained() -> None:
+    model = Uneven()
+    result = opq.compress(model, bits=3, input_size=(80,))
+    batches = [(torch.randn(32, 80), torch.randint(96, (32,))) for _ in range(4)]
+    trained = opq.finetune(model, result, batches, epochs=1, codes="keep")
+    for tensor in result.plan.compressed:
+        assert torch.equal(trained.result.tensor(tensor.name), result.tensor(tensor.name))
+    assert trained.result.plan.compressed == result.plan.compressed

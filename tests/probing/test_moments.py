@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -51,3 +52,27 @@ def test_what_is_released_is_measured_again_to_the_same_and_the_dense_network_s_
     assert moments.dense is dense
     again = {name: list(found.factors) for name, found in moments.of(moments).items() if found is not None}
     torch.testing.assert_close(again, factors)
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 1])
+def test_what_errors_cost_is_told_whatever_was_asked_before_and_of_layers_that_run(memory: int) -> None:
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.one, self.two, self.never = nn.Linear(6, 5), nn.Linear(5, 3), nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.two(self.one(x).relu())
+            return found
+
+    torch.manual_seed(1)
+    moments = Moments(Three(), Batch((torch.randn(30, 6),)), memory=memory)
+    names = ["two.weight", "never.weight", "one.weight"]
+    found = moments.costs(names)
+    assert {name: cost.shape for name, cost in found.items()} == {"one.weight": (6,), "two.weight": (5,)}
+    for factors in moments.of(["one.weight"]).values():
+        assert factors is not None
+        list(factors.factors)  # after which the moment is gone
+    for name, cost in moments.costs(names).items():
+        np.testing.assert_allclose(cost, found[name], rtol=1e-6)

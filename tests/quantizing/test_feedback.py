@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -32,6 +33,7 @@ from opq.probing.sensitivity import probe as make_probe
 from opq.quantizing.feedback import LEAF, feedback, sweep
 from opq.quantizing.grid import dequantize, quantize
 from opq.quantizing.moment import DAMPING, DAMPING_REAL, Layout, Moment, factor
+from opq.quantizing.rows import factors
 from opq.sources import open_source
 from opq.sources.base import Source
 
@@ -116,6 +118,26 @@ def test_the_outputs_move_less_than_with_plain_rounding() -> None:
         return float(((e @ s) * e).sum())
 
     assert moved(feedback(w, p, moment)) < 0.5 * moved(quantize(w, p))
+
+
+@pytest.mark.parametrize("codebook", ["grid", "trellis"])
+def test_scaled_columns_are_swept_by_the_moment_of_the_inputs_that_they_then_have(codebook: str) -> None:
+    """Weights divided by `c_j` meet inputs times `c_j`; damping and order are those of the inputs as they are."""
+    w, moment = torch.randn(32, 24, generator=torch.Generator().manual_seed(1)), moment_of(24)
+    f = np.random.default_rng(0).integers(-6, 7, 24).astype(np.int16)
+    c = torch.from_numpy(factors(f)).float()
+    p = dataclasses.replace(plan((32, 24), 0.5), codebook=codebook)
+    ((order, n),) = moment.factors
+    by_hand = SimpleNamespace(layout=Layout(), factors=[(order, n * c[order][:, None] / c[order])])
+    found = feedback(w / c, p, moment, f=f)
+    assert torch.equal(found, feedback(w / c, p, by_hand))  # type: ignore[arg-type]
+    s = moment.blocks[0][0]
+
+    def moved(q: torch.Tensor) -> float:
+        e = w - q * p.step * c
+        return float(((e @ s) * e).sum())
+
+    assert moved(found) < 0.7 * moved(feedback(w / c, p, moment))  # as if inputs were not scaled
 
 
 def test_inputs_that_say_nothing_leave_plain_rounding() -> None:
