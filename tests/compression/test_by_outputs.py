@@ -369,7 +369,7 @@ class Uneven(nn.Module):
 
 
 def errors(model: nn.Module, **options: object) -> float:
-    result = opq.compress(model, bits=3, input_size=(80,), **options)  # type: ignore[arg-type]
+    result = opq.compress(model, bits=3, input_size=(80,), **options)
     x = torch.randn(2000, 80, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
         y = model(x)
@@ -404,7 +404,7 @@ def test_an_input_that_never_varies_does_not_get_a_step_without_limit() -> None:
 
 @pytest.mark.parametrize("options", [{"probe": False}, {"constraints": [opq.constraints.sparsity("*", min=0.1)]}])
 def test_without_feedback_no_column_has_a_factor(options: dict[str, object]) -> None:
-    result = opq.compress(Uneven(), bits=3, input_size=(80,), **options)  # type: ignore[arg-type]
+    result = opq.compress(Uneven(), bits=3, input_size=(80,), **options)
     assert not any(t.by_column for t in result.plan)
 
 

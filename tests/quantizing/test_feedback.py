@@ -130,7 +130,7 @@ def test_scaled_columns_are_swept_by_the_moment_of_the_inputs_that_they_then_hav
     ((order, n),) = moment.factors
     by_hand = SimpleNamespace(layout=Layout(), factors=[(order, n * c[order][:, None] / c[order])])
     found = feedback(w / c, p, moment, f=f)
-    assert torch.equal(found, feedback(w / c, p, by_hand))  # type: ignore[arg-type]
+    assert torch.equal(found, feedback(w / c, p, by_hand))
     s = moment.blocks[0][0]
 
     def moved(q: torch.Tensor) -> float:
