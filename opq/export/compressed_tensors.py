@@ -52,8 +52,8 @@ def save_compressed_tensors(
         The size of `model.safetensors` in bytes.
 
     Raises:
-        ExportError: a tensor cannot be expressed exactly (codes beyond 8 bits, a codebook that is not a uniform grid, a
-            Linear that was kept), or `like` is not a Hugging Face folder.
+        ExportError: a tensor cannot be expressed exactly (codes beyond 8 bits, factors by column, a codebook that is
+            not a uniform grid, a Linear that was kept), or `like` is not a Hugging Face folder.
         WriteError: the output cannot be written.
     """
     origin, target = config_folder(like), Path(folder)

@@ -3,8 +3,9 @@
 torch exports the dense network. Afterwards every initializer that holds a quantized tensor is replaced by the tensor's
 codes. Exporters rename, transpose and scale weights (a BatchNorm is merged into the convolution before it, as one
 factor `s_c` per output channel c), so initializers are recognised by their values: `codes x step`, the transpose of
-that, or `codes x step x s_c`. In recurrent layers the gates are in another order and the directions are stacked
-(`onnx_recurrent`). An initializer that is not recognised stays dense and is listed.
+that, or `codes x step x s_c`; where columns have factors, the products with these. In recurrent layers the gates are in
+another order and the directions are stacked (`onnx_recurrent`). An initializer that is not recognised stays dense and
+is listed.
 
 Codes with a single scale are stored flat and followed by a `Reshape`. Otherwise onnxruntime would merge the
 DequantizeLinear with a MatMul after it into a product that rounds the *activations* to 8 bits, which changes outputs.
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from opq.base.arrays import Codes, Floats32
+from opq.base.arrays import Codes, Floats, Floats32
 from opq.base.atomic import refuse_inputs, written_aside
 from opq.base.extras import brief, need
 from opq.base.process_state import same_random_state, silenced
@@ -36,6 +37,7 @@ from opq.models.batch import Batch, as_batch
 from opq.plan import TensorPlan
 from opq.probing.inputs import synthetic
 from opq.quantizing import rows
+from opq.quantizing.turned import Turn
 from opq.sources.base import InputHint
 
 OPSET = 21
@@ -183,11 +185,19 @@ def _open_axes_named(graph: Any, outputs: Sequence[str]) -> None:
 
 
 def _grid(reader: Reader, tensor: TensorPlan) -> GridTensor:
-    exponents, turn = reader.exponents(tensor.name), reader.turn(tensor.name)
+    name, turn = tensor.name, reader.turn(tensor.name)
+    exponents, columns = reader.exponents(name), reader.columns(name)
     step = np.asarray(np.float32(tensor.step)) if exponents is None else rows.steps(tensor.step, exponents)
     if turn is not None and step.ndim:
         step = turn.spread(step, tensor.shape)
-    return GridTensor(tensor.name, reader.codes(tensor.name), step)
+    across = None if turn is None or columns is None else _across(rows.factors(columns), turn, tensor.shape)
+    return GridTensor(name, reader.codes(name), step, across)
+
+
+def _across(factors: Floats, turn: Turn, shape: tuple[int, ...]) -> Floats:
+    """Numbers of the columns (columns,), in a shape that a tensor of this shape can be multiplied by."""
+    end = turn.front + turn.inputs
+    return factors.reshape(*[1] * turn.front, *shape[turn.front : end], *[1] * (len(shape) - end))
 
 
 def _traced(network: nn.Module, batch: Batch, optimized: bool) -> Any:
@@ -235,19 +245,24 @@ def _candidates(graph: Any, grid: GridTensor, size: int) -> Iterator[Any]:
             yield value
 
 
-def recognised(values: Floats32, grid: GridTensor) -> tuple[Codes, Floats32] | None:
-    """The codes in the initializer's shape, and the scale as of `onnx_graph.put`.
+def recognised(values: Floats32, grid: GridTensor) -> tuple[Codes, Floats32, Floats | None] | None:
+    """The codes in the initializer's shape, and the scale and the factors by column as of `onnx_graph.put`.
 
-    None if the values are not those of the tensor.
+    None if the values are not those of the tensor, or a graph cannot restore these.
     """
-    dense, spread = grid.weights, grid.spread
-    for codes, weights, steps in ((grid.codes, dense, spread), (grid.codes.T, dense.T, spread.T)):
+    across = grid.across
+    turned = None if across is None else across.T
+    for codes, weights, steps, factors in (
+        (grid.codes, grid.weights, grid.spread, across),
+        (grid.codes.T, grid.weights.T, grid.spread.T, turned),
+    ):
         if codes.shape != values.shape:
             continue
         if np.array_equal(weights.astype(values.dtype), values):
-            return codes, steps
-        if codes.ndim > 1 and values.dtype == np.float32 and (scale := _scales(codes, values)) is not None:
-            return codes, scale
+            return (codes, steps, factors) if grid.restorable else None
+        merged = codes.ndim > 1 and values.dtype == np.float32 and factors is None
+        if merged and (scale := _scales(codes, values)) is not None:
+            return codes, scale, None
     return None
 
 

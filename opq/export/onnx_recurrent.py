@@ -38,7 +38,9 @@ def replaced(graph: Any, grids: Iterable[GridTensor]) -> dict[str, str]:
                 steps = np.stack([_reordered(rows, gates) for rows in every])
             else:
                 steps = np.stack([grid.step for grid in directions])
-            kind = put(graph, value, codes, steps)
+            across = [np.ones((1, codes.shape[2])) if grid.across is None else grid.across for grid in directions]
+            factors = None if all(grid.across is None for grid in directions) else np.stack(across)
+            kind = put(graph, value, codes, steps, factors)
             kinds |= {grid.name: kind for grid in directions}
     return kinds
 
@@ -56,7 +58,7 @@ def _matrices(graph: Any) -> Iterator[tuple[Any, tuple[int, ...]]]:
 def _recognised(values: Any, gates: tuple[int, ...], grids: Iterable[GridTensor]) -> GridTensor | None:
     """The tensor of the file that has these values when its gates are put into ONNX's order; None if there is none."""
     for grid in grids:
-        if grid.codes.shape == values.shape:
+        if grid.codes.shape == values.shape and grid.restorable:
             dense = _reordered(grid.weights, gates)
             if np.array_equal(dense.astype(values.dtype), values):
                 return grid

@@ -10,7 +10,8 @@ export type DType =
 
 /** How a tensor is stored. */
 export type Kind = "grid" | "table" | "product" | "fine" | "log" | "raw" | "share" | "scalar" | "trellis"
-  | "grid-rows" | "trellis-rows" | "trellis-turned" | "grid-turned-rows" | "trellis-turned-rows";
+  | "grid-rows" | "trellis-rows" | "trellis-turned" | "grid-turned-rows" | "trellis-turned-rows"
+  | "grid-columns" | "trellis-columns";
 
 /** What is done to a tensor's elements; without it they are those of the file. */
 export type As = "float32" | "float16" | "codes";
@@ -22,8 +23,9 @@ export interface TensorInfo {
   readonly dtype: DType;
   readonly action: "compress" | "keep" | "share";
   readonly kind: Kind;
-  /** Of `grid`, `trellis`, `trellis-turned` and `fine`: weights are multiples of it; of kinds with `-rows`, of it times a
-   * factor for each row. 0 elsewhere. */
+  /** Of `grid`, `trellis`, `trellis-turned` and `fine`: weights are multiples of it; of kinds with `-rows`, of it times
+   * a factor for each row; of kinds with `-columns`, of it times one for each row and one for each column. 0
+   * elsewhere. */
   readonly step: number;
   /** Bits a weight in the file. */
   readonly bits: number;

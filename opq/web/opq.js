@@ -946,10 +946,11 @@ function onTrellis(k, shape) {
 
 const KINDS = [
   "grid", "table", "product", "fine", "log", "raw", "share", "scalar", "trellis", "grid-rows", "trellis-rows",
-  "trellis-turned", "grid-turned-rows", "trellis-turned-rows",
+  "trellis-turned", "grid-turned-rows", "trellis-turned-rows", "grid-columns", "trellis-columns",
 ];
 const STEPPED = new Set(KINDS.filter((kind) => /^(grid|trellis)/.test(kind)));
 const COMPRESSED = new Set([...STEPPED, "table", "product"]);
+const isMatrix = (kind) => /-turned|-columns/.test(kind);
 
 /** The codebook in front of the codes: its numbers, how many each entry has, and the rest. */
 function takeBook(payload) {
@@ -968,18 +969,28 @@ function takeBook(payload) {
 
 const QUARTERS = [1, 1.189207115002721, 1.4142135623730951, 1.681792830507429];
 
-/** The step of each row, from the exponents that stand before the codes. */
-function takeSteps(payload, rows, step) {
+/** The factors of so many rows or columns, from the exponents at the start of a payload, and the rest of it. */
+function takeFactors(payload, number, of) {
   const end = 4 + (payload.length < 4 ? 0 : new DataView(payload.buffer, payload.byteOffset).getUint32(0, true));
-  if (payload.length < end) throw corrupt("exponents of rows are cut off", { got: `${payload.length} bytes`, wanted: end });
-  const exponents = run({ kind: "grid", as: "codes", shape: [rows], size: rows, length: 1, coded: payload.subarray(4, end) });
-  const steps = Float64Array.from(exponents, (e) => {
-    if (Math.abs(e) > 400) throw corrupt("a row scaled too far", { got: e, wanted: "exponents within 400" });
-    const found = Math.fround(step * (QUARTERS[e & 3] * 2 ** (e >> 2)));
+  if (payload.length < end) throw corrupt(`exponents of ${of}s are cut off`, { got: `${payload.length} bytes`, wanted: end });
+  const coded = payload.subarray(4, end);
+  const exponents = run({ kind: "grid", as: "codes", shape: [number], size: number, length: 1, coded });
+  const factors = Float64Array.from(exponents, (e) => {
+    if (Math.abs(e) > 400) throw corrupt(`a ${of} scaled too far`, { got: e, wanted: "exponents within 400" });
+    return QUARTERS[e & 3] * 2 ** (e >> 2);
+  });
+  return { factors, coded: payload.subarray(end) };
+}
+
+/** The step of each row. */
+function takeSteps(payload, rows, step) {
+  const { factors, coded } = takeFactors(payload, rows, "row");
+  const steps = factors.map((factor) => {
+    const found = Math.fround(step * factor);
     if (!(found > 0 && found < Infinity)) throw corrupt("the step of a row is out of range", { got: found });
     return found;
   });
-  return { steps, coded: payload.subarray(end) };
+  return { steps, coded };
 }
 
 /** How many elements there are before the axes of the inputs, along these, and behind them, and the rest of a payload. */
@@ -994,6 +1005,7 @@ function takeTurn(payload, shape) {
 
 /** The elements of a matrix (before times behind, inputs) in the order of the tensor, (before, inputs, behind). */
 function turnedBack(matrix, [before, inputs, behind]) {
+  if (behind === 1) return matrix;
   const out = new matrix.constructor(matrix.length);
   for (let a = 0, i = 0; a < before; a++) {
     for (let b = 0; b < inputs; b++) {
@@ -1005,15 +1017,17 @@ function turnedBack(matrix, [before, inputs, behind]) {
 
 /**
  * What decoding a payload takes, as a value that can be sent to a worker: `kind`, `dtype`, the `shape` of the codes,
- * the `number` of the index (step, or codes an octave), the codebook or the `steps` of rows, the `size` of the tensor,
- * how it was turned, and `as`.
+ * the `number` of the index (step, or codes an octave), the codebook or the `steps` of rows and the `factors` of
+ * columns, the `size` of the tensor, how it was turned, and `as`.
  */
 function recipe(tensor, payload, as) {
   const { kind, dtype, shape, number } = tensor;
-  if (kind.includes("-turned")) {
+  if (isMatrix(kind)) {
     const { turn, coded } = takeTurn(payload, shape);
-    const matrix = { ...tensor, kind: kind.replace("-turned", ""), shape: [turn[0] * turn[2], turn[1]] };
-    return { ...recipe(matrix, coded, as), turn };
+    const across = kind.endsWith("-columns") ? takeFactors(coded, turn[1], "column") : { coded };
+    const inner = kind.replace("-turned", "").replace("-columns", "-rows");
+    const matrix = { ...tensor, kind: inner, shape: [turn[0] * turn[2], turn[1]] };
+    return { ...recipe(matrix, across.coded, as), turn, factors: across.factors };
   }
   const size = product(shape);
   const task = { kind, dtype, shape, number, size, as, length: 1, coded: payload };
@@ -1061,7 +1075,7 @@ function emptyOf({ as, dtype, size, length }, codes) {
 }
 
 /** Puts the weights that codes stand for into `out` from a place on; what the last vector has too much is dropped. */
-function dense({ kind, dtype, number, values, length, as, size, steps, first = 0 }, codes, out, from) {
+function dense({ kind, dtype, number, values, length, as, size, steps, factors, first = 0 }, codes, out, from) {
   if (as === "codes") {
     out.set(codes, from / length);
     return out;
@@ -1079,6 +1093,9 @@ function dense({ kind, dtype, number, values, length, as, size, steps, first = 0
   if (steps) { // `first` is the place in the tensor of a chunk that is decoded by itself
     const each = size / steps.length;
     const weights = Float64Array.from(codes, (code, i) => code * steps[Math.floor((first + from + i) / each)]);
+    for (let i = 0, j = (first + from) % each; factors && i < weights.length; i++, j = j + 1 < each ? j + 1 : 0) {
+      weights[i] *= factors[j];
+    }
     out.set(rounding(weights), from);
     return out;
   }
@@ -1918,7 +1935,7 @@ function consistent(tensor, byName) {
     if (length !== product(shape) * width(dtype)) throw wrong("the wrong length", length);
   } else if (!CODED.has(dtype)) throw wrong("codes of a type that has none", dtype);
   else if (kind.endsWith("-rows") && !shape.length) throw wrong("steps by row of a tensor without rows", "no axes");
-  else if (kind.includes("-turned") && !shape.length) throw wrong("a turned tensor without axes", "no axes");
+  else if (isMatrix(kind) && !shape.length) throw wrong("a turned tensor without axes", "no axes");
   else if (kind === "log" && !(number >= 1)) throw wrong("no codes an octave", number);
 }
 

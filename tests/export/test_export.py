@@ -20,8 +20,10 @@ from opq import demo
 from opq.cli import app
 from opq.errors import ExportError, MismatchError, MissingExtraError, OptionError, SourceError, TruncatedFileError
 from opq.export.compressed_tensors import LARGEST_CODE, _integers, _width, save_compressed_tensors
+from opq.export.dense import save_dense
 from opq.export.hf_folder import save_folder
 from opq.export.onnx_model import save_onnx
+from opq.export.web_site import save_web
 from opq.file.writer import Grid, pack
 from opq.plan import Plan
 from opq.sources.digits import WEIGHTS, load
@@ -401,6 +403,88 @@ def test_a_linear_that_shares_the_embedding_stays_dense(tmp_path: Path) -> None:
     assert config["ignore"] == ["lm_head"]
     state = load_file(tmp_path / "ct" / "model.safetensors")
     assert torch.equal(state["model.embed_tokens.weight"], opq.load_state_dict(file)["model.embed_tokens.weight"])
+
+
+@pytest.fixture(scope="module")
+def columned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A BERT in a folder whose layers are wide enough for factors by column, but for one; its file, and the folder."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    folder = tmp_path_factory.mktemp("columned") / "bert"
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=90, max_position_embeddings=16, **sizes)
+    transformers.BertModel(config).save_pretrained(folder)
+    file = folder.parent / "bert.opq.safetensors"
+    opq.compress(f"hf:{folder}", bits=4, trellis=False).save(file)
+    return file, folder
+
+
+def test_compressed_tensors_have_no_place_for_factors_by_column(columned: tuple[Path, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    file, folder = columned
+    with pytest.raises(ExportError, match=r"has no place .* got a factor for each column"):
+        save_compressed_tensors(file, tmp_path / "ct", folder)
+    assert not (tmp_path / "ct").exists()
+    save_compressed_tensors(file, tmp_path / "ct", folder, strict=False)
+    state, wanted = load_file(tmp_path / "ct" / "model.safetensors"), opq.load_state_dict(file)
+    with opq.Reader(file) as reader:
+        by_column = {t.name.removesuffix(".weight") for t in reader.plan if reader.columns(t.name) is not None}
+    config = json.loads((tmp_path / "ct" / "config.json").read_text())["quantization_config"]
+    assert set(config["ignore"]) == by_column
+    packed = {name.removesuffix("_packed") for name in state if name.endswith("_packed")}
+    assert packed == {"encoder.layer.0.intermediate.dense.weight"}
+    assert all(torch.equal(unpacked(state, name, _width_in(config)), wanted[name]) for name in packed)
+    dense = {name for name in state if not name.endswith(("_packed", "_scale", "_shape"))}
+    assert dense == set(wanted) - packed
+    assert all(torch.equal(state[name], wanted[name]) for name in dense)
+
+
+def _width_in(config: dict[str, Any]) -> int:
+    return int(config["config_groups"]["group_0"]["weights"]["num_bits"])
+
+
+def test_factors_by_column_give_way_to_codes_of_a_width(columned: tuple[Path, Path], tmp_path: Path) -> None:
+    file = tmp_path / "few.opq.safetensors"
+    opq.compress(f"hf:{columned[1]}", bits=4, constraints=[opq.constraints.code_bits("*", max=8)]).save(file)
+    save_compressed_tensors(file, tmp_path / "ct", columned[1])
+    config = json.loads((tmp_path / "ct" / "config.json").read_text())["quantization_config"]
+    assert not config["ignore"]
+
+
+def test_folders_and_dense_files_hold_weights_with_factors_by_column(
+    columned: tuple[Path, Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModel
+
+    file, folder = columned
+    wanted = opq.load_state_dict(file)
+    save_folder(file, tmp_path / "dense", folder)
+    model = AutoModel.from_pretrained(tmp_path / "dense", dtype=torch.float32)
+    assert all(torch.equal(v, wanted[k]) for k, v in model.state_dict().items())
+    save_dense(file, tmp_path / "dense.safetensors")
+    state = load_file(tmp_path / "dense.safetensors")
+    assert all(torch.equal(v, wanted[k]) for k, v in state.items())
+    hub = opq.hub.from_pretrained(opq.hub.save_pretrained(file, tmp_path / "up", folder))
+    assert all(torch.equal(v, wanted[k]) for k, v in hub.state_dict().items())
+
+
+def test_graphs_of_a_model_with_factors_by_column(columned: tuple[Path, Path], tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    file, folder = columned
+    model, path, ids = AutoModel.from_pretrained(folder).eval(), tmp_path / "m.onnx", torch.randint(90, (2, 11))
+    made = save_onnx(file, path, model, example_inputs={"input_ids": ids})
+    with opq.Reader(file) as reader:
+        by_column = {t.name for t in reader.plan.compressed if reader.columns(t.name) is not None}
+        compressed = {t.name for t in reader.plan.compressed}
+    assert by_column < set(made.integers)
+    site = save_web(file, tmp_path / "site", model, example_inputs={"input_ids": ids})
+    assert compressed <= set(site.tensors.values())
+    with torch.no_grad():
+        wanted = opq.load(file, model)(input_ids=ids)[0].numpy()
+    np.testing.assert_allclose(run(path, ids), wanted, atol=1e-5)
 
 
 def test_compressed_tensors_refuses_what_was_kept(bert: Path, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_the_element_types_and_kinds_are_on_the_page() -> None:
         assert by_number[str(number)] == [f"`{name}`", str(DTYPES[name].itemsize)]
     assert [f"`{name}`" for name in format_v1.KIND_NAMES] == rows("kind")[1][1 : 1 + len(format_v1.KIND_NAMES)]
     assert all(f"| {k} `{name}` |" in PAGE for k, name in enumerate(format_v1.KIND_NAMES))
-    (coded,) = re.findall(r"Kinds 0 to 4 and 8 to 13 stand for (.*?) only\.", PROSE)
+    (coded,) = re.findall(r"Kinds 0 to 4 and 8 to 15 stand for (.*?) only\.", PROSE)
     assert re.findall(r"[BF]\w+", coded) == list(format_v1.CODED_TYPES)
 
 
@@ -155,6 +155,8 @@ def test_limits_and_lengths_are_on_the_page() -> None:
     assert format_v1.CHUNK == 1 << 22
     assert f"paths of {format_v1.RUN} rows" in PROSE
     assert f"within +-{format_v1.LARGEST_PATH}" in PROSE
+    assert f"an exponent beyond +-{format_v1.FARTHEST_ROW}" in PROSE
+    assert f"Q = 1, {', '.join(map(repr, format_v1.QUARTERS[1:]))}" in PROSE
     assert f"at most {format_v1.MOST_AXES} axes" in PROSE
     assert f"`first + number` is at most {format_v1.MOST_CLASSES}" in PROSE
     assert f"axes of at most {format_v1.LONGEST_CHAIN}." in PROSE

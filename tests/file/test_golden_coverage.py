@@ -55,13 +55,13 @@ ELSEWHERE = {
     entropy: "coded_size Large.codes",
     tensor_model: "Coding.same",
     folder_reader: "FolderReader.__repr__ FolderReader.basis FolderReader.sizes FolderReader.bytes "
-    "FolderReader.base FolderReader.exponents FolderReader.turn FolderReader.check_base FolderReader.tensor "
-    "FolderReader.verify "
-    "parts_of check_payloads _crc index_bytes",
+    "FolderReader.base FolderReader.exponents FolderReader.columns FolderReader.turn FolderReader.check_base "
+    "FolderReader.tensor FolderReader.verify parts_of check_payloads _crc index_bytes",
     header: "header payload_starts",
-    reader: "InMemory.parts Reader.exponents Reader.turn Reader.__repr__ Reader.basis Reader.sizes Reader.bytes",
+    reader: "InMemory.parts Reader.exponents Reader.columns Reader.turn Reader.__repr__ Reader.basis Reader.sizes "
+    "Reader.bytes",
     payload: "Payload.size Stored.payload Stored.restore Stored.digest Stored.codes_of Stored.check Coded.read "
-    "Stored.exponents_of Stored.turn_of",
+    "Stored.exponents_of Stored.columns_of Stored.turn_of",
     compressed_kinds: "Listed.entries Turned.matrix Turned.exponents_of Turned.behind",
     writer: "Packed.size Packed.write Packed.verify Packed._same write_file size_of foreseen",
     grid: "quantize _on_paths _quantize dequantize",

@@ -27,6 +27,7 @@ from opq.file.index import Place
 from opq.file.stored import (
     Fine,
     Grid,
+    GridColumns,
     GridRows,
     GridTurnedRows,
     Log,
@@ -35,6 +36,7 @@ from opq.file.stored import (
     Stored,
     Table,
     Trellis,
+    TrellisColumns,
     TrellisRows,
     TrellisTurned,
     TrellisTurnedRows,
@@ -137,6 +139,35 @@ def turned() -> Made:
         ):
             tensors.append(planned(made.name, shape, dtype, codebook=made.kind))
             items.append(made)
+    return Plan(method="rd", tensors=tuple(tensors)), items
+
+
+def columns() -> Made:
+    """Factors by column, the farthest too: of matrices that are the tensor as it lies, and of turned ones."""
+    rng = np.random.default_rng(22)
+    ways = {
+        "few": ((12, 40), Turn(1, 1), "BF16"),
+        "run": ((140, 3, 2), Turn(1, 2), "F16"),
+        "exact": ((9, 31), Turn(1, 1), "F64"),
+        "far": ((6, 5, 4), Turn(1, 2), "F32"),
+        "one": ((1, 70), Turn(1, 1), "F8_E4M3"),
+        "none": ((5, 0), Turn(1, 1), "F32"),
+        "turned": ((40, 12), Turn(0, 1), "F32"),
+        "turned.stack": ((4, 30, 7), Turn(1, 1), "F64"),
+        "turned.flat": ((4, 70, 6), Turn(2, 1), "BF16"),
+        "turned.both": ((3, 5, 7), Turn(0, 2), "F32"),
+        "turned.none": ((4, 0), Turn(0, 1), "F32"),
+        "turned.large": ((520, 1030), Turn(0, 1), "F16"),
+    }
+    tensors, items = list[TensorPlan](), list[Stored]()
+    for name, (shape, turn, dtype) in ways.items():
+        e, f = (np.rint(rng.normal(size=n) * 6).astype(np.int16) for n in turn.shape(shape))
+        if name == "far":
+            e[:2], f[:4] = (400, -400), (400, -400, 399, -397)
+        k = laplace(np.full(turn.shape(shape), 0.1 if name == "turned.large" else 1.2), 100 + len(items))
+        for kind, codes in ((GridColumns, k), (TrellisColumns, numbers(k))):
+            tensors.append(planned(f"{name}.{kind.kind}", shape, dtype, codebook=kind.kind))
+            items.append(kind(tensors[-1].name, turn, turn.back(codes, shape), e, f))
     return Plan(method="rd", tensors=tuple(tensors)), items
 
 
@@ -306,7 +337,8 @@ def alike() -> Made:
 
 
 WRITTEN: dict[str, Callable[[], Made]] = {
-    made.__name__: made for made in (contexts, paths, by_rows, turned, chunks, paged, roundings, names, empty, alike)
+    made.__name__: made
+    for made in (contexts, paths, by_rows, turned, columns, chunks, paged, roundings, names, empty, alike)
 }
 
 

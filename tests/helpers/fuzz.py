@@ -48,6 +48,7 @@ from opq.file.reader import Reader
 from opq.file.stored import (
     Fine,
     Grid,
+    GridColumns,
     GridRows,
     GridTurnedRows,
     Log,
@@ -56,6 +57,7 @@ from opq.file.stored import (
     Stored,
     Table,
     Trellis,
+    TrellisColumns,
     TrellisRows,
     TrellisTurned,
     raw_bytes,
@@ -136,11 +138,11 @@ def every_kind() -> tuple[Plan, list[Stored]]:
 
 
 def classes() -> tuple[Plan, list[Stored]]:
-    """Codes whose rows differ in scale, some of them large: tables by class, bits behind symbols, steps by row, and
-    matrices of turned tensors."""
+    """Codes whose rows differ in scale, some of them large: tables by class, bits behind symbols, steps by row,
+    matrices of turned tensors, and factors by column."""
     scale = np.repeat([0.05, 20], 32)[:, None] * np.ones((1, 12))
     codes = np.rint(np.random.default_rng(5).laplace(size=(64, 12)) * scale).astype(np.int16)
-    few, exponents = codes[40:50], (np.arange(10) % 7 - 4).astype(np.int16)
+    few, exponents, across = codes[40:50], (np.arange(10) % 7 - 4).astype(np.int16), np.arange(-3, 9, dtype=np.int16)
     tensors = (
         planned("w", (64, 12), "F16"),
         planned("z", (4, 4)),
@@ -148,6 +150,8 @@ def classes() -> tuple[Plan, list[Stored]]:
         planned("rows.paths", (10, 12), "BF16", codebook="trellis-rows"),
         planned("turned", (12, 10), codebook="trellis-turned"),
         planned("turned.rows", (2, 12, 5), codebook="grid-turned-rows"),
+        planned("columns", (10, 4, 3), "F16", codebook="grid-columns"),
+        planned("columns.paths", (12, 10), codebook="trellis-columns"),
     )
     return Plan(method="opq", tensors=tensors), [
         Grid("w", codes),
@@ -156,6 +160,8 @@ def classes() -> tuple[Plan, list[Stored]]:
         TrellisRows("rows.paths", numbers(few), exponents),
         TrellisTurned("turned", Turn(0, 1), Turn(0, 1).back(numbers(few), (12, 10))),
         GridTurnedRows("turned.rows", Turn(1, 1), Turn(1, 1).back(few, (2, 12, 5)), exponents),
+        GridColumns("columns", Turn(1, 2), few.reshape(10, 4, 3), exponents, across),
+        TrellisColumns("columns.paths", Turn(0, 1), Turn(0, 1).back(numbers(few), (12, 10)), exponents, across),
     ]
 
 

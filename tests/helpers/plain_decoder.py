@@ -251,9 +251,8 @@ def take_text(stack: Stack) -> str:
 # --- the index --------------------------------------------------------------------------------------------------------
 
 KINDS = ["grid", "table", "product", "fine", "log", "raw", "share", "scalar", "trellis", "grid-rows", "trellis-rows",
-         "trellis-turned", "grid-turned-rows", "trellis-turned-rows"]  # fmt: skip
-QUANTIZED = ("grid", "table", "product", "trellis", "grid-rows", "trellis-rows", "trellis-turned", "grid-turned-rows",
-             "trellis-turned-rows")  # fmt: skip
+         "trellis-turned", "grid-turned-rows", "trellis-turned-rows", "grid-columns", "trellis-columns"]  # fmt: skip
+QUANTIZED = (*KINDS[:3], *KINDS[8:])
 DEFAULTS = {"step": 0.0, "rounding": 0.5, "threshold": 0.0, "sensitivity": 1.0, "rate": 0.0, "density": 1.0,
             "distortion": 0.0}  # fmt: skip
 
@@ -373,7 +372,7 @@ def weights(row: Row, payload: bytes) -> Floats:
     """The weights before they are rounded to their type."""
     if row.kind in ("table", "product"):
         return looked_up(row, payload)
-    if "-turned" in row.kind:
+    if "-turned" in row.kind or row.kind in ("grid-columns", "trellis-columns"):
         return turned(row, payload)
     if row.kind in ("grid-rows", "trellis-rows"):
         return by_row(row, payload)
@@ -389,19 +388,27 @@ def turned(row: Row, payload: bytes) -> Floats:
     check(number >= 1 and first + number <= len(row.shape), "axes of the inputs")
     parts = row.shape[:first], row.shape[first : first + number], row.shape[first + number :]
     before, inputs, behind = map(math.prod, parts)
-    matrix = replace(row, kind=row.kind.replace("-turned", ""), shape=(before * behind, inputs))
-    return weights(matrix, payload[2:]).reshape(before, behind, inputs).transpose(0, 2, 1)
+    of_columns, rest = factors(payload[2:], inputs) if "-columns" in row.kind else (np.ones(inputs), payload[2:])
+    kind = row.kind.replace("-turned", "").replace("-columns", "-rows")
+    matrix = weights(replace(row, kind=kind, shape=(before * behind, inputs)), rest)
+    return (matrix.reshape(before, behind, inputs) * of_columns).transpose(0, 2, 1)
+
+
+def factors(payload: bytes, count: int) -> tuple[Floats, bytes]:
+    """The factors of so many rows or columns, which stand before the codes as exponents; the bytes behind these."""
+    end = 4 + little(payload[:4])
+    check(4 <= end <= len(payload), "exponents that are cut off")
+    e = read_codes(payload[4:end], (count,))
+    check(bool((abs(e) <= 400).all()), "an exponent")
+    quarters = np.array([1, 1.189207115002721, 1.4142135623730951, 1.681792830507429])
+    return quarters[e % 4] * 2.0 ** (e // 4), payload[end:]
 
 
 def by_row(row: Row, payload: bytes) -> Floats:
-    """The weights of a tensor whose rows have a step each, which stands before the codes as an exponent."""
-    end = 4 + little(payload[:4])
-    e = read_codes(payload[4:end], row.shape[:1])
-    factors = [
-        (1, 1.189207115002721, 1.4142135623730951, 1.681792830507429)[n % 4] * 2.0 ** (n // 4) for n in e.tolist()
-    ]
-    steps = (row.step * np.array(factors)).astype(np.float32).astype(np.float64)
-    codes = read_codes(payload[end:], row.shape)
+    """The weights of a tensor whose rows have a step each."""
+    of_rows, rest = factors(payload, row.shape[0])
+    steps = (row.step * of_rows).astype(np.float32).astype(np.float64)
+    codes = read_codes(rest, row.shape)
     if row.kind == "trellis-rows":
         codes = trellis(codes)
     return (codes.reshape(len(steps), math.prod(row.shape[1:])) * steps[:, None]).reshape(-1)

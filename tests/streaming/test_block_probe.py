@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import opq
 from opq.base.pool import pool
 from opq.cli import app
+from opq.compression import by_outputs
 from opq.compression.by_outputs import ByOutputs
 from opq.compression.options import Options
 from opq.compression.roles import assign
@@ -31,6 +32,7 @@ from opq.probing.moments import Moments
 from opq.probing.texts import TEMPERATURES
 from opq.quantizing.feedback import feedback
 from opq.quantizing.grid import quantize
+from opq.quantizing.moment import Layout
 from opq.quantizing.rows import divided
 from opq.report.inspection import examine
 from opq.streaming import block_texts
@@ -136,9 +138,15 @@ def test_of_tied_names_sensitivities_are_added() -> None:
     felt = {"a": [1.0], "head": [6.0, 10.0], "b": [4.0], "c": [1.0, 3.0, 5.0]}
     squares = {name: torch.tensor(square, dtype=torch.float64) for name, square in felt.items()}
     measured: Any = SimpleNamespace(
-        sensitivities=lambda: squares, _usage=lambda: {"table": np.ones(2), "b": np.ones(1)}, layouts={}
+        sensitivities=lambda: squares,
+        _usage=lambda: {"table": np.ones(2), "b": np.ones(1)},
+        layouts={},
+        costs=lambda: {"head": np.ones(3), "c": np.ones(1)},
+        blocks=SimpleNamespace(fed_head="head"),
     )
     found = Carried.found(measured, source)
+    assert found.columns(["a", "b"]).keys() == {"a"}
+    assert found.layout("a") == Layout()
     assert found.sensitivity == {"a": 9.0, "b": 4.0, "c": 3.0}
     assert {name: rows.tolist() for name, rows in found.rows.items()} == {"a": [7.0, 11.0], "c": [1.0, 3.0, 5.0]}
     assert [*found.usage] == ["a", "b"]
@@ -180,31 +188,60 @@ def test_words_are_expected_as_often_as_by_the_whole_model(case: tuple[Any, Path
         np.testing.assert_allclose(counts, likely.numpy() ** usage.POWER, rtol=1e-4)
 
 
-def test_rows_that_count_more_have_smaller_steps(llama: Path, tmp_path: Path) -> None:
-    """The folder's codes are of rows that are scaled as in a single file by what the probe in blocks tells."""
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and columns of small models are scaled, too."""
+    monkeypatch.setattr(by_outputs, "COLUMNS_FELT", 8)
+
+
+def test_rows_that_count_more_have_smaller_steps(narrow: None, llama: Path, tmp_path: Path) -> None:
+    """The folder's codes are of rows and columns that are scaled as in a single file by what the probe tells."""
     result = compress_folder(llama, tmp_path / "out", bits=4)
     source = opq.open_source(llama)
     with pool(2) as threads:
         told = carried_of(open_blocks(source, Tensors(source), 0), tmp_path / "probe", threads).found(source)
-    by_rows = ByOutputs.of(source, assign(source.specs), told, turning=False)
+        by_rows = ByOutputs.of(source, assign(source.specs), told, turning=False)
     assert isinstance(by_rows, ByOutputs)
     assert len(by_rows.exponents) >= 2
     with FolderReader(tmp_path / "out") as reader:
         for tensor in result.plan.compressed:
             own, scaled = reader.exponents(tensor.name), tensor.name in by_rows.exponents
-            assert scaled == tensor.codebook.endswith("-rows") == (own is not None)
+            assert scaled == tensor.by_row == (own is not None)
+            assert tensor.by_column == (tensor.name in by_rows.across)
             assert reader.plan[tensor.name].codebook == tensor.codebook
             if own is not None:
                 np.testing.assert_array_equal(own, by_rows.exponents[tensor.name])
+            if tensor.by_column:
+                np.testing.assert_array_equal(reader.columns(tensor.name), by_rows.across[tensor.name])
     assert any(np.ptp(e) > 0 for e in by_rows.exponents.values())
+    assert any(np.ptp(f) > 0 for f in by_rows.across.values())
+
+
+def test_columns_cost_what_the_whole_model_says(case: tuple[Any, Path], carried: Carried) -> None:
+    """Also in the output matrix, whichever name it has; a second time nothing is measured."""
+    source = opq.open_source(case[1])
+    told = carried.found(source)
+    moments = Moments(case[0], batch(carried.blocks.ids))
+    found = told.columns(list(source.names))
+    wanted = moments.costs([name for name in found if name in moments])
+    assert len(wanted) >= 8
+    for name, cost in wanted.items():
+        np.testing.assert_allclose(found[name], cost, rtol=1e-2)
+    assert source.by_name[str(carried.blocks.head)].like in (None, *found)
+    files = {path: path.stat().st_mtime_ns for path in carried.work.inner.glob("*-costs-*")}
+    assert len(files) == len(carried.blocks) + 1
+    assert told.columns(list(source.names)).keys() == found.keys()
+    assert {path: path.stat().st_mtime_ns for path in files} == files
 
 
 def test_scaled_rows_are_read_from_anywhere_to_anywhere(llama: Path) -> None:
     source = opq.open_source(llama)
     spec = next(spec for spec in source.specs if len(spec.shape) == 2)
     e = np.arange(spec.shape[0], dtype=np.int16) % 7 - 3
-    scaled = ByOutputs.over(source, whole=source, turns={}, exponents={spec.name: e}, importance={})
-    tensors, wanted = tensors_of(scaled), divided(source.tensor(spec.name), e).reshape(-1)
+    f = np.arange(spec.shape[1], dtype=np.int16) % 5 - 2
+    own: dict[str, Any] = {"exponents": {spec.name: e}, "across": {spec.name: f}, "importance": {}, "costs": {}}
+    scaled = ByOutputs.over(source, whole=source, turns={}, **own)
+    tensors, wanted = tensors_of(scaled), divided(source.tensor(spec.name), e, f).reshape(-1)
     width = spec.shape[1]
     for start, stop in ((0, spec.size), (0, 1), (5, width), (width - 1, width + 1), (width, 3 * width), (7, 7)):
         assert torch.equal(tensors.read(spec.name, start, stop), wanted[start:stop])
@@ -268,7 +305,7 @@ def test_texts_are_drawn_from_what_stands_before_every_word(case: tuple[Any, Pat
     assert not torch.isin(probe.blocks.ids[:, 1:], torch.tensor(special)).any()
 
 
-def test_codes_are_those_of_feedback_on_the_whole_matrix(case: tuple[Any, Path], tmp_path: Path) -> None:
+def test_codes_are_those_of_feedback_on_the_whole_matrix(narrow: None, case: tuple[Any, Path], tmp_path: Path) -> None:
     model, folder = case
     result = compress_folder(folder, tmp_path / "out", bits=3, shard_size=SHARD)
     assert len(result.shards) > 1
@@ -279,17 +316,20 @@ def test_codes_are_those_of_feedback_on_the_whole_matrix(case: tuple[Any, Path],
         probe = carried_of(open_blocks(source, Tensors(source), 0), tmp_path / "again", threads)
         block_texts.write(probe)
         told = carried_of(probe.blocks, tmp_path / "again", threads).found(source)
-    scaled = ByOutputs.of(source, assign(source.specs), told, turning=False)
+        scaled = ByOutputs.of(source, assign(source.specs), told, turning=False)
+    assert isinstance(scaled, ByOutputs)
     moments = Moments(model, batch(probe.blocks.ids))
     fed = differing = weights = 0
+    assert scaled.across
     with FolderReader(tmp_path / "out") as reader:
         for tensor in reader.plan.compressed:
             codes, w = reader.codes(tensor.name), scaled.tensor(tensor.name)
             codebook, _, by_row = tensor.codebook.partition("-")
-            assert by_row in ("", "rows")
+            assert by_row in ("", "rows", "columns")
             tensor = dataclasses.replace(tensor, codebook=codebook)
             if tensor.name in moments:
-                wanted = feedback(w, tensor, moments[tensor.name]).numpy()
+                w = w.reshape(tensor.shape)
+                wanted = feedback(w, tensor, moments[tensor.name], f=scaled.across.get(tensor.name)).numpy()
                 fed, weights = fed + 1, weights + w.numel()
                 differing += int((codes != wanted).sum())  # moments differ in the last bits
                 assert tensor.rate < 1 or (codes != quantize(w, tensor).numpy()).mean() > 0.02

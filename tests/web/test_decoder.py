@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import node
 import numpy as np
 import pytest
 import torch
+from file_helpers import with_index
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from limits import narrowed
@@ -21,11 +23,15 @@ from web_server import site
 import opq
 from opq.base.dtypes import DTYPES
 from opq.base.format_v1 import CODED_TYPES, KIND_NAMES
+from opq.coding import entropy
+from opq.errors import CorruptFileError
 from opq.file.folder_reader import INDEX, FolderReader
+from opq.file.payload import Place
 from opq.file.reader import Reader
 from opq.file.stored import (
     Fine,
     Grid,
+    GridColumns,
     GridRows,
     GridTurnedRows,
     Log,
@@ -34,8 +40,10 @@ from opq.file.stored import (
     Stored,
     Table,
     Trellis,
+    TrellisColumns,
     TrellisTurned,
     TrellisTurnedRows,
+    head_of_rows,
 )
 from opq.file.writer import pack
 from opq.plan import Plan, TensorPlan
@@ -101,14 +109,16 @@ def test_every_kind_of_source_gives_the_same(js: node.Node, source: str, name: s
 
 
 def turned(rng: np.random.Generator, turn: Turn, shape: tuple[int, ...], scale: float) -> list[Stored]:
-    """A tensor of each kind that is turned."""
+    """A tensor of each kind whose payload says how it is a matrix."""
     rows, columns = turn.shape(shape)
     n = turn.back(numbers(np.clip(laplace(rng, rows, columns, scale=scale), -16383, 16383)), shape)
-    e = rng.integers(-9, 9, rows, np.int16)
+    e, f = (rng.integers(-9, 9, number, np.int16) for number in (rows, columns))
     return [
         TrellisTurned(f"turned{turn.front}", turn, n),
         GridTurnedRows(f"turned{turn.front}.rows", turn, n >> 1, e),
         TrellisTurnedRows(f"turned{turn.front}.both", turn, n, e),
+        GridColumns(f"turned{turn.front}.columns", turn, n >> 1, e, f),
+        TrellisColumns(f"turned{turn.front}.all", turn, n, e, -f),
     ]
 
 
@@ -222,7 +232,7 @@ def test_tensors_of_several_chunks_with_and_without_workers(js: node.Node, tmp_p
     sparse[::9, ::7] = 1
     listed: dict[str, Any] = {"codebook": "product", "step": 0.0, "threshold": 0.0, "rounding": 0.5}
     book, vectors = rng.normal(size=(31, 2)).astype(np.float32), rng.integers(0, 31, -(-2101 * 4001 // 2))
-    exponents = rng.integers(-9, 9, 1100, np.int16)
+    exponents, across = (rng.integers(-9, 9, number, np.int16) for number in shape)
     path_codes = numbers(laplace(rng, *shape, scale=1.5))
     data = made(
         (planned("classes", shape, "F16"), Grid("classes", (rng.laplace(size=shape) * scale).astype(np.int16))),
@@ -232,6 +242,14 @@ def test_tensors_of_several_chunks_with_and_without_workers(js: node.Node, tmp_p
         (
             planned("turned", shape[::-1], "F16", codebook="trellis-turned"),
             TrellisTurned("turned", Turn(0, 1), path_codes.T.copy()),
+        ),
+        (
+            planned("columns", shape, "BF16", codebook="grid-columns"),
+            GridColumns("columns", Turn(1, 1), sparse, exponents, across),
+        ),
+        (
+            planned("columns.turned", shape[::-1], codebook="trellis-columns"),
+            TrellisColumns("columns.turned", Turn(0, 1), path_codes.T.copy(), exponents, across),
         ),
         (planned("product", (2101, 4001), **listed), Product("product", book, vectors)),
         (planned("same", shape), Grid("same", np.full(shape, -2, np.int16))),
@@ -269,9 +287,53 @@ def test_any_codes_are_read_to_the_same_numbers(
         if shape and 1e-30 < step < 1e30:
             tensors.append(planned("rows", shape, dtype, step=step, codebook="grid-rows"))
             items.append(GridRows("rows", codes, rng.integers(-30, 31, shape[0], np.int16)))
+            turn = Turn(front := int(rng.integers(len(shape))), int(rng.integers(1, len(shape) - front + 1)))
+            e, f = (rng.integers(-30, 31, number, np.int16) for number in turn.shape(shape))
+            tensors.append(planned("columns", shape, dtype, step=step, codebook="grid-columns"))
+            items.append(GridColumns("columns", turn, codes, e, f))
         packed = pack(Plan(method="rd", tensors=tuple(tensors)), items)
         with Reader(packed) as reader:
             assert_same(js.ask(b"".join(packed.parts), narrowed=SMALL, ways=ALL, options=HERE), reader)
+
+
+def exponents(*values: int) -> bytes:
+    return head_of_rows(np.array(values, np.int16))
+
+
+ROWS, CODES = exponents(0, 2), entropy.encode(np.ones((2, 3), np.int16))
+
+
+@pytest.mark.parametrize(
+    ("payload", "fact"),
+    [
+        (b"\1\1" + exponents(0, 400, -400) + ROWS + CODES, ""),
+        (b"\1", "axes of the inputs that a tensor has not"),
+        (b"\1\2" + exponents(0, 1, 2) + ROWS + CODES, "axes of the inputs that a tensor has not"),
+        (b"\1\1" + exponents(0, 1, 2)[:3], "exponents of columns are cut off"),
+        (b"\1\1" + exponents(0, 1, 2)[:-1], "exponents of columns are cut off"),
+        (b"\1\1" + exponents(0, 401, 2) + ROWS + CODES, "a column scaled too far"),
+        (b"\1\1" + exponents(0, 1, -401) + ROWS + CODES, "a column scaled too far"),
+        (b"\1\1" + exponents(0, 1, 2) + ROWS[:-1], "exponents of rows are cut off"),
+        (b"\1\1" + exponents(0, 1, 2) + exponents(0, 401) + CODES, "a row scaled too far"),
+    ],
+    ids=itertools.count(),
+)
+@pytest.mark.parametrize("kind", ["grid-columns", "trellis-columns"])
+def test_wrong_exponents_are_refused_as_in_python(
+    js: node.Node, kind: str, payload: bytes, fact: str, tmp_path: Path
+) -> None:
+    plan = Plan(method="rd", tensors=(planned("w", (2, 3), codebook=kind, step=0.5),))
+    path = tmp_path / "f.opq.safetensors"
+    path.write_bytes(with_index(plan, [Place(kind, len(payload))], payload))
+    found = js.ask(path.read_bytes(), one="w")
+    with Reader(path) as reader:
+        if not fact:
+            assert found["one"]["digest"] == node.digest(reader.tensor("w"))
+            return
+        with pytest.raises(CorruptFileError, match=fact):
+            reader.tensor("w")
+    assert (found["error"]["code"], found["error"]["tensor"]) == ("corrupt", "w")
+    assert fact in found["error"]["message"]
 
 
 def test_floats_of_every_size_become_the_same_bits(js: node.Node, tmp_path: Path) -> None:
