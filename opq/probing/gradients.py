@@ -255,7 +255,8 @@ def _squares(
         if gradient.dim() > 1 and gradient.numel() and not of_token:
             turn = turns.get(id(parameter))
             rows = gradient if turn is None else turn.matrix(gradient)
-            means = [some.square().mean(1, dtype=torch.float64) for some in _pieces(rows)]
+            wide = (some if some.dtype == torch.float64 else some.float() for some in _pieces(rows))
+            means = [some.square().mean(1, dtype=torch.float64) for some in wide]
             of_rows[id(parameter)] = torch.cat(means).cpu()
         return gradient.new_zeros(()).expand_as(gradient) if type(gradient) is torch.Tensor else gradient
 
