@@ -214,19 +214,26 @@ def test_every_figure_in_the_readme_s_sentences_is_what_was_measured() -> None:
 
 
 def test_what_the_readme_says_of_a_language_model_was_measured() -> None:
-    own, q3, q2 = (
+    own, small, q3, q2 = (
         one("language", model="smollm2-135m", **wanted)
-        for wanted in ({"method": "rd", "budget": 4.0}, {"method": "llama.cpp Q3_K_M"}, {"method": "llama.cpp Q2_K"})
+        for wanted in (
+            *({"method": "rd", "budget": bits} for bits in (4.0, 2.5)),
+            *({"method": f"llama.cpp {kind}"} for kind in ("Q3_K_M", "Q2_K")),
+        )
     )
     said = (
         f"(perplexity {own['perplexity_dense']:.1f}), {own['bits']:.1f} bits leave a perplexity of "
-        f"{own['perplexity']:.1f} and a divergence of {own['divergence']:.3f} nats a token; llama.cpp's Q3_K_M has "
+        f"{own['perplexity']:.1f} and a divergence of {own['divergence']:.3f} nats a token, {small['bits']:.1f} bits "
+        f"{small['perplexity']:.1f} and {small['divergence']:.3f}; llama.cpp's Q3_K_M has "
         f"{q3['perplexity']:.1f} and {q3['divergence']:.3f} at {q3['bits']:.1f} bits, its "
         f"Q2_K {q2['perplexity']:.1f} and {q2['divergence']:.3f} at {q2['bits']:.1f}"
     )
     assert said in sentences()
     streamed = one("language", model="smollm2-135m", method="rd, streamed", budget=4.0)
-    said = f"({streamed['memory'] / 1e3:.1f} GB), it is {streamed['perplexity']:.1f} and {streamed['divergence']:.3f}"
+    said = (
+        f"({streamed['memory'] / 1e3:.1f} GB), {streamed['bits']:.1f} bits leave {streamed['perplexity']:.1f} and "
+        f"{streamed['divergence']:.3f}"
+    )
     assert said in sentences()
     voice = one("language", model="piper", method="rd, weights only", budget=3.4)
     said = (
