@@ -411,9 +411,10 @@ def test_on_a_gpu() -> None:
 
 def test_squares_of_half_precision_gradients_that_its_range_cannot_hold_are_finite_by_row_too() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 100)).half()
+    last = nn.Linear(256, 100)
+    model = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), last).half()
     with torch.no_grad():
-        model[2].weight *= 6000
+        last.weight *= 6000
     felt = opq.probe(model, input_size=(128,))
     assert felt.sensitivity["0.weight"] > 65504  # the largest number of float16
     assert felt.rows["0.weight"].mean() == pytest.approx(felt.sensitivity["0.weight"], rel=1e-2)
