@@ -397,7 +397,6 @@ def test_an_input_that_never_varies_does_not_get_a_step_without_limit() -> None:
     source = open_source(model)
     scaled = ByOutputs.of(source, assign(source.specs), probe)
     assert isinstance(scaled, ByOutputs)
-    assert (probe.columns(["first.weight"])["first.weight"][::2] == 0).all()
     f = scaled.across["first.weight"]
     assert int(f[::2].max()) <= 4 * 2  # two octaves, of a power of 256
 
