@@ -146,9 +146,10 @@ class ByOutputs(Source):
             found |= uneven
             costs = _costs(listed, probe, turns) if felt and not source.batchnorms and probe is not None else {}
             for role in (role for role in listed if role.name in costs):
-                shape = turns.setdefault(role.name, Turn(1, len(role.spec.shape) - 1)).shape(role.spec.shape)
-                found.setdefault(role.name, np.zeros(shape[0], np.int16))
-                importance.setdefault(role.name, np.ones(shape[0]))
+                turns[role.name] = turn = _as_matrix(role, turns)
+                count, _ = turn.shape(role.spec.shape)
+                found.setdefault(role.name, np.zeros(count, np.int16))
+                importance.setdefault(role.name, np.ones(count))
             across = {name: rows.in_quarters(d, POWER) for name, d in costs.items()}
             if old is not None:
                 found = {n: _as_before(old.exponents(n) if n in old.plan else None, e) for n, e in found.items()}
@@ -179,11 +180,16 @@ def _costs(roles: Iterable[Role], probe: Told, turns: Mapping[str, Turn]) -> dic
     """What errors in each column cost, limited, of the matrices whose columns have enough weights for a factor."""
     wide = []
     for role in roles:
-        layout, shape = probe.layout(role.name), role.spec.shape
+        layout = probe.layout(role.name)
         if layout is not None and layout.groups == 1 and (role.name in turns or not layout.crosswise):
-            count, _ = turns.get(role.name, Turn(1, len(shape) - 1)).shape(shape)
+            count, _ = _as_matrix(role, turns).shape(role.spec.shape)
             wide += [role.name] * (count >= COLUMNS_FELT)
     return {name: _limited(d, FAINT_COLUMN) for name, d in probe.columns(wide).items() if (d > 0).any()}
+
+
+def _as_matrix(role: Role, turns: Mapping[str, Turn]) -> Turn:
+    """How a tensor is a matrix (outputs, inputs): as it is turned, else as it lies."""
+    return turns.get(role.name) or Turn(1, len(role.spec.shape) - 1)
 
 
 def _turns(roles: Iterable[Role], probe: Told) -> dict[str, Turn]:
@@ -307,8 +313,8 @@ def decoded(source: Source, plan: TensorPlan, codes: Narrow, dtype: torch.dtype)
 
 def head(source: Source, name: str) -> bytes:
     """The bytes before the codes of a tensor whose matrix is as its weights lie."""
-    e, f = _scales(source, name)
-    before = b"" if f is None else head_of_turn(source.turns[name]) + head_of_rows(f)  # type: ignore[attr-defined]
+    turn, (e, f) = _turn(source, name), _scales(source, name)
+    before = b"" if turn is None or f is None else head_of_turn(turn) + head_of_rows(f)
     return before + (b"" if e is None else head_of_rows(e))
 
 

@@ -16,9 +16,8 @@ import numpy.typing as npt
 
 from opq.base.arrays import Codes, Floats, Floats32
 
-_ROUNDINGS = 4e-7
-"""How far what a graph restores with factors by column may differ from the reader's weight, relatively: the error of
-three float32 roundings."""
+ROUNDINGS = 4e-7
+"""How far products of float32 may differ from what they stand for, relatively: the error of three roundings."""
 
 FLOATING = ("FLOAT", "FLOAT16", "BFLOAT16")
 """Types of initializers that may hold tensors of a file; no compressed tensor has a wider type."""
@@ -54,7 +53,7 @@ class GridTensor:
             return True
         with np.errstate(over="ignore"):
             restored = self._products * self.across.astype(np.float32)
-        return np.allclose(restored, self.weights, rtol=_ROUNDINGS, atol=0)
+        return np.allclose(restored, self.weights, rtol=ROUNDINGS, atol=0)
 
     @property
     def _products(self) -> Floats32:

@@ -30,22 +30,19 @@ from opq.base.process_state import same_random_state, silenced
 from opq.base.tables import counted
 from opq.errors import ExportError
 from opq.export import onnx_recurrent
-from opq.export.onnx_graph import FLOATING, GridTensor, put
+from opq.export.onnx_graph import FLOATING, ROUNDINGS, GridTensor, put
 from opq.file.loading import load
 from opq.file.reader import Reader
 from opq.models.batch import Batch, as_batch
 from opq.plan import TensorPlan
 from opq.probing.inputs import synthetic
 from opq.quantizing import rows
-from opq.quantizing.turned import Turn
 from opq.sources.base import InputHint
 
 OPSET = 21
 """The first opset whose DequantizeLinear takes int4 and int16."""
 LARGEST = 2**31 - 2**20
 """The most bytes of tensors in one protobuf file, which is limited to 2 GiB; the rest is for the graph itself."""
-_ROUNDINGS = 4e-7
-"""How far the exporter's value may differ from `codes x step x s_c`, relatively: the error of two float32 roundings."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -190,14 +187,10 @@ def _grid(reader: Reader, tensor: TensorPlan) -> GridTensor:
     step = np.asarray(np.float32(tensor.step)) if exponents is None else rows.steps(tensor.step, exponents)
     if turn is not None and step.ndim:
         step = turn.spread(step, tensor.shape)
-    across = None if turn is None or columns is None else _across(rows.factors(columns), turn, tensor.shape)
+    across = None
+    if turn is not None and columns is not None:
+        across = turn.spread_columns(rows.factors(columns), tensor.shape)
     return GridTensor(name, reader.codes(name), step, across)
-
-
-def _across(factors: Floats, turn: Turn, shape: tuple[int, ...]) -> Floats:
-    """Numbers of the columns (columns,), in a shape that a tensor of this shape can be multiplied by."""
-    end = turn.front + turn.inputs
-    return factors.reshape(*[1] * turn.front, *shape[turn.front : end], *[1] * (len(shape) - end))
 
 
 def _traced(network: nn.Module, batch: Batch, optimized: bool) -> Any:
@@ -272,4 +265,4 @@ def _scales(codes: Codes, values: Floats32) -> Floats32 | None:
     energy = np.square(flat).sum(1)
     scale = np.divide((flat * target).sum(1), energy, out=np.ones_like(energy), where=energy > 0).astype(np.float32)
     error = np.abs(flat * scale[:, None] - target)
-    return scale if bool((error <= _ROUNDINGS * np.abs(target)).all()) else None
+    return scale if bool((error <= ROUNDINGS * np.abs(target)).all()) else None

@@ -75,9 +75,7 @@ class GridRows(Grid):
 
     def payload(self, plan: TensorPlan) -> Payload:
         self._fits(plan, self._shape(plan))
-        if self.exponents.shape != plan.shape[:1] or np.abs(self.exponents.astype(int)).max(initial=0) > FARTHEST_ROW:
-            fact = f"tensor {plan.name!r}: exponents of rows"
-            raise MismatchError(fact, got=self.exponents.shape, wanted=f"{plan.shape[:1]} within {FARTHEST_ROW}")
+        _check(plan, self.exponents, plan.shape[:1], "rows")
         _row_steps(plan, self.exponents)
         return Grid.payload(self, plan)
 
@@ -120,6 +118,13 @@ def head_of_rows(exponents: Codes) -> bytes:
     """What stands before the codes where rows have exponents `e_i` (rows,)."""
     coded = entropy.encode(exponents)
     return len(coded).to_bytes(_LENGTH, "little") + coded
+
+
+def _check(plan: TensorPlan, exponents: Codes, shape: tuple[int, ...], of: str) -> None:
+    """Raises `MismatchError` unless there are exponents for so many rows or columns, none too far."""
+    if exponents.shape != shape or np.abs(exponents.astype(int)).max(initial=0) > FARTHEST_ROW:
+        fact = f"tensor {plan.name!r}: exponents of {of}"
+        raise MismatchError(fact, got=exponents.shape, wanted=f"{shape} within {FARTHEST_ROW}")
 
 
 def _with_exponents(exponents: Codes, digest: int) -> int:
@@ -262,7 +267,7 @@ class GridTurnedRows(Turned):
 
     @property
     def matrix(self) -> GridRows:
-        return GridRows(self.name, self.turn.codes(self.codes), self.exponents)
+        return self.inner(self.name, self.turn.codes(self.codes), self.exponents)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -271,10 +276,6 @@ class TrellisTurnedRows(GridTurnedRows):
 
     kind: ClassVar[str] = "trellis-turned-rows"
     inner: ClassVar[type[GridRows]] = TrellisRows
-
-    @property
-    def matrix(self) -> GridRows:
-        return TrellisRows(self.name, self.turn.codes(self.codes), self.exponents)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -289,10 +290,7 @@ class GridColumns(GridTurnedRows):
         return _with_exponents(self.columns, GridTurnedRows.digest(self, payload))
 
     def before(self, plan: TensorPlan) -> bytes:
-        wanted = self.turn.shape(plan.shape)[1:]
-        if self.columns.shape != wanted or np.abs(self.columns.astype(int)).max(initial=0) > FARTHEST_ROW:
-            fact = f"tensor {plan.name!r}: exponents of columns"
-            raise MismatchError(fact, got=self.columns.shape, wanted=f"{wanted} within {FARTHEST_ROW}")
+        _check(plan, self.columns, self.turn.shape(plan.shape)[1:], "columns")
         return head_of_turn(self.turn) + head_of_rows(self.columns)
 
     @classmethod
@@ -319,10 +317,6 @@ class TrellisColumns(GridColumns):
 
     kind: ClassVar[str] = "trellis-columns"
     inner: ClassVar[type[GridRows]] = TrellisRows
-
-    @property
-    def matrix(self) -> GridRows:
-        return TrellisRows(self.name, self.turn.codes(self.codes), self.exponents)
 
 
 class Listed(Coded):

@@ -63,9 +63,7 @@ class Moments(Mapping[str, Moment]):
 
         It takes a pass of its own where not all are kept, or where `of` has given its factors already.
         """
-        layer = self._layers[name]
-        kept = self._all[name].moment if self.fit else None
-        return (kept or self._collector.moments({name: layer})[name]).moment
+        return self._halves([name])[name].moment
 
     def layout(self, name: str) -> Layout | None:
         """How a weight is viewed as a stack of matrices; None if its layer is not supported."""
@@ -102,12 +100,14 @@ class Moments(Mapping[str, Moment]):
         return found
 
     def _halves(self, group: Iterable[str]) -> dict[str, Half]:
-        """The moments of one group, of the weights that are ever run."""
-        kept = self._all if self.fit else {}
-        held = {name: factors.moment for name in group if (factors := kept.get(name)) is not None}
-        left = [name for name in group if (name in held or not self.fit) and held.get(name) is None]
-        measured = self._collector.moments({name: self._layers[name] for name in left}) if left else {}
-        return {name: half for name in group if (half := held.get(name) or measured.get(name)) is not None}
+        """The moments of one group, of the weights that are ever run: those held, and others in a pass of their own."""
+        if self.fit:
+            held = {name: self._all[name].moment for name in group if name in self._all}
+        else:
+            held = dict.fromkeys(group)
+        lost = {name: self._layers[name] for name, half in held.items() if half is None}
+        found = held | (self._collector.moments(lost) if lost else {})
+        return {name: half for name, half in found.items() if half is not None}
 
     def release(self) -> None:
         """Forgets the moments and their factors, which take as much memory as is allowed; a request measures anew."""

@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from opq.base.arrays import Codes, Floats32
+from opq.base.arrays import Codes, Floats, Floats32
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,6 +44,11 @@ class Turn:
         """Numbers of the rows (rows,), in a shape that a tensor of this shape can be multiplied by."""
         front, back = shape[: self.front], shape[self.front + self.inputs :]
         return values.reshape(*front, *[1] * self.inputs, *back)
+
+    def spread_columns(self, values: Floats, shape: tuple[int, ...]) -> Floats:
+        """The same of numbers of the columns (columns,)."""
+        end = self.front + self.inputs
+        return values.reshape(*[1] * self.front, *shape[self.front : end], *[1] * (len(shape) - end))
 
     def codes(self, codes: Codes) -> Codes:
         """`matrix` of integer codes."""

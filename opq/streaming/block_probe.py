@@ -99,7 +99,7 @@ class Found:
 
     def columns(self, names: Collection[str]) -> Mapping[str, Floats]:
         """What errors in each column of some tensors cost, of those in which they are fed back."""
-        return {name: found for name, found in self.costs().items() if name in names}
+        return {name: found for name, found in self.costs().items() if name in names} if names else {}
 
     def layout(self, name: str) -> Layout | None:
         """How feedback takes a tensor; None if errors are not fed back in it."""

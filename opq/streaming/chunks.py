@@ -109,15 +109,14 @@ class ScaledTensors(Tensors):
         super().__init__(source)
         self._new = Tensors(source.whole)
         self._by = {name: torch.from_numpy(factors(e)) for name, e in source.exponents.items()}
-        self._exponents = source.across
-        self._across = {name: torch.from_numpy(factors(f)) for name, f in source.across.items()}
+        self._across = source.across
 
     @property
     def whole(self) -> Tensors:
         return self._new
 
     def columns(self, name: str) -> Codes | None:
-        return self._exponents.get(name)
+        return self._across.get(name)
 
     def dtype(self, name: str) -> torch.dtype:
         own = super().dtype(name)
@@ -134,7 +133,7 @@ class ScaledTensors(Tensors):
         part.copy_(weights)
         whole /= by
         if name in self._across:
-            whole /= self._across[name]
+            whole /= torch.from_numpy(factors(self._across[name]))
         return part.to(self.dtype(name))
 
 

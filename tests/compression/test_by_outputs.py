@@ -399,6 +399,8 @@ def test_an_input_that_never_varies_does_not_get_a_step_without_limit() -> None:
     assert isinstance(scaled, ByOutputs)
     f = scaled.across["first.weight"]
     assert int(f[::2].max()) <= 4 * 2  # two octaves, of a power of 256
+    cost = probe.columns(["first.weight"])["first.weight"]
+    assert 0 < cost[::2].max() < np.median(cost[1::2])  # what the weights of a head tell of it is left
 
 
 @pytest.mark.parametrize("options", [{"probe": False}, {"constraints": [opq.constraints.sparsity("*", min=0.1)]}])

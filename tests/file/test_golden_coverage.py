@@ -69,7 +69,7 @@ ELSEWHERE = {
     rows: "exponents in_quarters spread divided",
     trellis: "step nearest numpy_seconds _viterbi costs counted error price prices _excess "
     "Follower.__init__ Follower.__call__",
-    turned: "Turn.spread",
+    turned: "Turn.spread Turn.spread_columns",
 }
 """Functions that neither give nor read the bytes of a file: sizes, writing aside, dense files, how codes are chosen,
 and those that each kind of payload has for itself."""
