@@ -238,6 +238,7 @@ def test_numbers_that_nothing_can_use_are_no_error(weights: dict[str, torch.Tens
         ),
         ({"bits": 3, "sparsity": 1.0, "method": "opq"}, OptionError, "sparsity= is out of range"),
         ({"bits": 3, "overrides": {"zzz": "keep"}}, PatternError, "'zzz' matches no tensor"),
+        ({"bits": 3, "sensitivities": [1.0]}, OptionError, "got a list, wanted numbers by the names of tensors"),
         ({"bits": 3, "sensitivities": {"zzz": 1.0}}, PatternError, "sensitivities= names no compressed tensor"),
         ({"bits": 3, "sensitivities": {"a": 0.0}}, OptionError, r"sensitivities\['a'\]"),
         ({"bits": 3, "alpha": 2}, OptionError, "alpha= is out of range"),

@@ -10,6 +10,7 @@ Other folders use:
 - `copies`: tensors of one source that are equal.
 - `differences`: a source as the differences to a base.
 - `fit`: finds the plan whose file meets the budget.
+- `in_file`: what a file holds of weights that a source gives by their outputs.
 - `method`: methods as objects, and the two methods that need no data.
 - `options`: the options of one compression, checked before any work is done.
 - `prior`: how much each tensor matters, guessed from the weights alone.
@@ -32,6 +33,7 @@ __all__ = [
     "copies",
     "differences",
     "fit",
+    "in_file",
     "method",
     "options",
     "prior",

@@ -9,7 +9,8 @@ have factors where errors are fed back, by what an error in each costs once thos
 Paths of a trellis run down the outputs of one input while errors are fed back from input to input. So a tensor whose
 first axis counts no outputs is turned into a matrix where errors are fed back.
 
-All that decides on steps and codes works on the weights that this source gives. docs/datafree.md has figures.
+All that decides on steps and codes works on the weights that this source gives; what a file holds of them is in
+`opq.compression.in_file`. docs/datafree.md has figures.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 
 from opq.allocation.stats import TensorStats
-from opq.base.arrays import Codes, Floats, Narrow
+from opq.base.arrays import Codes, Floats
 from opq.base.pool import torch_threads
 from opq.base.stages import stage
 from opq.compression.differences import Differences
@@ -30,23 +31,7 @@ from opq.compression.prior import is_recurrent, is_table
 from opq.compression.roles import Role
 from opq.file.folder_reader import FolderReader
 from opq.file.reader import Reader
-from opq.file.stored import (
-    Grid,
-    GridColumns,
-    GridRows,
-    GridTurnedRows,
-    Stored,
-    Trellis,
-    TrellisColumns,
-    TrellisRows,
-    TrellisTurned,
-    TrellisTurnedRows,
-    head_of_rows,
-    head_of_turn,
-)
-from opq.plan import Plan, TensorPlan
 from opq.quantizing import rows, trellis
-from opq.quantizing.grid import dequantize
 from opq.quantizing.moment import Layout
 from opq.quantizing.turned import Turn
 from opq.sources.base import Source
@@ -251,15 +236,15 @@ def restated(source: Source, stats: Mapping[str, TensorStats], *, but: Collectio
 
 def alike(one: Source, other: Source, names: Iterable[str]) -> set[str]:
     """The tensors whose rows and columns are scaled in the same way in both sources of a network, or in neither."""
-    return {name for name in names if _same(_scales(one, name), _scales(other, name))}
+    return {name for name in names if same(scales_of(one, name), scales_of(other, name))}
 
 
-def _scales(source: Source, name: str) -> tuple[Codes | None, Codes | None]:
+def scales_of(source: Source, name: str) -> tuple[Codes | None, Codes | None]:
     """The exponents of a tensor's rows and columns, None for each that has none."""
     return (source.exponents.get(name), source.across.get(name)) if isinstance(source, ByOutputs) else (None, None)
 
 
-def _same(one: tuple[Codes | None, ...], other: tuple[Codes | None, ...]) -> bool:
+def same(one: tuple[Codes | None, ...], other: tuple[Codes | None, ...]) -> bool:
     """Whether exponents are the same."""
     both = zip(one, other, strict=True)
     return all((e is None) == (f is None) and (e is None or f is None or np.array_equal(e, f)) for e, f in both)
@@ -289,102 +274,11 @@ def _mean(a: Floats, e: Codes) -> float:
     return float(np.mean(a * rows.factors(e) ** 2) / np.mean(a))
 
 
-def _turn(source: Source, name: str) -> Turn | None:
+def turn_of(source: Source, name: str) -> Turn | None:
     """How a source turns a tensor; None if it leaves it as it is."""
     return source.turns.get(name) if isinstance(source, ByOutputs) else None
 
 
 def columns_of(source: Source, name: str) -> Codes | None:
     """The exponents of the columns of a tensor's matrix, as the source scales them."""
-    return _scales(source, name)[1]
-
-
-def layout_of(source: Source, name: str, layout: Layout) -> Layout:
-    """How the weights that a source gives of a tensor are a stack of matrices, if those of the network are `layout`."""
-    return layout if _turn(source, name) is None else Layout(groups=layout.groups)
-
-
-def decoded(source: Source, plan: TensorPlan, codes: Narrow, dtype: torch.dtype) -> torch.Tensor:
-    """The weights of codes as a file of this source gives them."""
-    q, turn, (e, f) = torch.from_numpy(codes), _turn(source, plan.name), _scales(source, plan.name)
-    found = dequantize(q, plan, dtype) if e is None else rows.scaled(q, rows.steps(plan.step, e), dtype, across=f)
-    return found if turn is None else turn.tensor(found, plan.shape)
-
-
-def head(source: Source, name: str) -> bytes:
-    """The bytes before the codes of a tensor whose matrix is as its weights lie."""
-    turn, (e, f) = _turn(source, name), _scales(source, name)
-    before = b"" if turn is None or f is None else head_of_turn(turn) + head_of_rows(f)
-    return before + (b"" if e is None else head_of_rows(e))
-
-
-def stored(source: Source, plan: TensorPlan, codes: Codes) -> Stored:
-    """What a file of this source holds of a compressed tensor."""
-    turn, (e, f) = _turn(source, plan.name), _scales(source, plan.name)
-    name, codes = plan.name, codes if turn is None else turn.back(codes, plan.shape)
-    if turn is not None and e is not None and f is not None:
-        return (TrellisColumns if plan.on_trellis else GridColumns)(name, turn, codes, e, f)
-    if turn is None or (e is None and not plan.on_trellis):
-        if e is None:
-            return (Trellis if plan.on_trellis else Grid)(name, codes)
-        return (TrellisRows if plan.on_trellis else GridRows)(name, codes, e)
-    if e is None:
-        return TrellisTurned(name, turn, codes)
-    return (TrellisTurnedRows if plan.on_trellis else GridTurnedRows)(name, turn, codes, e)
-
-
-def told(source: Source, plan: Plan) -> Plan:
-    """The plan of the file: that of the weights that the source gives, saying which are by their outputs."""
-    if not isinstance(source, ByOutputs):
-        return plan
-
-    def of_file(tensor: TensorPlan) -> TensorPlan:
-        by_row, by_column = tensor.name in source.exponents, tensor.name in source.across
-        turned = tensor.name in source.turns and (by_row or tensor.on_trellis)
-        kind = f"{tensor.codebook}{'-turned' * turned}{'-rows' * by_row}"
-        kind = f"{tensor.codebook}-columns" if by_column else kind
-        return dataclasses.replace(tensor, codebook=kind) if kind != tensor.codebook else tensor
-
-    return plan.replace(tensors=tuple(of_file(t) if t.action == "compress" else t for t in plan.tensors))
-
-
-def rebuilt(
-    source: Source, plan: Plan, codes: Mapping[str, Codes], old: Reader | FolderReader
-) -> tuple[Source, Plan, dict[str, Codes]]:
-    """The source, the plan and the codes that a file was made of, from the network and what the file holds.
-
-    It is enough to store the codes again: no weights by their outputs can be read from it.
-
-    Args:
-        plan: the file's own, and `codes` its codes.
-        old: the file.
-    """
-    names = [t.name for t in plan.compressed]
-    exponents = {name: e for name in names if (e := old.exponents(name)) is not None}
-    across = {name: f for name in names if (f := old.columns(name)) is not None}
-    turns = {name: turn for name in names if (turn := old.turn(name)) is not None}
-    if not (exponents or turns):
-        return source, plan, dict(codes)
-    own = {"exponents": exponents, "across": across, "importance": {}, "costs": {}}
-    seen = ByOutputs.over(source, whole=source, turns=turns, **own)
-    of_source = {name: turns[name].codes(q) if name in turns else q for name, q in codes.items()}
-    return seen, plan.replace(tensors=tuple(map(_within, plan))), of_source
-
-
-def _within(plan: TensorPlan) -> TensorPlan:
-    """A file's plan of a tensor as that of the weights that its source gave."""
-    return dataclasses.replace(plan, codebook=plan.codebook.split("-")[0]) if plan.stepped else plan
-
-
-def of_older(source: Source, old: Reader | FolderReader, name: str) -> TensorPlan | None:
-    """An older file's plan of a tensor as a plan of this source's weights; None if that saw it in another way."""
-    turn, e, plan = _turn(source, name), old.exponents(name), old.plan[name]
-    alike = _same(_scales(source, name), (e, old.columns(name)))
-    told_of = turn if plan.on_trellis or e is not None else None
-    return _within(plan) if alike and told_of == old.turn(name) else None
-
-
-def older_codes(source: Source, old: Reader | FolderReader, name: str) -> Codes:
-    """An older file's codes of a tensor as those of this source's weights."""
-    codes, turn = old.codes(name), _turn(source, name)
-    return codes if turn is None else turn.codes(codes)
+    return scales_of(source, name)[1]

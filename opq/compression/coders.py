@@ -16,7 +16,8 @@ from opq.base.arrays import Codes, Narrow
 from opq.base.calls import warn
 from opq.base.pool import torch_threads
 from opq.base.stages import stage
-from opq.compression.by_outputs import columns_of, decoded, layout_of, of_rows
+from opq.compression.by_outputs import columns_of, of_rows
+from opq.compression.in_file import decoded, layout_of
 from opq.compression.method import DataFree
 from opq.compression.options import Options
 from opq.errors import MissingExtraError, ProbeError, ProbeWarning, SourceError

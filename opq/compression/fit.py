@@ -20,7 +20,7 @@ from opq.base.arrays import Narrow, narrow
 from opq.base.pool import give_back
 from opq.base.progress import Progress
 from opq.base.stages import stage
-from opq.compression import by_outputs
+from opq.compression import in_file
 from opq.compression.budget import AIM, Round, Search, by_line
 from opq.compression.coders import Coder, CodesByName
 from opq.compression.differences import Differences
@@ -240,12 +240,12 @@ def assemble(
         note: what the codes rest on, as of `opq.file.writer.pack`.
     """
     wide = ((tensor, codes[tensor.name].astype(np.int16, copy=False)) for tensor in plan.compressed)
-    stepped = [by_outputs.stored(source, tensor, q) for tensor, q in wide]
+    stepped = [in_file.stored(source, tensor, q) for tensor, q in wide]
     kept = [(items or {}).get(item.name, item) for item in keep(source, plan, changed)]
     base = source.base if isinstance(source, Differences) else None
     if isinstance(source, Differences):
         kept = [source.finished(item) for item in kept]
-    plan = by_outputs.told(source, plan)
+    plan = in_file.told(source, plan)
     return Result(
         plan=plan,
         packed=writer.pack(plan, [*stepped, *kept], note=note, base=None if base is None else base.name),

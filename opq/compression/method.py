@@ -105,6 +105,9 @@ class DataFree(Method):
                 raise OptionError("constraints= holds something else", got=repr(constraint), wanted=wanted)
         alpha = self.alpha
         self._check("alpha", alpha is None or _is_number(alpha, 0, 1), "a number from 0 to 1")
+        if self.sensitivities is not None and not isinstance(self.sensitivities, Mapping):
+            wanted = "numbers by the names of tensors, such as opq.probe(model).sensitivity"
+            raise OptionError("sensitivities=", got=f"a {type(self.sensitivities).__name__}", wanted=wanted)
         for name, a in (self.sensitivities or {}).items():
             if not (_is_number(a, 0, math.inf) and math.isfinite(a) and a > 0):
                 raise OptionError(f"sensitivities[{name!r}]", got=repr(a), wanted="a positive number")

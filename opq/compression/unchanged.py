@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from opq.base.dtypes import dtype_name
-from opq.compression.by_outputs import of_older, older_codes
 from opq.compression.coders import Coder, CodesByName
+from opq.compression.in_file import of_older, older_codes
 from opq.compression.roles import Role
 from opq.file.folder_reader import FolderReader
 from opq.file.kept import keep

@@ -2,7 +2,8 @@
 
 - `run`: all stages in order; `task`, `limits`: what every stage works with, and its numerical limits
 - `first_pass`, `measure`: from every tensor to its curve; `chunks`: reading tensors of a source in pieces
-- `model_blocks`, `block_probe`, `block_feedback`: the probe and error feedback, one block of the model at a time
+- `model_blocks`, `block_probe`, `block_feedback`: the probe and error feedback, one block of the model at a time;
+  `block_texts`, `block_gradients`, `block_inputs`: its texts, its sweep back, what each matrix is multiplied by
 - `rounds`, `size`: the budget in bytes of all files, predicted and then corrected
 - `second_pass`, `shards`, `encode`: writing all output files; one of them; one tensor, piece by piece
 - `paths`: the search of a trellis, piece by piece

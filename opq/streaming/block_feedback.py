@@ -16,7 +16,7 @@ from opq.base.pool import Pool, give_back
 from opq.plan import TensorPlan
 from opq.quantizing import trellis
 from opq.quantizing.feedback import feedback
-from opq.streaming.block_probe import Inputs
+from opq.streaming.block_inputs import Inputs
 from opq.streaming.chunks import Tensors
 from opq.streaming.clock import Clock
 from opq.streaming.encode import joined

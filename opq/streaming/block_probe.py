@@ -3,13 +3,11 @@
     draw      random tokens -> texts (`opq.streaming.block_texts`)
     forward   texts -> front -> block 0 -> ... -> block N-1: the input of every block is written to disk
     reverse   v ~ N(0, I) on the outputs -> output matrix -> tail -> block N-1 -> ... -> block 0 -> front
+              (`opq.streaming.block_gradients`)
 
 One block is in memory at a time. The reverse sweep gives exactly the sensitivities of `opq.probe`: `a_i` = mean over
-the tensor's weights of `E[(d v'f / d w)^2]`. For a matrix with inputs `x_t` and gradients `g_t` at its outputs,
-`sum (d v'f / d w)^2 = |sum_t g_t x_t'|^2 = sum_tu (g_t'g_u)(x_t'x_u)` over the tokens t, u of one text, so that the
-gradient of the matrix is never formed; output by output these are the sensitivities of its rows. The model's outputs
-are the logits before they are scaled or capped. The texts are divided into parts, and the numbers of a part do not
-depend on which process works on the others.
+the tensor's weights of `E[(d v'f / d w)^2]`. The texts are divided into parts, and the numbers of a part do not depend
+on which process works on the others.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -31,9 +28,11 @@ from opq.base.pool import Pool, give_back
 from opq.errors import ProbeError
 from opq.probing import usage
 from opq.probing.layers import layers
-from opq.quantizing.moment import Layout, Moment, costs, widths
+from opq.quantizing.moment import Layout
 from opq.sources.base import Source
 from opq.streaming import block_texts
+from opq.streaming.block_gradients import Felt, reverse
+from opq.streaming.block_inputs import Inputs, Seen, linear
 from opq.streaming.clock import Clock
 from opq.streaming.model_blocks import PART, Blocks
 from opq.streaming.team import Team
@@ -44,43 +43,7 @@ PROBED = 2
 texts."""
 
 Progress = Callable[[str, int, int], None]
-Felt = dict[str, torch.Tensor]
-"""`(d v'f / d w)^2`, its mean over the inputs and its sum or mean over texts, by tensor: (outputs,), or (1,) where all
-have the same or their mean is all that is known; float64."""
 T = TypeVar("T")
-
-
-class Inputs:
-    """The inputs of one matrix, or of several that share their input; their second moment is computed on demand."""
-
-    def __init__(self, pieces: list[torch.Tensor], layout: Layout):
-        self.layout, self._pieces, self._lock = layout, pieces, threading.Lock()
-        self._moment: Moment | None = None
-
-    def costs(self, clock: Clock) -> Floats:
-        """What an error in each of them costs, see `quantizing.moment.costs`: (width,)."""
-        with clock("moments"):
-            return costs(Moment(self.layout, tuple(self._blocks())))
-
-    def moment(self, clock: Clock) -> Moment:
-        """The moment, with its factors computed; the inputs themselves are then released."""
-        with self._lock:
-            if self._moment is None:
-                with clock("moments"):
-                    self._moment = Moment(self.layout, tuple(self._blocks()))
-                    _ = self._moment.factors
-                self._pieces = []
-            return self._moment
-
-    def _blocks(self) -> Iterator[torch.Tensor]:
-        count, start = sum(len(p) for p in self._pieces), 0
-        for width in widths(self._pieces[0].shape[-1]):
-            total = torch.zeros(width, width)
-            for piece in self._pieces:
-                x = piece[:, start : start + width]
-                total.addmm_(x.t(), x)
-            yield total.div_(count)[None]
-            start += width
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,7 +116,7 @@ class Carried:
         self.team.first(self._check_space)
         block_texts.write(self)
         self.team.each(lambda: self._forward(self.mine(range(self.blocks.parts))))
-        self.team.each(lambda: self._reverse(self.mine(parts)))
+        self.team.each(lambda: reverse(self, self.mine(parts)))
         total: Felt = {}
         for stage in range(-1, len(self.blocks) + 1):
             for part in parts:
@@ -175,12 +138,12 @@ class Carried:
             return self._at_outputs()
         names, found = self.blocks.named(k), {}
         with self.filled(k) as block:
-            known = {name: layer.layout for name, layer in layers(block).items() if name in _linear(block)}
-            with _Seen(_linear(block)) as seen:
+            known = {name: layer.layout for name, layer in layers(block).items() if name in linear(block)}
+            with Seen(linear(block)) as seen:
 
                 def one(part: int) -> dict[str, torch.Tensor]:
                     with self.clock("probe"), torch.no_grad():
-                        _, given = seen.during(lambda: self.blocks.run(k, self._input(k, part)))
+                        _, given = seen.during(lambda: self.blocks.run(k, self.input(k, part)))
                     return {name: x.detach().flatten(0, -2) for name, (x, _) in given.items()}
 
                 parts = list(self.pool.ordered(one, range(self.blocks.parts)))
@@ -215,7 +178,7 @@ class Carried:
 
         @torch.no_grad()
         def one(part: int) -> torch.Tensor:
-            return blocks.tail(self._input(len(blocks), part)).flatten(0, -2)
+            return blocks.tail(self.input(len(blocks), part)).flatten(0, -2)
 
         return {blocks.fed_head: Inputs([self.alone(one, part) for part in range(blocks.parts)], Layout())}
 
@@ -246,7 +209,7 @@ class Carried:
 
         @torch.no_grad()
         def summed(part: int) -> Floats:
-            hidden = blocks.tail(self._input(len(blocks), part)).flatten(0, -2)
+            hidden = blocks.tail(self.input(len(blocks), part)).flatten(0, -2)
 
             def scores() -> Iterator[torch.Tensor]:
                 return ((blocks.scale * (hidden @ weight.T)).double() for _, weight in self.head_pieces())
@@ -284,80 +247,12 @@ class Carried:
 
     def _onwards(self, k: int, part: int) -> None:
         with self.clock("probe"), torch.no_grad():
-            out = self.blocks.run(k, self._input(k, part))
+            out = self.blocks.run(k, self.input(k, part))
         if not bool(torch.isfinite(out).all()):
             raise ProbeError(
                 f"block {k} of the model gives NaN or infinity on synthetic texts", remedy="Use --no-probe."
             )
         self.put("input", k + 1, part, out)
-
-    def _back(self, k: int, seen: _Seen, part: int) -> None:
-        with self.clock("probe"):
-            found = self._through(k, seen, part)
-        self.put("squares", k, part, *found)
-
-    def _reverse(self, mine: list[int]) -> bytes:
-        last = len(self.blocks)
-        for part in self.left("squares", last, mine):
-            self.put("squares", last, part, *self.alone(self._from_outputs, part))
-        for k in reversed(range(last)):
-            if left := self.left("squares", k, mine):
-                with self.filled(k) as block, _Seen(_linear(block)) as seen:
-                    self.each(left, functools.partial(self._back, k, seen))
-            self.progress("probe", 2 * last - k, 2 * last)
-        for part in self.left("squares", -1, mine):
-            self.put("squares", -1, part, *self.alone(self._to_front, part))
-        return b""
-
-    def _from_outputs(self, part: int) -> tuple[torch.Tensor, Felt]:
-        """The part after the blocks: the cotangent at the last block's output."""
-        generator = torch.Generator().manual_seed(self.seed + 7919 * (part + 1))
-        with torch.enable_grad():
-            hidden = self._input(len(self.blocks), part).requires_grad_()
-            out = self.blocks.tail(hidden)
-            cotangent, felt = self._at_head(out.detach(), generator)
-            return torch.autograd.grad(out, hidden, cotangent)[0], felt
-
-    def _at_head(self, h: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, Felt]:
-        """`W'v` for `v ~ N(0, I)`, some rows of `W` at a time; for `W` itself `E[(v_ti h_tj)^2] = h_tj^2`."""
-        name = self.blocks.head
-        if name is None:
-            return torch.randn(h.shape, generator=generator), {}
-        cotangent = torch.zeros_like(h)
-        for _, weight in self.head_pieces():
-            cotangent += torch.randn((*h.shape[:-1], len(weight)), generator=generator) @ weight
-        return cotangent, {name: h.double().square().sum()[None] / h.shape[-1]}
-
-    def _through(self, k: int, seen: _Seen, part: int) -> tuple[torch.Tensor, Felt]:
-        """Back through block k: the cotangent at its input, and the sums for its matrices."""
-        block, names = self.blocks.blocks[k], self.blocks.named(k)
-        linear = _linear(block)
-        other = {n: p.requires_grad_() for n, p in block.named_parameters() if p.dim() >= 2 and n not in linear}
-        with torch.enable_grad():
-            hidden = self._input(k, part).requires_grad_()
-            out, given = seen.during(lambda: self.blocks.run(k, hidden))
-            ends = [hidden, *(y for _, y in given.values()), *other.values()]
-            back, *gradients = torch.autograd.grad(out, ends, self.get("squares", k + 1, part)[0], allow_unused=True)
-        felt = {}
-        for (name, (x, _)), g in zip(given.items(), gradients, strict=False):
-            if g is not None:
-                felt[names[name]] = _squares(x.detach(), g) / x.shape[-1]
-        for name, g in zip(other, gradients[len(given) :], strict=True):
-            if g is not None:
-                felt[names[name]] = g.double().square().flatten(1).mean(1)
-        return back, felt
-
-    def _to_front(self, part: int) -> tuple[torch.Tensor, Felt]:
-        """Back to what is before the blocks. Only some rows of the embedding are used; the others count as 0."""
-        around = self.blocks.around
-        with torch.enable_grad():
-            for parameter in around.values():
-                parameter.requires_grad_(True)
-            hidden, cotangent = self.blocks.front(part), self.get("squares", 0, part)[0]
-            gradients = torch.autograd.grad(hidden, list(around.values()), cotangent, allow_unused=True)
-        both = zip(around, gradients, strict=True)
-        felt = {n: g.double().square().sum()[None] / self.blocks.spec(n).size for n, g in both if g is not None}
-        return torch.zeros(0), felt
 
     # --- threads and files -------------------------------------------------------------------
 
@@ -406,48 +301,8 @@ class Carried:
         held = load(data)
         return held[_VALUES], {name.removeprefix(_OF): t for name, t in held.items() if name.startswith(_OF)}
 
-    def _input(self, k: int, part: int) -> torch.Tensor:
+    def input(self, k: int, part: int) -> torch.Tensor:
         return self.get("input", k, part)[0]
-
-
-class _Seen(contextlib.AbstractContextManager["_Seen"]):
-    """Records the input and the output of some modules, by name, when the calling thread runs them."""
-
-    def __init__(self, modules: dict[str, nn.Module]):
-        self._local = threading.local()
-        self._handles = [module.register_forward_hook(self._hook(name)) for name, module in modules.items()]
-
-    def during(self, work: Callable[[], T]) -> tuple[T, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
-        """The result of some work, and the inputs and outputs recorded during it."""
-        seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._local.seen = seen
-        return work(), seen
-
-    def _hook(self, name: str) -> Callable[..., torch.Tensor]:
-        def hook(module: nn.Module, given: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
-            if name in self._local.seen:
-                raise ProbeError("a layer runs twice in one block", got=name, remedy="Use --no-probe.")
-            self._local.seen[name] = (given[0], out)
-            return out.clone() if torch.is_grad_enabled() else out  # other code may change `out` in place
-
-        return hook
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
-def _linear(block: nn.Module) -> dict[str, nn.Module]:
-    """The modules of a block that multiply by a matrix, by the name of the matrix."""
-    found = layers(block)
-    own = {n: layer.module for n, layer in found.items() if layer.weight_name == "weight"}
-    return {n: module for n, module in own.items() if module.weight.dim() == 2}  # type: ignore[operator]
-
-
-def _squares(x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    """`|sum_t g_tj x_t'|^2` by output j, summed over texts; without a dimension for texts, all tokens are of one."""
-    x, g = (t if t.dim() == 3 else t.flatten(0, -2)[None] for t in (x, g))
-    return ((x @ x.transpose(1, 2)).double() @ g.double()).mul_(g).sum((0, 1))
 
 
 _VALUES, _OF = "values", "of "

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from opq.compression.by_outputs import ByOutputs, Told, head, of_rows
+from opq.compression.by_outputs import ByOutputs, Told, of_rows
 from opq.compression.coders import probe_source
 from opq.compression.copies import tied
+from opq.compression.in_file import head
 from opq.compression.options import Options
 from opq.compression.prior import guessed
 from opq.compression.problem import Problem

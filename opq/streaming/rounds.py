@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from opq.compression.budget import AIM, Round, Search, by_line
-from opq.compression.by_outputs import head
+from opq.compression.in_file import head
 from opq.compression.problem import Problem
 from opq.compression.shortfall import Shortfall, shortfall
 from opq.errors import CertificateError, InfeasibleError

@@ -24,8 +24,8 @@ from opq.base.calls import refusing, warn
 from opq.base.format_v1 import FOLDER_INDEX
 from opq.base.pool import pool
 from opq.base.progress import Progress
-from opq.compression.by_outputs import told
 from opq.compression.differences import Differences
+from opq.compression.in_file import told
 from opq.compression.method import DataFree, Opq, RateDistortion
 from opq.compression.options import Options
 from opq.compression.roles import Override

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 
 from opq.base.atomic import written_aside
-from opq.compression.by_outputs import told
+from opq.compression.in_file import told
 from opq.file.folder_reader import INDEX, index_bytes
 from opq.plan import Plan
 from opq.sources import hub_config, side_files

@@ -16,8 +16,8 @@ import torch
 from opq.base.arrays import Narrow
 from opq.base.atomic import written_aside
 from opq.base.pool import Pool
-from opq.compression.by_outputs import head, told
 from opq.compression.differences import Differences
+from opq.compression.in_file import head, told
 from opq.errors import FileFormatError, WriteError
 from opq.file import stored, writer
 from opq.file.base import BaseName

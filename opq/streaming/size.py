@@ -23,7 +23,7 @@ from opq.base.pool import Pool
 from opq.coding import classes as classes_of_weights
 from opq.coding import entropy
 from opq.coding.symbols import SYMBOL
-from opq.compression.by_outputs import told
+from opq.compression.in_file import told
 from opq.compression.problem import Problem
 from opq.file import writer
 from opq.file.index import Place
@@ -31,7 +31,7 @@ from opq.plan import Plan, TensorPlan, as_stored
 from opq.quantizing import trellis
 from opq.sources.base import Source
 from opq.streaming.block_feedback import fed_rows
-from opq.streaming.block_probe import Inputs
+from opq.streaming.block_inputs import Inputs
 from opq.streaming.chunks import Tensors
 from opq.streaming.clock import Clock
 from opq.streaming.encode import Quantizer

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from opq.compression import by_outputs
+from opq.compression import in_file
 from opq.compression.fit import assemble
 from opq.compression.result import Result
 from opq.errors import AttachError, OffCodebookError, OptionError
@@ -114,7 +114,7 @@ def _most(result: Result) -> float:
 def _assembled(state: dict[str, torch.Tensor], model: nn.Module, result: Result) -> Result:
     source = dataclasses.replace(open_source(state), label=result.label, origin="module", make=lambda: model)
     codes = {name: q.numpy() for name, q in result.codes.items()}
-    seen, plan, own = by_outputs.rebuilt(source, result.plan, codes, result.reader)
+    seen, plan, own = in_file.rebuilt(source, result.plan, codes, result.reader)
     return assemble(seen, plan, own, {}, note=result.reader.note)
 
 

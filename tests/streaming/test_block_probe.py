@@ -35,7 +35,7 @@ from opq.quantizing.grid import quantize
 from opq.quantizing.moment import Layout
 from opq.quantizing.rows import divided
 from opq.report.inspection import examine
-from opq.streaming import block_texts
+from opq.streaming import block_gradients, block_texts
 from opq.streaming.block_probe import PROBED, Carried
 from opq.streaming.block_texts import DRAWN
 from opq.streaming.chunks import Tensors, tensors_of
@@ -526,7 +526,7 @@ def test_rows_of_the_output_matrix_in_pieces(llama: Path, tmp_path: Path) -> Non
     with pool(1) as threads:
         carried = carried_of(open_blocks(source, Tensors(source), 0), tmp_path / "out", threads)
         carried = dataclasses.replace(carried, rows=70)
-        made = [carried._at_head(h, torch.Generator().manual_seed(k)) for k in range(20)]
+        made = [block_gradients.at_head(carried, h, torch.Generator().manual_seed(k)) for k in range(20)]
     c = torch.cat([cotangent.flatten(0, 1) for cotangent, _ in made])
     wanted = weight.t() @ weight  # the second moment of W'v
     assert float((c.t() @ c / len(c) - wanted).norm() / wanted.norm()) < 0.08

@@ -24,12 +24,12 @@ sys.path[:0] = sys.argv[4].split(os.pathsep)
 import conftest
 from opq.errors import OpqError
 from opq.streaming import compress_folder
-from opq.streaming.block_probe import Carried
+from opq.streaming import block_gradients
 from opq.streaming.shards import Shards
 from stream_helpers import SHARD
 
 source, out, kind, rank = sys.argv[1:4] + [os.environ["RANK"]]
-real, through = Shards.write, Carried._through
+real, through = Shards.write, block_gradients.through
 
 def write(self, path, part, whole):
     if rank == "1" and kind == "dies":
@@ -38,14 +38,14 @@ def write(self, path, part, whole):
         raise OSError("the disk of the second machine is gone")
     return real(self, path, part, whole)
 
-def dies(self, k, *rest):
+def dies(carried, k, *rest):
     if rank == "1" and k == 0:
         os.kill(os.getpid(), signal.SIGKILL)
-    return through(self, k, *rest)
+    return through(carried, k, *rest)
 
 Shards.write = write
 if kind == "dies in the probe":
-    Carried._through = dies
+    block_gradients.through = dies
 try:
     result = compress_folder(source, out, bits=4, shard_size=SHARD)
 except OpqError as error:
