@@ -60,6 +60,16 @@ def decibel(error: torch.Tensor, signal: torch.Tensor) -> float:
     return float(10 * torch.log10(error.double().square().mean() / signal.double().square().mean()))
 
 
+@pytest.mark.parametrize("far", [-1e3, -1e4, -1e9, float(torch.finfo(torch.float32).min)])
+def test_a_bias_that_masks_a_class_does_not_make_the_others_coarse(far: float) -> None:
+    """Its grid has the step of the others; where no code reaches so far, all are stored bit for bit."""
+    tensor = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    usual = tensor.square().mean().sqrt()
+    tensor[7] = far
+    back = through_a_file([fine("v", tensor, bits=8)], {"v": tensor})["v"]
+    assert float((back - tensor).abs().max()) <= 0.51 * float(usual) * 2**-8
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 300), st.floats(1e-25, 1e25), st.integers(2, 12), st.integers(0, 99))
 def test_a_vector_comes_back_within_half_a_step(size: int, scale: float, bits: int, seed: int) -> None:
