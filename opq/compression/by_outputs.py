@@ -3,8 +3,9 @@
 One step for all rows has the smallest squared error, and where every error counts alike nothing else is needed. A probe
 tells how much errors in each row count (`Probe.rows`), and rows that count for more have smaller steps; not so where
 BatchNorm is, whose statistics make up for most of it. In recurrent layers rows are scaled to the same root mean square,
-with a probe or without: gates whose weights are small would get errors as large as they are, in every step. Columns
-have factors where errors are fed back, by what an error in each costs once those behind it have made up for it.
+with a probe or without: gates whose weights are small would get errors as large as they are, in every step. So would
+all rows of any matrix beside one that is far larger. Columns have factors where errors are fed back, by what an error
+in each costs once those behind it have made up for it.
 
 Paths of a trellis run down the outputs of one input while errors are fed back from input to input. So a tensor whose
 first axis counts no outputs is turned into a matrix where errors are fed back.
@@ -40,6 +41,10 @@ RECURRENT = 0.05
 """Bits per weight, see `rows.spread`, from which on the rows of recurrent layers have steps of their own. Measured: the
 matrices of a speaker encoder have 0.09 to 1.27. With such steps in all of MiniLM, from the weights alone, its rank
 correlation falls from 96.8 to 96.1 at 3 bits: elsewhere small rows need not be as precise as others."""
+FAR = 16
+"""Quarter octaves, 16 times: rows that are so much larger than the median one are scaled down to that where no
+BatchNorm is. Beside them all others would get errors as large as they are at few bits. A choice: in the matrices of the
+benchmarks' networks none is more than 10 times as large."""
 POWER = -0.25
 """With a probe rows are scaled by this power of their sensitivities, columns by that of what errors in them cost: half
 the exponent that is the best at high rates where these are known exactly."""
@@ -100,6 +105,7 @@ class ByOutputs(Source):
         probe: Told | None = None,
         *,
         turning: bool = True,
+        looking: bool = True,
         old: Reader | FolderReader | None = None,
     ) -> Source:
         """The source by its outputs; itself where no tensor is turned or has steps by row.
@@ -107,6 +113,7 @@ class ByOutputs(Source):
         Args:
             turning: whether tensors whose first axis counts no outputs are turned where errors are fed back; only a
                 trellis needs it.
+            looking: whether all matrices are read to find rows that are far larger than others.
             old: a file of which tensors are to be taken over if they did not change: their rows are scaled as there
                 where that is nearly the same.
         """
@@ -127,8 +134,10 @@ class ByOutputs(Source):
             importance = {name: _limited(a, FAINT) for name, a in importance.items()}
             found = {name: rows.in_quarters(a, POWER) for name, a in importance.items()}
             uneven = _uneven(source, [n for n in names if n not in found])
+            far = _far(source, names, turns, found) if looking and not source.batchnorms else {}
+            uneven |= {name: e for name, e in far.items() if name not in found}
             importance |= {name: rows.factors(e) ** -2.0 for name, e in uneven.items()}
-            found |= uneven
+            found |= uneven | far
             costs = _costs(listed, probe, turns) if felt and not source.batchnorms and probe is not None else {}
             for role in (role for role in listed if role.name in costs):
                 turns[role.name] = turn = _as_matrix(role, turns)
@@ -202,6 +211,19 @@ def _uneven(source: Source, names: Iterable[str]) -> dict[str, Codes]:
         if bool(torch.isfinite(tensor.float()).all()) and rows.spread(tensor) >= RECURRENT:
             found[name] = rows.exponents(tensor)
     return found
+
+
+def _far(
+    source: Source, names: Iterable[str], turns: Mapping[str, Turn], found: Mapping[str, Codes]
+) -> dict[str, Codes]:
+    """The exponents of matrices with rows that are far larger than others, from those `found`; no recurrent ones."""
+    changed = {}
+    for name in (name for name in names if not is_recurrent(name)):
+        tensor = turns[name].matrix(source.tensor(name)) if name in turns else source.tensor(name)
+        if bool(torch.isfinite(tensor).all()) and bool(((size := rows.exponents(tensor)) > FAR).any()):
+            e = found.get(name, np.zeros_like(size))
+            changed[name] = np.where(size > FAR, np.maximum(e, size - FAR), e)
+    return changed
 
 
 def _counts_by_row(source: Source, name: str, number: int) -> bool:

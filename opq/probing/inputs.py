@@ -21,7 +21,7 @@ from opq.models.divided import divided
 from opq.models.observe import batch_statistics, untouched
 from opq.models.outputs import floating
 from opq.models.record import Record
-from opq.probing import evidence, shapes, signature
+from opq.probing import evidence, pixels, shapes, signature
 from opq.probing.arguments import VOCABULARY
 from opq.probing.forms import Call, Form, Recipe
 from opq.probing.making import Maker
@@ -70,7 +70,7 @@ def synthetic(
         candidates = iter([Call((Form("signal", tuple(input_size)),)).batch])
     else:
         candidates = _candidates(model, hint)
-    return _first_that_runs(model, candidates, samples, seed, passed)
+    return pixels.visible(model, _first_that_runs(model, candidates, samples, seed, passed))
 
 
 def texts(hint: InputHint, *, samples: int = 64, seed: int = 0) -> torch.Tensor:

@@ -69,7 +69,7 @@ def by_rows(task: Task, roles: Sequence[Role], told: Told | None) -> tuple[Task,
     """The task with rows scaled by what the probe tells, and the tensors whose rows these are."""
     if told is None or not task.options.by_outputs:
         return task, frozenset()
-    source = ByOutputs.of(task.source, roles, told, turning=False)
+    source = ByOutputs.of(task.source, roles, told, turning=False, looking=False)
     if not isinstance(source, ByOutputs):
         return task, frozenset()
     return dataclasses.replace(task, source=source, tensors=tensors_of(source)), frozenset(source.exponents)

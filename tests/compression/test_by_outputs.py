@@ -71,6 +71,45 @@ def test_from_the_weights_alone_no_others_have_them() -> None:
     }
 
 
+class Rescaled(nn.Module):
+    """Two units of a layer are 300 times as large as the others, and their outputs are divided by that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(64, 100), nn.Linear(100, 10)
+        with torch.no_grad():
+            self.first.weight[:2] *= 300
+            self.first.bias[:2] *= 300
+            self.last.weight[:, :2] /= 300
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.first(x).relu())
+        return out
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_row_far_larger_than_all_others_does_not_make_them_coarse(bare: bool) -> None:
+    """At three bits the others keep their relative precision, from the weights alone and with a probe."""
+    model = Rescaled()
+    result = opq.compress(model.state_dict() if bare else model, bits=3)
+    assert result.plan["first.weight"].by_row
+    w, found = model.first.weight.detach()[2:], result.tensor("first.weight")[2:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(by_outputs, "FAR", 4 * 99)
+        plain = opq.compress(model.state_dict() if bare else model, bits=3).tensor("first.weight")[2:]
+    assert float((found - w).square().sum()) < 0.55 * float((plain - w).square().sum())
+
+
+def test_rows_that_differ_as_in_ordinary_networks_have_one_step() -> None:
+    torch.manual_seed(0)
+    w = torch.randn(100, 64) * torch.logspace(-1, 1, 100)[:, None]
+    assert chosen({"w": w}) == set()
+    w[7] *= 1000
+    assert chosen({"w": w}) == {"w"}
+    assert chosen({"w": w.masked_fill(torch.eye(100, 64).bool(), torch.nan)}) == set()
+
+
 class Heads(nn.Module):
     """Outputs that weigh differently, by what follows them."""
 

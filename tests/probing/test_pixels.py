@@ -1,0 +1,116 @@
+"""Networks that divide pixels by 255 themselves get noise in the range of pixels; all others keep theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import opq
+from opq.models.batch import Batch
+from opq.probing.pixels import as_pixels, visible
+
+
+class Scaled(nn.Module):
+    """A network behind a change of its inputs."""
+
+    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor], network: nn.Module):
+        super().__init__()
+        self.change, self.network = change, network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.network(self.change(x))
+        return out
+
+
+def convolutions(*, bias: bool = True, norm: type[nn.Module] | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    middle = [nn.ReLU()] if norm is None else [norm(8), nn.ReLU()]
+    first = nn.Conv2d(3, 8, 3, bias=bias)
+    return nn.Sequential(first, *middle, nn.Conv2d(8, 8, 3), nn.Flatten(), nn.LazyLinear(10))
+
+
+def made(network: nn.Module) -> nn.Module:
+    network(torch.zeros(2, 3, 12, 12))
+    return network.eval()
+
+
+CHANGES = {
+    "divided": lambda x: x / 255,
+    "from -1 to 1": lambda x: x / 127.5 - 1,
+    "standardized": lambda x: (x / 255 - 0.45) / 0.225,
+}
+
+
+@pytest.fixture
+def noise() -> Batch:
+    return Batch((torch.randn(8, 3, 12, 12, generator=torch.Generator().manual_seed(0)),))
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_network_that_scales_pixels_itself_gets_pixels(
+    change: Callable[[torch.Tensor], torch.Tensor], bias: bool, noise: Batch
+) -> None:
+    model = made(Scaled(change, convolutions(bias=bias)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pixels = visible(model, noise).args[0]
+    torch.testing.assert_close(pixels, as_pixels(noise.args[0]))
+    assert 0 <= float(pixels.min()) < 20
+    assert 235 < float(pixels.max()) <= 255
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("norm", [None, nn.BatchNorm2d, lambda n: nn.GroupNorm(2, n)], ids=["none", "batch", "group"])
+def test_an_ordinary_network_keeps_its_noise(norm: type[nn.Module] | None, noise: Batch) -> None:
+    assert visible(made(convolutions(norm=norm)), noise) is noise
+
+
+def test_a_large_bias_of_the_outputs_says_nothing_of_the_inputs(noise: Batch) -> None:
+    """A regression to some thousands with a deviation of one."""
+    model = made(convolutions())
+    nn.init.constant_(model[-1].bias, 5000.0)
+    assert visible(model, noise) is noise
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        Batch((torch.zeros(4, 6, dtype=torch.long),)),
+        Batch((100 * torch.randn(8, 3, 12, 12),)),
+        Batch((torch.randn(8, 3, 12, 12), torch.rand(8, 2))),
+        Batch((torch.randn(8, 3, 12, 12),), dim=None),
+    ],
+    ids=["tokens", "of another scale", "two arguments", "not divided"],
+)
+def test_other_inputs_stay_as_they_are(batch: Batch) -> None:
+    model = made(Scaled(CHANGES["divided"], convolutions()))
+    assert visible(model, batch) is batch
+
+
+def test_a_network_that_fails_on_zeros_keeps_its_noise(noise: Batch) -> None:
+    def loud(x: torch.Tensor) -> torch.Tensor:
+        if not bool(x.any()):
+            raise ValueError("silence")
+        return x / 255
+
+    assert visible(made_loud(loud), noise) is noise
+
+
+def made_loud(change: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+    network = convolutions()
+    made(network)
+    return Scaled(change, network).eval()
+
+
+def test_the_probe_of_such_a_network_is_that_of_the_network_on_pixels() -> None:
+    """Sensitivities of the first layer, whose inputs are 100 times as large, are as they are on pixels."""
+    model = made(Scaled(CHANGES["divided"], convolutions()))
+    told = opq.probe(model, input_size=(3, 12, 12), samples=16)
+    assert float(next(iter(told.batch.tensors)).max()) > 200
+    first, last = (told.sensitivity[f"network.{name}.weight"] for name in ("0", "4"))
+    plain = opq.probe(model.network, input_size=(3, 12, 12), samples=16).sensitivity
+    assert 0.02 < (first / last) / (plain["0.weight"] / plain["4.weight"]) < 50
