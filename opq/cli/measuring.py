@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 import opq
-from opq.cli.options import SUFFIX, AsJson, File, Trust
+from opq.cli.options import SUFFIX, AsJson, File, Force, Trust
+from opq.cli.outputs import may_replace
 from opq.cli.printing import out, say_json, watched
 
 
@@ -48,6 +49,7 @@ def evaluate(
 def demo(
     bits: Annotated[float, typer.Option(help="Budget: 8 x file bytes / weights.")] = 3.0,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Keep the file here.")] = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Compress the network that ships with opq. It is saved and reloaded, accuracies are compared; offline, seconds."""
@@ -56,6 +58,8 @@ def demo(
     from opq import demo as shipped
     from opq.sources.digits import load
 
+    if output is not None:
+        may_replace(output, force)
     model = load()
     before = shipped.accuracy(model)
     with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ import opq
 from opq.base.atomic import refuse_inputs
 from opq.base.paths import what_is
 from opq.base.tables import some
-from opq.cli.options import AsJson, File, Force, Trust, sources
+from opq.cli.options import AsJson, Force, Trust, sources
 from opq.cli.outputs import check_writable, may_replace
 from opq.cli.printing import err, one_line, say, say_json, watched
 
@@ -31,7 +31,7 @@ def finetune(
             help="The network that was compressed: hf:, timm:, torchvision:, demo:.", autocompletion=sources
         ),
     ],
-    file: File,
+    file: Annotated[Path, typer.Argument(help="A file written by opq.", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
     images: Annotated[
         str | None, typer.Option(help="A folder of pictures without labels, an .npz file, or 'synthetic'.")

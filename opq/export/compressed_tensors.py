@@ -21,6 +21,7 @@ from torch import nn
 from opq.base.atomic import refuse_inputs, written_aside
 from opq.errors import ExportError, OccupiedFolderError
 from opq.export.hf_folder import config_folder
+from opq.file.folder_reader import FolderReader, open_reader
 from opq.file.reader import Reader
 from opq.plan import TensorPlan
 from opq.quantizing.rows import steps as row_steps
@@ -60,7 +61,7 @@ def save_compressed_tensors(
     refuse_inputs(target, [origin])
     refuse_inputs(target / "model.safetensors", [file])
     linears = _linear_weights(open_source(f"hf:{origin}").build())
-    with Reader(file) as reader:
+    with open_reader(file) as reader:
         mapped, dense = _sorted(reader, linears, strict)
         width = _width(reader, mapped)
         state: dict[str, torch.Tensor] = {}
@@ -84,7 +85,7 @@ def _linear_weights(model: nn.Module) -> set[str]:
     return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
-def _sorted(reader: Reader, linears: set[str], strict: bool) -> tuple[set[str], list[str]]:
+def _sorted(reader: Reader | FolderReader, linears: set[str], strict: bool) -> tuple[set[str], list[str]]:
     """The Linear weights that can be packed, by name, and the layers whose weights are written dense."""
     mapped, dense = set[str](), list[str]()
     for tensor in (t for t in reader.plan if t.name in linears):
@@ -98,13 +99,13 @@ def _sorted(reader: Reader, linears: set[str], strict: bool) -> tuple[set[str], 
     return mapped, dense
 
 
-def _width(reader: Reader, names: set[str]) -> int:
+def _width(reader: Reader | FolderReader, names: set[str]) -> int:
     """The fewest bits that hold all codes of these tensors."""
     largest = max((int(np.abs(reader.codes(name)).max(initial=0)) for name in sorted(names)), default=0)
     return next(width for width in WIDTHS if largest < 1 << width - 1)
 
 
-def _obstacle(reader: Reader, tensor: TensorPlan) -> ExportError | None:
+def _obstacle(reader: Reader | FolderReader, tensor: TensorPlan) -> ExportError | None:
     """An error that says why a weight cannot be written as int8 codes and one scale; None if it can."""
     fact = f"tensor {tensor.name!r} has no place in compressed-tensors' 8-bit layout"
     remedy = "Export to onnx or to a dense folder, or leave such tensors dense with strict=False."
@@ -122,7 +123,7 @@ def _obstacle(reader: Reader, tensor: TensorPlan) -> ExportError | None:
     return None
 
 
-def _integers(reader: Reader, tensor: TensorPlan, width: int) -> dict[str, torch.Tensor]:
+def _integers(reader: Reader | FolderReader, tensor: TensorPlan, width: int) -> dict[str, torch.Tensor]:
     rows, columns = tensor.shape
     each = 32 // width
     padded = np.zeros((rows, -(-columns // each) * each), np.uint32)

@@ -6,8 +6,8 @@ import os
 from typing import Any
 
 from opq.base.atomic import refuse_inputs, written_aside
+from opq.file.folder_reader import open_reader
 from opq.file.header import header
-from opq.file.reader import Reader
 from opq.file.stored import raw_view
 
 
@@ -32,7 +32,7 @@ def save_dense(file: str | os.PathLike[str], path: str | os.PathLike[str], *, ba
         OptionError: the output is the file itself.
     """
     refuse_inputs(path, [file])
-    with Reader(file, base=base) as reader, written_aside(path) as out:
+    with open_reader(file, base=base) as reader, written_aside(path) as out:
         out.write(header(reader.plan))
         places: dict[str, list[int]] = {}
         end = out.tell()

@@ -80,13 +80,16 @@ def save_compressed_folder(
         The path of the folder.
 
     Raises:
-        ExportError: `like` has no config.json.
+        ExportError: `like` has no config.json, or the file is a folder of shards, which needs no export.
         OptionError: the new folder is `like`.
         FileFormatError: the file is incomplete or damaged.
         WriteError: the output cannot be written.
     """
     from opq.export.model_card import model_card
 
+    if Path(file).is_dir():
+        remedy = "Upload the folder itself: from_pretrained opens it."
+        raise ExportError("a repository is made of one file", got=f"the folder {os.fspath(file)}", remedy=remedy)
     target, origin = Path(folder), config_folder(like)
     refuse_inputs(target, [origin])
     refuse_inputs(target / "model.opq.safetensors", [file])

@@ -11,6 +11,7 @@ import torch
 from opq.base.paths import what_is
 from opq.base.tables import printable
 from opq.export import front_matter
+from opq.file.folder_reader import FolderReader
 from opq.file.reader import Reader
 from opq.report.accounting import NOTHING, of_codes
 
@@ -29,7 +30,12 @@ _REPOSITORY = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def model_card(
-    reader: Reader, *, source: str, repository: str = "ORG/NAME", original: str = "", library: str | None = None
+    reader: Reader | FolderReader,
+    *,
+    source: str,
+    repository: str = "ORG/NAME",
+    original: str = "",
+    library: str | None = None,
 ) -> str:
     """Markdown with the figures of a file and the lines of Python that load it, followed by the original model's card.
 
@@ -66,7 +72,7 @@ def _fronted(blocks: Mapping[str, str], base: str | None) -> dict[str, str]:
     return kept | {"tags": "\n".join(("tags:", *(f"- {tag}" for tag in tags)))}
 
 
-def _section(reader: Reader, *, source: str, calls: str) -> str:
+def _section(reader: Reader | FolderReader, *, source: str, calls: str) -> str:
     elements, before = reader.plan.elements, reader.plan.source_bytes
     counts = NOTHING
     for tensor in (t for t in reader.plan.compressed if t.stepped):

@@ -31,6 +31,7 @@ from opq.base.tables import counted
 from opq.errors import ExportError
 from opq.export import onnx_recurrent
 from opq.export.onnx_graph import FLOATING, ROUNDINGS, GridTensor, put
+from opq.file.folder_reader import FolderReader, open_reader
 from opq.file.loading import load
 from opq.file.reader import Reader
 from opq.models.batch import Batch, as_batch
@@ -91,7 +92,7 @@ def save_onnx(
     program = program_of(file, model, example_inputs=example_inputs, hint=hint)
     graph = program.model.graph
     integers: dict[str, str] = {}
-    with Reader(file) as reader:
+    with open_reader(file) as reader:
         names = [t.name for t in reader.plan.compressed]
         stepped = [t for t in reader.plan.compressed if t.stepped]
         for tensor in stepped:
@@ -181,7 +182,7 @@ def _open_axes_named(graph: Any, outputs: Sequence[str]) -> None:
             value.name = name
 
 
-def _grid(reader: Reader, tensor: TensorPlan) -> GridTensor:
+def _grid(reader: Reader | FolderReader, tensor: TensorPlan) -> GridTensor:
     name, turn = tensor.name, reader.turn(tensor.name)
     exponents, columns = reader.exponents(name), reader.columns(name)
     step = np.asarray(np.float32(tensor.step)) if exponents is None else rows.steps(tensor.step, exponents)

@@ -23,7 +23,7 @@ from opq.base.atomic import refuse_inputs, written_aside
 from opq.base.paths import what_is
 from opq.errors import ExportError, WriteError
 from opq.export.onnx_model import program_of
-from opq.file.reader import Reader
+from opq.file.folder_reader import open_reader
 from opq.sources.base import InputHint
 
 FILE, GRAPH, TENSORS = "model.opq.safetensors", "network.onnx", "network.json"
@@ -113,7 +113,7 @@ def _emptied(proto: Any, file: str | os.PathLike[str]) -> dict[str, str]:
     import onnx
 
     found: dict[str, str] = {}
-    with Reader(file) as reader:
+    with open_reader(file) as reader:
         held = {_key(t.shape, _raw(reader.tensor(t.name))): t.name for t in reader.plan.own if t.floating}
     for value in proto.graph.initializer:
         size = len(value.raw_data) // 4

@@ -102,13 +102,22 @@ class Batch:
         return self.map(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype))
 
 
+def signature_of(model: nn.Module) -> inspect.Signature:
+    """The arguments of a model's forward; any, where nothing is known of them, as of a traced module."""
+    try:
+        return inspect.signature(model.forward)
+    except ValueError:
+        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        return inspect.Signature([inspect.Parameter(kind.name.lower(), kind) for kind in kinds])
+
+
 def as_batch(model: nn.Module, given: Any) -> Batch:
     """A user's batch as a call: a tensor, a tuple (extra members such as labels are left out), or a dict.
 
     A dict is passed as keywords if the forward accepts its keys, otherwise as one positional argument. Of a tuple, as
     many leading members are passed as the forward has positional parameters without a default.
     """
-    signature = inspect.signature(model.forward)
+    signature = signature_of(model)
     if isinstance(given, Batch):
         return given
     if isinstance(given, Mapping):

@@ -35,6 +35,15 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = mode
 
 
+def _renewed(model: nn.Module) -> None:
+    """Inference mode by way of training mode, in which modules drop what they cached in inference mode."""
+    try:
+        model.train()
+        model.eval()
+    except NotImplementedError:  # what torch.export gives has the one mode that it was exported in
+        return
+
+
 @contextlib.contextmanager
 def untouched(model: nn.Module, *, replaced: Collection[str] = ()) -> Iterator[Record]:
     """The model in inference mode; afterwards all that it holds, its caches too, and random generators are as before.
@@ -52,15 +61,17 @@ def untouched(model: nn.Module, *, replaced: Collection[str] = ()) -> Iterator[R
     _refuse_lazy(model)
     with same_random_state(_cuda_devices(model)), ordinary_arithmetic(_default_dtype(model)):
         record = Record(model, weights=True, replaced=replaced)
+        scripted = [(m, m.training) for m in model.modules() if isinstance(m, torch.jit.ScriptModule)]
         fast = torch.backends.mha.get_fastpath_enabled()
         try:
             torch.backends.mha.set_fastpath_enabled(False)  # the fused path calls no submodules, so no hook would run
-            model.train()  # there modules drop what they cached in inference mode
-            model.eval()
+            _renewed(model)
             yield record
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
             record.restore()
+            for module, mode in scripted:  # whose members no record sees
+                module.training = mode
 
 
 def _default_dtype(model: nn.Module) -> torch.dtype:

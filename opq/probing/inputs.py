@@ -7,7 +7,6 @@ Each is tried with two samples, and the first one that the forward accepts is ma
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 
 from opq.base.extras import brief
 from opq.errors import OptionError, ProbeError
-from opq.models.batch import Batch, as_batch, binds
+from opq.models.batch import Batch, as_batch, binds, signature_of
 from opq.models.divided import divided
 from opq.models.observe import batch_statistics, untouched
 from opq.models.outputs import floating
@@ -124,7 +123,7 @@ def _candidates(model: nn.Module, hint: InputHint | None) -> Iterator[Recipe]:
         image = Form("signal", hint.image_size)
         yield from (Call((image,)).batch, Call((), {"pixel_values": image}).batch)
     yield from (call.batch for call in signature.calls(model))
-    if binds(inspect.signature(model.forward), (None,), {}):
+    if binds(signature_of(model), (None,), {}):
         yield from (call.batch for call in shapes.calls(model))
     yield from (call.batch for call in signature.calls(model, boldly=True))
     if isinstance(example := _dummies(model), Mapping) and example:
@@ -141,7 +140,7 @@ def _texts(model: nn.Module, hint: InputHint) -> Iterator[Call]:
     if vision is not None and isinstance(getattr(vision, "image_size", None), int):  # text beside images (CLIP)
         side = vision.image_size
         yield Call((), {**named, "pixel_values": Form("signal", (getattr(vision, "num_channels", 3), side, side))})
-    if binds(inspect.signature(model.forward), (), named):
+    if binds(signature_of(model), (), named):
         yield from (Call((), named), Call((), {"input_ids": ids}))
     yield from (Call((ids,)), Call((named,)))
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from opq.models.batch import Batch
+from opq.models.batch import Batch, signature_of
 from opq.models.outputs import floating
 from opq.probing.facts import Facts
 
@@ -155,9 +154,7 @@ class Page:
     @property
     def remembers(self) -> bool:
         """Whether the forward says that it can go on from a state of its own, as models of transformers do."""
-        return self.by_name and {"past_key_values", "use_cache"} <= set(
-            inspect.signature(self.model.forward).parameters
-        )
+        return self.by_name and {"past_key_values", "use_cache"} <= set(signature_of(self.model).parameters)
 
     @property
     def length(self) -> int | None:

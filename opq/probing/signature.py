@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from torch import nn
 
+from opq.models.batch import signature_of
 from opq.probing.arguments import diffuses, guessed, in_order, named
 from opq.probing.facts import Facts
 from opq.probing.forms import Call, Form
@@ -77,7 +78,7 @@ def to_write(model: nn.Module) -> str:
 def _parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
     """The arguments that can be passed by name, in the order of the signature."""
     usual = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {p.name: p for p in inspect.signature(model.forward).parameters.values() if p.kind in usual}
+    return {p.name: p for p in signature_of(model).parameters.values() if p.kind in usual}
 
 
 def _sets(model: nn.Module, parameters: Mapping[str, inspect.Parameter], facts: Facts) -> Iterator[tuple[str, ...]]:

@@ -16,6 +16,7 @@ from opq.allocation import laplace
 from opq.allocation.curve import THETAS, Curve, lower_hull
 from opq.allocation.stats import TensorStats
 from opq.base.arrays import Floats, Ints
+from opq.file.folder_reader import FolderReader
 from opq.file.reader import Reader
 from opq.plan import Plan, TensorPlan
 from opq.quantizing.rows import divided
@@ -102,7 +103,7 @@ class Figures:
         return self.file_bytes - self.coded_bytes - self.kept_bytes
 
 
-def figures(reader: Reader, *, label: str = "", source: Source | None = None) -> Figures:
+def figures(reader: Reader | FolderReader, *, label: str = "", source: Source | None = None) -> Figures:
     """The figures of an open file; tensors are decoded one at a time.
 
     Args:
@@ -123,7 +124,7 @@ def figures(reader: Reader, *, label: str = "", source: Source | None = None) ->
     )
 
 
-def _drawn(reader: Reader, tensor: TensorPlan, size: int, source: Source | None) -> Drawn:
+def _drawn(reader: Reader | FolderReader, tensor: TensorPlan, size: int, source: Source | None) -> Drawn:
     none = np.zeros(0, np.int64)
     if tensor.action != "compress":
         return Drawn(tensor, size, none, none, 0.0, None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from opq.base.atomic import refuse_inputs, written_aside
 from opq.base.extras import need
-from opq.file.reader import Reader
+from opq.file.folder_reader import open_reader
 from opq.report.figures import Figures, figures, of_histogram, of_tensor
 from opq.report.groups import curves, reasons
 from opq.sources import open_source
@@ -41,7 +41,7 @@ def save_page(
     refuse_inputs(path, [file])
     opened = None if source is None else open_source(source)
     refuse_inputs(path, () if opened is None else opened.inputs)
-    with Reader(file) as reader:
+    with open_reader(file) as reader:
         return save_figures(figures(reader, label=title or Path(file).name, source=opened), path)
 
 

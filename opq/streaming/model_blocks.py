@@ -32,6 +32,10 @@ from opq.streaming.limits import LIMITS
 TEXTS, PART = 128, 16
 """Synthetic texts in all, and in one part; parts are divided among threads and processes. A choice that trades time for
 the accuracy of the moments."""
+SECOND = 0.25
+"""A list of blocks that has at least so many weights, as a part of the largest, is a stack of its own, as of an encoder
+beside a decoder: that one alone would not be run as it is used. A choice; towers of images beside large language models
+are smaller."""
 _HIDDEN = "hidden_states"
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 """How transformers' names of models end whose outputs at each place are scores of the next word."""
@@ -300,13 +304,21 @@ def _stack(model: nn.Module) -> tuple[Any, nn.ModuleList]:
         if isinstance(m, nn.ModuleList) and len(m) and len({type(block) for block in m}) == 1
     ]
     if lists:
-        _, path, blocks = max(lists, key=lambda found: found[0])
+        largest, path, blocks = max(lists, key=lambda found: found[0])
+        others = (name for size, name, m in lists if m is not blocks and size >= SECOND * largest)
+        if (other := next((name for name in others if not _within(name, path)), None)) is not None:
+            raise ProbeError("the model has two stacks of blocks", got=f"{path} and {other}")
         while path:
             path = path.rpartition(".")[0]
             trunk = model.get_submodule(path)
             if hasattr(trunk, "get_input_embeddings") and hasattr(trunk, "config"):
                 return trunk, blocks
     raise ProbeError("the model is no stack of blocks", got=type(model).__name__)
+
+
+def _within(name: str, path: str) -> bool:
+    """Whether one of two modules is a part of the other."""
+    return f"{name}.".startswith(f"{path}.") or f"{path}.".startswith(f"{name}.")
 
 
 def _parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opq.errors import OptionError
@@ -18,10 +19,13 @@ def opened(path: str | os.PathLike[str]) -> Result:
 
     Raises:
         FileFormatError: it is no opq file, or damaged (one subclass each).
-        OptionError: it holds differences to another network.
+        OptionError: it holds differences to another network, or is a folder of shards.
     """
     from opq.compression.result import Result
 
+    if Path(path).is_dir():
+        remedy = "Compress the network into one file: opq compress SOURCE -o NAME.opq.safetensors."
+        raise OptionError("fine-tuning starts from one file", got=f"the folder {os.fspath(path)}", remedy=remedy)
     with Reader(path) as reader:
         if reader.base is not None:
             remedy = "Compress the network by itself, without base=."
