@@ -16,11 +16,12 @@ from torch import nn
 
 from opq import methods
 from opq.allocation.curve import Curve
-from opq.base.calls import checked_names
+from opq.base.calls import checked_names, warn
 from opq.base.format_v1 import BUDGET_KINDS
 from opq.base.pool import torch_threads
 from opq.base.progress import Progress
 from opq.base.stages import stage, timed
+from opq.base.tables import some
 from opq.compression.alpha import weighed
 from opq.compression.by_outputs import ByOutputs, alike, of_rows, restated
 from opq.compression.coders import LIVE, Coder, DataFreeCoder, PlainCoder, basis_of, probe_source, wants_probe
@@ -36,6 +37,7 @@ from opq.compression.roles import Override, Role, assign
 from opq.compression.trellised import least_rate, may_follow, numpy_seconds, sample
 from opq.compression.unchanged import Unchanged
 from opq.constraints import Constraint
+from opq.errors import WeightsWarning
 from opq.file.base import open_base
 from opq.file.basis import WEIGHTS
 from opq.file.folder_reader import open_reader
@@ -278,6 +280,8 @@ def _opened(source: SourceLike, options: Options) -> Source:
     """The source; equal tensors of bare weights are one, those of a live model may be trained apart."""
     with stage("open"):
         opened = open_source(source, dequantize=options.dequantize, trust_remote_code=options.trust_remote_code)
+    if isinstance(source, nn.Module) and opened.ignored:
+        warn(f"{some(opened.ignored)}: no tensors, and so not in the file. Keep them beside it.", WeightsWarning)
     if options.base is not None:
         with stage("base"):
             return Differences.of(opened, open_base(options.base))

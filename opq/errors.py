@@ -62,7 +62,7 @@ class InfeasibleError(OptionError):
 
 
 class PatternError(OptionError):
-    """A glob pattern that matches no tensor, or two patterns that disagree about one."""
+    """A glob pattern that matches no tensor."""
 
     remedy = "Check the pattern against the names that `opq inspect` or the report prints."
 
@@ -276,7 +276,9 @@ class ProbeWarning(OpqWarning):
 
 
 class WeightsWarning(OpqWarning):
-    """A tensor holds numbers that are probably a mistake: NaN, infinity, or weights that round to zero as float32."""
+    """Numbers that are probably a mistake: NaN, infinity, weights that round to zero as float32; or a module holds more
+    than tensors, which no file takes.
+    """
 
 
 class GridWarning(OpqWarning):

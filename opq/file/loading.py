@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from opq.errors import MismatchError, SourceError
+from opq.errors import MismatchError, OptionError, SourceError
 from opq.file.folder_reader import FolderReader, open_reader, parts_of
 from opq.file.reader import MAX_EXPANSION, Reader
 from opq.models.targets import Targets
@@ -43,6 +43,7 @@ def load(
             `open_source` takes, or an opq file. Its SHA-256 is checked.
 
     Raises:
+        OptionError: `model` is no module.
         WrongBaseError: the file has a base, and none or another one is given; the model is unchanged.
         MismatchError: names or shapes differ; the model is unchanged.
         FileFormatError: the file is foreign, newer, truncated, corrupt or too large (one subclass each). All checksums
@@ -58,6 +59,8 @@ def load(
         >>> model.training
         False
     """
+    if not isinstance(model, nn.Module):
+        raise OptionError("model=", got=repr(model), wanted="a module to fill, built by its own code")
     inner = unwrapped(model)
     with open_reader(path, max_expansion=max_expansion, base=base) as reader:
         targets = Targets(inner)
@@ -75,7 +78,11 @@ def load(
             raise MismatchError(f"{os.fspath(path)} does not fit {type(inner).__name__}", got=_some(wrong))
         for part in parts_of(reader):
             part.check_base()
-            targets.fill({names[name]: tensor for name, tensor in part.state_dict().items()})
+            try:
+                targets.fill({names[name]: tensor for name, tensor in part.state_dict().items()})
+            except KeyError as error:  # a module that holds more than tensors, as quantized ones do
+                fact = f"{type(inner).__name__} needs more than tensors"
+                raise MismatchError(fact, got=f"no {error.args[0]} in {os.fspath(path)}") from error
     return model
 
 

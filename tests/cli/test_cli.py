@@ -238,6 +238,15 @@ def test_the_demo_runs_offline(run: Run) -> None:
     assert "accuracy" in run("demo")[1]
 
 
+def test_the_demo_replaces_no_file_unasked(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("precious")
+    code, _, err = run("demo", "-o", tmp_path / "kept")
+    assert (code, (tmp_path / "kept").read_text()) == (1, "precious")
+    assert "--force" in err
+    assert run("demo", "-o", tmp_path / "kept", "--force")[0] == 0
+    assert opq.load_state_dict(tmp_path / "kept")
+
+
 def test_native_compiles_the_kernel_or_says_what_is_missing(
     run: Run, kernel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -443,17 +443,29 @@ def test_a_model_that_is_no_stack_is_said(tmp_path: Path) -> None:
     config = transformers.T5Config(vocab_size=300, d_model=48, d_ff=96, num_layers=2, num_heads=4, d_kv=12)
     torch.manual_seed(0)
     transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path / "model")
-    with pytest.warns(ProbeWarning, match="the weights alone: the model does more between its blocks"):
+    with pytest.warns(ProbeWarning, match="the weights alone: the model has two stacks of blocks"):
         result = compress_folder(tmp_path / "model", tmp_path / "out", bits=4)
-    assert result.basis.startswith("the weights alone: the model does more between its blocks")
+    assert result.basis.startswith("the weights alone: the model has two stacks of blocks")
     again = compress_folder(tmp_path / "model", tmp_path / "again", bits=4, probe=False)
     assert again.basis == "the weights alone: no probe was asked for"
     assert examine(tmp_path / "again").basis == "the weights alone, or training"
-    with pytest.warns(ProbeWarning, match="no error feedback: the model does more between its blocks"):
+    with pytest.warns(ProbeWarning, match="no error feedback: the model has two stacks"):
         whole = compress_folder(tmp_path / "model", tmp_path / "whole", bits=4, probe=True)
-    assert whole.basis.startswith("sensitivities by the probe of the whole model, no error feedback: the model does")
+    assert whole.basis.startswith("sensitivities by the probe of the whole model, no error feedback: the model has")
     assert examine(tmp_path / "whole").basis == "a probe of the model on synthetic inputs: sensitivities"
     assert len({t.sensitivity for t in whole.plan.compressed}) > 5
+
+
+def test_a_decoder_is_not_run_without_its_encoder(tmp_path: Path) -> None:
+    """Its own forward takes no sounds, so that what reads them would count for nothing."""
+    sizes = {"d_model": 48, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_mel_bins": 20, "vocab_size": 300}
+    ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    config = transformers.WhisperConfig(**sizes, **heads, **ids, max_source_positions=100, suppress_tokens=None)
+    transformers.WhisperForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    with pytest.warns(ProbeWarning, match="two stacks of blocks: got model.*layers and model.*layers"):
+        result = compress_folder(tmp_path / "model", tmp_path / "out", bits=4)
+    assert result.basis.startswith("the weights alone: the model has two stacks of blocks")
 
 
 def test_plain_weights_are_probed_though_the_config_names_a_quantizer(tmp_path: Path) -> None:
