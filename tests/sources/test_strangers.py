@@ -176,6 +176,7 @@ class Extra(nn.Linear):
     def set_extra_state(self, state: object) -> None: ...
 
 
+@pytest.mark.filterwarnings("ignore:_extra_state")
 def test_every_thing_left_out_is_in_the_report(tmp_path: Path) -> None:
     from rich.console import Console
 
