@@ -6,19 +6,22 @@ import dataclasses
 import math
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from plans import planned
 from torch import Tensor, nn
 from torch.func import functional_call
 
 import opq
-from opq.base.arrays import Floats
+from opq.base.arrays import Codes, Floats
 from opq.compression import by_outputs
 from opq.compression.by_outputs import ByOutputs
 from opq.compression.roles import assign
 from opq.errors import GridWarning
+from opq.plan import Plan, TensorPlan
 from opq.quantizing import rows
 from opq.quantizing.moment import Layout
 from opq.quantizing.turned import Turn
@@ -62,7 +65,7 @@ class Says:
     usage: dict[str, Floats] = dataclasses.field(default_factory=dict)
 
     def columns(self, names: Collection[str]) -> dict[str, Floats]:
-        return {name: self.cost[name] for name in names}
+        return {name: self.cost[name] for name in names if name in self.cost}
 
     def layout(self, name: str) -> Layout | None:
         return self.layouts.get(name)
@@ -117,6 +120,83 @@ def test_exponents_stay_as_they_were_where_none_moves_by_more_than_one() -> None
     assert by_outputs._as_before(far, new) is new
     assert by_outputs._as_before(new[:1], new) is new
     assert by_outputs._as_before(None, new) is new
+
+
+@pytest.mark.parametrize(
+    ("rows_of", "cost", "on_grid", "on_trellis"),
+    [
+        ({"other": np.ones(1)}, {}, "grid", "trellis-turned"),
+        ({"w": np.ones(48)}, {}, "grid-turned-rows", "trellis-turned-rows"),
+        ({"other": np.ones(1)}, {"w": np.ones(70)}, "grid-columns", "trellis-columns"),
+    ],
+)
+def test_the_plan_of_the_file_names_the_kind_of_what_is_stored(
+    rows_of: dict[str, Floats],
+    cost: dict[str, Floats],
+    on_grid: str,
+    on_trellis: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(by_outputs, "COLUMNS_FELT", 40)
+    source = told({"w": (70, 48)}, Says(rows_of, cost, {"w": Layout(transposed=True)}))
+    assert source is not None
+    for codebook, wanted in (("grid", on_grid), ("trellis", on_trellis)):
+        plan = planned("w", (70, 48), codebook=codebook)
+        (in_file,) = by_outputs.told(source, Plan(method="rd", tensors=(plan,)))
+        item: Any = by_outputs.stored(source, plan, np.zeros((48, 70), np.int16))
+        assert in_file.codebook == item.kind == wanted
+
+
+@dataclasses.dataclass
+class Older:
+    """An older file with one tensor."""
+
+    plan: dict[str, TensorPlan]
+    e: Codes | None = None
+    turned: Turn | None = None
+
+    def exponents(self, name: str) -> Codes | None:
+        return self.e
+
+    def columns(self, name: str) -> Codes | None:
+        return None
+
+    def turn(self, name: str) -> Turn | None:
+        return self.turned
+
+
+def test_an_older_plan_is_taken_over_where_the_file_saw_the_same_rows_and_the_same_matrix() -> None:
+    turn, layouts = Turn(0, 1), {"w": Layout(transposed=True)}
+
+    def taken(source: ByOutputs | None, codebook: str, e: Codes | None = None, at: Turn | None = None) -> str | None:
+        older: Any = Older({"w": planned("w", (70, 48), codebook=codebook)}, e, at)
+        assert source is not None
+        found = by_outputs.of_older(source, older, "w")
+        return None if found is None else found.codebook
+
+    bare = told({"w": (70, 48)}, Says(layouts=layouts))
+    assert taken(bare, "grid") == "grid", "codes of a plain grid lie in the file as the weights do"
+    assert taken(bare, "trellis-turned", at=turn) == "trellis"
+    assert taken(bare, "trellis") is None
+    assert taken(bare, "grid-rows", np.zeros(70, np.int16)) is None
+    by_row = told({"w": (70, 48)}, Says({"w": np.arange(1.0, 49.0)}, layouts=layouts))
+    assert by_row is not None
+    e = by_row.exponents["w"]
+    assert taken(by_row, "grid-turned-rows", e, turn) == "grid"
+    assert taken(by_row, "trellis-turned-rows", e, turn) == "trellis"
+    assert taken(by_row, "grid-turned-rows", e + np.int16(1), turn) is None
+    assert taken(by_row, "grid") is None
+
+
+def test_what_a_file_was_made_of_is_found_again_also_where_it_only_has_steps_by_row() -> None:
+    result = opq.compress(Gated().state_dict(), bits=5)
+    assert {t.codebook for t in result.plan.compressed if t.by_row} & {"grid-rows", "trellis-rows"}
+    codes = {name: q.numpy() for name, q in result.codes.items()}
+    seen, plan, own = by_outputs.rebuilt(open_source(Gated().state_dict()), result.plan, codes, result.reader)
+    assert by_outputs.told(seen, plan) == result.plan
+    for tensor in plan.compressed:
+        item: Any = by_outputs.stored(seen, tensor, own[tensor.name])
+        assert item.kind == result.plan[tensor.name].codebook
 
 
 def test_a_recurrent_layer_has_them_and_its_rows_keep_their_relative_precision() -> None:
