@@ -49,6 +49,8 @@ def test_of_what_belongs_to_no_sample_all_are_bad() -> None:
 
 def test_what_a_forward_leaves_behind_is_no_trouble_of_the_next() -> None:
     class Counting(nn.Module):
+        left: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("left", torch.ones(()))

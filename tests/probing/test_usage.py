@@ -63,7 +63,7 @@ def test_a_table_of_as_many_places_as_there_are_words_is_none_of_words() -> None
 @pytest.mark.parametrize(("places", "parts"), [(79, 2), (80, 2), (81, 3), (1 << 20, 4)])
 def test_no_more_texts_are_looked_at_than_it_takes(places: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(usage, "PLACES", places)
-    model, seen = Speaker(), []
+    model, seen = Speaker(), list[None]()
     model.mix.register_forward_hook(lambda *_: seen.append(None))
     usage.of(model, Batch((torch.randint(96, (8, 20)),)), micro_batch=2, real=False)
     assert len(seen) == parts
@@ -75,7 +75,7 @@ def test_where_the_ids_are_not_looked_up_the_first_texts_are_the_last() -> None:
             found: Tensor = self.mix(self.table((input_ids + 1) % 96))
             return found
 
-    model, seen = Shifted(), []
+    model, seen = Shifted(), list[None]()
     model.mix.register_forward_hook(lambda *_: seen.append(None))
     assert usage.of(model, Batch((torch.randint(96, (8, 20)),)), micro_batch=2, real=False) == {}
     assert len(seen) == 1
