@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opq.errors import BudgetError, MismatchError, OptionError
-from opq.plan import LARGEST_BUDGET, SMALLEST_BUDGET, Budget, Plan, TensorPlan
+from opq.plan import LARGEST_BUDGET, SMALLEST_BUDGET, Budget, Plan, TensorPlan, rows
 
 positive = st.floats(min_value=1e-300, max_value=1e300)
 
@@ -176,3 +176,16 @@ def test_predicted_sizes_are_bytes() -> None:
     tied = TensorPlan(name="t", shape=(40, 30), dtype="F32", action="share", reason="", like="w")
     plan = Plan(method="rd", tensors=(compressed, kept, tied))
     assert plan.predicted_sizes == {"w": 1200 * 2.5 / 8, "b": 160}
+
+
+def test_a_row_of_the_report_has_step_dead_zone_and_sparsity_of_what_is_compressed_only() -> None:
+    kind = {"shape": (40, 30), "dtype": "F32", "reason": ""}
+    compressed = TensorPlan(name="w", action="compress", step=0.1, threshold=0.06, density=0.25, **kind)
+    kept = TensorPlan(name="b", action="keep", **kind)
+    tied = TensorPlan(name="t", action="share", like="w", **kind)
+    found = list(rows(Plan(method="rd", tensors=(compressed, kept, tied)), {"w": 300, "b": 4800}))
+    shown = ("40x30", "F32")
+    assert found[0] == ("w", *shown, "compress", "0.1", "0.600", "75.0%", "2.000", "300", "")
+    assert found[1] == ("b", *shown, "keep", "", "", "", "32.000", "4,800", "")
+    assert found[2] == ("t", *shown, "share", "", "", "", "", "", "")
+    assert kept.dead_zone == 0.0

@@ -202,6 +202,9 @@ def test_patterns_must_match(make: Any) -> None:
 
 def test_a_constraint_is_shown_as_its_call() -> None:
     assert repr(constraints.bits("fc*", min=2)) == "bits('fc*', min=2, max=inf)"
+    assert repr(constraints.sparsity("fc*", max=0.5)) == "sparsity('fc*', min=0, max=0.5)"
+    assert repr(constraints.total_bits("fc*", max=7)) == "total_bits('fc*', min=0, max=7)"
+    assert repr(constraints.nonzeros("fc*", min=2, max=7)) == "nonzeros('fc*', min=2, max=7)"
     assert repr(constraints.macs(5e6, per_tensor={"a": 1.0})) == "macs(5e+06, per_tensor=<1 tensors>)"
     assert repr(constraints.equal_steps("*")) == "equal_steps('*')"
 
@@ -211,6 +214,7 @@ def test_meaningless_constraints_are_refused() -> None:
         (constraints.bits, {"min": 3, "max": 2}),
         (constraints.bits, {"min": -1}),
         (constraints.sparsity, {"min": 0.5, "max": 1.5}),
+        (constraints.total_bits, {"min": 3, "max": 2}),
         (constraints.nonzeros, {"max": math.nan}),
     ]:
         with pytest.raises(OptionError, match=r"has no meaning.*0 <= min <= max"):

@@ -97,3 +97,6 @@ def test_an_output_that_is_an_input_is_refused_by_what_it_is_not_by_its_name(tmp
     with pytest.raises(OptionError, match="the output is the input"):
         refuse_inputs(tmp_path / "." / "", [tmp_path])
     refuse_inputs(tmp_path / "new", [tmp_path / "in", tmp_path])
+    (tmp_path / "old").write_bytes(b"")
+    refuse_inputs(tmp_path / "old", [tmp_path / "in", tmp_path])
+    refuse_inputs(tmp_path / "new", [tmp_path / "missing"])

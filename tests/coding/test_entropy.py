@@ -449,3 +449,9 @@ if __name__ == "__main__":
         print(name, encode(codes).hex())
     classes = encode(structured(64, 96, seed=5))
     print(len(classes), classes[:16].hex())
+
+
+def test_codings_are_the_same_if_their_headers_are() -> None:
+    one = Coding("pages", -9, 19)
+    assert one.same(Coding("pages", -9, 19))
+    assert not one.same(Coding("pages", -99, 199))

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from plans import planned
 from torch import Tensor, nn
 from torch.func import functional_call
 
 import opq
+from opq.base.arrays import Codes, Floats
 from opq.compression import by_outputs
 from opq.compression.by_outputs import ByOutputs
 from opq.compression.roles import assign
 from opq.errors import GridWarning
+from opq.plan import Plan, TensorPlan
 from opq.quantizing import rows
+from opq.quantizing.moment import Layout
 from opq.quantizing.turned import Turn
 from opq.report import save_page
 from opq.sources import open_source
@@ -45,6 +52,151 @@ def chosen(state: dict[str, Tensor]) -> set[str]:
     source = open_source(state)
     scaled = ByOutputs.of(source, assign(source.specs))
     return set(scaled.exponents) if isinstance(scaled, ByOutputs) else set()
+
+
+@dataclasses.dataclass
+class Says:
+    """A probe that tells what a test wants."""
+
+    rows: dict[str, Floats] = dataclasses.field(default_factory=dict)
+    cost: dict[str, Floats] = dataclasses.field(default_factory=dict)
+    layouts: dict[str, Layout] = dataclasses.field(default_factory=dict)
+    sensitivity: dict[str, float] = dataclasses.field(default_factory=dict)
+    usage: dict[str, Floats] = dataclasses.field(default_factory=dict)
+
+    def columns(self, names: Collection[str]) -> dict[str, Floats]:
+        return {name: self.cost[name] for name in names if name in self.cost}
+
+    def layout(self, name: str) -> Layout | None:
+        return self.layouts.get(name)
+
+
+def told(shapes: dict[str, tuple[int, ...]], probe: Says, **options: bool) -> ByOutputs | None:
+    source = open_source({name: torch.ones(shape) for name, shape in shapes.items()})
+    found = ByOutputs.of(source, assign(source.specs), probe, **options)
+    return found if isinstance(found, ByOutputs) else None
+
+
+def test_rows_of_64_weights_have_steps_by_what_is_told_of_them_and_shorter_ones_have_not() -> None:
+    shapes = {"long": (8, 64), "short": (8, 63), "weight_hh_l0": (8, 64)}
+    found = told(shapes, Says({name: np.arange(1.0, 9.0) for name in shapes}))
+    assert found is not None
+    assert set(found.exponents) == {"long"}
+
+
+def test_in_a_recurrent_layer_rows_of_16_weights_have_steps() -> None:
+    steep = torch.randn(32, 16, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 0, 32)[:, None]
+    assert chosen({"weight_hh_l0": steep, "weight_hh_l1": steep[:, :15].clone()}) == {"weight_hh_l0"}
+
+
+def test_rows_that_count_no_outputs_have_no_steps() -> None:
+    probe = Says({"turned": np.arange(1.0, 81.0)}, layouts={"turned": Layout(transposed=True)})
+    assert told({"turned": (80, 64)}, probe, turning=False) is None
+
+
+def test_columns_of_64_weights_have_factors_unless_nothing_is_told_of_any() -> None:
+    shapes = {"wide": (64, 70), "few": (63, 70), "dead": (64, 70)}
+    cost = {name: np.ones(70) for name in shapes}
+    cost["wide"][3], cost["dead"][:] = 0.0, 0.0
+    rows_of = {name: np.ones(shape[0]) for name, shape in shapes.items()}
+    found = told(shapes, Says(rows_of, cost, {name: Layout() for name in shapes}))
+    assert found is not None
+    assert set(found.across) == {"wide"}
+    assert found.across["wide"].tolist() == [0] * 3 + [8] + [0] * 66  # two octaves, of a power of 256
+
+
+def test_a_matrix_of_more_rows_than_a_trellis_searches_at_once_is_not_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = Says(layouts={"conv": Layout(transposed=True)})
+    for tallest, turned in ((48, ["conv"]), (47, [])):
+        monkeypatch.setattr(by_outputs.trellis, "TALLEST", tallest)
+        found = told({"conv": (70, 48)}, probe)
+        assert list(found.turns if found else []) == turned
+
+
+def test_exponents_stay_as_they_were_where_none_moves_by_more_than_one() -> None:
+    new = np.array([0, 4, -3, 7], np.int16)
+    near, far = new + np.array([1, -1, 0, 1], np.int16), new + np.array([0, 2, 0, 0], np.int16)
+    assert by_outputs._as_before(near, new) is near
+    assert by_outputs._as_before(far, new) is new
+    assert by_outputs._as_before(new[:1], new) is new
+    assert by_outputs._as_before(None, new) is new
+
+
+@pytest.mark.parametrize(
+    ("rows_of", "cost", "on_grid", "on_trellis"),
+    [
+        ({"other": np.ones(1)}, {}, "grid", "trellis-turned"),
+        ({"w": np.ones(48)}, {}, "grid-turned-rows", "trellis-turned-rows"),
+        ({"other": np.ones(1)}, {"w": np.ones(70)}, "grid-columns", "trellis-columns"),
+    ],
+)
+def test_the_plan_of_the_file_names_the_kind_of_what_is_stored(
+    rows_of: dict[str, Floats],
+    cost: dict[str, Floats],
+    on_grid: str,
+    on_trellis: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(by_outputs, "COLUMNS_FELT", 40)
+    source = told({"w": (70, 48)}, Says(rows_of, cost, {"w": Layout(transposed=True)}))
+    assert source is not None
+    for codebook, wanted in (("grid", on_grid), ("trellis", on_trellis)):
+        plan = planned("w", (70, 48), codebook=codebook)
+        (in_file,) = by_outputs.told(source, Plan(method="rd", tensors=(plan,)))
+        item: Any = by_outputs.stored(source, plan, np.zeros((48, 70), np.int16))
+        assert in_file.codebook == item.kind == wanted
+
+
+@dataclasses.dataclass
+class Older:
+    """An older file with one tensor."""
+
+    plan: dict[str, TensorPlan]
+    e: Codes | None = None
+    turned: Turn | None = None
+
+    def exponents(self, name: str) -> Codes | None:
+        return self.e
+
+    def columns(self, name: str) -> Codes | None:
+        return None
+
+    def turn(self, name: str) -> Turn | None:
+        return self.turned
+
+
+def test_an_older_plan_is_taken_over_where_the_file_saw_the_same_rows_and_the_same_matrix() -> None:
+    turn, layouts = Turn(0, 1), {"w": Layout(transposed=True)}
+
+    def taken(source: ByOutputs | None, codebook: str, e: Codes | None = None, at: Turn | None = None) -> str | None:
+        older: Any = Older({"w": planned("w", (70, 48), codebook=codebook)}, e, at)
+        assert source is not None
+        found = by_outputs.of_older(source, older, "w")
+        return None if found is None else found.codebook
+
+    bare = told({"w": (70, 48)}, Says(layouts=layouts))
+    assert taken(bare, "grid") == "grid", "codes of a plain grid lie in the file as the weights do"
+    assert taken(bare, "trellis-turned", at=turn) == "trellis"
+    assert taken(bare, "trellis") is None
+    assert taken(bare, "grid-rows", np.zeros(70, np.int16)) is None
+    by_row = told({"w": (70, 48)}, Says({"w": np.arange(1.0, 49.0)}, layouts=layouts))
+    assert by_row is not None
+    e = by_row.exponents["w"]
+    assert taken(by_row, "grid-turned-rows", e, turn) == "grid"
+    assert taken(by_row, "trellis-turned-rows", e, turn) == "trellis"
+    assert taken(by_row, "grid-turned-rows", e + np.int16(1), turn) is None
+    assert taken(by_row, "grid") is None
+
+
+def test_what_a_file_was_made_of_is_found_again_also_where_it_only_has_steps_by_row() -> None:
+    result = opq.compress(Gated().state_dict(), bits=5)
+    assert {t.codebook for t in result.plan.compressed if t.by_row} & {"grid-rows", "trellis-rows"}
+    codes = {name: q.numpy() for name, q in result.codes.items()}
+    seen, plan, own = by_outputs.rebuilt(open_source(Gated().state_dict()), result.plan, codes, result.reader)
+    assert by_outputs.told(seen, plan) == result.plan
+    for tensor in plan.compressed:
+        item: Any = by_outputs.stored(seen, tensor, own[tensor.name])
+        assert item.kind == result.plan[tensor.name].codebook
 
 
 def test_a_recurrent_layer_has_them_and_its_rows_keep_their_relative_precision() -> None:
@@ -173,9 +325,10 @@ def test_where_batchnorm_is_rows_have_one_step_with_a_probe_too() -> None:
     assert not any(t.by_row for t in result.plan)
 
 
-def test_nan_among_the_weights_is_refused_by_name_as_ever() -> None:
+@pytest.mark.parametrize("where", [slice(None), 5])
+def test_nan_among_the_weights_is_refused_by_name_as_ever(where: slice | int) -> None:
     state = Gated().state_dict()
-    state[GATES] = torch.full_like(state[GATES], float("nan"))
+    state[GATES].view(-1)[where] = float("nan")
     with pytest.raises(opq.OpqError, match=GATES):
         opq.compress(state, bits=4)
 

@@ -84,6 +84,10 @@ def test_the_smallest_of_several_counts() -> None:
     }  # fmt: skip
 
 
+def test_widths_from_2_to_15_bits_are_allowed() -> None:
+    assert [largest_codes([code_bits("*", max=width)], ["w"])["w"] for width in (2, 15)] == [1, 16383]
+
+
 @pytest.mark.parametrize("width", [1, 16, 0, -3, 4.0, True, "8"])
 def test_other_widths_have_no_meaning(width: Any) -> None:
     with pytest.raises(OptionError, match="has no meaning"):

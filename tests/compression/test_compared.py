@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import opq
+from opq.allocation.stats import TensorStats
 from opq.compression import compared
 from opq.errors import ProbeWarning
 from opq.file.basis import NOTES, WEIGHTS
@@ -60,6 +61,18 @@ def test_a_probe_that_makes_outputs_worse_is_left_out(monkeypatch: pytest.Monkey
     probed = opq.compress(model, bits=6)
     assert probed.basis.startswith("a probe of the model")
     assert off(model, probed) > 10 * off(model, without)
+
+
+def test_without_the_probe_the_weights_are_not_scaled_by_what_it_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, seen = nn.Sequential(nn.Linear(80, 160), nn.ReLU(), nn.Linear(160, 96)), list[Any]()
+    monkeypatch.setattr("opq.api.without_probe", lambda coder, made, plain, *_: seen.append((coder, plain)))
+    opq.compress(model, bits=4, input_size=(80,))
+    ((coder, plain),) = seen
+    assert set(plain.stats) == set(coder.source.exponents) == {"0.weight", "2.weight"}
+    for name, stats in plain.stats.items():
+        assert stats == TensorStats.of(model.get_parameter(name))
+        assert stats != TensorStats.of(coder.source.tensor(name))
 
 
 def test_an_older_file_of_the_weights_alone_is_taken_over(tmp_path: Path) -> None:

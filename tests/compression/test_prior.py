@@ -12,7 +12,7 @@ from torch import nn
 
 import opq
 from opq.allocation.stats import TensorStats
-from opq.compression.prior import paired, prior
+from opq.compression.prior import is_table, paired, prior
 from opq.sources import open_source
 from opq.sources.base import Source
 
@@ -44,6 +44,13 @@ def test_errors_count_relative_to_the_weights() -> None:
         assert a[name] / a["c"] == pytest.approx(powers, rel=1e-3)
     assert sorted(a.values())[1] == 1.0
     assert a_of({"w": torch.zeros(3, 3), "v": torch.ones(3, 3)}) == {"w": 1.0, "v": 1.0}
+
+
+def test_a_matrix_of_16_times_as_many_rows_as_columns_is_taken_for_a_table() -> None:
+    assert is_table("w", (64, 4))
+    assert not is_table("w", (63, 4))
+    assert not is_table("w", (64, 2, 2))
+    assert not is_table("weight_hh_l0", (64, 4))
 
 
 def test_an_outlier_does_not_make_the_others_worthless() -> None:

@@ -533,3 +533,17 @@ def test_command(digits: Path, tmp_path: Path) -> None:
         refused = CliRunner().invoke(app, [*call, *wrong])
         assert isinstance(refused.exception, OptionError)
         assert message in str(refused.exception)
+
+
+@pytest.mark.parametrize(("to", "weights"), [("hub", "model.opq.safetensors"), ("hf", "model.safetensors")])
+def test_the_command_writes_the_folder_that_is_asked_for(
+    to: str, weights: str, bert: Path, bert_file: Path, tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    call = ["export", str(bert_file), "--to", to, "--model", f"hf:{bert}", "-o", str(tmp_path / "out"), "--json"]
+    ran = CliRunner().invoke(app, call, catch_exceptions=False)
+    assert [path.name for path in (tmp_path / "out").glob("*.safetensors")] == [weights]
+    held = tmp_path / "out" if to == "hub" else tmp_path / "out" / weights
+    found = sum(path.stat().st_size for path in (held.iterdir() if held.is_dir() else [held]))
+    assert json.loads(ran.stdout)["bytes"] == found

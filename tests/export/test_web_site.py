@@ -26,13 +26,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def file(folder: Path) -> Path:
-    return digits_site(folder)[0]
+    (folder / "dist").mkdir()
+    for name in RUNTIME:
+        (folder / "dist" / name).write_bytes(name.encode())
+    return digits_site(folder, runtime=folder / "dist")[0]
 
 
 def test_the_graph_holds_no_weights_and_is_small(file: Path) -> None:
     site = file.parent / "site"
-    held = {path.name for path in site.iterdir()}
+    held = {path.name for path in site.iterdir() if path.is_file()}
     assert held == {"index.html", "network.js", "opq.js", "network.json", "network.onnx", "model.opq.safetensors"}
+    assert {path.name: path.read_text() for path in (site / "ort").iterdir()} == {name: name for name in RUNTIME}
     assert (site / "model.opq.safetensors").read_bytes() == file.read_bytes()
     assert (site / "network.onnx").stat().st_size < 20_000
     described = json.loads((site / "network.json").read_text())

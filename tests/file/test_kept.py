@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 from torch import nn
 
 import opq
-from opq.file import writer
+from opq.file import kept, writer
 from opq.file.kept import FINEST, fine_bits, keep
 from opq.file.reader import Reader
 from opq.file.stored import Grid
@@ -159,3 +160,9 @@ def test_a_plan_read_from_a_file_keeps_exact_what_was_exact() -> None:
     assert not {"head.bias", "bare.running_mean", "bare.running_var"} & exact
     kinds = [{item.name: type(item) for item in keep(open_source(net), plan, {})} for plan in (read, result.plan)]
     assert kinds[0] == kinds[1]
+
+
+def test_a_batchnorm_divides_by_its_own_eps_and_where_none_is_known_only_dead_channels_have_one() -> None:
+    variances = torch.tensor([4.0, 0.0])
+    assert kept._deviations(variances, 0.25).tolist() == [math.sqrt(4.25), 0.5]
+    assert kept._deviations(variances, None).tolist() == [2.0, math.sqrt(kept.UNKNOWN_EPS)]

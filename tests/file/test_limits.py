@@ -88,7 +88,7 @@ def test_a_codebook_has_1_to_32767_entries(entries: int) -> None:
         assert opened.tensor("t").tolist() == [[0.0, float(values[-1])], [0.0, 0.0]]
 
 
-@pytest.mark.parametrize("values", [np.zeros(0), np.zeros(32768), np.array([np.nan]), np.array([np.inf])])
+@pytest.mark.parametrize("values", [np.zeros(0), np.zeros(32768), np.array([np.nan]), np.array([1, np.inf])])
 def test_another_codebook_is_refused(values: np.ndarray) -> None:
     plan = planned("t", (2, 2), codebook="table", step=0.0, threshold=0.0)
     with pytest.raises(MismatchError, match="'t': codebook"):

@@ -75,6 +75,7 @@ def test_a_lazy_model_and_an_expanded_buffer_are_filled(file: Path, tmp_path: Pa
     assert_loaded(opq.load(file, lazy), file)
     model = nn.Linear(32, 32)
     model.register_buffer("wide", torch.zeros(1).expand(32, 32))
+    model.register_buffer("tall", torch.zeros(1, 32).expand(32, 32))
     result = opq.compress({**model.state_dict(), "wide": torch.randn(32, 32)}, bits=16)
     result.save(tmp_path / "f")
     assert_loaded(opq.load(tmp_path / "f", model), tmp_path / "f")

@@ -605,8 +605,11 @@ def test_the_limit_on_expansion_can_be_raised() -> None:
 def test_no_file_is_an_error_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="No such file"):
         Reader(tmp_path / "nothing.opq.safetensors")
-    with pytest.raises(MissingFileError, match="cannot open"):
+    with pytest.raises(MissingFileError, match=r"cannot open .*: got a folder, wanted a file"):
         Reader(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(MissingFileError, match=r"cannot open .*: got a pipe, wanted a file"):
+        Reader(tmp_path / "pipe")
 
 
 def test_a_closed_reader_gives_nothing(tmp_path: Path) -> None:

@@ -418,6 +418,7 @@ WITHOUT: dict[tuple[str, str], str] = {
     ("docs/scaling.md", "on 16 cores"): "computed from the measured rates, and said so",
     ("docs/trust.md", "oldest"): "versions, by .ci/versions",
     ("docs/trust.md", "survived at first"): "faults by put_faults.py that tests let through before",
+    ("docs/trust.md", "not executed"): "mutants by folder, by .ci/mutants",
     ("docs/trust.md", "survivors"): "mutants that survived, by .ci/mutants",
 }
 """Tables that come from no row, by page and a word of the header, each with the reason."""

@@ -172,8 +172,9 @@ def test_without_the_import_transformers_says_that_there_are_no_weights_it_knows
 
 
 def test_a_repository_with_two_files_is_one_clear_error(copied: Path) -> None:
-    shutil.copy(copied / DATA, copied / "other.opq.safetensors")
     changed(copied)
+    assert same(transformers.AutoModel.from_pretrained(copied), load_state_dict(copied / DATA)), "one needs no name"
+    shutil.copy(copied / DATA, copied / "other.opq.safetensors")
     with pytest.raises(SourceError, match=r"more than one opq file in the folder: got model.opq.*, other.opq"):
         transformers.AutoModel.from_pretrained(copied)
     changed(copied, file="other.opq.safetensors")
@@ -268,5 +269,9 @@ def test_an_old_transformers_is_named_with_its_version(why: str, monkeypatch: py
 
 
 def test_without_transformers_the_module_is_there_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def register() -> None:
+        raise AssertionError("there is nothing to register with")
+
+    monkeypatch.setattr(registration, "register", register)
     monkeypatch.setattr(registration.importlib.util, "find_spec", lambda name: None)
     registration.register_if_able()

@@ -47,6 +47,11 @@ def test_kmeans_is_a_fixed_point_of_both_steps(n: int, d: int, k: int, zero: boo
     assert not zero or not found.centroids[0].any()
 
 
+def test_of_no_vectors_none_has_a_label() -> None:
+    labels, distances = nearest(np.zeros((0, 3)), vectors(4, 3))
+    assert labels.shape == distances.shape == (0,)
+
+
 def test_kmeans_against_sklearn_on_the_same_start() -> None:
     cluster = pytest.importorskip("sklearn.cluster")
     x = vectors(400, 1, 3)
@@ -234,6 +239,7 @@ def test_blocks_of_convolutions_and_short_rows() -> None:
     assert block_size((10, 500), 8) == 5
     assert block_size((64, 64, 3, 3), 9) == 9
     assert block_size((4, 3), 8) == 3
+    assert block_size((40,), 8) == 8
     assert block_size((7, 13), 8) == 1
     with pytest.raises(OptionError, match=r"blocks do not fit the rows: got d=4, wanted a divisor of 10 columns"):
         blocks(torch.ones(3, 10), 4)

@@ -454,6 +454,7 @@ def test_weights_without_a_model_cannot_be_trained(task: Task) -> None:
         ("olmp", {"method_options": {"gamma": {"conv": 1}}}, r"method_options\['gamma'\]: got \{'conv': 1\}"),
         ("olmp", {"method_options": {"search_batches": 0}}, r"method_options\['search_batches'\]: got 0"),
         ("olmp", {"method_options": {"momentum": -1}}, r"method_options\['momentum'\]: got -1, wanted a number"),
+        ("olmp", {"method_options": {"momentum": 1.5}}, r"method_options\['momentum'\]: got 1.5, wanted a number"),
         ("olmp", {"method_options": {"teacher": "dense"}}, r"method_options\['teacher'\]: got 'dense', wanted a mod"),
         ("olmp", {"method_options": {"teacher": nn.ReLU()}}, r"method_options\['distill'\]: got 0.0, wanted above 0"),
         ("pq", {"method_options": {"centroids": 1}}, r"method_options\['centroids'\]: got 1, wanted an integer from 2"),

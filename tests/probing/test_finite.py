@@ -37,6 +37,33 @@ def net(*layers: nn.Module) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 32))
 
 
+def test_of_what_belongs_to_no_sample_all_are_bad() -> None:
+    class Shared(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x.new_full((3, 2), math.inf)
+
+    found = trouble(nn.Sequential(Shared()), Batch((torch.randn(8, 6),)), micro_batch=4)
+    assert found.where == "module '0'"
+    assert not found.good.any()
+
+
+def test_what_a_forward_leaves_behind_is_no_trouble_of_the_next() -> None:
+    class Counting(nn.Module):
+        left: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("left", torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.left = self.left - 1
+            return x + self.left.sqrt()
+
+    found = trouble(nn.Sequential(Counting()), Batch((torch.randn(8, 6),)), micro_batch=2)
+    assert found.where == ""
+    assert found.good.all()
+
+
 def test_noise_of_the_wrong_sign_is_made_positive() -> None:
     model = net(Log())
     with pytest.warns(ProbeWarning, match="module '0' is NaN or infinite .* goes on with inputs without negative"):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from opq.models.batch import Batch
+from opq.probing.layers import layers
 from opq.probing.moments import Moments
 
 
@@ -52,6 +53,19 @@ def test_what_is_released_is_measured_again_to_the_same_and_the_dense_network_s_
     assert moments.dense is dense
     again = {name: list(found.factors) for name, found in moments.of(moments).items() if found is not None}
     torch.testing.assert_close(again, factors)
+
+
+def test_moments_are_kept_together_where_just_they_fit() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    every = sum(layer.bytes for layer in layers(model).values())
+    groups = {
+        every: [("0.weight", "2.weight")],
+        every - 1: [("0.weight",), ("2.weight",)],
+    }
+    for memory, wanted in groups.items():
+        moments = Moments(model, Batch((torch.randn(30, 4),)), memory=memory)
+        assert moments.groups(moments) == wanted
+        assert moments.fit == (len(wanted) == 1)
 
 
 @pytest.mark.parametrize("memory", [1 << 30, 1])

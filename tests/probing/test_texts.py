@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -98,6 +99,16 @@ def test_a_model_that_sees_whole_texts_fills_them_in() -> None:
 def test_what_scores_no_words_keeps_its_random_tokens(model: nn.Module) -> None:
     given = Batch((_batch(),))
     assert texts.written(model, given) is given
+
+
+def test_random_words_are_all_that_random_texts_have_but_special_ones() -> None:
+    page = Page.of(Follower(), Batch((torch.randint(WORDS, (32, 12), generator=torch.Generator().manual_seed(0)),)))
+    assert page is not None
+    assert int(page.ids.max()) == WORDS - 1
+    page = dataclasses.replace(page, special=frozenset({3, WORDS + 9}))
+    found = texts._random(page, 60, torch.Generator().manual_seed(0))
+    assert found.shape == (32, 60)
+    assert set(found.flatten().tolist()) == set(range(WORDS)) - {3}
 
 
 def test_images_are_no_texts() -> None:

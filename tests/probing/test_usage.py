@@ -55,6 +55,49 @@ def test_scores_of_words_tell_how_often_each_is_used() -> None:
     assert found["table.weight"] / found["table.weight"].max() == pytest.approx(wanted / wanted.max(), rel=1e-4)
 
 
+def test_a_table_of_as_many_places_as_there_are_words_is_none_of_words() -> None:
+    ids = torch.randint(96, (8, 20))
+    assert set(usage.of(Speaker(96, 96), Batch((ids,)), micro_batch=4, real=False)) == {"table.weight"}
+
+
+@pytest.mark.parametrize(("places", "parts"), [(79, 2), (80, 2), (81, 3), (1 << 20, 4)])
+def test_no_more_texts_are_looked_at_than_it_takes(places: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(usage, "PLACES", places)
+    model, seen = Speaker(), list[None]()
+    model.mix.register_forward_hook(lambda *_: seen.append(None))
+    usage.of(model, Batch((torch.randint(96, (8, 20)),)), micro_batch=2, real=False)
+    assert len(seen) == parts
+
+
+def test_where_the_ids_are_not_looked_up_the_first_texts_are_the_last() -> None:
+    class Shifted(Speaker):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+            found: Tensor = self.mix(self.table((input_ids + 1) % 96))
+            return found
+
+    model, seen = Shifted(), list[None]()
+    model.mix.register_forward_hook(lambda *_: seen.append(None))
+    assert usage.of(model, Batch((torch.randint(96, (8, 20)),)), micro_batch=2, real=False) == {}
+    assert len(seen) == 1
+
+
+def test_scores_are_of_every_row_at_every_place() -> None:
+    ids, hidden, scores = torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 5, 8), torch.zeros(2, 5, 9)
+    (found,) = usage._scores((hidden, hidden[0], scores, scores + 1), ids, 9)
+    assert found is scores
+
+
+def test_scores_that_are_not_finite_tell_nothing() -> None:
+    assert usage.weight(np.array([1.0, np.nan]), 2) is None
+    assert usage.weight(None, usage.VOCABULARY - 1) is None
+    found, placed = (
+        usage.weight(np.full(usage.VOCABULARY, np.inf), usage.VOCABULARY),
+        usage.weight(None, usage.VOCABULARY),
+    )
+    assert found is not None
+    np.testing.assert_array_equal(found, placed)
+
+
 def test_without_scores_the_place_in_the_vocabulary_tells_it() -> None:
     ids = torch.randint(5000, (8, 20))
     (found,) = usage.of(Encoder(5000), Batch((ids,)), micro_batch=4, real=False).values()

@@ -8,12 +8,24 @@ import torch
 from opq.quantizing.moment import Layout, Moment, costs, factor
 
 
+def diagonal(n: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    """`D` of `s = N D N'`, which is diagonal."""
+    inverse = torch.linalg.inv(n)
+    d = inverse @ s @ inverse.transpose(1, 2)
+    found = d.diagonal(dim1=1, dim2=2)
+    assert torch.allclose(d, torch.diag_embed(found), atol=1e-4)
+    return found
+
+
 def test_a_moment_that_is_not_positive_definite_is_damped_until_it_is() -> None:
     s = torch.tensor([[[1.0, 3.0], [3.0, 1.0]], [[2.0, 0.5], [0.5, 1.0]]])
     found = factor(s.clone(), 0.05)
     assert torch.isfinite(found).all()
     assert torch.equal(found.diagonal(dim1=1, dim2=2), torch.ones(2, 2))
     assert torch.equal(found.tril(-1), torch.zeros(2, 2, 2))
+    mean = s.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    left = diagonal(found, s / mean + 0.05 * (1 + 10 + 100) * torch.eye(2))  # 0.55 is too little for the first
+    assert (left > 0).all()
 
 
 def test_one_that_has_a_factor_is_damped_once() -> None:
@@ -21,10 +33,7 @@ def test_one_that_has_a_factor_is_damped_once() -> None:
     x = torch.randn(1, 50, 8, generator=g)
     s = x.transpose(1, 2) @ x / 50
     n = factor(s.clone(), 0.05)
-    damped = s + 0.05 * s.diagonal(dim1=1, dim2=2).mean() * torch.eye(8)
-    inverse = torch.linalg.inv(n)
-    d = inverse @ damped @ inverse.transpose(1, 2)
-    assert torch.allclose(d, torch.diag_embed(d.diagonal(dim1=1, dim2=2)), atol=1e-4)
+    diagonal(n, s + 0.05 * s.diagonal(dim1=1, dim2=2).mean() * torch.eye(8))
 
 
 def test_costs_are_what_is_left_of_an_error_once_those_behind_have_made_up_for_it() -> None:
@@ -49,3 +58,9 @@ def test_an_input_that_is_always_zero_costs_nothing() -> None:
     assert found[1] == 0
     assert np.isfinite(found).all()
     np.testing.assert_allclose(sorted(found[[0, 2]]), [2.1 - 1 / 2.1, 2.1], rtol=1e-5)
+
+
+def test_where_a_moment_is_none_an_error_costs_what_its_input_has_of_power() -> None:
+    """Correlations of 3: nothing tells what makes up for what."""
+    s = torch.tensor([[[1.0, 6.0], [6.0, 4.0]]])
+    assert costs(Moment(Layout(), (s,))).tolist() == [1.0, 4.0]

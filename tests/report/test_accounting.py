@@ -11,7 +11,7 @@ from torch import nn
 
 import opq
 from opq.report import figures, page
-from opq.report.accounting import of_codes
+from opq.report.accounting import NOTHING, of_codes
 from opq.report.inspection import examine
 
 
@@ -27,6 +27,13 @@ def test_by_hand() -> None:
 def test_nothing_kept() -> None:
     found = of_codes(torch.zeros(4, 4, dtype=torch.int16))
     assert (found.kept, found.bits_per_kept, found.ratio) == (0, 0, math.inf)
+
+
+def test_what_is_counted_of_several_tensors_is_the_sum_of_each() -> None:
+    one, other = of_codes(torch.tensor([[0, 1, -2, 0]])), of_codes(torch.tensor([[3, 1], [1, 0]]))
+    both = sum([one, other], NOTHING)
+    assert (both.weights, both.kept) == (8, 5)
+    assert both.value_bits == one.value_bits + other.value_bits == 2 * math.log2(4) + 2 * math.log2(3)
 
 
 def test_the_published_rate_of_alexnet() -> None:
@@ -51,6 +58,7 @@ def test_inspection_counts_what_the_result_counts(tmp_path: Path) -> None:
     assert found.nominal_ratio == pytest.approx(result.nominal.ratio)
     assert found.sparsity == pytest.approx(result.nominal.sparsity)
     assert sum(t.coded_bytes for t in found.tensors) < found.file_bytes
+    assert f"({found.coded_bytes / found.entropy_bytes - 1:+.2%})" in found.summary()
     for tensor in found.tensors:
         if tensor.action == "compress":
             codes = result.codes[tensor.name]
@@ -59,6 +67,11 @@ def test_inspection_counts_what_the_result_counts(tmp_path: Path) -> None:
             p = counts.double() / codes.numel()
             assert tensor.entropy_bytes == pytest.approx(float(-(p * p.log2()).sum()) * codes.numel() / 8)
             assert tensor.sparsity == pytest.approx(float((codes == 0).double().mean()))
+
+
+def test_of_a_file_without_codes_the_summary_says_so(tmp_path: Path) -> None:
+    opq.compress({"scale": torch.ones(40)}, size=4000).save(tmp_path / "f")
+    assert "codes 0 bytes, their zeroth-order entropy 0 (+0.00%)" in examine(tmp_path / "f").summary()
 
 
 def test_of_a_file_of_differences_inspection_and_page_name_the_base(tmp_path: Path) -> None:

@@ -230,6 +230,7 @@ def test_plots_draw_something(result: opq.Result, kind: Any) -> None:
     artists = [a for ax in figure.axes for a in (*ax.lines, *ax.patches)]
     assert len(figure.axes) >= (4 if kind == "overview" else 1)
     assert len(artists) >= 2
+    assert all(ax.get_xlabel() or ax.get_ylabel() for ax in figure.axes), "axes without a name"
 
 
 def test_plot_of_nothing(result: opq.Result) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import opq
 from opq.errors import SourceError
-from opq.sources import open_source
+from opq.sources import open_source, packed_weights
 
 State = dict[str, torch.Tensor]
 GROUP = 32
@@ -365,3 +365,19 @@ def test_dequantized_weights_are_compressed(tmp_path: Path) -> None:
     assert {t.name for t in result.plan} == {"embed.weight", "l.weight"}
     dense = open_source(state, dequantize=True).tensor("l.weight")
     assert float((result.tensor("l.weight") - dense).norm() / dense.norm()) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("of", "blocks"),
+    [((2, 3), (128, 128)), ((4, 4), (64, 75)), ((2, 1), (128, 300)), ((256,), (1, 300)), ((1,), (256, 300))],
+)
+def test_the_blocks_of_the_config_are_taken_where_the_scales_are_as_many(
+    of: tuple[int, ...], blocks: tuple[int, ...]
+) -> None:
+    settings = {"weight_block_size": [128, 128]}
+    assert packed_weights._blocks("w", (256, 300), of, settings, inverse=False) == blocks
+
+
+def test_scales_that_fit_neither_the_config_nor_the_weights_are_refused() -> None:
+    with pytest.raises(SourceError, match="its scales do not fit it"):
+        packed_weights._blocks("w", (256, 300), (7,), {"weight_block_size": [128, 128]}, inverse=False)

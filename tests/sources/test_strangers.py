@@ -17,7 +17,7 @@ from torch import nn
 
 import opq
 from opq.errors import CorruptSourceError, OpqError, ProbeError, SourceError
-from opq.sources import files, open_source
+from opq.sources import files, hf_models, open_source
 
 State = dict[str, Any]
 
@@ -368,3 +368,13 @@ def test_a_folder_comes_back_under_the_names_that_its_library_looks_for(
     weights = [p.name for p in (tmp_path / "dense").glob("*.safetensors")]
     assert weights == [f"{stem}.safetensors" if stem != "model" else "model-00001-of-00001.safetensors"]
     assert set(open_source(tmp_path / "dense").names) == set(state())
+
+
+def test_a_model_that_transformers_cannot_build_is_said(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 50}
+    transformers.BertModel(transformers.BertConfig(vocab_size=90, **sizes)).save_pretrained(tmp_path / "bert")
+    config = json.loads((tmp_path / "bert" / "config.json").read_text())
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 5}))
+    with pytest.raises(SourceError, match=r"transformers cannot build the model in .*bert: got .*multiple"):
+        hf_models.build_transformers(tmp_path / "bert")

@@ -228,10 +228,25 @@ def test_columns_cost_what_the_whole_model_says(case: tuple[Any, Path], carried:
     for name, cost in wanted.items():
         np.testing.assert_allclose(found[name], cost, rtol=1e-2)
     assert source.by_name[str(carried.blocks.head)].like in (None, *found)
+    assert carried.blocks.fed_head in found
     files = {path: path.stat().st_mtime_ns for path in carried.work.inner.glob("*-costs-*")}
     assert len(files) == len(carried.blocks) + 1
     assert told.columns(list(source.names)).keys() == found.keys()
     assert {path: path.stat().st_mtime_ns for path in files} == files
+
+
+def test_of_a_model_without_an_output_matrix_only_its_layers_are_told(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SMALL, num_hidden_layers=1)
+    transformers.LlamaModel(config).save_pretrained(tmp_path / "model")
+    source = opq.open_source(tmp_path / "model")
+    with pool(2) as threads:
+        told = carried_of(open_blocks(source, Tensors(source), 0), tmp_path / "probe", threads).found(source)
+        inside = {name for name in source.names if ".layers." in f".{name}" and len(source.by_name[name].shape) == 2}
+        assert len(inside) == 7
+        assert set(told.layouts) == set(told.columns(list(source.names))) == inside
+        assert set(told.sensitivity) == {*inside, "embed_tokens.weight"}
+        assert told.usage == {}
 
 
 def test_scaled_rows_are_read_from_anywhere_to_anywhere(llama: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import resource
 import shutil
 from collections.abc import Callable
@@ -144,6 +145,16 @@ def test_a_coder_that_lies_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None
     w = weights(1300, 1024, seed=3)
     real = Coding.put_chunk
     monkeypatch.setattr(Coding, "put_chunk", lambda self, codes, rows: real(self, np.roll(codes, 1), rows))
+    with pytest.raises(WriteError, match="tensor 'w' does not decode"):
+        encode.encode(on_grid(w, 0.02), lambda a, b: w.reshape(-1)[a:b], Clock())
+
+
+@narrowed(chunk=1 << 19)
+def test_a_header_that_says_another_coding_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = weights(1300, 1024, seed=3)
+    real = Coding.put
+    monkeypatch.setattr(Coding, "put", lambda self, writer: real(dataclasses.replace(self, low=self.low - 1), writer))
+    monkeypatch.setattr(Coding, "same", lambda self, other: self == other)
     with pytest.raises(WriteError, match="tensor 'w' does not decode"):
         encode.encode(on_grid(w, 0.02), lambda a, b: w.reshape(-1)[a:b], Clock())
 
@@ -541,8 +552,13 @@ def test_options_that_have_no_meaning(options: dict[str, Any], says: str, source
 
 
 def test_too_small_a_budget_says_what_can_be_had(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(InfeasibleError, match=r"wanted about \d+ bytes, that is bits="):
+    with pytest.raises(InfeasibleError, match="wanted about") as caught:
         compress_folder(source, tmp_path / "out", bits=0.05)
+    asked = re.fullmatch(r"a budget of (\d+) bytes", str(caught.value.got))
+    found = re.fullmatch(r"about (\d+) bytes, that is bits=([\d.]+), or more", str(caught.value.wanted))
+    assert asked is not None
+    assert found is not None
+    assert float(found[2]) == pytest.approx(0.05 * int(found[1]) / int(asked[1]), rel=2e-3)
     assert not list((tmp_path / "out").glob("model*"))
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from opq.base.dtypes import DTYPES
 from opq.coding import entropy
 from opq.coding.stack import StackWriter, uniform
 from opq.errors import CorruptFileError
@@ -45,6 +46,16 @@ def test_a_block_is_a_row_or_256_elements_where_rows_are_too_short_or_too_long(
 ) -> None:
     """Both sides compute it from the shape, so another length would read old updates wrongly."""
     assert differences.block(shape) == length
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "F64"])
+def test_numbers_of_one_octave_are_of_one_class_and_those_of_the_next_of_the_next(dtype: str) -> None:
+    """Both sides class numbers by it, so that other bits would read old updates wrongly."""
+    kind, info = patterns.element(dtype), torch.finfo(DTYPES[dtype])
+    values = torch.tensor([1, 1.5, 2 - info.eps, 2, 4, -1, info.eps - 2, -2], dtype=DTYPES[dtype])
+    found = patterns.exponents(patterns.in_order(values.view(torch.uint8).numpy().tobytes(), kind), kind)
+    assert (found - found[0]).tolist() == [0, 0, 0, 1, 2, 0, 0, 1]
+    assert info.eps == 2.0**-kind.fraction
 
 
 def test_rows_that_hardly_move_cost_what_they_would_alone() -> None:
