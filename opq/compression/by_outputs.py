@@ -208,7 +208,7 @@ def _uneven(source: Source, names: Iterable[str]) -> dict[str, Codes]:
     found = {}
     for name in filter(is_recurrent, names):
         tensor = source.tensor(name)
-        if bool(torch.isfinite(tensor.float()).all()) and rows.spread(tensor) >= RECURRENT:
+        if rows.spread(tensor) >= RECURRENT:
             found[name] = rows.exponents(tensor)
     return found
 
@@ -220,7 +220,7 @@ def _far(
     changed = {}
     for name in (name for name in names if not is_recurrent(name)):
         tensor = turns[name].matrix(source.tensor(name)) if name in turns else source.tensor(name)
-        if bool(torch.isfinite(tensor.float()).all()) and bool(((size := rows.exponents(tensor)) > FAR).any()):
+        if bool(((size := rows.exponents(tensor)) > FAR).any()):
             e = found.get(name, np.zeros_like(size))
             changed[name] = np.where(size > FAR, np.maximum(e, size - FAR), e)
     return changed

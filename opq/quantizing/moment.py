@@ -148,7 +148,7 @@ def factor(s: torch.Tensor, damping: float) -> torch.Tensor:
     """`N` unit upper triangular: `S + damping mean(diag S) I = N D N'`, D diagonal, for a stack of S (groups, d, d).
 
     It is found by reversing the coordinates, taking the Cholesky factor, and reversing them again. Where rounding has
-    left S without one, the damping grows tenfold until it has.
+    left S without one, ten times as much is added, until it has.
     """
     return _factor(_reverse(s), damping)
 
