@@ -41,10 +41,10 @@ RECURRENT = 0.05
 """Bits per weight, see `rows.spread`, from which on the rows of recurrent layers have steps of their own. Measured: the
 matrices of a speaker encoder have 0.09 to 1.27. With such steps in all of MiniLM, from the weights alone, its rank
 correlation falls from 96.8 to 96.1 at 3 bits: elsewhere small rows need not be as precise as others."""
-FAR = 16
-"""Quarter octaves, 16 times: rows that are so much larger than the median one are scaled down to that where no
-BatchNorm is. Beside them all others would get errors as large as they are at few bits. A choice: in the matrices of the
-benchmarks' networks none is more than 10 times as large."""
+FAR, AS_FAR = 24, 8
+"""Quarter octaves: rows that are more than 64 times as large as the median one are scaled down to 4 times that where no
+BatchNorm is. Beside them all others would get errors as large as they are at few bits. A choice: of the benchmarks'
+networks a voice (Piper) has a row 54 times as large, the others none that is more than 10 times as large."""
 POWER = -0.25
 """With a probe rows are scaled by this power of their sensitivities, columns by that of what errors in them cost: half
 the exponent that is the best at high rates where these are known exactly."""
@@ -222,7 +222,7 @@ def _far(
         tensor = turns[name].matrix(source.tensor(name)) if name in turns else source.tensor(name)
         if bool(((size := rows.exponents(tensor)) > FAR).any()):
             e = found.get(name, np.zeros_like(size))
-            changed[name] = np.where(size > FAR, np.maximum(e, size - FAR), e)
+            changed[name] = np.where(size > FAR, np.maximum(e, size - AS_FAR), e)
     return changed
 
 
