@@ -30,7 +30,7 @@ class Extra(nn.Linear):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_a_traced_module_is_probed_by_the_shape_of_its_first_weights(tmp_path: Path) -> None:
-    traced = torch.jit.trace(network(), torch.randn(1, 64))  # type: ignore[no-untyped-call]
+    traced = torch.jit.trace(network(), torch.randn(1, 64))
     result = opq.compress(traced, bits=5)
     assert "the model could not be probed" not in result.basis
     result.save(tmp_path / "file")

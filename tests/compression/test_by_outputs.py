@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 import opq
 from opq.base.arrays import Codes, Floats
-from opq.compression import by_outputs
+from opq.compression import by_outputs, in_file
 from opq.compression.by_outputs import ByOutputs
 from opq.compression.roles import assign
 from opq.errors import GridWarning
@@ -142,9 +142,9 @@ def test_the_plan_of_the_file_names_the_kind_of_what_is_stored(
     assert source is not None
     for codebook, wanted in (("grid", on_grid), ("trellis", on_trellis)):
         plan = planned("w", (70, 48), codebook=codebook)
-        (in_file,) = by_outputs.told(source, Plan(method="rd", tensors=(plan,)))
-        item: Any = by_outputs.stored(source, plan, np.zeros((48, 70), np.int16))
-        assert in_file.codebook == item.kind == wanted
+        (made,) = in_file.told(source, Plan(method="rd", tensors=(plan,)))
+        item: Any = in_file.stored(source, plan, np.zeros((48, 70), np.int16))
+        assert made.codebook == item.kind == wanted
 
 
 @dataclasses.dataclass
@@ -171,7 +171,7 @@ def test_an_older_plan_is_taken_over_where_the_file_saw_the_same_rows_and_the_sa
     def taken(source: ByOutputs | None, codebook: str, e: Codes | None = None, at: Turn | None = None) -> str | None:
         older: Any = Older({"w": planned("w", (70, 48), codebook=codebook)}, e, at)
         assert source is not None
-        found = by_outputs.of_older(source, older, "w")
+        found = in_file.of_older(source, older, "w")
         return None if found is None else found.codebook
 
     bare = told({"w": (70, 48)}, Says(layouts=layouts))
@@ -192,10 +192,10 @@ def test_what_a_file_was_made_of_is_found_again_also_where_it_only_has_steps_by_
     result = opq.compress(Gated().state_dict(), bits=5)
     assert {t.codebook for t in result.plan.compressed if t.by_row} & {"grid-rows", "trellis-rows"}
     codes = {name: q.numpy() for name, q in result.codes.items()}
-    seen, plan, own = by_outputs.rebuilt(open_source(Gated().state_dict()), result.plan, codes, result.reader)
-    assert by_outputs.told(seen, plan) == result.plan
+    seen, plan, own = in_file.rebuilt(open_source(Gated().state_dict()), result.plan, codes, result.reader)
+    assert in_file.told(seen, plan) == result.plan
     for tensor in plan.compressed:
-        item: Any = by_outputs.stored(seen, tensor, own[tensor.name])
+        item: Any = in_file.stored(seen, tensor, own[tensor.name])
         assert item.kind == result.plan[tensor.name].codebook
 
 

@@ -76,7 +76,7 @@ _ROWS = (
     ("exponents of an older file stay where any is near", "compression/by_outputs.py",
      "(np.abs(before - e) > 1).any()", "(np.abs(before - e) > 1).all()",
      "compression/test_by_outputs.py::test_exponents_stay_as_they_were_where_none_moves_by_more_than_one"),
-    ("codes by other steps are taken over from an older file", "compression/by_outputs.py",
+    ("codes by other steps are taken over from an older file", "compression/in_file.py",
      "if alike and told_of == old.turn(name) else None", "if told_of == old.turn(name) else None",
      "compression/test_by_outputs.py::test_an_older_plan_is_taken_over_where_the_file_saw_the_same_rows_and_the_same_matrix"),
     # --- export -----------------------------------------------------------------------------
