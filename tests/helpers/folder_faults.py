@@ -127,7 +127,7 @@ _ROWS = (
      "methods/test_cores.py"),
     # --- models -----------------------------------------------------------------------------
     ("modules come back in inference mode", "models/observe.py",
-     "module.training = mode", "module.training = False",
+     "for module, mode in modes:", "for module, mode in ((m, False) for m, _ in modes):",
      "test_demo.py"),
     ("hooks stay", "models/observe.py",
      "handle.remove()", "pass",
