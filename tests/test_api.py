@@ -160,7 +160,8 @@ def test_every_shape_and_kind_survives(shape: tuple[int, ...], dtype: torch.dtyp
     back = result.tensor("w")
     assert (back.shape, back.dtype) == (w.shape, w.dtype)
     if result.plan["w"].action == "compress":
-        assert torch.equal(back, (result.codes["w"].double() * result.plan["w"].step).to(dtype))
+        alone = (result.codes["w"].double() * result.plan["w"].step).to(dtype)
+        assert result.plan["w"].by_row or torch.equal(back, alone)
         assert float((back.double() - w.double()).abs().max()) <= 0.51 * result.plan["w"].step + 1e-2 * float(
             w.abs().max()
         )
