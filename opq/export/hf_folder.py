@@ -87,7 +87,7 @@ def save_compressed_folder(
     """
     from opq.export.model_card import model_card
 
-    if Path(file).is_dir():
+    if what_is(file) == "a folder":
         remedy = "Upload the folder itself: from_pretrained opens it."
         raise ExportError("a repository is made of one file", got=f"the folder {os.fspath(file)}", remedy=remedy)
     target, origin = Path(folder), config_folder(like)

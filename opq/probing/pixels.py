@@ -28,6 +28,10 @@ FEW = 4
 """Samples that are looked at."""
 
 
+class _EnoughError(Exception):
+    """Ends a forward at the module that was looked for."""
+
+
 def visible(model: nn.Module, batch: Batch) -> Batch:
     """The batch, with its noise in the range of pixels if the model hardly sees it as it is; the model stays untouched.
 
@@ -66,7 +70,7 @@ def _moved(model: nn.Module, noise: Batch) -> tuple[float, float]:
     if met is None:
         return math.inf, math.inf
     module, constant = met
-    seen = (_first(model, noise.map(change), [module]) for change in (torch.clone, as_pixels))
+    seen = (_first(model, batch, [module]) for batch in (noise, noise.map(as_pixels)))
     by_noise, by_pixels = (math.inf if one is None else float((one[1] - constant).norm()) for one in seen)
     return by_noise / float(constant.norm()), by_pixels / float(constant.norm())
 
@@ -77,17 +81,20 @@ def _weighted(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _first(model: nn.Module, batch: Batch, modules: list[nn.Module]) -> tuple[nn.Module, torch.Tensor] | None:
-    """The first of some modules whose output is not 0, and that output; None if there is none."""
+    """The first of some modules whose output is not 0, and that output; None if there is none. No more is run."""
     seen: list[tuple[nn.Module, torch.Tensor]] = []
 
     def hook(module: nn.Module, _: object, output: object) -> None:
         found = [] if seen else floating(output)[:1]
         seen.extend((module, one.detach().float().clone()) for one in found if bool(one.any()))
+        if seen:
+            raise _EnoughError
 
     record = Record(model)
     with contextlib.ExitStack() as stack:
         stack.callback(record.restore)
         for module in modules:
             stack.callback(module.register_forward_hook(hook).remove)
-        batch.to(model)(model)
+        with contextlib.suppress(_EnoughError):
+            batch.to(model)(model)
     return seen[0] if seen else None

@@ -305,8 +305,8 @@ def _stack(model: nn.Module) -> tuple[Any, nn.ModuleList]:
     ]
     if lists:
         largest, path, blocks = max(lists, key=lambda found: found[0])
-        others = (name for size, name, m in lists if m is not blocks and size >= SECOND * largest)
-        if (other := next((name for name in others if not _within(name, path)), None)) is not None:
+        others = (name for size, name, _ in lists if size >= SECOND * largest and not _within(name, path))
+        if (other := next(others, None)) is not None:
             raise ProbeError("the model has two stacks of blocks", got=f"{path} and {other}")
         while path:
             path = path.rpartition(".")[0]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from opq.base.paths import what_is
 from opq.errors import OptionError
 from opq.file.reader import Reader
 from opq.file.writer import Packed
@@ -23,7 +23,7 @@ def opened(path: str | os.PathLike[str]) -> Result:
     """
     from opq.compression.result import Result
 
-    if Path(path).is_dir():
+    if what_is(path) == "a folder":
         remedy = "Compress the network into one file: opq compress SOURCE -o NAME.opq.safetensors."
         raise OptionError("fine-tuning starts from one file", got=f"the folder {os.fspath(path)}", remedy=remedy)
     with Reader(path) as reader:
