@@ -16,9 +16,9 @@ from torch import nn
 
 from opq import methods
 from opq.allocation.curve import Curve
+from opq.base import compiled
 from opq.base.calls import checked_names, warn
 from opq.base.format_v1 import BUDGET_KINDS
-from opq.base.pool import torch_threads
 from opq.base.progress import Progress
 from opq.base.stages import stage, timed
 from opq.base.tables import some
@@ -29,12 +29,13 @@ from opq.compression.compared import without_probe
 from opq.compression.copies import without_copies
 from opq.compression.differences import Differences
 from opq.compression.fit import Fit
+from opq.compression.least_rates import NEVER, LeastRates
 from opq.compression.options import Options
 from opq.compression.prior import guessed
 from opq.compression.problem import Problem, gather
 from opq.compression.result import Result
 from opq.compression.roles import Override, Role, assign
-from opq.compression.trellised import least_rate, may_follow, numpy_seconds, sample
+from opq.compression.trellised import TRIED, in_numpy, may_follow, pays, sample
 from opq.compression.unchanged import Unchanged
 from opq.constraints import Constraint
 from opq.errors import WeightsWarning
@@ -45,7 +46,7 @@ from opq.methods.calling import asked
 from opq.methods.options import Settings
 from opq.plan import Plan
 from opq.probing.sensitivity import Probe
-from opq.quantizing.trellis import LEAST, LOOPS
+from opq.quantizing.trellis import LEAST
 from opq.sources import SourceLike, open_source
 from opq.sources.base import Source
 from opq.training.loop import Batches
@@ -320,9 +321,8 @@ def _problem(
     with stage("curves"):
         problem = Problem.of(options, roles, stats=stats, sensitivities=found | given, trellised=trellised)
     with stage("compile"):
-        LOOPS.prepare(numpy_seconds(roles, trellised, fed=probed is not None), options.progress)
-    with stage("curves"):
-        problem = dataclasses.replace(problem, trellised=_least_rates(source, problem))
+        compiled.prepare(in_numpy(roles, trellised, fed=probed is not None), options.progress)
+    problem = dataclasses.replace(problem, trellised=_least_rates(source, problem))
     if probed is None:
         return problem, PlainCoder(source)
     coder = DataFreeCoder(source, probed, calibrated=options.calibration is not None)
@@ -346,7 +346,7 @@ def _plain(
     with stage("curves"):
         curves = {name: problem.curves[name] if name in same else Curve.of(found[name]) for name in found}
     sensitivities = _guessed(bare, found, options) | of_rows(bare, _given(options, roles, found))
-    plain = dataclasses.replace(problem, stats=found, curves=curves, sensitivities=sensitivities, trellised={})
+    plain = dataclasses.replace(problem, stats=found, curves=curves, sensitivities=sensitivities, trellised=NEVER)
     return plain, PlainCoder(bare, WEIGHTS)
 
 
@@ -354,10 +354,9 @@ def _on_trellis(problem: Problem[Any], source: Source) -> Problem[Any]:
     """A problem on plain grids without a probe, with the trellis where it pays if the options allow that."""
     if not problem.options.trellis:
         return problem
-    trellised = dict.fromkeys(may_follow(problem.roles, _is_crosswise(source, None)), LEAST)
-    with stage("curves"):
-        problem = dataclasses.replace(problem, trellised=trellised)
-        return dataclasses.replace(problem, trellised=_least_rates(source, problem))
+    trellised = LeastRates.of(dict.fromkeys(may_follow(problem.roles, _is_crosswise(source, None)), LEAST))
+    problem = dataclasses.replace(problem, trellised=trellised)
+    return dataclasses.replace(problem, trellised=_least_rates(source, problem))
 
 
 def _given(options: Options, roles: Iterable[Role], stats: Iterable[str]) -> dict[str, float]:
@@ -372,18 +371,16 @@ def _guessed(source: Source, stats: Mapping[str, Any], options: Options) -> dict
     return guessed(source, stats, options.budget) if options.weighs else dict.fromkeys(stats, 1.0)
 
 
-def _least_rates(source: Source, problem: Problem[Any]) -> dict[str, float]:
+def _least_rates(source: Source, problem: Problem[Any]) -> LeastRates:
     """Of the tensors that may be on a trellis, the rate from which on it pays."""
 
-    def one(name: str) -> float:
+    def one(name: str, rate: float) -> bool:
         tensor = source.tensor(name)
         rows = tensor.detach().cpu().reshape(tensor.shape[0], -1)
         some = torch.cat([rows[piece] for piece in sample(tuple(tensor.shape))])
-        return least_rate(some, problem.curves[name], problem.stats[name].max_abs)
+        return pays(some, problem.curves[name], problem.stats[name].max_abs, rate)
 
-    names = sorted(problem.trellised)
-    with torch_threads() as threads:
-        return dict(zip(names, threads.ordered(one, names), strict=True))
+    return LeastRates(problem.trellised, TRIED, one)
 
 
 def _is_crosswise(source: Source, probed: Probe | None) -> Callable[[str], bool]:

@@ -10,6 +10,7 @@ Other folders use:
 - `dtypes`: element types by the names that safetensors gives them.
 - `extras`: optional packages, and errors of other libraries in one line.
 - `format_v1`: every number that format version 1 fixes for ever.
+- `kernels`: functions in machine code, for the modules of hot loops alone.
 - `mapped`: memory for large arrays that stay, apart from the heap.
 - `paths`: what is at a path, checked before it is opened.
 - `pool`: threads for work on arrays.
@@ -32,6 +33,7 @@ __all__ = [
     "dtypes",
     "extras",
     "format_v1",
+    "kernels",
     "mapped",
     "paths",
     "pool",

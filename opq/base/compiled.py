@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Iterable
 from types import ModuleType
 
 from opq.base.extras import brief
@@ -32,30 +33,37 @@ class Loops:
         self._found: ModuleType | None = None
         self._missing = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the module has neither been loaded nor been found missing."""
+        return not (self._missing or self._found)
+
     def __call__(self, seconds: float) -> ModuleType | None:
         """The module; None where numpy should do the work, because it is little or because there is no compiler.
 
         Args:
             seconds: about how long numpy would take. A module that is already loaded is used for any amount of work.
         """
-        if not (self._missing or self._found) and seconds >= self.little:
+        if self.is_open and seconds >= self.little:
             with _turn():
                 self._found = _compiled(self.module)
             self._missing = self._found is None
         return self._found
 
-    def prepare(self, seconds: float, progress: Progress) -> None:
-        """Loads the module before the work, as a stage of its own.
 
-        Args:
-            seconds: about how long numpy would take for all the work to come.
-            progress: called with ("compile", steps done, steps) if there is something to load.
-        """
-        if seconds < self.little or self._missing or self._found:
-            return
-        progress("compile", 0, 1)
-        self(seconds)
-        progress("compile", 1, 1)
+def prepare(work: Iterable[tuple[Loops, float]], progress: Progress) -> None:
+    """Loads modules before the work, as a stage of its own.
+
+    Args:
+        work: modules, and about how long numpy would take for all the work that each has to come.
+        progress: called with ("compile", modules done, modules) if there is something to load.
+    """
+    needed = [(loops, seconds) for loops, seconds in work if loops.is_open and seconds >= loops.little]
+    for done, (loops, seconds) in enumerate(needed):
+        progress("compile", done, len(needed))
+        loops(seconds)
+    if needed:
+        progress("compile", len(needed), len(needed))
 
 
 def _compiled(module: str) -> ModuleType | None:

@@ -19,8 +19,12 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from opq.base.arrays import Ints
+from opq.base import compiled
+from opq.base.arrays import Floats, Ints
 from opq.coding.tables import FRACTION, cost, frequencies, log2, roots
+
+LOOPS = compiled.Loops("opq.coding.loops")
+"""Counting of symbols in machine code."""
 
 Classes = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 """One class for every index of the three axes."""
@@ -29,6 +33,8 @@ _T = TypeVar("_T", bound=np.generic)
 
 _FEWEST = 256
 """Weights of the smallest tensor that may have classes. A choice: so few codes hardly pay for a second table."""
+_MOST = 1 << 19
+"""Weights of the largest tensor whose classes are refined. A choice: in larger ones it gains less, and takes longer."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -156,9 +162,40 @@ def choose(symbols: npt.NDArray[np.integer], codes: npt.NDArray[np.integer], pla
     fine = of_sums(found, plain)
     if fine is None:
         return []
-    if symbols.size > 1 << 19 or sum(symbols.shape) * 1000 < cost(plain, frequencies(roots(plain))) >> FRACTION:
+    if symbols.size > _MOST or sum(symbols.shape) * 1000 < cost(plain, frequencies(roots(plain))) >> FRACTION:
         return [fine]
     return [_refined(symbols, start, len(plain)) for start in (fine, _by_scale(found, 2, 3))]
+
+
+def by_class(symbols: npt.NDArray[np.int16], chosen: Contexts, rows: tuple[int, int], alphabet: int) -> Ints:
+    """How often each symbol occurs in each class, in some rows: (classes, alphabet).
+
+    Args:
+        symbols: of the rows from the first to the second number of `rows`, flat.
+    """
+    counts = np.zeros((chosen.number, alphabet), np.int64)
+    if (loops := LOOPS(_numpy_seconds(symbols.size))) is not None:
+        r, c, d = chosen.axes
+        table = np.ascontiguousarray(symbols).reshape(rows[1] - rows[0], len(c), len(d))
+        loops.by_class(table, r[slice(*rows)], c, d, chosen.first, counts)
+        return counts
+    for of_class, count in zip(chosen.blocks(*rows).split(symbols), counts, strict=True):
+        count += np.bincount(of_class, minlength=alphabet)
+    return counts
+
+
+def numpy_seconds(sizes: Iterable[int]) -> float:
+    """About how many seconds numpy takes to count the symbols of tensors of these sizes, each coded once."""
+    return sum(_numpy_seconds(n) * (_PASSES if n <= _MOST else 1) for n in sizes)
+
+
+_PASSES = 16
+"""How often the symbols of a tensor are counted while its classes are refined, about."""
+
+
+def _numpy_seconds(weights: int) -> float:
+    """About how many seconds numpy takes to count so many symbols once."""
+    return 2e-8 * weights
 
 
 def of_sums(found: list[Ints], plain: Ints) -> Contexts | None:
@@ -250,28 +287,44 @@ def _reassigned(
     """One axis with every index in the class that is cheapest for it under the present tables.
 
     Letters of the shapes: `n` indices of the axis, `w` classes of the other two axes together, `a` symbols of the
-    alphabet, `o` classes of this axis.
+    alphabet, `o` classes of this axis. Products of matrices are exact, whatever the order of summation: every partial
+    sum is an integer below 2^53.
     """
-    others = [axes[i] for i in range(3) if i != axis]
     number = sum(int(a.max()) for a in axes) + 1
-    width = sum(int(a.max()) for a in others) + 1
+    width = sum(int(a.max()) for i, a in enumerate(axes) if i != axis) + 1
     own = int(axes[axis].max()) + 1
-    rows = np.moveaxis(symbols, axis, 0).reshape(len(axes[axis]), -1)  # (n, weights of an index)
-    keys = (others[0][:, None] + others[1]).reshape(-1).astype(np.int64) * alphabet + rows
-    keys += (np.arange(len(rows)) * (width * alphabet))[:, None]
-    counts = np.bincount(keys.reshape(-1), minlength=len(rows) * width * alphabet).reshape(-1, width, alphabet)  # n w a
-    by_class = np.zeros((number, alphabet), np.int64)
-    for k in range(own):
-        by_class[k : k + width] += counts[axes[axis] == k].sum(0)
-    lengths = _lengths(by_class)
+    counts = _by_index(symbols, axes, axis, (width, alphabet)).reshape(len(axes[axis]), -1)  # (n, w a)
+    of_own = (axes[axis] == np.arange(own)[:, None]).astype(np.float64) @ counts  # (o, w a)
+    found = np.zeros((number, alphabet), np.int64)
+    for k, some in enumerate(of_own.reshape(own, width, alphabet)):
+        found[k : k + width] += some.astype(np.int64)
+    lengths = _lengths(found).astype(np.float64)
     windows = np.stack([lengths[k : k + width].reshape(-1) for k in range(own)], 1)  # (w a, o)
-    # Exact, whatever the order of summation: every partial sum is an integer below 2^53.
-    costs = counts.reshape(len(rows), -1).astype(np.float64) @ windows.astype(np.float64)  # (n, o)
     names = np.bincount(axes[axis], minlength=own)
-    costs += _lengths(names[None])[0]
-    best = costs.argmin(1)
-    found: npt.NDArray[np.uint8] = np.subtract(best, best.min()).astype(np.uint8)
-    return found
+    best = (counts @ windows + _lengths(names[None])[0]).argmin(1)  # of (n, o)
+    classes: npt.NDArray[np.uint8] = np.subtract(best, best.min()).astype(np.uint8)
+    return classes
+
+
+def _by_index(
+    symbols: npt.NDArray[np.integer], axes: list[npt.NDArray[np.uint8]], axis: int, shape: tuple[int, int]
+) -> Floats:
+    """How often each symbol occurs at each index of one axis, by the classes of the others: (n, w, a).
+
+    Args:
+        shape: (w, a).
+    """
+    length, (width, alphabet) = len(axes[axis]), shape
+    if (loops := LOOPS(_numpy_seconds(symbols.size))) is not None:
+        counts = np.zeros((length, width, alphabet))
+        loops.by_index(np.ascontiguousarray(symbols, np.int16), *axes, axis, counts)
+        return counts
+    others = [axes[i] for i in range(3) if i != axis]
+    rows = np.moveaxis(symbols, axis, 0).reshape(length, -1)  # (n, weights of an index)
+    keys = (others[0][:, None] + others[1]).reshape(-1).astype(np.int64) * alphabet + rows
+    keys += (np.arange(length) * (width * alphabet))[:, None]
+    found = np.bincount(keys.reshape(-1), minlength=length * width * alphabet)
+    return found.reshape(length, width, alphabet).astype(np.float64)
 
 
 def _lengths(counts: Ints) -> Ints:

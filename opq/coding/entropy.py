@@ -234,8 +234,7 @@ def counted_by_class(symbols: npt.NDArray[np.int16], chosen: Contexts, alphabet:
     counts = np.zeros((chosen.number, alphabet), np.int64)
     shape: Shape = (len(chosen.axes[0]), len(chosen.axes[1]), len(chosen.axes[2]))
     for rows, part in chunks(shape):
-        for k, of_class in enumerate(chosen.blocks(*rows).split(symbols[part])):
-            counts[k] += np.bincount(of_class, minlength=alphabet)
+        counts += classes.by_class(symbols[part], chosen, rows, alphabet)
     return counts
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from opq.base.arrays import Ints
 from opq.base.format_v1 import LARGEST_ROOT, PRECISION, SCALES, TABLE_WEIGHTS
-from opq.coding.stack import TOTAL, Model, StackReader, StackWriter, categorical, zigzag
+from opq.coding.stack import TOTAL, Model, StackReader, StackWriter, categorical
 from opq.errors import CorruptFileError
 
 FRACTION = 16
@@ -91,15 +91,14 @@ def cost(counts: Ints, table: Ints) -> int:
 
 def put(writer: StackWriter, u: Ints, first: int) -> None:
     """Writes the roots `u` of the symbols `first, first + 1, ...`."""
-    known: dict[int, int] = {}
-    for symbol in _order(first, len(u)):
-        predicted = _predict(known, symbol)
-        value = int(u[symbol - first])
-        code = zigzag(value - predicted) if value < 2 * predicted else value
+    order = np.array(_order(first, len(u))) - first
+    values, predicted = u[order], _predictions(u, first)[order]
+    difference = values - predicted
+    codes = np.where(values < 2 * predicted, difference << 1 ^ difference >> 63, values)  # zigzag
+    for code, expected in zip(codes.tolist(), predicted.tolist(), strict=True):
         length = code.bit_length()
-        writer.put(length, _lengths()[min(predicted.bit_length(), len(TABLE_WEIGHTS) - 1)])
+        writer.put(length, _lengths()[min(expected.bit_length(), len(TABLE_WEIGHTS) - 1)])
         writer.number(code, max(length - 1, 0))
-        known[symbol] = value
 
 
 def take(reader: StackReader, first: int, size: int) -> Ints:
@@ -119,9 +118,10 @@ def take(reader: StackReader, first: int, size: int) -> Ints:
     return u
 
 
-def _order(first: int, size: int) -> list[int]:
+@functools.cache
+def _order(first: int, size: int) -> tuple[int, ...]:
     """Symbols from the middle outwards: 0, 1, -1, 2, -2, ..."""
-    return sorted(range(first, first + size), key=_rank)
+    return tuple(sorted(range(first, first + size), key=_rank))
 
 
 def _rank(symbol: int) -> int:
@@ -140,6 +140,20 @@ def _magnitude(known: dict[int, int], magnitude: int) -> int:
     """The mean root of `+magnitude` and `-magnitude`, as far as they are known; 0 where neither is."""
     both = [known[s] for s in {magnitude, -magnitude} if magnitude >= 0 and s in known]
     return (sum(both) + len(both) // 2) // len(both) if both else 0
+
+
+def _predictions(u: Ints, first: int) -> Ints:
+    """`_predict` of each symbol from those before it in `_order`, all at once: (alphabet,)."""
+    symbols = np.arange(first, first + len(u))
+    both, number = np.zeros((2, int(np.abs(symbols).max()) + 3), np.int64)  # by magnitude + 2
+    np.add.at(both, np.abs(symbols) + 2, u)
+    np.add.at(number, np.abs(symbols) + 2, 1)
+    mean = (both + number // 2) // np.maximum(number, 1)
+    last, before = mean[np.abs(symbols) + 1], mean[np.abs(symbols)]
+    found: Ints = np.where(before > last, last * last // np.maximum(before, 1), last)
+    mirrored = (symbols < 0) & (-symbols <= symbols[-1]) & (-symbols >= first)
+    found[mirrored] = u[-symbols[mirrored] - first]
+    return found
 
 
 @functools.cache

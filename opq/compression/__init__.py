@@ -11,6 +11,7 @@ Other folders use:
 - `differences`: a source as the differences to a base.
 - `fit`: finds the plan whose file meets the budget.
 - `in_file`: what a file holds of weights that a source gives by their outputs.
+- `least_rates`: from which rate on a trellis pays, tried no further down than needed.
 - `method`: methods as objects, and the two methods that need no data.
 - `options`: the options of one compression, checked before any work is done.
 - `prior`: how much each tensor matters, guessed from the weights alone.
@@ -34,6 +35,7 @@ __all__ = [
     "differences",
     "fit",
     "in_file",
+    "least_rates",
     "method",
     "options",
     "prior",

@@ -16,6 +16,7 @@ from opq.base.progress import silent
 from opq.base.stages import stage
 from opq.compression.coders import DataFreeCoder
 from opq.compression.fit import Fit
+from opq.compression.least_rates import NEVER
 from opq.compression.options import ALPHAS, Options
 from opq.compression.problem import Problem
 from opq.errors import InfeasibleError
@@ -52,7 +53,7 @@ def _alphas(coder: DataFreeCoder, options: Options) -> tuple[float, ...]:
 
 def _best(coder: C, candidates: Sequence[Problem[TensorStats]]) -> tuple[Problem[TensorStats], C]:
     """The problem whose plan changes the outputs on synthetic inputs least, and a coder that has the plan's codes."""
-    plain = [dataclasses.replace(candidate, trellised={}) for candidate in candidates]  # enough to choose by
+    plain = [dataclasses.replace(candidate, trellised=NEVER) for candidate in candidates]  # enough to choose by
     plans = [plan for plan in (_decided(coder, candidate) for candidate in plain) if plan is not None]
     if len(plans) < len(plain):  # for the smallest file all plans are alike, and `Fit.run` will measure it
         return candidates[0], coder

@@ -22,6 +22,7 @@ from opq.base.stages import stage
 from opq.compression.coders import CodesByName, DataFreeCoder, PlainCoder
 from opq.compression.differences import Differences
 from opq.compression.fit import Draft, Fit
+from opq.compression.least_rates import NEVER
 from opq.compression.options import Options
 from opq.compression.problem import Problem
 from opq.errors import InfeasibleError
@@ -72,7 +73,7 @@ def without_probe(
 
 def _rounded(rounded: PlainCoder, plain: Problem[TensorStats]) -> tuple[Plan, CodesByName]:
     """A plan and its codes on plain grids, without the probe; its size is predicted, not measured."""
-    plan = as_stored(Fit(rounded.source, dataclasses.replace(plain, trellised={}), rounded, silent).decide())
+    plan = as_stored(Fit(rounded.source, dataclasses.replace(plain, trellised=NEVER), rounded, silent).decide())
     return plan, {name: narrow(codes) for name, codes in rounded.codes(plan.compressed)}
 
 

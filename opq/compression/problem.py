@@ -25,6 +25,7 @@ from opq.base.dtypes import dtype_name
 from opq.base.pool import torch_threads
 from opq.base.progress import Progress, silent
 from opq.base.stages import stage
+from opq.compression.least_rates import NEVER, LeastRates
 from opq.compression.options import Options
 from opq.compression.roles import Role
 from opq.constraints import largest_codes
@@ -65,7 +66,7 @@ class Problem(Generic[S]):
     """`a_i` of every compressed tensor."""
     curves: Mapping[str, Curve]
     """Rate and distortion of every compressed tensor; `of` computes them from complete statistics."""
-    trellised: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    trellised: LeastRates = dataclasses.field(default_factory=lambda: NEVER)
     """Tensors that may be quantized on a trellis, and the bits per weight on a plain grid from which on they are."""
     fixed: Mapping[str, TensorPlan] = dataclasses.field(default_factory=dict)
     """Compressed tensors whose plans are given; they have no statistics here and take no part in the allocation."""
@@ -86,7 +87,7 @@ class Problem(Generic[S]):
             stats=stats,
             sensitivities=sensitivities,
             curves={name: Curve.of(found) for name, found in stats.items()},
-            trellised=trellised or {},
+            trellised=LeastRates.of(trellised or {}),
         )
 
     def replace(self, *, sensitivities: Mapping[str, float]) -> Problem[S]:
@@ -101,7 +102,7 @@ class Problem(Generic[S]):
             stats={name: found for name, found in self.stats.items() if name not in fixed},
             sensitivities={name: a for name, a in self.sensitivities.items() if name not in fixed},
             curves={name: curve for name, curve in self.curves.items() if name not in fixed},
-            trellised={name: least for name, least in self.trellised.items() if name not in fixed},
+            trellised=self.trellised.without(fixed),
         )
 
     @property
@@ -127,8 +128,7 @@ class Problem(Generic[S]):
 
     def _on_grid(self, role: Role) -> tuple[float, float]:
         low, high = role.min_bits, role.max_bits
-        least = self.trellised.get(role.name, math.inf)
-        if least == math.inf or high < least or (low, high) == (0.0, math.inf):
+        if (low, high) == (0.0, math.inf) or not self._may(role.name, high):
             return low, high
         low, high = (bits + self._saved(role.name, bits + trellis.SAVED) for bits in (low, high))
         return min(low, high), high
@@ -141,7 +141,13 @@ class Problem(Generic[S]):
 
     def _fine(self, name: str, point: Point) -> float | None:
         """The step on a trellis in place of a point of the plain grid; None where it does not pay."""
-        return trellis.step(point.rate, point.distortion, self.stats[name].max_abs, least=self.trellised[name])
+        if not self._may(name, point.rate):
+            return None
+        return trellis.step(point.rate, point.distortion, self.stats[name].max_abs, least=point.rate)
+
+    def _may(self, name: str, rate: float) -> bool:
+        """Whether a tensor is on a trellis if it has this rate on a plain grid."""
+        return name in self.trellised and self.trellised.reached(name, rate)
 
     @functools.cached_property
     def _surely_saved(self) -> float:
@@ -199,6 +205,7 @@ class Problem(Generic[S]):
     def planned(self, allocation: Allocation) -> Plan:
         """The plan of an allocation."""
         points = dict(zip(self.stats, allocation.points, strict=True))
+        self.trellised.look({name: point.rate for name, point in points.items()})
         return Plan(
             method=self.options.method,
             tensors=tuple(self._tensor(role, points.get(role.name)) for role in self.roles),
@@ -233,11 +240,9 @@ class Problem(Generic[S]):
             fields |= {"sensitivity": self.sensitivities[role.name], "largest": largest}
             if self.options.method == "opq":
                 fields["rounding"] = 0.5
-            if role.name in self.trellised:
-                fine = self._fine(role.name, point)
-                if fine is not None:
-                    fields |= {"codebook": "trellis", "step": fine, "threshold": fine / 2, "rounding": 0.5}
-                    fields["rate"] = point.rate - trellis.SAVED
+            if (fine := self._fine(role.name, point)) is not None:
+                fields |= {"codebook": "trellis", "step": fine, "threshold": fine / 2, "rounding": 0.5}
+                fields["rate"] = point.rate - trellis.SAVED
         return TensorPlan(**fields)
 
 

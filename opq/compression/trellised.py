@@ -15,8 +15,9 @@ import torch
 
 from opq.allocation.curve import Curve, Point
 from opq.base.arrays import Codes
+from opq.base.compiled import Loops
 from opq.base.format_v1 import RUN
-from opq.coding import entropy
+from opq.coding import classes, entropy
 from opq.compression.problem import on_grid
 from opq.compression.roles import Role
 from opq.plan import TensorPlan
@@ -44,7 +45,7 @@ def may_follow(roles: Iterable[Role], is_transposed: Callable[[str], bool]) -> f
 
 
 def sample(shape: tuple[int, ...]) -> list[Piece]:
-    """What `least_rate` should see of a tensor: whole runs, evenly spread, of the same columns in the middle."""
+    """What `pays` should see of a tensor: whole runs, evenly spread, of the same columns in the middle."""
     rows = shape[0]
     width, runs = math.prod(shape) // rows, rows // RUN
     if runs <= RUNS:
@@ -56,20 +57,16 @@ def sample(shape: tuple[int, ...]) -> list[Piece]:
     return [(span, slice(first, first + some)) for span in spans]
 
 
-def least_rate(weights: torch.Tensor, curve: Curve, largest: float) -> float:
-    """The rate on a plain grid from which on a trellis pays for a tensor; infinite if it does not.
+def pays(weights: torch.Tensor, curve: Curve, largest: float, rate: float) -> bool:
+    """Whether a trellis takes fewer bits than a plain grid of the same error.
 
     Args:
         weights: the sample (rows, columns).
         curve: of the whole tensor.
         largest: the largest magnitude in the whole tensor.
+        rate: on the plain grid, in bits per weight.
     """
-    least = math.inf
-    for rate in TRIED:
-        if _saved(weights.float(), curve.at_rate(rate), largest) <= 0:
-            break
-        least = rate
-    return least
+    return _saved(weights.float(), curve.at_rate(rate), largest) > 0
 
 
 def _saved(weights: torch.Tensor, point: Point, largest: float) -> float:
@@ -93,18 +90,19 @@ def _error(weights: torch.Tensor, codes: Codes, plan: TensorPlan) -> float:
     return float(((weights.numpy() - np.float64(plan.step) * codes) ** 2).mean())
 
 
-def numpy_seconds(roles: Iterable[Role], trellised: Collection[str], *, fed: bool) -> float:
-    """About how many seconds the loops that can be compiled would take in numpy.
+def in_numpy(roles: Iterable[Role], trellised: Collection[str], *, fed: bool) -> list[tuple[Loops, float]]:
+    """The loops that can be compiled, and about how many seconds their work would take in numpy.
 
     Args:
         trellised: the tensors that may be on a trellis.
         fed: whether errors are fed back.
     """
+    shapes = {role.name: role.spec.shape for role in roles if role.action == "compress"}
     seconds = 0.0
-    for role in roles:
-        shape, on_paths = role.spec.shape, role.name in trellised
-        if fed and role.action == "compress" and len(shape) > 1:
+    for name, shape in shapes.items():
+        on_paths = name in trellised
+        if fed and len(shape) > 1:
             seconds += feedback.numpy_seconds(math.prod(shape[1:]), on_paths=on_paths)
         elif on_paths:
             seconds += trellis.numpy_seconds(math.prod(shape))
-    return seconds
+    return [(trellis.LOOPS, seconds), (classes.LOOPS, classes.numpy_seconds(map(math.prod, shapes.values())))]

@@ -250,14 +250,16 @@ def _squares(
     found, of_rows = dict.fromkeys(map(id, parameters), 0.0), dict[int, torch.Tensor]()
 
     def measured(parameter: nn.Parameter, gradient: torch.Tensor) -> torch.Tensor:
-        of_token = id(parameter) in of_tokens
-        found[id(parameter)] = (robust.kept(gradient) if of_token else 1.0) * _mean_square(gradient)
+        mean, of_token = math.inf, id(parameter) in of_tokens
         if gradient.dim() > 1 and gradient.numel() and not of_token:
             turn = turns.get(id(parameter))
             rows = gradient if turn is None else turn.matrix(gradient)
             wide = (some if some.dtype == torch.float64 else some.float() for some in _pieces(rows))
-            means = [some.square().mean(1, dtype=torch.float64) for some in wide]
-            of_rows[id(parameter)] = torch.cat(means).cpu()
+            means = torch.cat([some.square().mean(1, dtype=torch.float64) for some in wide]).cpu()
+            of_rows[id(parameter)], mean = means, float(means.mean())
+        if not math.isfinite(mean):
+            mean = (robust.kept(gradient) if of_token else 1.0) * _mean_square(gradient)
+        found[id(parameter)] = mean
         return gradient.new_zeros(()).expand_as(gradient) if type(gradient) is torch.Tensor else gradient
 
     with contextlib.ExitStack() as stack:

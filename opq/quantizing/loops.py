@@ -1,43 +1,20 @@
-"""The hot loops in machine code, by numba. Imported through `trellis.LOOPS` only.
-
-Each is the twin of a numpy function, which its docstring names and which is the definition: for the same arguments both
-give the same numbers, bit by bit. So float32 sums are taken in the same order, nothing is fused or re-associated (no
-`fastmath`), and ties are broken in the same way. Numbers that other files define are passed as arguments, except those
-that the format fixes for ever: numba's cache on disk notices changes of this file, but not of others.
-"""
+"""The trellis' search and error feedback in machine code. Imported through `trellis.LOOPS` only; see `base.kernels`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from opq.base.arrays import Codes, Floats32, Ints
 from opq.base.format_v1 import LARGEST_PATH, RUN
+from opq.base.kernels import inner, kernel
 
 _F = np.float32
 _TILE = 16
 """Columns read together: 16 float32 fill a cache line of 64 bytes."""
-
-
-def kernel(*signature: str) -> Callable[[Callable[..., Any]], Any]:
-    """Compiles a function now, or loads it from numba's cache; where there can be no cache, it is always compiled."""
-
-    def compiled(function: Callable[..., Any]) -> Any:
-        try:
-            return njit(list(signature), nogil=True, cache=True)(function)
-        except (RuntimeError, OSError):  # no folder can be written to, or the disk is full
-            return njit(list(signature), nogil=True)(function)
-
-    return compiled
-
-
-inner: Callable[[Callable[..., Any]], Any] = njit(nogil=True)
-"""Marks a part of kernels, which is compiled with them."""
 
 
 # --- the trellis' search ----------------------------------------------------------------------

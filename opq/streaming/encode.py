@@ -192,9 +192,7 @@ class _Chunks:
         """Counts by class and symbol of chunk k."""
         codes = self.codes(k)
         with self._clock("encode"):
-            symbols = _symbols(codes, low)
-            parts = chosen.blocks(*self.parts[k][0]).split(symbols)
-            return np.stack([np.bincount(p, minlength=alphabet) for p in parts])
+            return classes.by_class(_symbols(codes, low), chosen, self.parts[k][0], alphabet)
 
 
 def _counts(codes: Narrow) -> Ints:

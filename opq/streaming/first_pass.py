@@ -9,18 +9,19 @@ from pathlib import Path
 
 import torch
 
+from opq.base import compiled
 from opq.compression.by_outputs import ByOutputs, Told, of_rows
 from opq.compression.coders import probe_source
 from opq.compression.copies import tied
 from opq.compression.in_file import head
+from opq.compression.least_rates import LeastRates
 from opq.compression.options import Options
 from opq.compression.prior import guessed
 from opq.compression.problem import Problem
 from opq.compression.roles import Role, assign
-from opq.compression.trellised import least_rate, may_follow, numpy_seconds, sample
+from opq.compression.trellised import TRIED, in_numpy, may_follow, pays, sample
 from opq.errors import PatternError
 from opq.probing.sensitivity import weights
-from opq.quantizing.trellis import LOOPS
 from opq.sources.base import Source
 from opq.streaming.chunks import tensors_of
 from opq.streaming.measure import Measure, measure, packed, scale_square, scales_of, ties, unpacked
@@ -44,7 +45,7 @@ def prepared(task: Task) -> tuple[Task, Problem[Measure]]:
     layouts = {} if task.carried is None else task.carried.layouts
     transposed = {name for name, layout in layouts.items() if layout.transposed}
     trellised = may_follow(roles, transposed.__contains__) if task.options.trellis else frozenset()
-    LOOPS.prepare(numpy_seconds(roles, trellised, fed=task.carried is not None), task.options.progress)
+    compiled.prepare(in_numpy(roles, trellised, fed=task.carried is not None), task.options.progress)
     with task.clock("curves"):
         rates = least_rates(task, trellised, found)
     with task.clock("solve"):
@@ -75,19 +76,23 @@ def by_rows(task: Task, roles: Sequence[Role], told: Told | None) -> tuple[Task,
     return dataclasses.replace(task, source=source, tensors=tensors_of(source)), frozenset(source.exponents)
 
 
-def least_rates(task: Task, names: frozenset[str], found: Mapping[str, Measure]) -> dict[str, float]:
-    """Of the tensors that may be on a trellis, the rate from which on it pays, as for a single file."""
+def least_rates(task: Task, names: frozenset[str], found: Mapping[str, Measure]) -> LeastRates:
+    """Of the tensors that may be on a trellis, the rate from which on it pays, as for a single file.
 
-    def one(name: str) -> float:
+    One process compares for all, at every rate, since all must plan alike.
+    """
+
+    def one(name: str, rate: float) -> bool:
         spec = task.source.by_name[name]
         width = spec.size // spec.shape[0]
         pieces = [block(lambda a, b: task.tensors.read(name, a, b), width, *piece) for piece in sample(spec.shape)]
-        return least_rate(torch.cat(pieces), found[name].curve, found[name].max_abs)
+        return pays(torch.cat(pieces), found[name].curve, found[name].max_abs, rate)
 
     def work() -> bytes:
-        return json.dumps(dict(zip(sorted(names), task.pool.ordered(one, sorted(names)), strict=True))).encode()
+        every = LeastRates(names, TRIED, one)
+        return json.dumps(dict(zip(every, task.pool.ordered(every.__getitem__, every), strict=True))).encode()
 
-    return dict(json.loads(task.team.first(work)))
+    return LeastRates.of(json.loads(task.team.first(work)))
 
 
 def roles_of(source: Source, options: Options) -> tuple[Role, ...]:

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from limits import narrowed
 from safetensors.torch import load_file
 
+from opq.base import compiled
 from opq.coding import classes as contexts
 from opq.coding import entropy, tables
 from opq.coding.entropy import coded_size, decode, encode
@@ -397,6 +398,46 @@ def test_tables_come_back(counts: list[int], first: int) -> None:
     frequencies = tables.frequencies(u)
     assert frequencies.sum() == TOTAL
     assert frequencies.min() >= 1
+
+
+@given(st.integers(-128, 127).flatmap(lambda low: st.tuples(st.just(low), st.integers(1, 60))), st.data())
+def test_predictions_at_once_are_those_one_by_one(place: tuple[int, int], data: st.DataObject) -> None:
+    first, size = place
+    u = np.array(data.draw(st.lists(st.integers(0, 5000), min_size=size, max_size=size)), np.int64)
+    known: dict[int, int] = {}
+    for symbol in tables._order(first, size):
+        assert tables._predictions(u, first)[symbol - first] == tables._predict(known, symbol)
+        known[symbol] = int(u[symbol - first])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_symbols_are_counted_alike_in_machine_code_and_in_numpy(data: st.DataObject) -> None:
+    shape = data.draw(st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 4)))
+    alphabet, seed = data.draw(st.integers(2, 9)), data.draw(st.integers(0, 99))
+    g = np.random.default_rng(seed)
+    symbols = g.integers(0, alphabet, shape).astype(np.int16)
+    r, c, d = (g.integers(0, 4, n).astype(np.uint8) for n in shape)
+    first = data.draw(st.integers(0, 3))
+    chosen = contexts.Contexts((r, c, d), first, data.draw(st.integers(1, 7)))
+    low, high = sorted(data.draw(st.tuples(st.integers(0, shape[0]), st.integers(0, shape[0]))))
+
+    def counted() -> list[np.ndarray]:
+        part = symbols[low:high].reshape(-1)
+        widths = [int(c.max()) + int(d.max()), int(r.max()) + int(d.max()), int(r.max()) + int(c.max())]
+        by_index = [contexts._by_index(symbols, [r, c, d], k, (w + 1, alphabet)) for k, w in enumerate(widths)]
+        return [contexts.by_class(part, chosen, (low, high), alphabet), *by_index]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contexts, "LOOPS", compiled.Loops("opq.coding.loops", little=0.0))
+        found = counted()
+        patch.setattr(contexts, "LOOPS", lambda seconds: None)
+        for one, other in zip(found, counted(), strict=True):
+            assert np.array_equal(one, other)
+            assert one.dtype == other.dtype
+    of = np.clip(r[low:high, None, None] + c[:, None].astype(int) + d - first, 0, chosen.number - 1)
+    for k, s in np.ndindex(chosen.number, alphabet):
+        assert found[0][k, s] == ((of == k) & (symbols[low:high] == s)).sum()
 
 
 def test_log2_is_close_and_never_too_large() -> None:

@@ -16,13 +16,15 @@ import opq
 from opq.allocation.curve import Curve
 from opq.allocation.stats import TensorStats
 from opq.base.format_v1 import RUN
-from opq.compression.trellised import RUNS, SAMPLED, least_rate, sample
+from opq.compression.least_rates import NEVER, LeastRates
+from opq.compression.trellised import RUNS, SAMPLED, TRIED, pays, sample
 from opq.quantizing.trellis import LEAST
 
 
 def rate(w: torch.Tensor) -> float:
     stats = TensorStats.of(w)
-    return least_rate(w.reshape(w.shape[0], -1), Curve.of(stats), stats.max_abs)
+    curve, rows = Curve.of(stats), w.reshape(w.shape[0], -1)
+    return LeastRates(["w"], TRIED, lambda _, rate: pays(rows, curve, stats.max_abs, rate))["w"]
 
 
 def half_dead(rows: int, columns: int) -> torch.Tensor:
@@ -48,6 +50,43 @@ def test_dead_outputs_keep_a_tensor_on_the_grid() -> None:
 @pytest.mark.parametrize("w", [torch.zeros(64, 64), torch.ones(64, 64), torch.full((32, 32), 0.5)], ids=str)
 def test_tensors_without_variation_have_nothing_to_gain(w: torch.Tensor) -> None:
     assert rate(w) == math.inf
+
+
+WINS = {"all": 0.0, "two": 1.5, "one": 2.0, "none": math.inf}
+"""Tensors, and the least rate at which a trellis wins."""
+
+
+def test_no_rate_is_tried_that_a_plan_does_not_ask_for() -> None:
+    asked: list[tuple[str, float]] = []
+
+    def wins(name: str, rate: float) -> bool:
+        asked.append((name, rate))
+        return rate >= WINS[name]
+
+    least = LeastRates(WINS, (2.0, 1.5, 1.25), wins)
+    assert not any(least.reached(name, 1.2) for name in WINS)
+    assert not asked, "below the last rate no tensor is on a trellis"
+    least.look(dict.fromkeys(["all", "none"], 2.0))
+    assert sorted(asked) == [("all", 2.0), ("none", 2.0)]
+    assert [name for name in WINS if least.reached(name, math.inf)] == ["all", "two", "one"]
+    assert len(asked) == 4
+    assert [name for name in WINS if least.reached(name, 1.6)] == ["all", "two"]
+    assert [name for name in WINS if least.reached(name, 1.25)] == ["all"]
+    assert dict(least) == {"all": 1.25, "two": 1.5, "one": 2.0, "none": math.inf}
+    assert len(asked) == len(set(asked)), "nothing is compared twice"
+    rest = least.without(["all", "one"])
+    assert dict(rest) == {"two": 1.5, "none": math.inf}
+    assert len(asked) == len(set(asked))
+
+
+def test_rates_that_are_known_are_reached_from_each_on() -> None:
+    least = LeastRates.of({"a": 1.25, "b": 2.0, "c": math.inf})
+    assert dict(least) == {"a": 1.25, "b": 2.0, "c": math.inf}
+    assert [name for name in least if least.reached(name, 1.9)] == ["a"]
+    assert [name for name in least if least.reached(name, 50.0)] == ["a", "b"]
+    assert not NEVER
+    with pytest.raises(KeyError):
+        least["d"]
 
 
 @given(st.integers(1, 5000), st.integers(1, 100_000))

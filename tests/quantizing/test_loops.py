@@ -22,6 +22,7 @@ from plans import planned
 import opq
 from opq import demo
 from opq.base import compiled
+from opq.coding import classes
 from opq.errors import OpqWarning
 from opq.quantizing import trellis
 from opq.quantizing.feedback import sweep
@@ -31,7 +32,8 @@ from opq.quantizing.moment import Layout, Moment
 
 @pytest.fixture(autouse=True)
 def _always(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trellis.LOOPS, "little", 0.0)
+    for loops in (trellis.LOOPS, classes.LOOPS):
+        monkeypatch.setattr(loops, "little", 0.0)
 
 
 NOTHING = compiled.Loops("no compiler")
@@ -40,6 +42,7 @@ NOTHING._missing = True
 
 def by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trellis, "LOOPS", NOTHING)
+    monkeypatch.setattr(classes, "LOOPS", NOTHING)
 
 
 NUMBERS = {
@@ -173,17 +176,18 @@ import hashlib, sys
 {before}
 import opq, torch
 from opq.base import compiled
+from opq.coding import classes
 from opq.quantizing import trellis
 assert sys.modules.get("numba") is None, "imported where it is not used"
-trellis.LOOPS.little = 0.0
+trellis.LOOPS.little = classes.LOOPS.little = 0.0
 torch.manual_seed(0)
 seen = []
 result = opq.compress({{"w": torch.randn(300, 40)}}, bits=3, trellis=True, progress=lambda *step: seen.append(step))
 assert {seen} == [step for step in seen if step[0] == "compile"], seen
 print(hashlib.sha256(b"".join(result.packed.parts)).hexdigest())
-print(trellis.LOOPS(1.0) is not None)
+print(trellis.LOOPS(1.0) is not None and classes.LOOPS(1.0) is not None)
 """
-STAGE = '[("compile", 0, 1), ("compile", 1, 1)]'
+STAGE = '[("compile", 0, 2), ("compile", 1, 2), ("compile", 2, 2)]'
 
 
 @functools.cache
@@ -254,12 +258,12 @@ def test_nothing_is_loaded_for_little_work(monkeypatch: pytest.MonkeyPatch) -> N
     seen: list[str] = []
     monkeypatch.setattr(compiled, "_compiled", lambda module: seen.append(module))
     some = compiled.Loops("some.module", little=1.0)
-    some.prepare(0.9, lambda *step: seen.append(step[0]))
+    compiled.prepare([(some, 0.9)], lambda *step: seen.append(step[0]))
     assert some(0.9) is None
     assert not seen
-    some.prepare(1.1, lambda *step: seen.append(step[0]))
+    compiled.prepare([(some, 1.1)], lambda *step: seen.append(step[0]))
     assert seen == ["compile", "some.module", "compile"]
-    some.prepare(1.1, lambda *step: seen.append(step[0]))
+    compiled.prepare([(some, 1.1)], lambda *step: seen.append(step[0]))
     assert some(1.1) is None
     assert len(seen) == 3, "what is missing is not looked for again"
 
@@ -301,5 +305,6 @@ def test_plain_quantization_on_paths_is_the_search(monkeypatch: pytest.MonkeyPat
     assert torch.equal(found, quantize(w, plan))
 
 
-def test_the_loops_are_one_module() -> None:
+def test_loops_are_modules() -> None:
     assert isinstance(trellis.LOOPS(10.0), ModuleType)
+    assert isinstance(classes.LOOPS(10.0), ModuleType)
