@@ -100,8 +100,9 @@ def compress(
         constraints: of `rd` and `opq`: objects of `opq.constraints`, solved through cvxpy.
         sensitivities: of `rd` and `opq`: `a_i` by tensor name, in place of the probe's; tensors not named have 1.
         probe: of `rd` and `opq`: measure sensitivities on synthetic inputs, feed quantization errors back and
-            re-normalise BatchNorm. By default where the source has a model that can be run. "quick": a language model
-            draws the words of its texts all at once, not one after the other.
+            re-normalise BatchNorm. By default where the source has a model that can be run; that of a folder of more
+            than 4 GiB is not built unless this is True. "quick": a language model draws the words of its texts all at
+            once, not one after the other.
         calibration: of `rd` and `opq`: batches of real inputs, used in place of synthetic ones; or a tensor of inputs,
             or a folder or an `.npz` file of pictures without labels, of which 128 are looked at.
         input_size: shape of one input without the batch dimension, where the model does not say; of a forward with

@@ -11,11 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from opq.base.arrays import Codes, Narrow
 from opq.base.calls import warn
 from opq.base.pool import torch_threads
 from opq.base.stages import stage
+from opq.base.tables import counted, some
 from opq.compression.by_outputs import columns_of, of_rows
 from opq.compression.in_file import decoded, layout_of
 from opq.compression.method import DataFree
@@ -35,12 +37,19 @@ LIVE = ("module", "timm", "torchvision", "demo", "hf")
 """Origins of sources that have a model: it is probed by default."""
 
 
+WHOLE = 1 << 32
+"""Bytes of the largest weights in a folder whose model is built to be probed where nobody asks for it. A choice: larger
+ones are for a folder as output, for which one block of the model is in memory at a time."""
+
+
 def wants_probe(source: Source, options: Options) -> bool:
     """Whether the source's model is probed: as the option says, else if there is a model or inputs are given."""
     if not isinstance(options.how, DataFree):
         return False
     if options.probe is not None:
         return bool(options.probe)
+    if source.origin == "folder" and source.buildable and source.bytes <= WHOLE:
+        return True
     return source.origin in LIVE or options.calibration is not None
 
 
@@ -64,7 +73,8 @@ def basis_of(source: Source, options: Options, note: str, *, coded: bool = True)
     elif not source.buildable:
         why = source.no_model
     else:
-        why = "the model could not be probed" if source.origin in LIVE else "a model in files is probed by probe=True"
+        large = f"a model of more than {WHOLE >> 30} GiB in files is probed by probe=True, or with a folder as output"
+        why = large if source.origin == "folder" and source.bytes > WHOLE else "the model could not be probed"
     return f"the weights alone: {why}"
 
 
@@ -80,6 +90,8 @@ def probe_source(source: Source, options: Options) -> Probe | None:
         return None
     try:
         model = source.build()
+        if source.origin == "folder" and not options.probe and options.calibration is None:
+            _check_names(source, model)
         return probe(
             model,
             input_size=options.input_size,
@@ -106,6 +118,18 @@ def probe_source(source: Source, options: Options) -> Probe | None:
             ProbeWarning,
         )
         return None
+
+
+def _check_names(source: Source, model: nn.Module) -> None:
+    """Raises `ProbeError` if matrices of a checkpoint have other names in the model, which may even fuse some."""
+    names = model.state_dict().keys()
+    other = [spec.name for spec in source.specs if len(spec.shape) > 1 and spec.name not in names]
+    if other:
+        raise ProbeError(
+            f"{counted(len(other), 'tensor')} of the files have other names in the model",
+            got=some(other),
+            remedy=f"Name it hf:{source.folder or source.label} to compress the tensors as the model names them.",
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

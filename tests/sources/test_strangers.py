@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import opq
-from opq.errors import CorruptSourceError, OpqError, ProbeError, SourceError
+from opq.compression import coders
+from opq.errors import CorruptSourceError, OpqError, ProbeError, ProbeWarning, SourceError
 from opq.sources import files, hf_models, open_source
 
 State = dict[str, Any]
@@ -256,9 +258,33 @@ def test_a_configuration_of_nonsense_is_one_error_or_weights_alone(change: State
     config = json.loads((vit / "config.json").read_text())
     (tmp_path / "m" / "config.json").write_text(json.dumps(config | change))
     assert opq.compress(tmp_path / "m", bits=12, probe=False).plan.compressed
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        result = opq.compress(tmp_path / "m", bits=12)
+    probed = result.basis.startswith("a probe")
+    assert probed or any("is compressed by its weights alone" in str(w.message) for w in seen)
     said = refusal(lambda: opq.compress(f"hf:{tmp_path / 'm'}", bits=12))
     assert not said or "probe=False" in said
     assert opq.compress(f"hf:{tmp_path / 'm'}", bits=12, probe=False).plan.compressed
+
+
+def test_a_folder_is_probed_as_a_named_model_is_unless_it_is_large(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=99)).save_pretrained(tmp_path)
+    named, result = opq.compress(f"hf:{tmp_path}", bits=4), opq.compress(tmp_path, bits=4)
+    assert result.basis == named.basis
+    assert result.basis.startswith("a probe of the model on synthetic inputs")
+    told = [{t.name: (t.sensitivity, t.codebook) for t in r.plan.compressed} for r in (named, result)]
+    assert told[0] == told[1]
+    with pytest.warns(ProbeWarning, match=r"have other names in the model: got vit\..* Name it hf:.*vit"):
+        assert opq.compress(vit, bits=4).basis.startswith("the weights alone")
+    monkeypatch.setattr(coders, "WHOLE", 1 << 10)
+    result = opq.compress(tmp_path, bits=4)
+    assert result.basis.startswith("the weights alone: a model of more than 0 GiB in files is probed by probe=True")
+    assert opq.compress(tmp_path, bits=4, probe=True).basis == named.basis
 
 
 def test_a_named_model_that_cannot_be_probed_is_an_error_and_a_module_a_warning(vit: Path, tmp_path: Path) -> None:
@@ -326,7 +352,7 @@ def test_no_code_of_a_folder_is_run_whatever_stands_on_standard_input(
 def test_the_hub_runs_no_code_either(own_code: Path, vit: Path, tmp_path: Path) -> None:
     import opq.hub
 
-    opq.compress(own_code, bits=12).save(own_code / "model.opq.safetensors")
+    opq.compress(own_code, bits=12, probe=False).save(own_code / "model.opq.safetensors")
     with pytest.raises(SourceError, match="runs Python code of its own"):
         opq.hub.from_pretrained(own_code)
     assert not (tmp_path / "trace").exists()
