@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
+
 from opq.base import tables
 from opq.base.dtypes import torch_dtype
 from opq.base.format_v1 import BUDGET_KINDS
@@ -44,6 +46,8 @@ class Budget:
     value: float
 
     def __post_init__(self) -> None:
+        if isinstance(self.value, np.generic):
+            object.__setattr__(self, "value", self.value.item())
         if self.kind not in BUDGET_KINDS:
             raise BudgetError("unknown budget", got=repr(self.kind), wanted="bits, ratio or size")
         if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):

@@ -12,6 +12,7 @@ import pytest
 import torch
 import zoo
 from PIL import Image
+from safetensors.torch import save_file
 
 import opq
 from opq import demo, evaluation
@@ -205,3 +206,10 @@ def test_command(folder: Path, tmp_path: Path) -> None:
     assert scores["dense"]["top1"] == 1.0
     assert scores["compressed"]["top1"] == worse
     assert scores["compressed"]["images"] == 60
+
+    based, other = tmp_path / "based.opq.safetensors", tmp_path / "other.safetensors"
+    save_file({n: t + 0.01 if t.dim() > 1 else t for n, t in load().state_dict().items()}, other)
+    opq.compress("demo:digits", bits=4, base=other, probe=False).save(based)
+    call = ["evaluate", str(based), "--model", "demo:digits", "--data", str(folder), "--json"]
+    assert isinstance(CliRunner().invoke(app, call).exception, opq.errors.OpqError)
+    assert json.loads(CliRunner().invoke(app, [*call, "--base", str(other)]).stdout)["compressed"]["top1"] > worse

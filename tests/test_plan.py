@@ -7,6 +7,7 @@ import dataclasses
 import math
 import pickle
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,6 +111,13 @@ def test_budgets_in_bytes() -> None:
     assert Budget.of(bits=3).bytes(elements=800, source_bytes=3200) == 300
     assert Budget.of(ratio=10).bytes(elements=800, source_bytes=3200) == 320
     assert Budget.of(size=77).bytes(elements=800, source_bytes=3200) == 77
+
+
+@pytest.mark.parametrize("value", [np.int64(3), np.float32(3), np.float64(3), 3])
+def test_a_budget_may_be_a_number_of_numpy(value: float) -> None:
+    budget = Budget.of(size=value)
+    assert budget.value == 3
+    assert type(budget.value) in (int, float)
 
 
 @pytest.mark.parametrize("options", [{}, {"bits": 3, "ratio": 10}, {"bits": 3, "ratio": 10, "size": 5}])

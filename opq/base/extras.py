@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 import torch
 
 from opq.errors import MissingExtraError, SourceError
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
 
 def brief(error: Exception) -> str:
-    """Another library's error in one line."""
-    lines = str(error).strip().splitlines()
+    """Another library's error in one line, without the colours of a terminal."""
+    lines = _COLOURS.sub("", str(error)).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
 
 

@@ -15,7 +15,7 @@ from opq.base.atomic import refuse_inputs
 from opq.base.paths import what_is
 from opq.base.tables import counted, some
 from opq.cli.options import METHODS, AsJson, Force, Trust, sources
-from opq.cli.outputs import check_writable, may_replace
+from opq.cli.outputs import check_writable, may_replace, unused
 from opq.cli.parsing import default_name, overrides_of, shapes
 from opq.cli.printing import one_line, say, say_commands, say_json, say_plainly, say_table, watched
 from opq.errors import OptionError
@@ -96,6 +96,8 @@ def compress(
         _compress_pipeline(source, output, {**refused, "method": None if method == "rd" else method}, budget, as_json)
         return
     streamed = output is not None and _streams(source, output)
+    if not streamed and what_is(path) == "a folder":
+        path /= default_name(source)
     if not dry_run:
         refuse_inputs(path, [given for given in (base, calibration) if given is not None])
     if not dry_run and not streamed:
@@ -130,15 +132,19 @@ def compress(
     if streamed:
         _compress_folder(opened, path, options, shard_size, workers, as_json)
         return
-    _compress_file(opened, path, options, verbose, as_json)
+    _compress_file(opened, path, options, force, verbose, as_json)
 
 
-def _compress_file(source: Source, path: Path, options: dict[str, Any], verbose: bool, as_json: bool) -> None:
-    """The ordinary case: one file."""
+def _compress_file(
+    source: Source, path: Path, options: dict[str, Any], force: bool, verbose: bool, as_json: bool
+) -> None:
+    """The ordinary case: one file. One that appears during the work is not replaced: the result lies beside it then."""
     check_writable(path, source.inputs)
+    may = force or what_is(path, follow=False) != "nothing"  # what was there before, the user has agreed to replace
     start = time.perf_counter()
     result = opq.compress(source, **options, progress=watched(as_json))
     saving = time.perf_counter()
+    path = path if may else unused(path)
     result.save(path)
     saved = time.perf_counter() - saving
     seconds = round(time.perf_counter() - start, 3)

@@ -21,6 +21,7 @@ def evaluate(
     classes: Annotated[Path | None, typer.Option(help="The model's class names in order, one a line.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Images, spread over the set.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 32,
+    base: Annotated[str | None, typer.Option(help="The version to which FILE holds the differences.")] = None,
     trust_remote_code: Trust = False,
     as_json: AsJson = False,
 ) -> None:
@@ -34,7 +35,7 @@ def evaluate(
     scores = {}
     for which in ("dense", "compressed"):
         if which == "compressed":
-            opq.load(file, network)
+            opq.load(file, network, base=base)
         scores[which] = evaluation.evaluate(
             network, images, hint=opened.input_hint, classes=names, batch=batch, progress=watched(as_json)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,3 +40,10 @@ def check_writable(path: Path, inputs: Iterable[Path] = ()) -> None:
         raise WriteError(f"cannot write {path}", got=got, remedy="Make the folder first.")
     refuse_inputs(path, inputs)
     replaceable(path)
+
+
+def unused(path: Path) -> Path:
+    """The path; another one beside it, with a number, where something has come to lie there."""
+    name, dot, suffixes = path.name.partition(".")
+    candidates = (path.with_name(f"{name}-{k}{dot}{suffixes}") for k in itertools.count(2))
+    return next(p for p in itertools.chain([path], candidates) if what_is(p, follow=False) == "nothing")

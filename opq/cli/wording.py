@@ -6,7 +6,7 @@ import re
 
 VALUES = (
     *("bits", "ratio", "size", "method", "sparsity", "input_size", "seed", "like", "base", "shard_size", "workers"),
-    *("classes", "batch"),
+    *("calibration", "classes", "batch"),
 )
 IN_SHELL = {name: f"--{name.replace('_', '-')}" for name in VALUES} | {"overrides": "--override"}
 """Parameters of the Python calls that take a value, as options of the command line."""

@@ -367,6 +367,34 @@ def test_an_output_that_is_there_wants_force(run: Run, checkpoint: Path, tmp_pat
     assert run("report", file, "-o", html, "--force")[0] == 0
 
 
+def test_a_file_that_comes_while_the_work_runs_is_not_replaced(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, compress = tmp_path / "net.opq.safetensors", opq.compress
+
+    def slow(*args: Any, **options: Any) -> opq.Result:
+        file.write_text("someone else's")
+        return compress(*args, **options)
+
+    monkeypatch.setattr(opq, "compress", slow)
+    code, out, _ = run("compress", checkpoint, "--bits", 4, "-o", file)
+    beside = tmp_path / "net-2.opq.safetensors"
+    assert (code, file.read_text()) == (0, "someone else's")
+    assert str(beside) in out
+    assert opq.load_state_dict(beside)
+    run("compress", checkpoint, "--bits", 4, "-o", file, "--force")
+    assert opq.load_state_dict(file)
+
+
+def test_a_folder_as_the_output_of_one_file_gets_the_file(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    code, out, _ = run("compress", checkpoint, "--bits", 4, "-o", tmp_path / "out")
+    assert code == 0
+    (made,) = (tmp_path / "out").iterdir()
+    assert made.name == f"{checkpoint.stem}.opq.safetensors"
+    assert str(made) in out
+
+
 # --- tables -------------------------------------------------------------------------------------------
 
 

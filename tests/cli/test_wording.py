@@ -13,6 +13,7 @@ from opq.cli.wording import FLAGS, IN_SHELL, in_shell
     [
         ("got bits=3.0, size=100", "got --bits 3.0, --size 100"),
         ("exactly one of bits=, ratio=, size=", "exactly one of --bits, --ratio, --size"),
+        ("Pass calibration= or", "Pass --calibration or"),
         ("got bits=None, ratio=3", "got no --bits, --ratio 3"),
         ("Pass input_size=, or probe=False.", "Pass --input-size, or --no-probe."),
         ("method='opq' does not take trellis=: wanted", "--method opq does not take --trellis: wanted"),
