@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -66,10 +67,19 @@ class Collector:
         """The moments of some layers, and the statistics and outputs of the pass."""
         return self._run(wanted, dense=True)
 
-    @torch.no_grad()
     def _run(self, wanted: Mapping[str, Layer], *, dense: bool) -> tuple[dict[str, Half], Dense]:
-        with stage("moments"), torch_threads() as threads:
-            sums, tally = _Sums(wanted, threads), Tally()
+        with stage("moments"):
+            try:
+                return self._passed(wanted, dense, sharing=True)
+            except _ApartError:
+                return self._passed(wanted, dense, sharing=False)
+            finally:
+                give_back()
+
+    @torch.no_grad()
+    def _passed(self, wanted: Mapping[str, Layer], dense: bool, *, sharing: bool) -> tuple[dict[str, Half], Dense]:
+        with torch_threads() as threads:
+            sums, tally = _Sums(wanted, threads, sharing=sharing), Tally()
             outputs: list[torch.Tensor] = []
             with contextlib.ExitStack() as stack:
                 stack.enter_context(untouched(self.model))
@@ -87,15 +97,56 @@ class Collector:
                         outputs = outputs or [counted(o.clone(), part.mask) for o in weighing(output)]
                     record.restore()
                 found = sums.moments(self.damping)
-        give_back()
         return found, Dense(tally.statistics, outputs)
+
+
+class _ApartError(Exception):
+    """Weights that were multiplied by the same inputs no longer are."""
+
+
+class _Shared:
+    """Weights that are multiplied by the very tensor of the weight before, as queries, keys and values are."""
+
+    def __init__(self) -> None:
+        self.like: dict[str, str] = {}
+        """The first weight of each that shares its inputs with others before it."""
+        self._calls: Counter[str] = Counter()
+        self._last: tuple[str, torch.Tensor, int] | None = None
+
+    def takes(self, name: str, layer: Layer, x: torch.Tensor) -> bool:
+        """Whether the inputs `x` of this call are those of another weight's last call, in all calls so far."""
+        if not isinstance(layer.module, nn.Linear):
+            self._last = None
+            return False
+        self._calls[name] += 1
+        first, same, version = self._last or (name, None, 0)
+        if first != name and same is x and version == x._version and self._calls[first] == self._calls[name]:
+            if self._calls[name] == 1:
+                self.like[name] = first
+            if self.like.get(name) == first:
+                return True
+        if name in self.like:
+            raise _ApartError
+        self._last = name, x, x._version
+        return False
+
+    def forget(self) -> None:
+        """Releases the last inputs: a micro-batch ends."""
+        self._last = None
+
+    def check(self) -> None:
+        """Raises `_ApartError` where a weight was used once more than one that shares its inputs."""
+        self.forget()
+        if any(self._calls[name] != self._calls[first] for name, first in self.like.items()):
+            raise _ApartError
 
 
 class _Sums:
     """Sums of `x x'` of some layers, by weight name, over one pass."""
 
-    def __init__(self, wanted: Mapping[str, Layer], threads: Pool):
+    def __init__(self, wanted: Mapping[str, Layer], threads: Pool, *, sharing: bool):
         self._wanted, self._threads = wanted, threads
+        self._shared = _Shared() if sharing else None
         self.modules = {layer.module_name: layer.module for layer in wanted.values()}
         self._names: dict[str, list[str]] = {}
         for name, layer in wanted.items():
@@ -108,6 +159,8 @@ class _Sums:
     def expect(self, part: Batch, samples: int) -> None:
         """Announces the next micro-batch `part`; the whole batch has `samples` samples."""
         self._mask, self._share, self._samples = part.mask, part.samples / samples, samples
+        if self._shared is not None:
+            self._shared.forget()
 
     def see(self, module_name: str, module: nn.Module, given: Sequence[torch.Tensor]) -> None:
         """Adds the inputs of one call of one module."""
@@ -119,6 +172,8 @@ class _Sums:
     def _add(self, name: str, given: Sequence[torch.Tensor], within: Mapping[str, torch.Tensor]) -> None:
         """Adds the inputs of one layer."""
         layer = self._wanted[name]
+        if self._shared is not None and self._shared.takes(name, layer, given[0]):
+            return
         rows = max(FEWEST, ROWS * layer.width)
         rows = min(rows, PLENTY * layer.width) if isinstance(layer.module, CONVOLUTIONS) else rows
         given, within = [self._real(x) for x in given], {n: x.float() for n, x in within.items()}
@@ -130,34 +185,55 @@ class _Sums:
         self._counts[name] += int(x.shape[1])
 
     def moments(self, damping: float) -> dict[str, Half]:
-        """The moment of every layer that was run; layers whose sums are not finite are left out with a warning."""
+        """The moment of every layer that was run; layers whose sums are not finite are left out with a warning.
+
+        Weights that are always multiplied by the same inputs have one moment.
+        """
+        like = {} if self._shared is None else self._shared.like
+        if self._shared is not None:
+            self._shared.check()
         for name, blocks in self._sums.items():
             for _, _, square in _squares(blocks):
                 square.div_(self._counts[name])
-        found = {
+        finite = {
             name: blocks
             for name, blocks in self._sums.items()
             if all(bool(torch.isfinite(square).all()) for _, _, square in _squares(blocks))
         }
-        if lost := [name for name in self._sums if name not in found]:
+        seen = [name for name in self._wanted if like.get(name, name) in self._sums]
+        if lost := [name for name in seen if like.get(name, name) not in finite]:
             warn(
                 f"the inputs of {', '.join(map(repr, lost[:3]))} are NaN, infinite or too large on the probe's inputs: "
-                f"{len(lost)} of {len(self._sums)} layers are rounded without feedback",
+                f"{len(lost)} of {len(seen)} layers are rounded without feedback",
                 ProbeWarning,
             )
-        return {name: self._moment(name, blocks, damping) for name, blocks in found.items()}
+        halves: dict[str, Half] = {}
+        for name in (name for name in seen if name not in lost):
+            first = like.get(name, name)
+            if self._is_head(first):
+                blocks = [Triangle.of(block.upper()) for block in finite[first]] if like else finite[first]
+                halves[name] = self._head(self._wanted[name], blocks, damping)
+            else:
+                of_first = halves.get(first) or self._plain(self._wanted[first], finite[first], damping)
+                halves[first] = halves[name] = of_first
+        return halves
 
-    def _moment(self, name: str, blocks: Sequence[Triangle], damping: float) -> Half:
-        """The moment of one layer. A head has too few inputs, so a multiple of `W'W` is added to its moment.
+    def _is_head(self, name: str) -> bool:
+        """Whether a layer has few inputs, one for each sample, as behind a pooling."""
+        return self._counts[name] <= self._samples and self._counts[name] < self._wanted[name].width
+
+    def _plain(self, layer: Layer, blocks: Sequence[Triangle], damping: float) -> Half:
+        """The moment of an ordinary layer."""
+        if recurrent.matrices(layer.module):  # synthetic sequences resemble real ones less than images do
+            damping = max(damping, DAMPING_REAL)
+        return Half(layer.layout, tuple(blocks), damping)
+
+    def _head(self, layer: Layer, blocks: Sequence[Triangle], damping: float) -> Half:
+        """The moment of a head. It has too few inputs, so a multiple of `W'W` is added, to the blocks themselves.
 
         The inputs that a layer was trained on vary most in the directions that its weights `W` respond to, and `W'W`
         is large in these directions.
         """
-        layer, inputs = self._wanted[name], self._counts[name]
-        if recurrent.matrices(layer.module):  # synthetic sequences resemble real ones less than images do
-            damping = max(damping, DAMPING_REAL)
-        if inputs > self._samples or inputs >= layer.width:
-            return Half(layer.layout, tuple(blocks), damping)
         pieces = torch.split(layer.weight.detach().float(), list(layer.widths), dim=-1)
         for piece, total in zip(pieces, blocks, strict=True):
             own = piece.transpose(1, 2) @ piece

@@ -95,8 +95,11 @@ class Moments(Mapping[str, Moment]):
         with torch_threads() as threads:
             for group in self.groups(names):
                 halves = self._halves(group)
-                costs_of = threads.ordered(lambda half: costs(half.moment), halves.values())
-                found |= dict(zip(halves, costs_of, strict=True))
+                alone = {id(half): half for half in halves.values()}
+                costs_of = dict(
+                    zip(alone, threads.ordered(lambda half: costs(half.moment), alone.values()), strict=True)
+                )
+                found |= {name: costs_of[id(half)] for name, half in halves.items()}
         return found
 
     def _halves(self, group: Iterable[str]) -> dict[str, Half]:
@@ -132,7 +135,9 @@ class Moments(Mapping[str, Moment]):
 
 
 def _factors(moments: Mapping[str, Half]) -> dict[str, Factors]:
-    return {name: Factors(moment) for name, moment in moments.items()}
+    """The factors of moments; weights that have the same moment have the same factors."""
+    found = {id(moment): Factors(moment) for moment in moments.values()}
+    return {name: found[id(moment)] for name, moment in moments.items()}
 
 
 def _grouped(found: Mapping[str, Layer], memory: int) -> Iterator[tuple[str, ...]]:

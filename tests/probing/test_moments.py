@@ -90,3 +90,69 @@ def test_what_errors_cost_is_told_whatever_was_asked_before_and_of_layers_that_r
         list(factors.factors)  # after which the moment is gone
     for name, cost in moments.costs(names).items():
         np.testing.assert_allclose(cost, found[name], rtol=1e-6)
+
+
+class Heads(nn.Module):
+    """Three matrices of one input; what two of them are given may change from call to call, or in place."""
+
+    def __init__(self, odd: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v = (nn.Linear(6, n) for n in (5, 5, 4))
+        self.odd = odd
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * 1.0
+        q = self.q(x)
+        if self.odd == "in place":
+            x += 1
+        other = self.odd == "a copy" or (self.odd == "later" and bool(x[0, 0] > 0))
+        k = self.k(x.cos() if other else x)
+        if self.odd == "twice":
+            q = q + self.q(x.flip(1))
+        found: torch.Tensor = q + k + self.v(x).sum(1, keepdim=True)
+        return found
+
+
+SHARED = {"": 1, "in place": 2, "a copy": 3, "twice": 3, "later": 3}
+"""How many moments three matrices have, by what is odd about their inputs."""
+
+
+@pytest.mark.parametrize("odd", SHARED)
+def test_matrices_of_the_very_same_inputs_have_one_moment(odd: str) -> None:
+    model, x = Heads(odd), torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in "qkv"}
+    handles = [
+        module.register_forward_pre_hook(lambda _, given, name=name: seen[name].append(given[0].clone()))
+        for name, module in model.named_children()
+    ]
+    x[::16, 0] = torch.tensor([-1.0, 1.0, -1.0, 1.0])
+    for part in x.split(16):
+        model(part)
+    for handle in handles:
+        handle.remove()
+    halves = Moments(model, Batch((x,)), micro_batch=16)._collector.moments(layers(model))
+    assert len({id(half) for half in halves.values()}) == SHARED[odd]
+    for name, given in seen.items():
+        every = torch.cat(given)
+        found = halves[f"{name}.weight"].moment.blocks[0][0]
+        torch.testing.assert_close(found, every.t() @ every / len(every), atol=1e-5, rtol=1e-4)
+
+
+def test_heads_of_the_same_few_inputs_have_a_moment_each() -> None:
+    model, x = Heads(""), torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    moments = Moments(model, Batch((x,)))
+    for name, head in model.named_children():
+        own = (head.weight.t() @ head.weight).detach()
+        s = x.t() @ x / 4
+        wanted = s + 0.5 * own * s.trace() / own.trace()
+        torch.testing.assert_close(moments[f"{name}.weight"].blocks[0][0], wanted, atol=1e-5, rtol=1e-4)
+    factors = moments.of(moments)
+    assert len({id(f) for f in factors.values()}) == 3
+
+
+def test_shared_moments_have_shared_factors_and_costs() -> None:
+    moments = Moments(Heads(""), Batch((torch.randn(64, 6),)))
+    costs = moments.costs(moments)
+    assert costs["q.weight"] is costs["v.weight"]
+    assert len({id(f) for f in moments.of(moments).values()}) == 1
