@@ -19,6 +19,7 @@ import copy
 import functools
 import gc
 import os
+import statistics
 import tempfile
 import time
 import warnings
@@ -46,6 +47,8 @@ OWN = {"rd": {}, "rd, quick": {"probe": "quick"}, "rd, weights only": {"probe": 
 """This package's rows, by the options of the call; those in a hurry of causal models."""
 STREAMED = "rd, streamed"
 METHODS = (*OWN, STREAMED, "round-to-nearest", "llama.cpp", "hqq", "nncodec")
+SEEDS = {"speaker-encoder": 3}
+"""Calls of which a row of the package gives the mean, where one seed differs much from another; else one."""
 LEVEL = 19
 """Of zstandard."""
 
@@ -76,7 +79,17 @@ def _dense(case: Case) -> Mapping[str, float]:
 
 
 def package(case: Case, method: str, budget: float, **options: Any) -> dict[str, Any]:
-    """The package as everyone calls it: one call, saved, loaded again."""
+    """The package as everyone calls it, by one seed or as the mean of several; `seeds` has the cosine of each."""
+    count = 1 if options.get("probe") is False else SEEDS.get(case.name, 1)
+    rows = [_once(case, method, budget, seed=seed, **options) for seed in range(count)]
+    if count == 1:
+        return rows[0]
+    every = [one["cosine"] for one in rows]
+    return rows[0] | {"cosine": statistics.mean(every), "seeds": every}
+
+
+def _once(case: Case, method: str, budget: float, **options: Any) -> dict[str, Any]:
+    """One call, saved, loaded again."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.opq.safetensors"
         source: Any = case.model
