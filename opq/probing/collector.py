@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -28,6 +27,7 @@ from opq.probing import inside, recurrent
 from opq.probing.attention import projecting
 from opq.probing.layers import CONVOLUTIONS, Layer, inputs_of
 from opq.probing.renorm import Statistics, Tally
+from opq.probing.sharing import ApartError, Shared
 from opq.quantizing.moment import DAMPING_REAL, Half
 from opq.quantizing.triangle import Square, Triangle
 
@@ -71,7 +71,7 @@ class Collector:
         with stage("moments"):
             try:
                 return self._passed(wanted, dense, sharing=True)
-            except _ApartError:
+            except ApartError:
                 return self._passed(wanted, dense, sharing=False)
             finally:
                 give_back()
@@ -100,53 +100,12 @@ class Collector:
         return found, Dense(tally.statistics, outputs)
 
 
-class _ApartError(Exception):
-    """Weights that were multiplied by the same inputs no longer are."""
-
-
-class _Shared:
-    """Weights that are multiplied by the very tensor of the weight before, as queries, keys and values are."""
-
-    def __init__(self) -> None:
-        self.like: dict[str, str] = {}
-        """The first weight of each that shares its inputs with others before it."""
-        self._calls: Counter[str] = Counter()
-        self._last: tuple[str, torch.Tensor, int] | None = None
-
-    def takes(self, name: str, layer: Layer, x: torch.Tensor) -> bool:
-        """Whether the inputs `x` of this call are those of another weight's last call, in all calls so far."""
-        if not isinstance(layer.module, nn.Linear):
-            self._last = None
-            return False
-        self._calls[name] += 1
-        first, same, version = self._last or (name, None, 0)
-        if first != name and same is x and version == x._version and self._calls[first] == self._calls[name]:
-            if self._calls[name] == 1:
-                self.like[name] = first
-            if self.like.get(name) == first:
-                return True
-        if name in self.like:
-            raise _ApartError
-        self._last = name, x, x._version
-        return False
-
-    def forget(self) -> None:
-        """Releases the last inputs: a micro-batch ends."""
-        self._last = None
-
-    def check(self) -> None:
-        """Raises `_ApartError` where a weight was used once more than one that shares its inputs."""
-        self.forget()
-        if any(self._calls[name] != self._calls[first] for name, first in self.like.items()):
-            raise _ApartError
-
-
 class _Sums:
     """Sums of `x x'` of some layers, by weight name, over one pass."""
 
     def __init__(self, wanted: Mapping[str, Layer], threads: Pool, *, sharing: bool):
         self._wanted, self._threads = wanted, threads
-        self._shared = _Shared() if sharing else None
+        self._shared = Shared() if sharing else None
         self.modules = {layer.module_name: layer.module for layer in wanted.values()}
         self._names: dict[str, list[str]] = {}
         for name, layer in wanted.items():
@@ -172,7 +131,7 @@ class _Sums:
     def _add(self, name: str, given: Sequence[torch.Tensor], within: Mapping[str, torch.Tensor]) -> None:
         """Adds the inputs of one layer."""
         layer = self._wanted[name]
-        if self._shared is not None and self._shared.takes(name, layer, given[0]):
+        if self._shared is not None and self._shared.takes(name, layer.module, given[0]):
             return
         rows = max(FEWEST, ROWS * layer.width)
         rows = min(rows, PLENTY * layer.width) if isinstance(layer.module, CONVOLUTIONS) else rows

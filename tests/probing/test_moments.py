@@ -103,6 +103,9 @@ class Heads(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x * 1.0
+        if self.odd == "inference":
+            with torch.inference_mode():
+                x = x.clone()
         q = self.q(x)
         if self.odd == "in place":
             x += 1
@@ -114,7 +117,7 @@ class Heads(nn.Module):
         return found
 
 
-SHARED = {"": 1, "in place": 2, "a copy": 3, "twice": 3, "later": 3}
+SHARED = {"": 1, "in place": 2, "a copy": 3, "twice": 3, "later": 3, "inference": 3}
 """How many moments three matrices have, by what is odd about their inputs."""
 
 
