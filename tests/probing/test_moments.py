@@ -130,8 +130,9 @@ def test_matrices_of_the_very_same_inputs_have_one_moment(odd: str) -> None:
         for name, module in model.named_children()
     ]
     x[::16, 0] = torch.tensor([-1.0, 1.0, -1.0, 1.0])
-    for part in x.split(16):
-        model(part)
+    with torch.no_grad():
+        for part in x.split(16):
+            model(part)
     for handle in handles:
         handle.remove()
     halves = Moments(model, Batch((x,)), micro_batch=16)._collector.moments(layers(model))
