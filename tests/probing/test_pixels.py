@@ -104,7 +104,8 @@ def affine(slope: float, *, limit: float = math.inf) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("slope", "limit", "changed"), [(0.07, math.inf, True), (0.15, math.inf, False), (0.07, 25, True), (0.07, 10, False)]
+    ("slope", "limit", "changed"),
+    [(0.07, math.inf, True), (0.15, math.inf, False), (0.07, 25, True), (0.07, 10, False)],
 )
 def test_pixels_are_taken_where_noise_moves_a_constant_little_and_they_move_it_far(
     slope: float, limit: float, changed: bool, noise: Batch
