@@ -279,6 +279,10 @@ def test_a_row_of_more_than_64_times_the_median_one_is_scaled_down_to_4_times_th
     of_others = steps_by_row(ones, told_of)
     assert of_others == [0] * 41 + [-4] * 39
     assert steps_by_row(w, told_of) == [*of_others[:3], 17, *of_others[4:]]
+    source = open_source({"w": w})
+    scaled = ByOutputs.of(source, assign(source.specs), told_of)
+    assert isinstance(scaled, ByOutputs)
+    assert np.array_equal(scaled.importance["w"], told_of.rows["w"])
     assert steps_by_row(w, name="weight_hh_l0") == [0] * 3 + [25, 0, 16] + [0] * 74
 
 
