@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 
 import opq
 from opq import cli
-from opq.cli import printing
+from opq.cli import compressing, printing
 from opq.cli.options import METHODS
+from opq.cli.outputs import unused
 from opq.errors import OptionError
 from opq.file.stored import Grid, Raw, Stored
 from opq.file.writer import Packed, pack
@@ -78,6 +79,7 @@ def test_compress_inspect_verify_decompress(run: Run, checkpoint: Path, tmp_path
     assert "a.weight" not in out
     assert "Verified" in out
     assert "By the weights alone" in out
+    assert "The paper's count, positions free: " in out
     assert f"Next: opq inspect {file}" in out
     assert len(out.splitlines()) <= 7
     assert 8 * file.stat().st_size / 8256 <= 4
@@ -110,7 +112,7 @@ def test_json_for_scripts(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     code, out, err = run("compress", checkpoint, "--ratio", 8, "-o", file, "--json")
     figures = json.loads(out)
     assert (code, err) == (0, "")
-    assert figures["file_bytes"] == file.stat().st_size
+    assert (figures["file"], figures["file_bytes"]) == (str(file), file.stat().st_size)
     assert 8 <= figures["ratio"] <= 8.05
     inspected = json.loads(run("inspect", file, "--json")[1])
     assert inspected["file_bytes"] == figures["file_bytes"]
@@ -382,8 +384,34 @@ def test_a_file_that_comes_while_the_work_runs_is_not_replaced(
     assert (code, file.read_text()) == (0, "someone else's")
     assert str(beside) in out
     assert opq.load_state_dict(beside)
-    run("compress", checkpoint, "--bits", 4, "-o", file, "--force")
-    assert opq.load_state_dict(file)
+    file.unlink()
+    assert run("compress", checkpoint, "--bits", 4, "-o", file, "--force")[0] == 0
+    assert file.read_bytes() == beside.read_bytes()
+    monkeypatch.setattr(compressing, "may_replace", lambda path, force: None)  # the user agrees
+    assert run("compress", checkpoint, "--bits", 4, "-o", file)[0] == 0
+    assert file.read_bytes() == beside.read_bytes()
+    assert sorted(tmp_path.glob("*.opq.*")) == [beside, file]
+
+
+def test_a_link_to_nothing_takes_its_place_as_a_file_does(tmp_path: Path) -> None:
+    file = tmp_path / "net.opq.safetensors"
+    assert unused(file) == file
+    file.symlink_to(tmp_path / "nowhere")
+    (tmp_path / "net-2.opq.safetensors").write_text("mine")
+    assert unused(file) == tmp_path / "net-3.opq.safetensors"
+
+
+def test_a_file_of_the_source_is_no_output_and_no_work_is_done_first(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shards").mkdir()
+    shard = checkpoint.rename(tmp_path / "shards" / "net.safetensors")
+    before = shard.read_bytes()
+    monkeypatch.setattr(opq, "compress", None)
+    code, _, err = run("compress", tmp_path / "shards", "--bits", 4, "-o", shard, "--force")
+    assert code == 1
+    assert "OptionError: the output is the input" in err
+    assert shard.read_bytes() == before
 
 
 def test_a_folder_as_the_output_of_one_file_gets_the_file(run: Run, checkpoint: Path, tmp_path: Path) -> None:

@@ -423,9 +423,10 @@ def test_symbols_are_counted_alike_in_machine_code_and_in_numpy(data: st.DataObj
     low, high = sorted(data.draw(st.tuples(st.integers(0, shape[0]), st.integers(0, shape[0]))))
 
     def counted() -> list[np.ndarray]:
-        part = symbols[low:high].reshape(-1)
+        part = np.repeat(symbols[low:high], 2)[::2]  # neither lies in memory as the machine code wants it
+        turned = np.asfortranarray(symbols, np.int64)
         widths = [int(c.max()) + int(d.max()), int(r.max()) + int(d.max()), int(r.max()) + int(c.max())]
-        by_index = [contexts._by_index(symbols, [r, c, d], k, (w + 1, alphabet)) for k, w in enumerate(widths)]
+        by_index = [contexts._by_index(turned, [r, c, d], k, (w + 1, alphabet)) for k, w in enumerate(widths)]
         return [contexts.by_class(part, chosen, (low, high), alphabet), *by_index]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -438,6 +439,43 @@ def test_symbols_are_counted_alike_in_machine_code_and_in_numpy(data: st.DataObj
     of = np.clip(r[low:high, None, None] + c[:, None].astype(int) + d - first, 0, chosen.number - 1)
     for k, s in np.ndindex(chosen.number, alphabet):
         assert found[0][k, s] == ((of == k) & (symbols[low:high] == s)).sum()
+
+
+def cheapest(symbols: np.ndarray, axes: list[np.ndarray], axis: int, alphabet: int) -> list[int]:
+    """The class of each index of an axis that costs the fewest bits, its name included: weight by weight."""
+    found = np.zeros((sum(int(a.max()) for a in axes) + 1, alphabet), np.int64)
+    for place, symbol in np.ndenumerate(symbols):
+        found[sum(int(a[i]) for a, i in zip(axes, place, strict=True)), symbol] += 1
+    bits, names = contexts._lengths(found), contexts._lengths(np.bincount(axes[axis])[None])[0]
+    costs = np.tile(names, (len(axes[axis]), 1))
+    for place, symbol in np.ndenumerate(symbols):
+        others = sum(int(a[i]) for k, (a, i) in enumerate(zip(axes, place, strict=True)) if k != axis)
+        for own in range(len(names)):
+            costs[place[axis], own] += bits[own + others, symbol]
+    best = costs.argmin(1)
+    return [int(k - best.min()) for k in best]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3)), st.integers(2, 5), st.integers(0, 999))
+def test_every_index_moves_to_the_class_that_costs_the_fewest_bits(
+    shape: tuple[int, int, int], alphabet: int, seed: int
+) -> None:
+    g = np.random.default_rng(seed)
+    axes = [(k - k.min()).astype(np.uint8) for k in (g.integers(0, 4, n) for n in shape)]
+    scale = sum(np.expand_dims(a, tuple({0, 1, 2} - {k})) for k, a in enumerate(axes))
+    symbols = np.minimum(g.geometric(1 / (1 + scale)) - 1, alphabet - 1).astype(np.int16)
+    for axis in range(3):
+        assert contexts._reassigned(symbols, axes, axis, alphabet).tolist() == cheapest(symbols, axes, axis, alphabet)
+
+
+def test_symbols_of_small_networks_are_counted_by_numpy_and_refined_classes_need_more_time() -> None:
+    assert contexts.numpy_seconds([100_000] * 10) < compiled.LITTLE <= contexts.numpy_seconds([10**8])
+    most = contexts._MOST
+    assert contexts.numpy_seconds([most]) > 10 * contexts.numpy_seconds([most + 1])
+    assert contexts.numpy_seconds([most, most + 1]) == contexts.numpy_seconds([most]) + contexts.numpy_seconds(
+        [most + 1]
+    )
 
 
 def test_log2_is_close_and_never_too_large() -> None:

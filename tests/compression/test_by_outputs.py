@@ -261,6 +261,41 @@ def test_rows_that_differ_as_in_ordinary_networks_have_one_step() -> None:
     assert chosen({"w": w}) == {"w"}
 
 
+def steps_by_row(w: Tensor, probe: Says | None = None, *, name: str = "w") -> list[int] | None:
+    source = open_source({name: w})
+    scaled = ByOutputs.of(source, assign(source.specs), probe)
+    return scaled.exponents[name].tolist() if isinstance(scaled, ByOutputs) else None
+
+
+def test_a_row_of_more_than_64_times_the_median_one_is_scaled_down_to_4_times_that() -> None:
+    """Turned or not, whatever a probe tells of the others; in a recurrent layer to once that, as all rows there."""
+    ones, w, edge = torch.ones(80, 70), torch.ones(80, 70), torch.ones(80, 70)
+    w[3], w[5], edge[3] = 2 ** (25 / 4), 2 ** (16 / 4), 2 ** (24 / 4)
+    wanted = [0] * 3 + [17] + [0] * 76
+    assert steps_by_row(edge) is None
+    assert steps_by_row(w) == wanted
+    assert steps_by_row(w.T, Says(layouts={"w": Layout(transposed=True)})) == wanted
+    told_of = Says({"w": np.repeat([1.0, 16.0], [41, 39])})
+    of_others = steps_by_row(ones, told_of)
+    assert of_others == [0] * 41 + [-4] * 39
+    assert steps_by_row(w, told_of) == [*of_others[:3], 17, *of_others[4:]]
+    source = open_source({"w": w})
+    scaled = ByOutputs.of(source, assign(source.specs), told_of)
+    assert isinstance(scaled, ByOutputs)
+    assert np.array_equal(scaled.importance["w"], told_of.rows["w"])
+    assert steps_by_row(w, name="weight_hh_l0") == [0] * 3 + [25, 0, 16] + [0] * 74
+
+
+def test_where_batchnorm_is_or_where_nobody_looks_a_far_row_stays() -> None:
+    layer = nn.Linear(64, 20)
+    with torch.no_grad():
+        layer.weight[3] *= 1e3
+    bare, normed = open_source(layer), open_source(nn.Sequential(layer, nn.BatchNorm1d(20)))
+    assert ByOutputs.of(bare, assign(bare.specs)) is not bare
+    assert ByOutputs.of(bare, assign(bare.specs), looking=False) is bare
+    assert ByOutputs.of(normed, assign(normed.specs)) is normed
+
+
 class Heads(nn.Module):
     """Outputs that weigh differently, by what follows them."""
 

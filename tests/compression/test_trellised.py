@@ -66,7 +66,7 @@ def test_no_rate_is_tried_that_a_plan_does_not_ask_for() -> None:
     least = LeastRates(WINS, (2.0, 1.5, 1.25), wins)
     assert not any(least.reached(name, 1.2) for name in WINS)
     assert not asked, "below the last rate no tensor is on a trellis"
-    least.look(dict.fromkeys(["all", "none"], 2.0))
+    least.look(dict.fromkeys(["all", "none", "of another network"], 2.0))
     assert sorted(asked) == [("all", 2.0), ("none", 2.0)]
     assert [name for name in WINS if least.reached(name, math.inf)] == ["all", "two", "one"]
     assert len(asked) == 4
@@ -76,6 +76,11 @@ def test_no_rate_is_tried_that_a_plan_does_not_ask_for() -> None:
     assert len(asked) == len(set(asked)), "nothing is compared twice"
     rest = least.without(["all", "one"])
     assert dict(rest) == {"two": 1.5, "none": math.inf}
+    assert (list(least), list(rest)) == (["all", "none", "one", "two"], ["none", "two"])
+    assert "two" in rest
+    assert "one" not in rest
+    with pytest.raises(KeyError):
+        rest.reached("one", 2.0)
     assert len(asked) == len(set(asked))
 
 

@@ -70,6 +70,18 @@ def test_a_bias_that_masks_a_class_does_not_make_the_others_coarse(far: float) -
     assert float((back - tensor).abs().max()) <= 0.51 * float(usual) * 2**-8
 
 
+@pytest.mark.parametrize(("far", "counts"), [(1000.0, True), (1050.0, False)])
+def test_values_decide_on_a_step_up_to_a_thousand_times_the_usual_size_and_zeros_not_at_all(
+    far: float, counts: bool
+) -> None:
+    """As in a mask, most values are 0."""
+    tensor = torch.tensor([0.0] * 90 + [1.0, -1.0] * 5 + [far])
+    item = fine("v", tensor, bits=1)
+    assert isinstance(item, Fine)
+    square = (10 + far * far * counts) / (len(tensor) - 1 + counts)
+    assert item.step == pytest.approx(square**0.5 / 2, rel=0.005)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 300), st.floats(1e-25, 1e25), st.integers(2, 12), st.integers(0, 99))
 def test_a_vector_comes_back_within_half_a_step(size: int, scale: float, bits: int, seed: int) -> None:

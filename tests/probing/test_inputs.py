@@ -364,6 +364,14 @@ def test_labels_and_other_members_of_a_tuple_are_left_out() -> None:
     assert len(as_batch(TakesDict(), {"input_ids": y}).args) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:DeprecationWarning")
+def test_all_that_is_given_is_passed_to_a_traced_module_whose_arguments_nobody_knows() -> None:
+    x, y = torch.randn(4, 3), torch.zeros(4)
+    traced = torch.jit.trace(nn.Linear(3, 2), x)
+    assert len(as_batch(traced, (x, y)).args) == 2
+    assert set(as_batch(traced, {"input": x, "mask": y}).kwargs) == {"input", "mask"}
+
+
 def test_calibration_batches_are_gathered_up_to_the_samples_wanted() -> None:
     batches = ((torch.full((4, 3), float(i)), torch.zeros(4)) for i in range(100))
     whole = gathered(nn.Linear(3, 2), batches, 10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 import opq
 from opq.models.batch import Batch
-from opq.probing.pixels import as_pixels, visible
+from opq.probing.pixels import FEW, as_pixels, visible
 
 
 class Scaled(nn.Module):
@@ -81,14 +82,82 @@ def test_a_large_bias_of_the_outputs_says_nothing_of_the_inputs(noise: Batch) ->
     [
         Batch((torch.zeros(4, 6, dtype=torch.long),)),
         Batch((100 * torch.randn(8, 3, 12, 12),)),
+        Batch((2.5 * torch.randn(8, 3, 12, 12),)),
+        Batch((0.4 * torch.randn(8, 3, 12, 12),)),
+        Batch((torch.randn(8, 3, 12, 12) + 0.7,)),
         Batch((torch.randn(8, 3, 12, 12), torch.rand(8, 2))),
         Batch((torch.randn(8, 3, 12, 12),), dim=None),
     ],
-    ids=["tokens", "of another scale", "two arguments", "not divided"],
+    ids=["tokens", "of another scale", "larger", "smaller", "of another mean", "two arguments", "not divided"],
 )
 def test_other_inputs_stay_as_they_are(batch: Batch) -> None:
     model = made(Scaled(CHANGES["divided"], convolutions()))
     assert visible(model, batch) is batch
+
+
+def affine(slope: float, *, limit: float = math.inf) -> nn.Module:
+    """A module whose outputs are 1, and `slope` times the inputs, these cut at a limit."""
+    network = nn.Linear(12, 12)
+    nn.init.eye_(network.weight)
+    nn.init.ones_(network.bias)
+    return Scaled(lambda x: slope * x.clamp(max=limit), network)
+
+
+@pytest.mark.parametrize(
+    ("slope", "limit", "changed"),
+    [(0.07, math.inf, True), (0.15, math.inf, False), (0.07, 25, True), (0.07, 10, False)],
+)
+def test_pixels_are_taken_where_noise_moves_a_constant_little_and_they_move_it_far(
+    slope: float, limit: float, changed: bool, noise: Batch
+) -> None:
+    """From a tenth of it on noise is enough; a network that cuts its inputs off has no more of pixels."""
+    assert (visible(affine(slope, limit=limit), noise) is not noise) == changed
+
+
+def test_noise_that_a_batchnorm_will_make_as_large_as_any_is_kept(noise: Batch) -> None:
+    """The probe runs it on the statistics of the noise, whatever those of training are."""
+    model = made(Scaled(lambda x: x / 64, convolutions(bias=False, norm=nn.BatchNorm2d)))
+    nn.init.constant_(model.network[1].bias, 0.5)
+    assert visible(model, noise) is noise
+
+
+def test_a_network_is_run_on_few_samples_and_no_further_than_to_the_constant(noise: Batch) -> None:
+    model = made(Scaled(CHANGES["divided"], convolutions()))
+    samples, beyond = list[int](), list[nn.Module]()
+    model.network[0].register_forward_hook(lambda module, given, _: samples.append(len(given[0])))
+    model.network[1].register_forward_hook(lambda module, *_: beyond.append(module))
+    assert visible(model, noise) is not noise
+    assert set(samples) == {FEW}
+    assert not beyond
+
+
+def test_a_network_in_training_is_seen_in_inference_and_draws_no_numbers(noise: Batch) -> None:
+    network = nn.Sequential(nn.Dropout(), convolutions())
+    model = made(Scaled(CHANGES["divided"], network)).train()
+    before = torch.get_rng_state()
+    assert visible(model, noise) is not noise
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(module.training for module in model.modules())
+
+
+class Remembering(nn.Module):
+    """Divides only the first inputs that it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.network = nn.Linear(12, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        out: torch.Tensor = self.network(x / 255 if self.calls == 1 else x)
+        return out
+
+
+def test_what_a_network_remembers_of_zeros_is_forgotten_before_the_noise(noise: Batch) -> None:
+    model = Remembering()
+    assert visible(model, noise) is not noise
+    assert model.calls == 0
 
 
 def test_a_network_that_fails_on_zeros_keeps_its_noise(noise: Batch) -> None:

@@ -261,11 +261,18 @@ def test_nothing_is_loaded_for_little_work(monkeypatch: pytest.MonkeyPatch) -> N
     compiled.prepare([(some, 0.9)], lambda *step: seen.append(step[0]))
     assert some(0.9) is None
     assert not seen
-    compiled.prepare([(some, 1.1)], lambda *step: seen.append(step[0]))
+    compiled.prepare([(some, 1.0)], lambda *step: seen.append(step[0]))
     assert seen == ["compile", "some.module", "compile"]
     compiled.prepare([(some, 1.1)], lambda *step: seen.append(step[0]))
     assert some(1.1) is None
     assert len(seen) == 3, "what is missing is not looked for again"
+
+
+def test_a_numba_that_is_told_to_compile_nothing_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    numba = pytest.importorskip("numba")
+    assert compiled.Loops("opq.coding.loops")(10.0) is not None
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    assert compiled.Loops("opq.coding.loops")(10.0) is None
 
 
 def test_loops_that_a_numba_cannot_compile_cost_time_and_a_warning(
