@@ -151,7 +151,7 @@ def _predictions(u: Ints, first: int) -> Ints:
     mean = (both + number // 2) // np.maximum(number, 1)
     last, before = mean[np.abs(symbols) + 1], mean[np.abs(symbols)]
     found: Ints = np.where(before > last, last * last // np.maximum(before, 1), last)
-    mirrored = (symbols < 0) & (-symbols <= symbols[-1]) & (-symbols >= first)
+    mirrored = (symbols < 0) & (-symbols <= symbols[-1])
     found[mirrored] = u[-symbols[mirrored] - first]
     return found
 

@@ -133,7 +133,7 @@ class ByOutputs(Source):
                 }
             importance = {name: _limited(a, FAINT) for name, a in importance.items()}
             found = {name: rows.in_quarters(a, POWER) for name, a in importance.items()}
-            uneven = _uneven(source, [n for n in names if n not in found])
+            uneven = _uneven(source, names)
             far = _far(source, names, turns, found) if looking and not source.batchnorms else {}
             uneven |= {name: e for name, e in far.items() if name not in found}
             importance |= {name: rows.factors(e) ** -2.0 for name, e in uneven.items()}
@@ -222,7 +222,7 @@ def _far(
         tensor = turns[name].matrix(source.tensor(name)) if name in turns else source.tensor(name)
         if bool(((size := rows.exponents(tensor)) > FAR).any()):
             e = found.get(name, np.zeros_like(size))
-            changed[name] = np.where(size > FAR, np.maximum(e, size - AS_FAR), e)
+            changed[name] = np.where(size > FAR, size - AS_FAR, e)  # which a probe's factors never come near
     return changed
 
 
