@@ -57,6 +57,9 @@ _ROWS = (
     ("the dense network is scored twice", "cli/measuring.py",
      'if which == "compressed":', 'if which == "dense":', "test_evaluation.py"),
     # --- coding -----------------------------------------------------------------------------
+    ("machine code counts a class further", "coding/loops.py",
+     "int(d[k]) - first", "int(d[k]) - first + 1",
+     "coding/test_entropy.py::test_symbols_are_counted_alike_in_machine_code_and_in_numpy"),
     ("the roots of frequencies are too large", "coding/tables.py",
      "np.rint(np.sqrt(counts / 2))", "np.rint(np.sqrt(counts))", "coding/test_entropy.py"),
     ("the mean of two roots is rounded down", "coding/tables.py",
@@ -65,6 +68,13 @@ _ROWS = (
      "values >> np.maximum(exponents - _MANTISSA, 0)", "values >> np.maximum(exponents - _MANTISSA, 1)",
      "coding/test_entropy.py"),
     # --- compression ------------------------------------------------------------------------
+    ("a trellis is tried where no plan asks for it", "compression/least_rates.py",
+     "if math.isfinite(least) and least <= enough:", "if False:",
+     "compression/test_trellised.py::test_no_rate_is_tried_that_a_plan_does_not_ask_for"),
+    ("a checkpoint whose tensors the model renames is probed", "compression/coders.py",
+     "len(spec.shape) > 1 and spec.name not in names", "len(spec.shape) > 9 and spec.name not in names",
+     "compression/test_coders.py sources/test_strangers.py::"
+     "test_a_folder_is_probed_as_a_named_model_is_unless_it_is_large"),
     ("the window of the budget accepts any smaller file", "compression/budget.py",
      "one.bytes >= self.window * self.target", "one.bytes >= 0", "compression/test_budget.py"),
     ("a probe that does worse is kept", "compression/compared.py",
@@ -137,6 +147,12 @@ _ROWS = (
     ("gradients of a probe stay", "models/record.py",
      "one.grad = grad", "pass", "models/test_record.py"),
     # --- probing ----------------------------------------------------------------------------
+    ("inputs that were written to in between count as the same", "probing/sharing.py",
+     "same is x and version == x._version", "same is x",
+     "probing/test_moments.py::test_matrices_of_the_very_same_inputs_have_one_moment"),
+    ("a weight that is used once more shares its inputs", "probing/sharing.py",
+     "if any(self._calls[name] != self._calls[first]", "if any(self._calls[name] > self._calls[first]",
+     "probing/test_moments.py::test_a_matrix_that_is_used_once_more_has_a_moment_of_its_own"),
     ("means of a re-normalised BatchNorm move by the square of their unit", "probing/renorm.py",
      "(variance.double() / v.clamp(min=TINY)).sqrt()", "(variance.double() / v.clamp(min=TINY))",
      "probing/test_renorm.py"),

@@ -143,6 +143,15 @@ def test_matrices_of_the_very_same_inputs_have_one_moment(odd: str) -> None:
         torch.testing.assert_close(found, every.t() @ every / len(every), atol=1e-5, rtol=1e-4)
 
 
+def test_a_matrix_that_is_used_once_more_has_a_moment_of_its_own() -> None:
+    model, x = Heads("twice"), torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+    halves = Moments(model, Batch((x,)), micro_batch=64)._collector.moments(layers(model))
+    both = torch.cat([x, x.flip(1)])
+    for name, every in (("q", both), ("k", x), ("v", x)):
+        found = halves[f"{name}.weight"].moment.blocks[0][0]
+        torch.testing.assert_close(found, every.t() @ every / len(every), atol=1e-5, rtol=1e-4)
+
+
 def test_heads_of_the_same_few_inputs_have_a_moment_each() -> None:
     model, x = Heads(""), torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
     moments = Moments(model, Batch((x,)))
