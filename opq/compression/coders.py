@@ -17,7 +17,7 @@ from opq.base.arrays import Codes, Narrow
 from opq.base.calls import warn
 from opq.base.pool import torch_threads
 from opq.base.stages import stage
-from opq.base.tables import counted, some
+from opq.base.tables import some
 from opq.compression.by_outputs import columns_of, of_rows
 from opq.compression.in_file import decoded, layout_of
 from opq.compression.method import DataFree
@@ -90,8 +90,8 @@ def probe_source(source: Source, options: Options) -> Probe | None:
         return None
     try:
         model = source.build()
-        if source.origin == "folder" and not options.probe and options.calibration is None:
-            _check_names(source, model)
+        if source.origin == "folder":
+            _check_names(source, model, asked=bool(options.probe) or options.calibration is not None)
         return probe(
             model,
             input_size=options.input_size,
@@ -120,16 +120,22 @@ def probe_source(source: Source, options: Options) -> Probe | None:
         return None
 
 
-def _check_names(source: Source, model: nn.Module) -> None:
-    """Raises `ProbeError` if matrices of a checkpoint have other names in the model, which may even fuse some."""
+def _check_names(source: Source, model: nn.Module, *, asked: bool) -> None:
+    """Looks whether matrices of a checkpoint have other names in the model, which may even fuse some.
+
+    Where the user has asked for the probe they are named in a `ProbeWarning`.
+
+    Raises:
+        ProbeError: there are some, and the user has not.
+    """
     names = model.state_dict().keys()
     other = [spec.name for spec in source.specs if len(spec.shape) > 1 and spec.name not in names]
+    fact = "tensors of the files have other names in the model"
+    remedy = f"Name it hf:{source.folder or source.label} to compress the tensors as the model names them."
+    if other and not asked:
+        raise ProbeError(fact, got=some(other), remedy=remedy)
     if other:
-        raise ProbeError(
-            f"{counted(len(other), 'tensor')} of the files have other names in the model",
-            got=some(other),
-            remedy=f"Name it hf:{source.folder or source.label} to compress the tensors as the model names them.",
-        )
+        warn(f"{fact}, so that the probe tells nothing of them: {some(other)}. {remedy}", ProbeWarning)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
