@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -46,7 +46,6 @@ from opq.methods.calling import asked
 from opq.methods.options import Settings
 from opq.plan import Plan
 from opq.probing.sensitivity import Probe
-from opq.quantizing.trellis import LEAST
 from opq.sources import SourceLike, open_source
 from opq.sources.base import Source
 from opq.training.loop import Batches
@@ -318,12 +317,12 @@ def _problem(
     given = of_rows(source, _given(options, roles, stats))
     known = bool(probed is not None and probed.sensitivity)
     found = dict.fromkeys(stats, 1.0) if known else _guessed(source, stats, options)
-    trellised = dict.fromkeys(may_follow(roles, _is_crosswise(source, probed)), LEAST) if on_trellis else {}
+    trellised = may_follow(roles, _is_crosswise(source, probed)) if on_trellis else frozenset()
     with stage("curves"):
-        problem = Problem.of(options, roles, stats=stats, sensitivities=found | given, trellised=trellised)
+        problem = Problem.of(options, roles, stats=stats, sensitivities=found | given)
     with stage("compile"):
         compiled.prepare(in_numpy(roles, trellised, fed=probed is not None), options.progress)
-    problem = dataclasses.replace(problem, trellised=_least_rates(source, problem))
+    problem = dataclasses.replace(problem, trellised=_least_rates(source, problem, trellised))
     if probed is None:
         return problem, PlainCoder(source)
     coder = DataFreeCoder(source, probed, calibrated=options.calibration is not None)
@@ -355,9 +354,8 @@ def _on_trellis(problem: Problem[Any], source: Source) -> Problem[Any]:
     """A problem on plain grids without a probe, with the trellis where it pays if the options allow that."""
     if not problem.options.trellis:
         return problem
-    trellised = LeastRates.of(dict.fromkeys(may_follow(problem.roles, _is_crosswise(source, None)), LEAST))
-    problem = dataclasses.replace(problem, trellised=trellised)
-    return dataclasses.replace(problem, trellised=_least_rates(source, problem))
+    trellised = may_follow(problem.roles, _is_crosswise(source, None))
+    return dataclasses.replace(problem, trellised=_least_rates(source, problem, trellised))
 
 
 def _given(options: Options, roles: Iterable[Role], stats: Iterable[str]) -> dict[str, float]:
@@ -372,7 +370,7 @@ def _guessed(source: Source, stats: Mapping[str, Any], options: Options) -> dict
     return guessed(source, stats, options.budget) if options.weighs else dict.fromkeys(stats, 1.0)
 
 
-def _least_rates(source: Source, problem: Problem[Any]) -> LeastRates:
+def _least_rates(source: Source, problem: Problem[Any], names: Collection[str]) -> LeastRates:
     """Of the tensors that may be on a trellis, the rate from which on it pays."""
 
     def one(name: str, rate: float) -> bool:
@@ -381,7 +379,7 @@ def _least_rates(source: Source, problem: Problem[Any]) -> LeastRates:
         some = torch.cat([rows[piece] for piece in sample(tuple(tensor.shape))])
         return pays(some, problem.curves[name], problem.stats[name].max_abs, rate)
 
-    return LeastRates(problem.trellised, TRIED, one)
+    return LeastRates(names, TRIED, one)
 
 
 def _is_crosswise(source: Source, probed: Probe | None) -> Callable[[str], bool]:

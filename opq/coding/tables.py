@@ -16,7 +16,7 @@ import numpy as np
 
 from opq.base.arrays import Ints
 from opq.base.format_v1 import LARGEST_ROOT, PRECISION, SCALES, TABLE_WEIGHTS
-from opq.coding.stack import TOTAL, Model, StackReader, StackWriter, categorical
+from opq.coding.stack import TOTAL, Model, StackReader, StackWriter, categorical, zigzag
 from opq.errors import CorruptFileError
 
 FRACTION = 16
@@ -92,10 +92,8 @@ def cost(counts: Ints, table: Ints) -> int:
 def put(writer: StackWriter, u: Ints, first: int) -> None:
     """Writes the roots `u` of the symbols `first, first + 1, ...`."""
     order = np.array(_order(first, len(u))) - first
-    values, predicted = u[order], _predictions(u, first)[order]
-    difference = values - predicted
-    codes = np.where(values < 2 * predicted, difference << 1 ^ difference >> 63, values)  # zigzag
-    for code, expected in zip(codes.tolist(), predicted.tolist(), strict=True):
+    for value, expected in zip(u[order].tolist(), _predictions(u, first)[order].tolist(), strict=True):
+        code = zigzag(value - expected) if value < 2 * expected else value
         length = code.bit_length()
         writer.put(length, _lengths()[min(expected.bit_length(), len(TABLE_WEIGHTS) - 1)])
         writer.number(code, max(length - 1, 0))

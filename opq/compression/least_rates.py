@@ -30,7 +30,9 @@ class LeastRates(Mapping[str, float]):
     @classmethod
     def of(cls, least: Mapping[str, float]) -> LeastRates:
         """Rates that are known."""
-        return cls(least, sorted(set(least.values()), reverse=True), lambda name, rate: rate >= least[name])
+        found = cls(least, sorted(set(least.values()), reverse=True), lambda name, rate: rate >= least[name])
+        found._known = {(name, rate): rate >= least[name] for name in least for rate in found._tried}
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._names))
@@ -46,16 +48,17 @@ class LeastRates(Mapping[str, float]):
 
     def reached(self, name: str, rate: float) -> bool:
         """Whether a tensor that has this rate on a plain grid is on a trellis."""
-        if not self._tried or rate < self._tried[-1]:
-            return False
-        least = self._least(name, rate)
+        least = self._least(name, rate) if self._matters(rate) else math.inf
         return math.isfinite(least) and least <= rate
 
     def look(self, rates: Mapping[str, float]) -> None:
         """Makes the comparisons that `reached` will need for these rates, in parallel; of tensors in this mapping."""
-        with stage("curves"), torch_threads() as threads:
-            for _ in threads.ordered(lambda name: self.reached(name, rates[name]), self._names.intersection(rates)):
-                pass
+        names = self._names.intersection(rates)
+        lacking = [name for name in names if self._matters(rates[name]) and self._next(name, rates[name])[1]]
+        if lacking:
+            with stage("curves"), torch_threads() as threads:
+                for _ in threads.ordered(lambda name: self._least(name, rates[name]), lacking):
+                    pass
 
     def without(self, names: Collection[str]) -> LeastRates:
         """The other tensors, whose comparisons are used again."""
@@ -63,20 +66,32 @@ class LeastRates(Mapping[str, float]):
         rest._known = self._known
         return rest
 
+    def _matters(self, rate: float) -> bool:
+        """Whether any tensor may be on a trellis at this rate."""
+        return bool(self._tried) and rate >= self._tried[-1]
+
     def _least(self, name: str, enough: float) -> float:
         """The least rate; an upper bound of it that is not above `enough`, where one is found before."""
         if name not in self._names:
             raise KeyError(name)
+        least, lacking = self._next(name, enough)
+        while lacking is not None:
+            self._known[name, lacking] = self._pays(name, lacking)
+            least, lacking = self._next(name, enough)
+        return least
+
+    def _next(self, name: str, enough: float) -> tuple[float, float | None]:
+        """`_least` as far as it is known, and the rate at which to compare next; None where that is enough."""
         least = math.inf
         for rate in self._tried:
             if math.isfinite(least) and least <= enough:
                 break
             if (name, rate) not in self._known:
-                self._known[name, rate] = self._pays(name, rate)
+                return least, rate
             if not self._known[name, rate]:
                 break
             least = rate
-        return least
+        return least, None
 
 
 NEVER = LeastRates.of({})

@@ -78,16 +78,14 @@ class Problem(Generic[S]):
         *,
         stats: Mapping[str, TensorStats],
         sensitivities: Mapping[str, float],
-        trellised: Mapping[str, float] | None = None,
     ) -> Problem[TensorStats]:
-        """The problem of tensors with complete statistics, from which their curves are computed."""
+        """The problem of tensors with complete statistics, from which their curves are computed, on plain grids."""
         return Problem(
             options=options,
             roles=tuple(roles),
             stats=stats,
             sensitivities=sensitivities,
             curves={name: Curve.of(found) for name, found in stats.items()},
-            trellised=LeastRates.of(trellised or {}),
         )
 
     def replace(self, *, sensitivities: Mapping[str, float]) -> Problem[S]:
@@ -143,7 +141,7 @@ class Problem(Generic[S]):
         """The step on a trellis in place of a point of the plain grid; None where it does not pay."""
         if not self._may(name, point.rate):
             return None
-        return trellis.step(point.rate, point.distortion, self.stats[name].max_abs, least=point.rate)
+        return trellis.step(point.rate, point.distortion, self.stats[name].max_abs)
 
     def _may(self, name: str, rate: float) -> bool:
         """Whether a tensor is on a trellis if it has this rate on a plain grid."""

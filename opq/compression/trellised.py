@@ -71,7 +71,7 @@ def pays(weights: torch.Tensor, curve: Curve, largest: float, rate: float) -> bo
 
 def _saved(weights: torch.Tensor, point: Point, largest: float) -> float:
     """Bits per weight that a trellis takes less than a plain grid of the same error."""
-    fine = trellis.step(point.rate, point.distortion, largest, least=0.0)
+    fine = trellis.step(point.rate, point.distortion, largest)
     if fine is None:  # it will never be on one
         return 0.0
     plain: dict[str, Any] = {"name": "", "shape": tuple(weights.shape), "dtype": "F32", "action": "compress"}

@@ -105,7 +105,7 @@ class _Sums:
 
     def __init__(self, wanted: Mapping[str, Layer], threads: Pool, *, sharing: bool):
         self._wanted, self._threads = wanted, threads
-        self._shared = Shared() if sharing else None
+        self._shared = Shared(sharing=sharing)
         self.modules = {layer.module_name: layer.module for layer in wanted.values()}
         self._names: dict[str, list[str]] = {}
         for name, layer in wanted.items():
@@ -118,8 +118,7 @@ class _Sums:
     def expect(self, part: Batch, samples: int) -> None:
         """Announces the next micro-batch `part`; the whole batch has `samples` samples."""
         self._mask, self._share, self._samples = part.mask, part.samples / samples, samples
-        if self._shared is not None:
-            self._shared.forget()
+        self._shared.forget()
 
     def see(self, module_name: str, module: nn.Module, given: Sequence[torch.Tensor]) -> None:
         """Adds the inputs of one call of one module."""
@@ -131,7 +130,7 @@ class _Sums:
     def _add(self, name: str, given: Sequence[torch.Tensor], within: Mapping[str, torch.Tensor]) -> None:
         """Adds the inputs of one layer."""
         layer = self._wanted[name]
-        if self._shared is not None and self._shared.takes(name, layer.module, given[0]):
+        if self._shared.takes(name, layer.module, given[0]):
             return
         rows = max(FEWEST, ROWS * layer.width)
         rows = min(rows, PLENTY * layer.width) if isinstance(layer.module, CONVOLUTIONS) else rows
@@ -148,9 +147,8 @@ class _Sums:
 
         Weights that are always multiplied by the same inputs have one moment.
         """
-        like = {} if self._shared is None else self._shared.like
-        if self._shared is not None:
-            self._shared.check()
+        self._shared.check()
+        like = self._shared.like
         for name, blocks in self._sums.items():
             for _, _, square in _squares(blocks):
                 square.div_(self._counts[name])

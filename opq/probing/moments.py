@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from torch import nn
 
@@ -18,6 +19,8 @@ from opq.models.batch import Batch
 from opq.probing.collector import Collector, Dense
 from opq.probing.layers import Layer, layers
 from opq.quantizing.moment import DAMPING, WIDEST, Factors, Half, Layout, Moment, costs
+
+T = TypeVar("T")
 
 
 class Moments(Mapping[str, Moment]):
@@ -95,11 +98,7 @@ class Moments(Mapping[str, Moment]):
         with torch_threads() as threads:
             for group in self.groups(names):
                 halves = self._halves(group)
-                alone = {id(half): half for half in halves.values()}
-                costs_of = dict(
-                    zip(alone, threads.ordered(lambda half: costs(half.moment), alone.values()), strict=True)
-                )
-                found |= {name: costs_of[id(half)] for name, half in halves.items()}
+                found |= _each(halves, threads.ordered(lambda half: costs(half.moment), _apart(halves)))
         return found
 
     def _halves(self, group: Iterable[str]) -> dict[str, Half]:
@@ -135,8 +134,17 @@ class Moments(Mapping[str, Moment]):
 
 
 def _factors(moments: Mapping[str, Half]) -> dict[str, Factors]:
-    """The factors of moments; weights that have the same moment have the same factors."""
-    found = {id(moment): Factors(moment) for moment in moments.values()}
+    return _each(moments, map(Factors, _apart(moments)))
+
+
+def _apart(moments: Mapping[str, Half]) -> list[Half]:
+    """The moments, each once: several weights may have the same one."""
+    return list({id(moment): moment for moment in moments.values()}.values())
+
+
+def _each(moments: Mapping[str, Half], results: Iterable[T]) -> dict[str, T]:
+    """By weight name what was made of its moment, given those of `_apart`."""
+    found = dict(zip(map(id, _apart(moments)), results, strict=True))
     return {name: found[id(moment)] for name, moment in moments.items()}
 
 

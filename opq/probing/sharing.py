@@ -15,7 +15,9 @@ class ApartError(Exception):
 class Shared:
     """Which weights share their inputs in one pass, call by call."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, sharing: bool) -> None:
+        """Nothing is seen yet; where not `sharing`, no weights ever share."""
+        self._sharing = sharing
         self.like: dict[str, str] = {}
         """Of each weight whose inputs are those of others before it, the first of these."""
         self._calls: Counter[str] = Counter()
@@ -28,7 +30,7 @@ class Shared:
         Raises:
             ApartError: they were the same before, and are not now.
         """
-        if not isinstance(module, nn.Linear) or x.is_inference():  # which counts no writes
+        if not (self._sharing and isinstance(module, nn.Linear)) or x.is_inference():  # which counts no writes
             self._last = None
         else:
             self._calls[name] += 1

@@ -89,9 +89,8 @@ def _excess(rate: float) -> float:
     return float(4 ** (1.5 - max(rate, 0.75)))
 
 
-def step(rate: float, distortion: float, largest: float, *, least: float = LEAST) -> float | None:
-    """The (fine) step at which a trellis has the error of a plain grid, in fewer bits; None where a trellis does not
-    pay.
+def step(rate: float, distortion: float, largest: float) -> float | None:
+    """The (fine) step at which a trellis has the error of a plain grid, in fewer bits; None where it has none.
 
     The allocation trades errors, so with equal errors a tensor on a trellis can stand in for one on a plain grid.
 
@@ -99,10 +98,9 @@ def step(rate: float, distortion: float, largest: float, *, least: float = LEAST
         rate: bits per weight on the plain grid.
         distortion: mean squared error on the plain grid.
         largest: the largest magnitude, for which there must be a code.
-        least: the rate from which on a trellis pays.
     """
     fine = math.sqrt(distortion / error(rate - SAVED))
-    return fine if rate >= least and largest < fine * (2 * LARGEST_PATH - 1) else None
+    return fine if largest < fine * (2 * LARGEST_PATH - 1) else None
 
 
 def numpy_seconds(weights: int) -> float:

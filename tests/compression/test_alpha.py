@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from opq.base.progress import silent
 from opq.compression.alpha import WORDS, weighed
 from opq.compression.coders import DataFreeCoder
 from opq.compression.fit import Fit
+from opq.compression.least_rates import LeastRates
 from opq.compression.options import ALPHAS, Options
 from opq.compression.problem import Problem, gather
 from opq.compression.roles import assign
@@ -92,8 +94,9 @@ def test_codes_of_the_choice_are_kept_where_they_are_those_of_the_first_round(tr
     roles = assign(source.specs)
     stats = gather(source, roles)
     names = may_follow(roles, lambda _: False) if trellis else ()
-    problem = Problem.of(
-        Options(bits=3.0), roles, stats=stats, sensitivities={}, trellised=dict.fromkeys(names, trellis_of.LEAST)
+    problem = dataclasses.replace(
+        Problem.of(Options(bits=3.0), roles, stats=stats, sensitivities={}),
+        trellised=LeastRates.of(dict.fromkeys(names, trellis_of.LEAST)),
     )
     told = probe(source.build(), hint=source.input_hint)
     chosen, coder = weighed(DataFreeCoder(source, told), problem, {})

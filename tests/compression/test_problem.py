@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from opq.allocation.stats import TensorStats
+from opq.compression.least_rates import LeastRates
 from opq.compression.options import Options
 from opq.compression.problem import Problem, gather
 from opq.compression.roles import assign
@@ -23,7 +26,8 @@ def problem(low: float, high: float) -> Problem[TensorStats]:
     roles = assign(source.specs, {"bound": bounds})
     stats = gather(source, roles)
     weights = dict.fromkeys(stats, 1.0)
-    return Problem.of(Options(bits=3), roles, stats=stats, sensitivities=weights, trellised=dict.fromkeys(stats, LEAST))
+    problem = Problem.of(Options(bits=3), roles, stats=stats, sensitivities=weights)
+    return dataclasses.replace(problem, trellised=LeastRates.of(dict.fromkeys(stats, LEAST)))
 
 
 BOUNDS = [
